@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: MIT
+"""Stage ``build``: from changed files to pairs of objects, the one the guest booted and the one of now.
+
+kernel_tree      which kernel, and whether it can be live patched
+debian_kernel    the packaged kernel, fetched without root
+cmd_files        pure: what kbuild wrote down in ``.foo.o.cmd``
+external_module  kbuild, once: the modules of a folder and their translation units
+base             the sources and objects the guest booted, kept by content
+compile          the recorded command, replayed
+units            which units a set of changed files touches
+"""

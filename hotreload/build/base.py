@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: MIT
+"""The base: the sources and objects the guest booted. Every reload is compared with it.
+
+``cache/base/ID/``, ID by content, holds ``shadow/`` (a mirror of every source and header of the user's that
+went into the modules, by absolute path), ``modules/NAME.ko`` and ``objects/`` (copies of what kbuild made at
+that moment) and ``base.json``. A unit's base object is compiled from the shadow, never from the user's tree,
+and kept in ``cache/base/objects`` by the content of everything that went into it.
+
+Base objects have a section a function, kbuild's own do not, and that shows in one place: a tail call to a
+neighbour is a two-byte jump in kbuild's object and five bytes long across sections (1 of 460 functions in
+seven drivers). What the guest runs is therefore to be compared with ``plain_object()``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file, split_command
+from hotreload.build.external_module import (
+    BuiltModule,
+    ExternalModule,
+    Progress,
+    build_modules,
+    is_users,
+    sha256,
+)
+from hotreload.build.gcc import compile_object, program_identity
+from hotreload.build.kernel_tree import KernelTree
+from hotreload.build.replay import Shadow, include_folders
+from hotreload.errors import CompileError, InputError
+from hotreload.paths import cache_folder, writing_to
+
+MANIFEST = "base.json"
+TRIES = 5
+# Part of every base object's key: raise it when the way base objects are compiled changes.
+SCHEME = "1"
+# Seconds after which an entry of the cache goes.
+HALF_MADE = 3600
+UNUSED = 30 * 24 * 3600
+
+
+class SourceMovedError(InputError):
+    """A source was saved between kbuild's run and the recording of the base."""
+
+    default_code = "HR1006"
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What the guest booted: ``modules`` with their ``.ko`` copies, and the files they were made of.
+
+    ``digests`` and ``inputs`` are as in ExternalModule; ``kernel`` is a digest of the kernel headers used.
+    """
+
+    folder: Path
+    tree: KernelTree
+    users_folder: Path
+    modules: tuple[BuiltModule, ...]
+    inputs: Mapping[Path, tuple[Path, ...]]
+    digests: Mapping[Path, str]
+    kernel: str
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def units(self) -> tuple[TranslationUnit, ...]:
+        return tuple(unit for module in self.modules for unit in module.units)
+
+    @property
+    def shadow(self) -> Shadow:
+        def mirrored(path: Path) -> bool:
+            return is_users(path, self.users_folder, self.tree)
+
+        return Shadow(self.folder / "shadow", mirrored, self.users_folder)
+
+    def plain_object(self, unit: TranslationUnit) -> Path:
+        """The object that kbuild made and that is linked into the guest's module."""
+        return _plain(self.folder, unit.object)
+
+    def source(self, path: Path) -> Path | None:
+        """The base version of one of the user's files; None when it was not part of the build."""
+        mirrored = Path(f"{self.folder}/shadow{os.path.normpath(path)}")
+        return mirrored if mirrored.is_file() else None
+
+
+async def build_base(
+    tree: KernelTree, folder: Path, progress: Progress | None = None, variables: tuple[str, ...] = ()
+) -> tuple[ExternalModule, Base]:
+    """Build the modules and record them; again when a source is saved in between.
+
+    Raises what build_modules and record_base raise.
+    """
+    for _ in range(TRIES - 1):
+        module = await build_modules(tree, folder, progress, variables)
+        try:
+            return module, await record_base(module)
+        except SourceMovedError:
+            continue
+    module = await build_modules(tree, folder, progress, variables)
+    return module, await record_base(module)
+
+
+async def record_base(module: ExternalModule) -> Base:
+    """Keep what the modules were made of. Raises SourceMovedError (HR1006) when that is there no more."""
+    bases = cache_folder() / "base"
+    with writing_to(bases):
+        bases.mkdir(exist_ok=True)
+        _sweep(bases)
+        temporary = Path(tempfile.mkdtemp(prefix=".record-", dir=bases))
+        try:
+            _copy_all(module, temporary)
+            base = _base_of(module, temporary)
+            (temporary / MANIFEST).write_text(json.dumps(_to_json(base), indent=1))
+            final = bases / _identity(base)
+            if final.is_dir():
+                os.utime(final)
+            else:
+                temporary.rename(final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return _moved(base, final)
+
+
+def _sweep(bases: Path) -> None:
+    """Remove what a killed hotreload left half-made, and what no one has used for a month."""
+    now = time.time()
+    for entry in (*bases.iterdir(), *bases.glob("objects/*")):
+        half_made = entry.name.startswith(".")
+        if entry.name != "objects" and now - entry.stat().st_mtime > (HALF_MADE if half_made else UNUSED):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def open_base(folder: Path, tree: KernelTree) -> Base:
+    """A base recorded earlier, for a guest that still runs. Raises InputError (HR1006) when it has gone."""
+    try:
+        data = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the base of this guest is not in {folder} any more", code="HR1006", hint="restart the guest"
+        ) from error
+    return _from_json(data, folder, tree)
+
+
+def _copy_all(module: ExternalModule, into: Path) -> None:
+    for file, digest in module.digests.items():
+        _mirror(file, digest, into / "shadow")
+    _make_include_folders(module, into)
+    (into / "modules").mkdir()
+    (into / "objects").mkdir()
+    for built in module.modules:
+        shutil.copyfile(built.ko, into / "modules" / f"{built.name}.ko")
+        for unit in built.units:
+            shutil.copyfile(unit.object, _plain(into, unit.object))
+
+
+def _mirror(file: Path, digest: str, shadow: Path) -> None:
+    """Copy one file to its place in the shadow, by the path that gcc used: ``a/../b.h`` needs an ``a``."""
+    mirrored = f"{shadow}{file}"
+    os.makedirs(os.path.dirname(mirrored), exist_ok=True)
+    known = Path(mirrored)
+    if known.is_file():
+        same = sha256(known) == digest
+    else:
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        same = hashlib.sha256(content).hexdigest() == digest
+        known.write_bytes(content)
+    if not same:
+        raise SourceMovedError(
+            f"{file} was saved after the modules were built", hint="start again: the modules are built anew"
+        )
+
+
+def _make_include_folders(module: ExternalModule, into: Path) -> None:
+    shadow = Shadow(into / "shadow", module.is_users, module.folder)
+    for unit in module.units:
+        for spelled in include_folders(split_command(unit.command).compile):
+            for folder in shadow.folders(spelled, unit.cwd):
+                if folder.startswith(f"{shadow.root}/"):
+                    os.makedirs(folder, exist_ok=True)
+
+
+def _plain(folder: Path, target: Path) -> Path:
+    return folder / "objects" / f"{target.stem}-{hashlib.sha256(bytes(target)).hexdigest()[:8]}.o"
+
+
+def _base_of(module: ExternalModule, folder: Path) -> Base:
+    return _moved(
+        Base(
+            folder,
+            module.tree,
+            module.folder,
+            module.modules,
+            module.inputs,
+            module.digests,
+            _kernel_digest(module.tree, module.kernel_files),
+        ),
+        folder,
+    )
+
+
+def _moved(base: Base, folder: Path) -> Base:
+    modules = tuple(replace(built, ko=folder / "modules" / f"{built.name}.ko") for built in base.modules)
+    return replace(base, folder=folder, modules=modules)
+
+
+def _kernel_digest(tree: KernelTree, files: Iterable[Path]) -> str:
+    """By size and time of each header: hundreds of stats take a millisecond, and no header is read."""
+    digest = hashlib.sha256(f"{tree.release}\0{tree.output}\0".encode())
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def _identity(base: Base) -> str:
+    digest = hashlib.sha256(f"{SCHEME}\0{base.kernel}\0".encode())
+    for unit in base.units:
+        digest.update(f"{unit.object}\0{unit.command}\0{sha256(base.plain_object(unit))}\0".encode())
+    for built in base.modules:
+        digest.update(f"{built.name}\0{sha256(built.ko)}\0".encode())
+    for file, content in sorted(base.digests.items()):
+        digest.update(f"{file}\0{content}\0".encode())
+    return digest.hexdigest()[:24]
+
+
+def _to_json(base: Base) -> dict[str, Any]:
+    return {
+        "users_folder": str(base.users_folder),
+        "kernel": base.kernel,
+        "modules": [
+            {"name": built.name, "units": [_texts(asdict(unit)) for unit in built.units]}
+            for built in base.modules
+        ],
+        "inputs": {str(target): [str(file) for file in files] for target, files in base.inputs.items()},
+        "digests": {str(file): digest for file, digest in base.digests.items()},
+    }
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}
+
+
+def _from_json(data: Mapping[str, Any], folder: Path, tree: KernelTree) -> Base:
+    return Base(
+        folder,
+        tree,
+        Path(data["users_folder"]),
+        tuple(_module_from_json(item, folder) for item in data["modules"]),
+        {Path(target): tuple(map(Path, files)) for target, files in data["inputs"].items()},
+        {Path(file): digest for file, digest in data["digests"].items()},
+        data["kernel"],
+    )
+
+
+def _module_from_json(item: Mapping[str, Any], folder: Path) -> BuiltModule:
+    units = tuple(
+        TranslationUnit(
+            Path(unit["source"]), Path(unit["object"]), unit["command"], Path(unit["cwd"]), unit["module"]
+        )
+        for unit in item["units"]
+    )
+    return BuiltModule(item["name"], folder / "modules" / f"{item['name']}.ko", units)
+
+
+async def base_object(base: Base, unit: TranslationUnit) -> Path:
+    """The unit's object as the guest booted it, with a section a function; compiled at most once.
+
+    Raises InputError (HR1006) when the base source does not compile, or reached for a file that was not
+    recorded.
+    """
+    target = cache_folder() / "base" / "objects" / f"{_object_key(base, unit)}.o"
+    if target.is_file():
+        os.utime(target)
+        return target
+    # What is found under its final name has passed the check.
+    unchecked = target.with_name(f".{target.stem}.{os.getpid()}-unchecked.o")
+    try:
+        await compile_object(unit, unchecked, base.shadow)
+        _require_same_inputs(unchecked, unit, base)
+        unchecked.with_suffix(".d").replace(target.with_suffix(".d"))
+        unchecked.replace(target)
+    except CompileError as error:
+        told = error.message.replace(str(base.shadow.root), "")
+        raise _unusable(f"the base source of {unit.source} does not compile: {told}") from error
+    finally:
+        unchecked.unlink(missing_ok=True)
+        unchecked.with_suffix(".d").unlink(missing_ok=True)
+    return target
+
+
+def _unusable(fact: str) -> InputError:
+    return InputError(fact, code="HR1006", hint="build the module and restart the guest")
+
+
+def _require_same_inputs(compiled: Path, unit: TranslationUnit, base: Base) -> None:
+    """The shadow must have led gcc to the files that kbuild's run used, and never to an edited one."""
+    root = str(base.shadow.root)
+    used = set()
+    for spelled in parse_dependency_file(_read(compiled.with_suffix(".d"))):
+        file = os.path.join(unit.cwd, spelled)
+        if spelled.startswith(f"{root}/"):
+            used.add(os.path.normpath(spelled.removeprefix(root)))
+        elif base.shadow.is_users(Path(os.path.normpath(file))):
+            raise _unusable(f"the base of {unit.source} includes {file}, which was not recorded")
+    recorded = {os.path.normpath(file) for file in base.inputs[unit.object]}
+    if used != recorded:
+        others = ", ".join(sorted(used ^ recorded))
+        raise _unusable(f"the base of {unit.source} does not include what it was built with: {others}")
+
+
+def _read(file: Path) -> str:
+    return file.read_text(errors="surrogateescape")
+
+
+def _object_key(base: Base, unit: TranslationUnit) -> str:
+    recorded = split_command(unit.command)
+    programs = [recorded.compile[0], *(step[0] for step in recorded.after)]
+    digest = hashlib.sha256(f"{SCHEME}\0{base.kernel}\0{unit.cwd}\0{unit.command}\0".encode())
+    digest.update(program_identity(programs, unit.cwd).encode())
+    for file in base.inputs[unit.object]:
+        digest.update(f"{file}\0{base.digests[file]}\0".encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""What kbuild wrote down: ``.foo.o.cmd``, ``foo.mod`` and ``modules.order``. Pure: texts in, values out.
+
+A ``.cmd`` file is a makefile written by scripts/basic/fixdep::
+
+    cmd_foo.o := gcc ... -c -o foo.o foo.c ; ./tools/objtool/objtool ... foo.o
+    source_foo.o := foo.c
+    deps_foo.o := \\
+      include/linux/module.h \\
+        $(wildcard include/config/SMP) \\
+
+(``savedcmd_`` since Linux commit 92215e7a801d in v6.3.) The command is a shell line in which make's own
+``$$`` and ``$(pound)`` stand for ``$`` and ``#``. It is taken apart, never given to a shell, and what is not
+understood is refused: a step left out would make an object that is not the one kbuild makes.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload.errors import InputError
+
+COMPILERS = re.compile(r"(?:[\w.]+-)*(?:gcc|cc)(?:-[\d.]+)?")
+WRAPPERS = ("ccache", "sccache", "distcc")
+UNREADABLE_HINT = "hotreload replays gcc followed by objtool; please report this command"
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationUnit:
+    """One source that becomes one object of one module.
+
+    Paths are absolute. ``command`` is as kbuild recorded it (make's escapes undone), to be run in ``cwd``.
+    ``module`` is the module's name as the kernel knows it, with ``_``.
+    """
+
+    source: Path
+    object: Path
+    command: str
+    cwd: Path
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
+class CmdFile:
+    """A ``.cmd`` file: ``source`` is None for what is not compiled (a link). Paths as written down."""
+
+    target: str
+    command: str
+    source: str | None
+    dependencies: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCommand:
+    """A compile command as argument lists: the compiler's own, and the steps on the object after it."""
+
+    compile: tuple[str, ...]
+    after: tuple[tuple[str, ...], ...]
+
+
+def parse_cmd_file(text: str) -> CmdFile:
+    """Take a ``.cmd`` file apart. Raises InputError (HR1009) when there is no command in it."""
+    text = text.replace("\\\n", " ")
+    found = re.search(r"^(?:saved)?cmd_(\S+) := *(.*)$", text, re.MULTILINE)
+    if not found:
+        raise InputError("not a kbuild .cmd file: it has no cmd_ line", hint="build the module again")
+    source = re.search(r"^source_\S+ := *(\S+)\s*$", text, re.MULTILINE)
+    deps = re.search(r"^deps_\S+ := *(.*)$", text, re.MULTILINE)
+    return CmdFile(
+        target=_unescaped(found[1]),
+        command=_unescaped(found[2]).strip(),
+        source=_unescaped(source[1]) if source else None,
+        dependencies=_dependencies(deps[1]) if deps else (),
+    )
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("$(pound)", "#").replace("\\#", "#").replace("$$", "$")
+
+
+def _dependencies(text: str) -> tuple[str, ...]:
+    files = re.sub(r"\$\(wildcard [^)]*\)", " ", text).split()
+    return tuple(dict.fromkeys(_unescaped(file) for file in files))
+
+
+def parse_dependency_file(text: str) -> tuple[str, ...]:
+    """The prerequisites in a ``.d`` file of gcc's -MD/-MMD, in order, the source first."""
+    _target, _colon, files = text.replace("\\\n", " ").partition(":")
+    words = re.findall(r"(?:\\.|\S)+", files)
+    return tuple(dict.fromkeys(_unescaped(re.sub(r"\\([ \\:])", r"\1", word)) for word in words))
+
+
+def split_command(command: str) -> RecordedCommand:
+    """Split a recorded command into argument lists.
+
+    Raises InputError (HR1009) for anything but one compiler call followed by objtool calls.
+    """
+    steps = _steps(command)
+    if not steps or not _is_compile(steps[0]):
+        raise _refusal("it does not begin with gcc", command)
+    for step in steps[1:]:
+        if step[0].rpartition("/")[2] != "objtool":
+            raise _refusal(f"it goes on with {step[0]}", command)
+    return RecordedCommand(steps[0], steps[1:])
+
+
+def is_compile(command: str) -> bool:
+    """Does this command compile a source (and not link, copy or generate)?"""
+    words = command.split()
+    return bool(words) and _is_compile(tuple(words))
+
+
+def _is_compile(words: tuple[str, ...]) -> bool:
+    programs = [word.rpartition("/")[2] for word in words[:2]]
+    program = programs[1] if programs[0] in WRAPPERS and len(programs) > 1 else programs[0]
+    return bool(COMPILERS.fullmatch(program)) and "-c" in words
+
+
+def _steps(command: str) -> tuple[tuple[str, ...], ...]:
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=";&|<>()")
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    try:
+        words = list(lexer)
+    except ValueError as error:
+        raise _refusal(f"its quotes do not match ({error})", command) from error
+    steps: list[list[str]] = [[]]
+    for word in words:
+        if word in (";", "&&"):
+            steps.append([])
+        elif set(word) <= set(";&|<>()") or "`" in word or "$(" in word:
+            raise _refusal(f"it needs a shell for {word!r}", command)
+        else:
+            steps[-1].append(word)
+    return tuple(tuple(step) for step in steps if step)
+
+
+def _refusal(why: str, command: str) -> InputError:
+    shown = command if len(command) < 200 else f"{command[:120]} ... {command[-70:]}"
+    return InputError(f"recorded build command not understood, {why}: {shown}", hint=UNREADABLE_HINT)
+
+
+def parse_mod_file(text: str) -> tuple[str, ...]:
+    """The objects a ``foo.mod`` lists: one a line (since v5.19) or all on the first line."""
+    return tuple(dict.fromkeys(word for word in text.split() if word.endswith(".o")))
+
+
+def parse_modules_order(text: str) -> tuple[str, ...]:
+    """The modules ``modules.order`` lists, without suffix: ``.ko`` up to v6.2, ``.o`` since v6.3."""
+    return tuple(dict.fromkeys(re.sub(r"\.k?o$", "", line) for line in text.split()))

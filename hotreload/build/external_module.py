@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: MIT
+"""An external module's folder: kbuild runs once, then its notes tell the units and their commands."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload import process
+from hotreload.build.cmd_files import (
+    CmdFile,
+    TranslationUnit,
+    is_compile,
+    parse_cmd_file,
+    parse_mod_file,
+    parse_modules_order,
+)
+from hotreload.build.kernel_tree import KernelTree, kernel_compiler
+from hotreload.errors import CompileError, InputError
+
+Progress = Callable[[str], None]
+
+# Headers of the compiler and the C library: no one edits these in the loop.
+SYSTEM_FOLDERS = (
+    Path("/usr/lib/gcc"),
+    Path("/usr/lib/llvm"),
+    Path("/usr/include"),
+    Path("/usr/local/include"),
+)
+MAKEFILE_NAME = re.compile(r"(?:Kbuild|Makefile|GNUmakefile)(?:\..+)?|.+\.mk")
+OBJ_M = re.compile(r"^\s*(?:(?:export|override)\s+)?obj-(?:m|\$[({])", re.MULTILINE)
+INCLUDE = re.compile(r"^\s*-?s?include\s", re.MULTILINE)
+# File systems stamp files with the time of the last timer tick, up to 10 ms ago (HZ=100).
+TICK_NS = 20_000_000
+TRIES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltModule:
+    """A module and what it is linked from, in link order."""
+
+    name: str
+    ko: Path
+    units: tuple[TranslationUnit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalModule:
+    """A folder with ``obj-m``, built.
+
+    ``inputs``: for each unit's object the user's files it was compiled from, the source first, absolute as
+    gcc spelled them (``..`` kept). ``digests``: SHA-256 of each of these as compiled. ``kernel_files``: the
+    kernel's headers they all use.
+    """
+
+    folder: Path
+    tree: KernelTree
+    modules: tuple[BuiltModule, ...]
+    makefiles: tuple[Path, ...]
+    inputs: Mapping[Path, tuple[Path, ...]]
+    digests: Mapping[Path, str]
+    kernel_files: tuple[Path, ...]
+
+    @property
+    def units(self) -> tuple[TranslationUnit, ...]:
+        """Every unit once per module it belongs to."""
+        return tuple(unit for module in self.modules for unit in module.units)
+
+    @property
+    def watched_files(self) -> frozenset[Path]:
+        """Sources and headers outside the kernel, by the name they are used under and by their real one."""
+        return frozenset(name for files in self.inputs.values() for file in files for name in names_of(file))
+
+    def is_users(self, path: Path) -> bool:
+        """Is this absolute path the user's own, not the kernel's and not the compiler's?"""
+        return is_users(path, self.folder, self.tree)
+
+
+def is_users(path: Path, folder: Path, tree: KernelTree) -> bool:
+    """Is ``path`` the user's own? A module's folder below the kernel's sources is."""
+    # Compared as texts: this is asked hundreds of times a unit, and pathlib is ten times slower.
+    if _below(str(path), folder):
+        return True
+    return not any(_below(str(path), other) for other in (tree.source, tree.output, *SYSTEM_FOLDERS))
+
+
+def _below(path: str, folder: Path) -> bool:
+    return path == str(folder) or path.startswith(f"{folder}/")
+
+
+def names_of(path: Path) -> tuple[Path, Path]:
+    """The names under which a watcher may report a file: without ``..``, and with links resolved."""
+    return Path(os.path.normpath(path)), Path(os.path.realpath(path))
+
+
+async def build_modules(
+    tree: KernelTree, folder: Path, progress: Progress | None = None, variables: Sequence[str] = ()
+) -> ExternalModule:
+    """Bring the modules of ``folder`` up to date with kbuild and read what it noted.
+
+    ``variables`` are given to make (``HDAPS=1``). A source saved while kbuild ran is compiled again, so that
+    ``digests`` are those of the sources that the modules were made of. Raises InputError (HR1007 no obj-m
+    here, HR1006 sources that never rest), EnvironmentFault (HR5106 no compiler) and CompileError.
+    """
+    folder = folder.resolve()
+    # make would tell of a missing compiler by some hundred words.
+    await kernel_compiler(tree)
+    makefiles = _checked_makefiles(folder)
+    known: Mapping[Path, str] = {}
+    for _ in range(TRIES):
+        started = time.time_ns()
+        await _make(tree, folder, progress, variables)
+        module = _read_build(tree, folder, makefiles)
+        late = {file for file in module.digests if _changed_ns(file) > started - TICK_NS}
+        if all(known.get(file) == module.digests[file] for file in late):
+            return module
+        known = module.digests
+        _forget(module, late)
+    raise InputError(
+        f"the sources in {folder} change while they are compiled: {', '.join(sorted(map(str, late)))}",
+        code="HR1006",
+        hint="let the files rest for a moment, then start again",
+    )
+
+
+def _changed_ns(file: Path) -> int:
+    # ctime, unlike mtime, also tells of a file moved or copied here with its old time.
+    try:
+        return file.stat().st_ctime_ns
+    except FileNotFoundError:
+        return time.time_ns()
+
+
+def _forget(module: ExternalModule, late: Iterable[Path]) -> None:
+    """Make kbuild compile again what used these files: it may have read them before they were saved."""
+    files = set(late)
+    for target, inputs in module.inputs.items():
+        if files.intersection(inputs):
+            target.unlink(missing_ok=True)
+
+
+def _checked_makefiles(folder: Path) -> tuple[Path, ...]:
+    if re.search(r"[\s:]", str(folder)):
+        raise InputError(
+            f"{folder}: make allows no space or colon in a module's path", hint="move or rename the folder"
+        )
+    main = next((folder / name for name in ("Kbuild", "Makefile") if (folder / name).is_file()), None)
+    if main is None:
+        raise InputError(
+            f"{folder} has neither a Kbuild nor a Makefile", code="HR1007", hint="name the folder of a module"
+        )
+    try:
+        text = main.read_text(errors="replace")
+    except OSError as error:
+        raise InputError(f"{main}: {error.strerror}", hint="mend its permissions") from error
+    if not OBJ_M.search(text) and not INCLUDE.search(text):
+        raise _no_module(main)
+    return tuple(sorted(_makefiles(folder)))
+
+
+def _no_module(makefile: Path) -> InputError:
+    return InputError(
+        f"{makefile} builds no module: it has no obj-m",
+        code="HR1007",
+        hint="name the folder whose Kbuild or Makefile has obj-m := NAME.o",
+    )
+
+
+def _makefiles(folder: Path) -> Iterable[Path]:
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place) / name for name in files if MAKEFILE_NAME.fullmatch(name))
+
+
+async def _make(tree: KernelTree, folder: Path, progress: Progress | None, variables: Sequence[str]) -> None:
+    argv: list[str | Path] = [
+        "make",
+        "--no-print-directory",
+        "-C",
+        tree.output,
+        f"M={folder}",
+        f"-j{os.cpu_count() or 1}",
+        *variables,
+        "modules",
+    ]
+    # A make that started us must not lend its flags and job slots to this one.
+    running = await process.spawn(argv, env={"MAKEFLAGS": "", "MAKELEVEL": "0"})
+    assert running.stdout
+    assert running.stderr
+    try:
+        stdout, stderr = await asyncio.gather(_lines(running.stdout, progress), running.stderr.read())
+        status = await running.wait()
+    finally:
+        await process.end(running)
+    if status:
+        raise _build_error(tree, folder, stdout, stderr.decode(errors="replace"))
+
+
+async def _lines(stream: asyncio.StreamReader, progress: Progress | None) -> str:
+    """Read to the end; tell kbuild's own lines (``CC [M]  foo.o``) as they come."""
+    text = ""
+    async for raw in stream:
+        line = raw.decode(errors="replace")
+        text += line
+        if progress and re.match(r"  [A-Z]+ ", line):
+            progress(" ".join(line.split()))
+    return text
+
+
+def _build_error(tree: KernelTree, folder: Path, stdout: str, stderr: str) -> CompileError:
+    told = [line for line in stderr.splitlines(keepends=True) if not re.match(r"make(\[\d+\])?: ", line)]
+    first = next((line.strip() for line in told if "error:" in line.lower()), None)
+    hint = None
+    if first and "modpost" in first:
+        hint = f"kernel {tree.release} does not have what the module needs; another one is named with -K"
+    diagnostics = "".join(told) if first else stderr or stdout
+    return CompileError(first or f"kbuild failed in {folder}", diagnostics, hint=hint)
+
+
+def _read_build(tree: KernelTree, folder: Path, makefiles: tuple[Path, ...]) -> ExternalModule:
+    order = folder / "modules.order"
+    names = parse_modules_order(order.read_text()) if order.is_file() else ()
+    if not names:
+        raise _no_module(next(folder / name for name in ("Kbuild", "Makefile") if (folder / name).is_file()))
+    inputs: dict[Path, tuple[Path, ...]] = {}
+    kernel_files: set[Path] = set()
+    modules = tuple(_module(folder / name, tree, folder, inputs, kernel_files) for name in names)
+    digests = {file: sha256(file) for files in inputs.values() for file in files}
+    return ExternalModule(folder, tree, modules, makefiles, inputs, digests, tuple(sorted(kernel_files)))
+
+
+def _module(
+    stem: Path,
+    tree: KernelTree,
+    folder: Path,
+    inputs: dict[Path, tuple[Path, ...]],
+    kernel_files: set[Path],
+) -> BuiltModule:
+    name = stem.name.replace("-", "_")
+    units = []
+    for spelled in parse_mod_file(stem.with_name(f"{stem.name}.mod").read_text()):
+        target = Path(os.path.normpath(folder / spelled))
+        notes = _notes(target)
+        if notes is None or notes.source is None:
+            continue
+        # Since v6.13 (Linux commit 13b25489b6f8 "kbuild: change working directory to external module
+        # directory with M=") the paths are relative to the module's folder; before, commands run in the
+        # kernel's output folder and name the module's files absolutely.
+        cwd = tree.output if os.path.isabs(notes.target) else folder
+        files = [Path(os.path.join(cwd, file)) for file in (notes.source, *notes.dependencies)]
+        ours = [file for file in files if is_users(Path(os.path.normpath(file)), folder, tree)]
+        inputs[target] = tuple(dict.fromkeys(ours))
+        kernel_files.update(set(files).difference(ours))
+        units.append(TranslationUnit(Path(os.path.normpath(files[0])), target, notes.command, cwd, name))
+    return BuiltModule(name, stem.with_name(f"{stem.name}.ko"), tuple(units))
+
+
+def _notes(target: Path) -> CmdFile | None:
+    """What kbuild noted about an object; None for one that is not compiled here (a shipped ``.o``)."""
+    file = target.with_name(f".{target.name}.cmd")
+    if not file.is_file():
+        return None
+    notes = parse_cmd_file(file.read_text(errors="surrogateescape"))
+    return notes if is_compile(notes.command) else None
+
+
+def sha256(file: Path) -> str:
+    """The hexadecimal digest of a file's content; of nothing when it has gone."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""

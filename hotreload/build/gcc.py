@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: MIT
+"""Running a recorded compile again: the compiler, then objtool, as argument lists and without a shell."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hotreload import process
+from hotreload.build.cmd_files import TranslationUnit, split_command
+from hotreload.build.replay import Shadow, replayed, shadowed
+from hotreload.errors import CompileError, EnvironmentFault
+from hotreload.paths import writing_to
+
+# __DATE__ and __TIME__ are errors in kbuild, but a module may allow them; base and patch must agree.
+ENVIRONMENT = {"SOURCE_DATE_EPOCH": "0"}
+_counter = itertools.count()
+_btf_known: dict[str, bool] = {}
+
+
+async def compile_object(unit: TranslationUnit, target: Path, shadow: Shadow | None = None) -> str:
+    """Compile ``unit`` to ``target`` and its dependencies to ``target`` with ``.d``; return the warnings.
+
+    With a shadow the sources are the shadow's. The object appears whole or not at all. Raises CompileError
+    with gcc's (or objtool's) output, EnvironmentFault when a program or space is missing.
+    """
+    recorded = split_command(unit.command)
+    argv = recorded.compile if shadow is None else shadowed(recorded.compile, unit.cwd, unit.source, shadow)
+    debug = ("-gbtf",) if await _knows_btf(argv[0]) else ()
+    with _temporary(target) as (output, dependencies):
+        command = replayed(
+            argv,
+            output=output,
+            dependencies=dependencies,
+            debug=debug,
+            assembly=unit.source.suffix == ".S",
+        )
+        said = await _step(command, unit, output)
+        for step in recorded.after:
+            said += await _step(_on_object(step, unit, output), unit, output)
+        dependencies.replace(target.with_suffix(".d"))
+        output.replace(target)
+    return said
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[tuple[Path, Path]]:
+    stem = f".{target.stem}.{os.getpid()}-{next(_counter)}"
+    output, dependencies = target.parent / f"{stem}.o", target.parent / f"{stem}.d"
+    try:
+        with writing_to(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # gcc would report an unwritable or full folder as a compile error; ask first.
+            output.touch()
+            yield output, dependencies
+    finally:
+        with contextlib.suppress(OSError):
+            output.unlink(missing_ok=True)
+            dependencies.unlink(missing_ok=True)
+
+
+def _on_object(step: Sequence[str], unit: TranslationUnit, output: Path) -> tuple[str, ...]:
+    return tuple(str(output) if Path(os.path.join(unit.cwd, word)) == unit.object else word for word in step)
+
+
+async def _step(argv: Sequence[str], unit: TranslationUnit, output: Path) -> str:
+    program = os.path.join(unit.cwd, argv[0]) if "/" in argv[0] else argv[0]
+    done = await process.run([program, *argv[1:]], cwd=unit.cwd, env=ENVIRONMENT)
+    # objtool names the object it looks at: say the name that the user knows.
+    said = (done.stdout + done.stderr).decode(errors="replace").replace(str(output), str(unit.object))
+    if done.ok:
+        return said
+    if "No space left on device" in said:
+        raise EnvironmentFault(
+            f"no space left to compile {unit.source.name}", code="HR5107", hint="free some space: df -h"
+        )
+    raise CompileError(_first_error(said) or f"{argv[0]} failed on {unit.source}", said)
+
+
+def _first_error(said: str) -> str | None:
+    return next((line.strip() for line in said.splitlines() if "error:" in line), None)
+
+
+async def _knows_btf(program: str) -> bool:
+    """Does this compiler write BTF itself (gcc 12 and later)? Asked once."""
+    if program not in _btf_known:
+        done = await process.run([program, "-gbtf", "-fsyntax-only", "-x", "c", "-"], stdin=b"")
+        _btf_known[program] = done.ok
+    return _btf_known[program]
+
+
+def program_identity(programs: Sequence[str], cwd: Path) -> str:
+    """A digest that changes when one of these programs is replaced: by resolved path, size and time."""
+    digest = hashlib.sha256()
+    for program in programs:
+        found = shutil.which(program) or os.path.join(cwd, program)
+        real = Path(os.path.realpath(found))
+        with contextlib.suppress(FileNotFoundError):
+            stat = real.stat()
+            digest.update(f"{real}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.hexdigest()

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: MIT
+"""A kernel to build against and to boot: where its parts are, and whether it can be live patched."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload import process
+from hotreload.errors import EnvironmentFault, InputError, KernelUnfitError
+
+# Where a kernel's own build leaves the bootable image, by architecture; x86_64 is the only one so far.
+BUILT_IMAGE = "arch/x86/boot/bzImage"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTree:
+    """A configured and built kernel, or the headers of one.
+
+    ``output`` is the folder for ``make -C``: it holds ``.config`` and ``Module.symvers``. ``source`` is
+    where the sources (or only the headers) are; the same folder for a kernel built in place. ``image``
+    boots; ``modules`` is its ``lib/modules/RELEASE`` with ``kernel/`` below it, where there is one.
+    """
+
+    release: str
+    arch: str
+    source: Path
+    output: Path
+    image: Path
+    modules: Path | None
+    config: Path
+    system_map: Path
+
+    def option(self, name: str) -> str | None:
+        """``y``, ``m``, a number or string as configured; None when not set. ``CONFIG_`` may be left out."""
+        stat = self.config.stat()
+        return _options(self.config, stat.st_mtime_ns, stat.st_size).get(name.removeprefix("CONFIG_"))
+
+
+@functools.lru_cache(maxsize=8)
+def _options(config: Path, _mtime_ns: int, _size: int) -> dict[str, str]:
+    pairs = re.findall(r"^CONFIG_(\w+)=(.*)$", config.read_text(errors="replace"), re.MULTILINE)
+    return {name: value.strip('"') for name, value in pairs}
+
+
+def find_kernel(where: str) -> KernelTree:
+    """The kernel at ``where``: a tree built in place, an O= folder, or a headers folder with its image near.
+
+    The headers of release X below ``ROOT/usr/src`` belong to ``ROOT/boot/vmlinuz-X`` and
+    ``ROOT/lib/modules/X``; ROOT is ``/`` for installed packages. Raises InputError (HR1009) that says what
+    is missing.
+    """
+    output = Path(where).expanduser().resolve()
+    _require_kernel_folder(output, where)
+    release = _release(output)
+    image, root = _image(output, release)
+    return KernelTree(
+        release=release,
+        arch="x86_64" if _has_option(output, "X86_64") else "other",
+        source=_source(output),
+        output=output,
+        image=image,
+        modules=_modules(output, root, release),
+        config=output / ".config",
+        system_map=_first_file(output / "System.map", root / f"boot/System.map-{release}")
+        or output / "System.map",
+    )
+
+
+def _require_kernel_folder(output: Path, where: str) -> None:
+    choice = "-K names a kernel tree, an O= folder, a headers folder, or debian"
+    if not output.is_dir():
+        raise InputError(f"{where} is not a folder", hint=choice)
+    if not (output / "Makefile").is_file():
+        raise InputError(f"{where} is not a kernel tree: it has no Makefile", hint=choice)
+    if not (output / ".config").is_file():
+        raise InputError(
+            f"the kernel in {where} is not configured: it has no .config",
+            hint="configure and build it first, or name its O= folder",
+        )
+    if not (output / "Module.symvers").is_file():
+        raise InputError(
+            f"the kernel in {where} is not built: it has no Module.symvers",
+            hint=f"make -C {where} all  builds the kernel and its modules",
+        )
+
+
+def _has_option(output: Path, name: str) -> bool:
+    return f"\nCONFIG_{name}=y\n" in (output / ".config").read_text(errors="replace")
+
+
+def _release(output: Path) -> str:
+    # Debian's include/config/kernel.release says "6.1.192" where the kernel calls itself
+    # 6.1.0-56-cloud-amd64 (.kernelvariables overrides it); utsrelease.h is what was compiled in.
+    for name, pattern in (
+        ("include/generated/utsrelease.h", r'UTS_RELEASE "([^"]+)"'),
+        ("include/config/kernel.release", r"(\S+)"),
+    ):
+        file = output / name
+        found = re.search(pattern, file.read_text()) if file.is_file() else None
+        if found:
+            return found[1]
+    raise InputError(
+        f"the kernel in {output} is not built: it has no include/generated/utsrelease.h",
+        hint=f"make -C {output} all  builds the kernel and its modules",
+    )
+
+
+def _image(output: Path, release: str) -> tuple[Path, Path]:
+    """The bootable image, and the root folder that its modules are below."""
+    built = output / BUILT_IMAGE
+    if built.is_file():
+        return built, Path("/")
+    packaged = Path(*output.parts[:-3]) if output.parts[-3:-1] == ("usr", "src") else Path("/")
+    for root in dict.fromkeys((packaged, Path("/"))):
+        if (root / f"boot/vmlinuz-{release}").is_file():
+            return root / f"boot/vmlinuz-{release}", root
+    raise InputError(
+        f"no bootable image for the kernel in {output}: neither {BUILT_IMAGE} nor /boot/vmlinuz-{release}",
+        hint=f"make -C {output} bzImage, or install the image package of {release}",
+    )
+
+
+def _source(output: Path) -> Path:
+    # `make O=` leaves a link "source" and a Makefile that includes the source's own; Debian's headers
+    # have only such a Makefile.
+    link = output / "source"
+    if link.is_dir():
+        return link.resolve()
+    found = re.search(r"^include\s+(\S+)/Makefile\s*$", (output / "Makefile").read_text(), re.MULTILINE)
+    return (output / found[1]).resolve() if found else output
+
+
+def _modules(output: Path, root: Path, release: str) -> Path | None:
+    for folder in (root / "lib/modules" / release, root / "usr/lib/modules" / release):
+        # A kernel built here only owns the installed modules that were installed from here.
+        ours = not (output / BUILT_IMAGE).is_file() or (folder / "build").resolve() == output
+        if ours and (folder / "kernel").is_dir():
+            return folder
+    return None
+
+
+def _first_file(*candidates: Path) -> Path | None:
+    return next((file for file in candidates if file.is_file()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """One row of the table: one of ``any_of`` must be set, or none of them (``forbidden``)."""
+
+    any_of: tuple[str, ...]
+    reason: str
+    forbidden: bool = False
+    code: str = "HR3102"
+
+    def met(self, kernel: KernelTree) -> bool:
+        return any(kernel.option(name) == "y" for name in self.any_of) is not self.forbidden
+
+    @property
+    def told(self) -> str:
+        fact = "must not be set" if self.forbidden else "is not set"
+        return f"{' or '.join(self.any_of)} {fact}: {self.reason}"
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What scripts/config is to be told."""
+        if self.forbidden:
+            return tuple(f"--disable {name}" for name in self.any_of)
+        return (f"--enable {self.any_of[0]}",)
+
+
+NEEDS = (
+    Need(("X86_64",), "only x86-64 kernels can be patched so far"),
+    Need(("MODULES",), "a patch is a module"),
+    Need(("MODULE_UNLOAD",), "replaced patches and reloaded modules are removed"),
+    Need(("LIVEPATCH",), "it is what switches the guest to the new code"),
+    # klp_find_object_symbol() goes through kallsyms; without _ALL it knows no data symbols.
+    Need(("KALLSYMS_ALL",), "new code finds the kernel's private data by it"),
+    Need(("FUNCTION_TRACER",), "functions are redirected at their ftrace call"),
+    Need(("DYNAMIC_FTRACE",), "functions are redirected at their ftrace call"),
+    # Linux commit 2860cd8a2353 ("livepatch: Use the default ftrace_ops instead of REGS when ARGS is
+    # available") (in v5.11): one of the two is enough.
+    Need(
+        ("DYNAMIC_FTRACE_WITH_REGS", "DYNAMIC_FTRACE_WITH_ARGS"),
+        "the redirection changes the instruction pointer",
+    ),
+    Need(("CC_IS_CLANG",), "objects of clang are not understood", forbidden=True),
+    # RANDSTRUCT_FULL and _PERFORMANCE select it (GCC_PLUGIN_RANDSTRUCT up to v5.18). The type information
+    # in an object is that of the source order, so layouts could not be compared.
+    Need(
+        ("RANDSTRUCT", "GCC_PLUGIN_RANDSTRUCT"),
+        "it shuffles structures, so layouts cannot be compared",
+        forbidden=True,
+    ),
+    Need(
+        ("GCC_PLUGIN_LATENT_ENTROPY",),
+        "it puts other random numbers into each compile, so nothing compares equal",
+        forbidden=True,
+    ),
+    # With IBT objtool runs on the linked module, not on each object (delay-objtool in
+    # scripts/Makefile.lib, Linux commit 753da4179d08 in v5.19): the recorded command leaves an object
+    # without its return and retpoline sites, and a patch made of it would run unpatched thunks.
+    Need(("X86_KERNEL_IBT",), "objtool then runs on linked modules only", forbidden=True),
+    Need(("MODULE_SIG_FORCE",), "our modules are not signed", forbidden=True, code="HR3105"),
+    Need(
+        ("LOCK_DOWN_KERNEL_FORCE_INTEGRITY", "LOCK_DOWN_KERNEL_FORCE_CONFIDENTIALITY"),
+        "lockdown loads signed modules only",
+        forbidden=True,
+        code="HR3105",
+    ),
+)
+
+
+def unmet_needs(kernel: KernelTree) -> tuple[Need, ...]:
+    """The rows of NEEDS that this kernel does not meet, in the table's order."""
+    return tuple(need for need in NEEDS if not need.met(kernel))
+
+
+def check_fit(kernel: KernelTree) -> None:
+    """Raise KernelUnfitError (HR3102; HR3105 when only signatures stand in the way) that lists every need."""
+    unmet = unmet_needs(kernel)
+    if not unmet:
+        return
+    settings = (setting for need in unmet for setting in need.settings)
+    raise KernelUnfitError(
+        f"kernel {kernel.release} cannot be live patched: " + "; ".join(need.told for need in unmet),
+        code=min(need.code for need in unmet),
+        hint=f"scripts/config {' '.join(settings)}; make olddefconfig all",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCompiler:
+    """The kernel's compiler as found here. ``note`` (HR5103): the kernel was built by another one."""
+
+    program: str
+    version: str
+    recorded: str
+    note: str | None
+
+
+async def kernel_compiler(kernel: KernelTree) -> KernelCompiler:
+    """Find the kernel's compiler (the first word of CONFIG_CC_VERSION_TEXT) on this machine.
+
+    Raises EnvironmentFault (HR5106) with the command that installs it when it is not there.
+    """
+    recorded = kernel.option("CC_VERSION_TEXT") or "gcc"
+    program = os.path.basename(recorded.split()[0])
+    version = await _version_line(program)
+    # Another build of the same compiler may generate other code: base and patch stay comparable with each
+    # other, but not with what the guest runs, so it is worth a word and no more; verify compares the code.
+    differs = version != recorded
+    note = f"kernel {kernel.release} was built by {recorded}; here is {version}" if differs else None
+    return KernelCompiler(program, version, recorded, note)
+
+
+async def _version_line(program: str) -> str:
+    try:
+        done = await process.run([program, "--version"], timeout=30)
+    except EnvironmentFault as fault:
+        raise EnvironmentFault(
+            f"the kernel's compiler {program} is not installed",
+            code="HR5106",
+            hint=f"apt-get install {program}  (hotreload doctor --fix does it)",
+        ) from fault
+    return done.text.partition("\n")[0].strip()

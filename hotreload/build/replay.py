@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""The arguments of a replayed compile. Pure: lists of words in, lists of words out.
+
+A recorded command is run again with other outputs, with each function and datum in a section of its own,
+and with type information in BTF instead of DWARF. For the base object it is run on the *shadow*: a mirror
+of the sources the guest booted, ``SHADOW/absolute/path/of/foo.c``. Every path of the user's that the
+command names is prefixed with the shadow's, so quoted includes, ``../x.h`` and ``-I`` find the recorded
+files by the same rules, and ``-fmacro-prefix-map`` takes the prefix out of ``__FILE__`` again. An unchanged
+source makes the same object but for one string in ``.BTF``: gcc 12 puts the source's name there unmapped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SECTION_FLAGS = ("-ffunction-sections", "-fdata-sections")
+FOLDER_FLAGS = ("-I", "-iquote", "-isystem", "-idirafter")
+FILE_FLAGS = ("-include", "-imacros")
+PREFIX_MAP = re.compile(r"-f(?:macro|file)-prefix-map=(/[^=]*)=(.*)")
+# -Wp,-MMD,FILE is kbuild's own; the others appear in hand-written rules.
+DEPENDENCY_FLAG = re.compile(r"-Wp,-MM?D,.*|-MM?D|-MP")
+# -g, -g2, -ggdb3, -gdwarf-5, -gz=zlib, -gsplit-dwarf ... and their way through the assembler.
+DEBUG_FLAG = re.compile(
+    r"(?:-Wa,)?-g(?:$|\d|gdb|dwarf|z|split|btf|ctf|stabs|no-|strict|inline|column|record|var|as-).*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A mirror below ``root``; ``is_users(path)`` tells for an absolute path whether it is mirrored."""
+
+    root: Path
+    is_users: Callable[[Path], bool]
+    folder: Path
+
+    def path(self, spelled: str, cwd: Path) -> str:
+        """The mirrored counterpart of a path as a command spells it; itself where it is not the user's."""
+        absolute = os.path.join(cwd, spelled)
+        if not self.is_users(Path(os.path.normpath(absolute))):
+            return spelled
+        # A relative path gets a "/." that marks it, so that its prefix can be told from that of the same
+        # place spelled absolutely, and __FILE__ becomes relative again.
+        return f"{self.root}{absolute}" if os.path.isabs(spelled) else f"{self.root}/.{absolute}"
+
+    def folders(self, spelled: str, cwd: Path) -> tuple[str, ...]:
+        """The include folders that stand for one: a kernel folder above the user's keeps its own files."""
+        mirrored = self.path(spelled, cwd)
+        absolute = Path(os.path.normpath(os.path.join(cwd, spelled)))
+        if mirrored == spelled and self.folder.is_relative_to(absolute):
+            return f"{self.root}{os.path.join(cwd, spelled)}", spelled
+        return (mirrored,)
+
+    def prefix_maps(self, argv: Sequence[str], cwd: Path) -> tuple[str, ...]:
+        """Flags that make ``__FILE__`` what it is without the shadow. gcc lets the last match win."""
+        own = [PREFIX_MAP.fullmatch(word) for word in argv]
+        return (
+            f"-fmacro-prefix-map={self.root}=",
+            f"-fmacro-prefix-map={self.root}/.{cwd}/=",
+            *(f"-fmacro-prefix-map={self.root}{found[1]}={found[2]}" for found in own if found),
+        )
+
+
+def replayed(
+    argv: Sequence[str], *, output: Path, dependencies: Path, debug: Sequence[str], assembly: bool = False
+) -> tuple[str, ...]:
+    """The compile command with its outputs redirected, and with our sections and ``debug`` flags.
+
+    ``assembly`` leaves sections and debug flags as they were: they are written in the source there.
+    """
+    kept = tuple(_without_outputs(argv))
+    if not assembly:
+        kept = (*(word for word in kept if not DEBUG_FLAG.fullmatch(word)), *SECTION_FLAGS, *debug)
+    return (*kept, "-MMD", "-MF", str(dependencies), "-o", str(output))
+
+
+def _without_outputs(argv: Sequence[str]) -> Iterator[str]:
+    words = iter(argv)
+    for word in words:
+        if word in ("-o", "-MF", "-MT", "-MQ"):
+            next(words, None)
+        elif not DEPENDENCY_FLAG.fullmatch(word):
+            yield word
+
+
+def shadowed(argv: Sequence[str], cwd: Path, source: Path, shadow: Shadow) -> tuple[str, ...]:
+    """The compile command on the shadow instead of the user's files."""
+    words = [argv[0], *shadow.prefix_maps(argv, cwd)]
+    rest = iter(argv[1:])
+    for word in rest:
+        flag = next((flag for flag in (*FOLDER_FLAGS, *FILE_FLAGS) if word == flag), None)
+        if flag:
+            words += _with_paths(flag, next(rest, ""), cwd, shadow)
+        elif joined := next((flag for flag in FOLDER_FLAGS if word.startswith(flag)), None):
+            words += [f"{joined}{path}" for path in shadow.folders(word.removeprefix(joined), cwd)]
+        elif os.path.normpath(os.path.join(cwd, word)) == str(source):
+            words.append(shadow.path(word, cwd))
+        else:
+            words.append(word)
+    return tuple(words)
+
+
+def _with_paths(flag: str, spelled: str, cwd: Path, shadow: Shadow) -> list[str]:
+    paths = shadow.folders(spelled, cwd) if flag in FOLDER_FLAGS else (shadow.path(spelled, cwd),)
+    return [word for path in paths for word in (flag, path)]
+
+
+def include_folders(argv: Sequence[str]) -> tuple[str, ...]:
+    """The folders that a command searches for headers, as spelled."""
+    folders = []
+    words = iter(argv)
+    for word in words:
+        if word in FOLDER_FLAGS:
+            folders.append(next(words, ""))
+        elif flag := next((flag for flag in FOLDER_FLAGS if word.startswith(flag)), None):
+            folders.append(word.removeprefix(flag))
+    return tuple(folders)

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: MIT
+"""What stands in a patch's way, and what is worth telling about one that works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """A reason to refuse an edit. ``where`` is ``file:line`` where it is known; ``hint`` names the way out."""
+
+    code: str
+    symbol: str
+    message: str
+    hint: str = "needs a module reload: the module's state is lost"
+    where: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A fact about an accepted edit that its author should know."""
+
+    code: str
+    symbol: str
+    message: str

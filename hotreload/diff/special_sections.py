@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""The table of special sections: arrays of entries that say something about places in code.
+
+An entry belongs to the function that its code relocation points into, and travels with it. Entry
+sizes differ between kernel versions, so none is written here: the number of relocations of an entry is
+fixed by its meaning, their distance gives the size, and an array whose entries do not all have
+their relocations at the same places is not understood (HR2208).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from hotreload.diff.obstacles import Obstacle
+from hotreload.elf.constants import SHT_NOTE
+from hotreload.elf.model import ObjectFile, Relocation, Section, Symbol, SymbolRef, relocations_between
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialSection:
+    """``per_entry``: how many relocations an entry may have, the likeliest first; relocation 0 names the code."""
+
+    name: str
+    per_entry: tuple[int, ...]
+    companion: str | None = None
+    compared: bool = True
+
+
+TABLE: Final = (
+    # struct alt_instr { s32 instr_offset, repl_offset; ... } of arch/x86/include/asm/alternative.h
+    SpecialSection(".altinstructions", (2,)),
+    # struct bug_entry: address, and the file's name with CONFIG_DEBUG_BUGVERBOSE (include/asm-generic/bug.h)
+    SpecialSection("__bug_table", (2, 1)),
+    # struct exception_table_entry { int insn, fixup, data; }; data was a third place before commit
+    # 46d28947d987 ("x86/extable: Rework the exception table mechanics") (in v5.16)
+    SpecialSection("__ex_table", (2, 3)),
+    # struct jump_entry { s32 code, target; long key; } (include/linux/jump_label.h)
+    SpecialSection("__jump_table", (3,)),
+    # struct static_call_site { s32 addr, key; } (include/linux/static_call_types.h)
+    SpecialSection(".static_call_sites", (2,)),
+    # struct paravirt_patch_site { u8 *instr; u8 type, len; } up to v6.7; the last entry lacks its padding
+    SpecialSection(".parainstructions", (1,)),
+    # One place each: the kernel rewrites what stands there at boot or module load.
+    SpecialSection(".smp_locks", (1,)),
+    SpecialSection(".retpoline_sites", (1,)),
+    SpecialSection(".return_sites", (1,)),
+    SpecialSection(".call_sites", (1,)),
+    SpecialSection(".ibt_endbr_seal", (1,)),
+    SpecialSection("__mcount_loc", (1,)),
+    # Unwind data, by instruction (arch/x86/include/asm/orc_types.h). It follows from the code: not compared.
+    SpecialSection(".orc_unwind_ip", (1,), companion=".orc_unwind", compared=False),
+)
+_BY_NAME: Final = {row.name: row for row in TABLE}
+_COMPANIONS: Final = frozenset(row.companion for row in TABLE if row.companion)
+
+REPLACEMENTS: Final = ".altinstr_replacement"
+# Code out of line that a feature test jumps through (_static_cpu_has). It has no symbols.
+AUXILIARY: Final = ".altinstr_aux"
+DYNAMIC_DEBUG: Final = "__dyndbg"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """One entry. ``replacement`` is the code that an alternative may put in place, with its relocations."""
+
+    row: SpecialSection
+    content: bytes
+    relocations: tuple[Relocation, ...]
+    align: int
+    companion: bytes = b""
+    replacement: tuple[bytes, tuple[Relocation, ...]] | None = None
+
+    @property
+    def code(self) -> Relocation:
+        return self.relocations[0]
+
+
+@dataclass(frozen=True, slots=True)
+class EntryTable:
+    """The entries of an object by the symbol they belong to, and the sections that were not understood."""
+
+    of: dict[Symbol, list[Entry]]
+    obstacles: tuple[Obstacle, ...]
+
+
+def read_entries(obj: ObjectFile) -> EntryTable:
+    """All entries of all special sections of an object."""
+    of: dict[Symbol, list[Entry]] = {}
+    obstacles = []
+    for section in obj.sections:
+        row = _BY_NAME.get(section.name)
+        if row is None or not section.size:
+            continue
+        entries = list(_entries(obj, row, section))
+        if not entries:
+            obstacles.append(
+                Obstacle("HR2208", section.name, f"the entries of {section.name} are not understood")
+            )
+        for entry in entries:
+            assert isinstance(entry.code.target, SymbolRef)
+            of.setdefault(entry.code.target.symbol, []).append(entry)
+    return EntryTable(of, tuple(obstacles))
+
+
+def _entries(obj: ObjectFile, row: SpecialSection, section: Section) -> Iterator[Entry]:
+    """Cut a section into entries; none when it does not have the form that its row promises."""
+    for per_entry in row.per_entry:
+        size = _entry_size(section, per_entry)
+        if size:
+            break
+    else:
+        return
+    companion = obj.section(row.companion) if row.companion else None
+    for number, start in enumerate(range(0, section.size, size)):
+        end = min(start + size, section.size)
+        relocations = relocations_between(section, start, end)
+        if len(relocations) != per_entry or not isinstance(relocations[0].target, SymbolRef):
+            raise AssertionError(f"{section.name}: entry {number} has no place in code")
+        content = section.data[start:end].ljust(size, b"\0")
+        beside = b""
+        if companion is not None:
+            width = companion.size // (section.size // size)
+            beside = companion.data[number * width : (number + 1) * width]
+        replacement = _replacement(content, relocations) if row.name == ".altinstructions" else None
+        yield Entry(row, content, relocations, section.align, beside, replacement)
+
+
+def _entry_size(section: Section, per_entry: int) -> int:
+    """The size of an entry of ``per_entry`` relocations; 0 when the section is not made of such."""
+    offsets = [relocation.offset for relocation in section.relocations]
+    if not offsets or len(offsets) % per_entry or offsets[0] != 0:
+        return 0
+    count = len(offsets) // per_entry
+    # One entry: the whole section. Several: the distance of the first two; a last entry may be short.
+    size = offsets[per_entry] if count > 1 else section.size
+    if size <= 0 or -(-section.size // size) != count:
+        return 0
+    for number, offset in enumerate(offsets):
+        entry, place = divmod(number, per_entry)
+        if offset != entry * size + offsets[place]:
+            return 0
+    if any(not isinstance(r.target, SymbolRef) for r in section.relocations[::per_entry]):
+        return 0
+    return size
+
+
+def _replacement(content: bytes, relocations: tuple[Relocation, ...]) -> tuple[bytes, tuple[Relocation, ...]]:
+    """The replacement code of an alternative: ``replacementlen`` bytes at its second relocation's place."""
+    # { s32 instr, repl; u16 cpuid; u8 instrlen, replacementlen; } is 12 bytes, 14 with a u32 of flags
+    # since v6.2; before v5.13 a padlen stood behind them (13 bytes).
+    length = content[11] if len(content) != 14 else content[13]
+    target = relocations[1].target
+    if not isinstance(target, SymbolRef) or target.symbol.section is None:
+        return b"", ()
+    section = target.symbol.section
+    start = target.symbol.value + relocations[1].addend
+    return section.data[start : start + length], relocations_between(section, start, start + length)
+
+
+def is_entry_section(section: Section) -> bool:
+    """Whether a section holds entries or what only entries point at: it is explained by them."""
+    return section.name in _BY_NAME or section.name in _COMPANIONS or section.name == REPLACEMENTS
+
+
+def is_inert(section: Section) -> bool:
+    """Whether the running kernel never looks at a section: debugging, notes, what modpost discards."""
+    return (
+        not section.is_allocated
+        or section.type == SHT_NOTE
+        or section.name.startswith((".discard.", ".debug", ".BTF", ".note", ".comment", ".llvm"))
+        or section.name == ".orc_header"
+    )
+
+
+def is_init(section: Section) -> bool:
+    """Whether a section's code and data are for loading and unloading only."""
+    return section.name.startswith((".init.", ".exit.", ".initcall", ".con_initcall", ".ref.text.init"))
+
+
+def is_ordinary(section: Section) -> bool:
+    """Whether a new symbol of this section can live in a patch module as well as anywhere."""
+    if section.is_code:
+        return not is_init(section) and section.name not in (REPLACEMENTS, AUXILIARY, ".static_call.text")
+    if section.name == DYNAMIC_DEBUG:
+        return True
+    if section.name.startswith((".data..percpu", ".data..ro_after_init", ".data..init")):
+        return False
+    return section.name in (".data", ".bss", ".rodata", ".data.once") or section.name.startswith(
+        (".data.", ".bss.", ".rodata.")
+    )

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+"""What an object file says, in names: sections, symbols, and relocations that point at them.
+
+The accidents of the format end in the reader. Here a relocation's target is one of
+
+    SymbolRef(symbol)   a function or object of this file, an undefined symbol, or a stretch of a
+                        section that has no symbol (an *anonymous* symbol)
+    StringRef(text)     a string in a section of mergeable strings, by its contents
+    ConstRef(content)   an entry of a section of mergeable constants, by its contents
+
+and its addend counts from the start of that target, with the psABI's meaning (S + A or S + A - P).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from hotreload.elf.constants import (
+    SHF_ALLOC,
+    SHF_EXECINSTR,
+    SHF_WRITE,
+    SHT_NOBITS,
+    STB_LOCAL,
+    STT_FUNC,
+    STT_OBJECT,
+)
+
+
+@dataclass(slots=True, eq=False)
+class Section:
+    """A section that holds content: all but the symbol, string and relocation tables.
+
+    ``data`` is empty for SHT_NOBITS, whose ``size`` counts bytes of zeros. ``symbols`` are the ones
+    defined here in address order, anonymous ones included.
+    """
+
+    index: int
+    name: str
+    type: int
+    flags: int
+    align: int
+    entry_size: int
+    size: int
+    data: bytes
+    symbols: list[Symbol] = field(default_factory=list)
+    relocations: list[Relocation] = field(default_factory=list)
+
+    @property
+    def is_allocated(self) -> bool:
+        return self.flags & SHF_ALLOC != 0
+
+    @property
+    def is_code(self) -> bool:
+        return self.flags & SHF_EXECINSTR != 0
+
+    @property
+    def is_writable(self) -> bool:
+        return self.flags & SHF_WRITE != 0
+
+    @property
+    def is_zero(self) -> bool:
+        return self.type == SHT_NOBITS
+
+
+@dataclass(eq=False)
+class Symbol:
+    """A named stretch ``section[value:value + size]``; ``section`` is None for an undefined symbol.
+
+    ``aliases`` are the other names of the same stretch. An anonymous symbol is named for its place
+    (``.rodata+0x40``) and stands for bytes that no symbol of the file covers. ``file`` is the name of
+    the STT_FILE symbol that a local symbol follows.
+    """
+
+    name: str
+    kind: int
+    binding: int
+    section: Section | None
+    value: int
+    size: int
+    index: int
+    aliases: tuple[str, ...] = ()
+    anonymous: bool = False
+    file: str = ""
+
+    @property
+    def is_function(self) -> bool:
+        return self.kind == STT_FUNC
+
+    @property
+    def is_object(self) -> bool:
+        return self.kind == STT_OBJECT
+
+    @property
+    def is_local(self) -> bool:
+        return self.binding == STB_LOCAL
+
+    @property
+    def is_defined(self) -> bool:
+        return self.section is not None
+
+    @cached_property
+    def content(self) -> bytes:
+        """The ``size`` bytes of a defined symbol, with zeros where relocations will write."""
+        section = self.section
+        assert section is not None, f"{self.name} is undefined"
+        if section.is_zero:
+            return bytes(self.size)
+        return section.data[self.value : self.value + self.size]
+
+    @cached_property
+    def relocations(self) -> tuple[Relocation, ...]:
+        """The relocations inside this symbol, in order, their offsets counted from its start."""
+        section = self.section
+        assert section is not None, f"{self.name} is undefined"
+        return relocations_between(section, self.value, self.value + self.size)
+
+    def __repr__(self) -> str:
+        return f"<Symbol {self.name}>"
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolRef:
+    symbol: Symbol
+
+
+@dataclass(frozen=True, slots=True)
+class StringRef:
+    """A NUL-terminated string; ``text`` is without the NUL, ``align`` its section's alignment."""
+
+    text: bytes
+    align: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ConstRef:
+    """A mergeable constant of ``len(content)`` bytes."""
+
+    content: bytes
+
+
+Target = SymbolRef | StringRef | ConstRef
+
+
+@dataclass(frozen=True, slots=True)
+class Relocation:
+    """``type`` is R_X86_64_*, ``addend`` a signed 64-bit number that counts from the target's start."""
+
+    offset: int
+    type: int
+    target: Target
+    addend: int
+
+
+@dataclass(slots=True, eq=False)
+class ObjectFile:
+    """An ET_REL file for x86-64. ``sections`` are those with content, ``symbols`` all but STT_SECTION and
+    STT_FILE, in the order of the file's table, anonymous ones last."""
+
+    name: str
+    sections: list[Section]
+    symbols: list[Symbol]
+
+    def section(self, name: str) -> Section | None:
+        """The first section of that name."""
+        return next((section for section in self.sections if section.name == name), None)
+
+    def symbol(self, name: str) -> Symbol | None:
+        """The first symbol of that name, an alias included."""
+        return next((s for s in self.symbols if s.name == name or name in s.aliases), None)
+
+    @property
+    def functions(self) -> list[Symbol]:
+        """The functions defined here."""
+        return [symbol for symbol in self.symbols if symbol.is_function and symbol.is_defined]
+
+
+def relocations_between(section: Section, start: int, end: int) -> tuple[Relocation, ...]:
+    """The relocations of ``section[start:end]``, their offsets counted from ``start``."""
+    return tuple(
+        Relocation(r.offset - start, r.type, r.target, r.addend)
+        for r in _slice_by_offset(section.relocations, start, end)
+    )
+
+
+def _slice_by_offset(relocations: list[Relocation], start: int, end: int) -> list[Relocation]:
+    first = bisect_left(relocations, start, key=lambda r: r.offset)
+    last = bisect_left(relocations, end, lo=first, key=lambda r: r.offset)
+    return relocations[first:last]

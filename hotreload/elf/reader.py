@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: MIT
+"""Read a relocatable object into names (see model.py).
+
+pyelftools checks the header; the tables, where a large object has thousands of entries, are read with
+struct: 1 ms instead of 100. Four accidents of the format end here:
+
+1. a relocation against a section's symbol is turned into one against the function, object, string or
+   constant that stands at that place; a PC-relative one counts from the end of its instruction,
+   which is decoded where more than one answer is possible;
+2. a branch between two functions of one section, which the assembler resolves by itself, becomes the
+   relocation that it would have been between two sections, and its field zero;
+3. several names of one stretch become one symbol with aliases;
+4. bytes that no symbol covers become anonymous symbols, so that nothing is out of sight.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from bisect import bisect_right
+from pathlib import Path
+
+from hotreload.elf.constants import (
+    PC_RELATIVE,
+    R_X86_64_PC8,
+    R_X86_64_PC32,
+    SHF_MERGE,
+    SHF_STRINGS,
+    SHN_LIVEPATCH,
+    SHN_LORESERVE,
+    SHN_UNDEF,
+    SHN_XINDEX,
+    SHT_NOBITS,
+    SHT_RELA,
+    SHT_STRTAB,
+    SHT_SYMTAB,
+    STB_LOCAL,
+    STT_FILE,
+    STT_FUNC,
+    STT_NOTYPE,
+    STT_OBJECT,
+    STT_SECTION,
+)
+from hotreload.elf.instructions import Instruction, UndecodableError, instructions
+from hotreload.elf.model import ConstRef, ObjectFile, Relocation, Section, StringRef, Symbol, SymbolRef, Target
+from hotreload.errors import InputError
+
+_SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
+_SYMBOL = struct.Struct("<IBBHQQ")
+_RELA = struct.Struct("<QIIq")
+
+_RawRelocation = tuple[int, int, int, int]  # offset, type, symbol, addend
+
+
+def read_object(path: Path) -> ObjectFile:
+    """Read an object file. Raises InputError (HR1009) when it is not a relocatable object for x86-64."""
+    try:
+        return parse_object(path.read_bytes(), str(path))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", hint="name an object file (.o or .ko)") from error
+
+
+def parse_object(image: bytes, name: str) -> ObjectFile:
+    """Parse the bytes of an object file; ``name`` is for messages. Raises InputError (HR1009)."""
+    _check_header(image, name)
+    try:
+        return _Reader(image, name).read()
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise InputError(f"{name}: damaged object file: {error}", hint="compile it again") from error
+
+
+def _check_header(image: bytes, name: str) -> None:
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
+    hint = "an object that gcc made for x86-64 is needed: FILE.o or MODULE.ko"
+    try:
+        header = ELFFile(io.BytesIO(image)).header
+    except (ELFError, OverflowError) as error:
+        raise InputError(f"{name}: not an object file: {error or 'no ELF header'}", hint=hint) from error
+    kinds = (header["e_type"], header["e_machine"], header["e_ident"]["EI_CLASS"])
+    if kinds != ("ET_REL", "EM_X86_64", "ELFCLASS64"):
+        raise InputError(f"{name}: not a relocatable x86-64 object ({', '.join(map(str, kinds))})", hint=hint)
+
+
+class _Reader:
+    """The state of one reading; made, used once and dropped."""
+
+    def __init__(self, image: bytes, name: str) -> None:
+        self.image = image
+        self.name = name
+        self.headers: list[tuple[int, ...]] = []
+        self.sections: dict[int, Section] = {}  # by index in the file
+        self.symbols: list[Symbol] = []
+        self.by_index: dict[int, Symbol] = {}  # a symbol-table index -> its symbol
+        self.section_of: dict[int, Section] = {}  # an STT_SECTION's index -> its section
+        self.starts: dict[int, list[int]] = {}  # section index -> starts of its symbols
+        self.streams: dict[int, list[Instruction] | None] = {}  # section index -> its decoded instructions
+
+    def read(self) -> ObjectFile:
+        self.read_sections()
+        self.read_symbols()
+        raw = self.read_relocations()
+        self.cover_gaps(raw)
+        for index, entries in raw.items():
+            self.name_relocations(self.sections[index], entries)
+        for section in self.sections.values():
+            if section.is_code and sum(symbol.is_function for symbol in section.symbols) > 1:
+                self.name_branches(section)
+        return ObjectFile(self.name, list(self.sections.values()), self.symbols)
+
+    # --- tables ---
+
+    def read_sections(self) -> None:
+        (table,) = struct.unpack_from("<Q", self.image, 40)
+        entry_size, count, names = struct.unpack_from("<HHH", self.image, 58)
+        if entry_size != _SECTION_HEADER.size:
+            raise IndexError(f"section headers of {entry_size} bytes")
+        first = _SECTION_HEADER.unpack_from(self.image, table)
+        # gABI: more than 0xff00 sections put count and name index into header 0.
+        count = count or first[5]
+        names = first[6] if names == SHN_XINDEX else names
+        self.headers = [
+            _SECTION_HEADER.unpack_from(self.image, table + i * entry_size) for i in range(count)
+        ]
+        name_table = self._bytes_of(names)
+        for index, header in enumerate(self.headers):
+            name, kind, flags, _, _, size, _, _, align, entry = header
+            if index and kind not in (SHT_SYMTAB, SHT_STRTAB, SHT_RELA):
+                data = b"" if kind == SHT_NOBITS else self._bytes_of(index)
+                self.sections[index] = Section(
+                    index, _text(name_table, name), kind, flags, align or 1, entry, size, data
+                )
+
+    def read_symbols(self) -> None:
+        table = next((i for i, h in enumerate(self.headers) if h[1] == SHT_SYMTAB), None)
+        if table is None:
+            raise IndexError("no symbol table")
+        names = self._bytes_of(self.headers[table][6])
+        stretches: dict[tuple[int, int, int], Symbol] = {}
+        current_file = ""
+        for index, entry in enumerate(_SYMBOL.iter_unpack(self._bytes_of(table))):
+            name_at, info, _, where, value, size = entry
+            kind, binding = info & 0xF, info >> 4
+            if kind == STT_FILE:
+                current_file = _text(names, name_at)
+                continue
+            if kind == STT_SECTION:
+                if where in self.sections:
+                    self.section_of[index] = self.sections[where]
+                continue
+            if index == 0:
+                continue
+            section = self._section_at(where)
+            # An absolute or common symbol has a value, and no stretch that could be compared.
+            kind = kind if section is not None or where in (SHN_UNDEF, SHN_LIVEPATCH) else STT_NOTYPE
+            symbol = Symbol(_text(names, name_at), kind, binding, section, value, size, index)
+            symbol.file = current_file if binding == STB_LOCAL else ""
+            self.by_index[index] = symbol
+            if section is None or kind not in (STT_FUNC, STT_OBJECT):
+                self.symbols.append(symbol)
+                continue
+            known = stretches.setdefault((section.index, value, kind), symbol)
+            if known is symbol:
+                self.symbols.append(symbol)
+                section.symbols.append(symbol)
+            else:
+                self.by_index[index] = known
+                known.aliases += (symbol.name,)
+                known.size = max(known.size, size)
+        for section in self.sections.values():
+            section.symbols.sort(key=lambda symbol: (symbol.value, symbol.size))
+
+    def read_relocations(self) -> dict[int, list[_RawRelocation]]:
+        raw: dict[int, list[_RawRelocation]] = {}
+        for index, header in enumerate(self.headers):
+            if header[1] == SHT_RELA and header[7] in self.sections:
+                entries = [
+                    (offset, kind, symbol, addend)
+                    for offset, kind, symbol, addend in _RELA.iter_unpack(self._bytes_of(index))
+                    if kind
+                ]
+                raw.setdefault(header[7], []).extend(entries)
+        for entries in raw.values():
+            entries.sort()
+        return raw
+
+    # --- accident 4: bytes without a symbol ---
+
+    def cover_gaps(self, raw: dict[int, list[_RawRelocation]]) -> None:
+        """Give an anonymous symbol to each stretch that no function or object covers, unless it is filling."""
+        for section in self.sections.values():
+            if not section.is_allocated or section.flags & SHF_MERGE:
+                continue
+            offsets = [entry[0] for entry in raw.get(section.index, ())]
+            gaps = list(_gaps(section))
+            for start, end in gaps:
+                used = any(start <= offset < end for offset in offsets)
+                if used or not section.symbols or not _is_filling(section, start, end):
+                    place = f"{section.name}+{start:#x}" if start else section.name
+                    symbol = Symbol(
+                        place, STT_NOTYPE, STB_LOCAL, section, start, end - start, -1, anonymous=True
+                    )
+                    section.symbols.append(symbol)
+                    self.symbols.append(symbol)
+            section.symbols.sort(key=lambda symbol: (symbol.value, symbol.size))
+        self.starts = {
+            index: [symbol.value for symbol in section.symbols] for index, section in self.sections.items()
+        }
+
+    # --- accident 1: relocations against sections ---
+
+    def name_relocations(self, section: Section, entries: list[_RawRelocation]) -> None:
+        for offset, kind, index, addend in entries:
+            symbol = self.by_index.get(index)
+            target: Target
+            if symbol is not None and not self._is_label(symbol):
+                target = SymbolRef(symbol)
+            elif symbol is not None and symbol.section is not None:
+                # An assembler label (.LC0, a local label): its place is what counts.
+                target, addend = self._at(symbol.section, section, offset, kind, symbol.value + addend)
+            elif index in self.section_of:
+                target, addend = self._at(self.section_of[index], section, offset, kind, addend)
+            else:
+                raise IndexError(f"a relocation in {section.name} names symbol {index}, which does not exist")
+            section.relocations.append(Relocation(offset, kind, target, addend))
+
+    def _is_label(self, symbol: Symbol) -> bool:
+        return symbol.section is not None and symbol.kind == STT_NOTYPE and symbol.is_local
+
+    def _at(self, target: Section, section: Section, offset: int, kind: int, addend: int) -> tuple[Target, int]:
+        """The target at ``target + addend`` for a relocation of ``section`` at ``offset``, and what is left of
+        the addend."""
+        after = self._bytes_to_end(target, section, offset) if kind in PC_RELATIVE and section.is_code else 0
+        place = addend + after
+        if target.flags & SHF_MERGE and 0 <= place < target.size:
+            if target.flags & SHF_STRINGS and target.entry_size == 1:
+                end = target.data.index(b"\0", place)
+                return StringRef(target.data[place:end], target.align), addend - place
+            if not target.flags & SHF_STRINGS and target.entry_size:
+                start = place - place % target.entry_size
+                return ConstRef(target.data[start : start + target.entry_size]), addend - start
+        symbol = self._owner(target, place)
+        return SymbolRef(symbol), addend - symbol.value
+
+    def _bytes_to_end(self, target: Section, section: Section, offset: int) -> int:
+        """How far the instruction's end is from the 4-byte PC-relative field at ``offset``."""
+        # Where the target section holds one symbol from its start, the answer changes nothing.
+        if not target.flags & SHF_MERGE and len(target.symbols) < 2:
+            return 4
+        stream = self._instructions(section, offset)
+        if stream is None:
+            return 4
+        found = bisect_right(stream, offset, key=lambda instruction: instruction.start) - 1
+        if found < 0 or stream[found].end < offset + 4:
+            return 4
+        return stream[found].end - offset
+
+    def _instructions(self, section: Section, offset: int) -> list[Instruction] | None:
+        """The instructions around ``offset``, decoded from the start of the symbol that holds it."""
+        owner = self._owner_or_none(section, offset)
+        start, end = (owner.value, owner.value + owner.size) if owner else (0, section.size)
+        key = section.index << 32 | start
+        if key not in self.streams:
+            try:
+                self.streams[key] = list(instructions(section.data, start, end))
+            except UndecodableError:
+                self.streams[key] = None
+        return self.streams[key]
+
+    def _owner(self, section: Section, place: int) -> Symbol:
+        """The symbol that holds ``section[place]``; the last one before it for a pointer past an end."""
+        found = self._owner_or_none(section, place)
+        if found is not None:
+            return found
+        if not section.symbols:
+            # An empty section, or one that is not loaded: it stands for itself.
+            section.symbols.append(
+                Symbol(section.name, STT_NOTYPE, STB_LOCAL, section, 0, section.size, -1, anonymous=True)
+            )
+            self.symbols.append(section.symbols[0])
+            self.starts[section.index] = [0]
+        before = [symbol for symbol in section.symbols if symbol.value + symbol.size <= place]
+        return before[-1] if before else section.symbols[0]
+
+    def _owner_or_none(self, section: Section, place: int) -> Symbol | None:
+        starts = self.starts.get(section.index, [])
+        at = bisect_right(starts, place) - 1
+        while at >= 0:
+            symbol = section.symbols[at]
+            if symbol.value == place or place < symbol.value + symbol.size:
+                return symbol
+            if symbol.size:
+                return None
+            at -= 1
+        return None
+
+    # --- accident 2: branches that need no relocation ---
+
+    def name_branches(self, section: Section) -> None:
+        """Turn branches out of a function into relocations, in a section that holds several."""
+        taken = {relocation.offset for relocation in section.relocations}
+        data = bytearray(section.data)
+        for symbol in section.symbols:
+            if not symbol.is_function:
+                continue
+            for instruction in self._instructions(section, symbol.value) or ():
+                field = instruction.end - instruction.immediate
+                if not instruction.is_relative_branch or field in taken:
+                    continue
+                distance = int.from_bytes(data[field : instruction.end], "little", signed=True)
+                place = instruction.end + distance
+                if symbol.value <= place < symbol.value + symbol.size:
+                    continue
+                target = self._owner(section, place)
+                kind = R_X86_64_PC32 if instruction.immediate == 4 else R_X86_64_PC8
+                addend = place - target.value - instruction.immediate
+                section.relocations.append(Relocation(field, kind, SymbolRef(target), addend))
+                data[field : instruction.end] = bytes(instruction.immediate)
+        section.relocations.sort(key=lambda relocation: relocation.offset)
+        section.data = bytes(data)
+
+    # --- small things ---
+
+    def _bytes_of(self, index: int) -> bytes:
+        _, _, _, _, offset, size, *_ = self.headers[index]
+        if offset + size > len(self.image):
+            raise IndexError(f"section {index} lies outside the file")
+        return self.image[offset : offset + size]
+
+    def _section_at(self, where: int) -> Section | None:
+        if where == SHN_UNDEF or where >= SHN_LORESERVE:
+            return None
+        return self.sections.get(where)
+
+
+def _gaps(section: Section) -> list[tuple[int, int]]:
+    gaps, at = [], 0
+    for symbol in section.symbols:
+        if symbol.value > at:
+            gaps.append((at, symbol.value))
+        at = max(at, symbol.value + symbol.size)
+    if at < section.size:
+        gaps.append((at, section.size))
+    return gaps
+
+
+# What stands between functions: int3 (-mharden-sls, .skip 0xcc) and the assembler's many-byte nops.
+_NOPS = frozenset(b"\x90\xcc\x66\x2e\x0f\x1f\x84\x00\x80\x40\x44\x8d\x74\x26\x76\xb4\x27")
+
+
+def _is_filling(section: Section, start: int, end: int) -> bool:
+    """Whether a stretch without symbol is what an assembler or linker puts there for alignment."""
+    if section.is_zero:
+        return True
+    return set(section.data[start:end]) <= (_NOPS if section.is_code else {0})
+
+
+def _text(table: bytes, offset: int) -> str:
+    return table[offset : table.index(b"\0", offset)].decode()

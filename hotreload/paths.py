@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""Where hotreload keeps things: the XDG base folders, never the user's tree.
+
+cache    kernels, guest images, base objects by content: may be deleted at any time
+state    one folder a session: console.log, events.ndjson, the stages of each reload
+runtime  sockets, process ids, locks: gone after a reboot
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from hotreload.errors import EnvironmentFault
+
+APPLICATION = "hotreload"
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/hotreload``, made if need be."""
+    return _made(_base("XDG_CACHE_HOME", ".cache") / APPLICATION, 0o755)
+
+
+def state_folder() -> Path:
+    """``$XDG_STATE_HOME/hotreload``, for its owner only."""
+    return _made(_base("XDG_STATE_HOME", ".local/state") / APPLICATION, 0o700)
+
+
+def runtime_folder() -> Path:
+    """``$XDG_RUNTIME_DIR/hotreload``; ``run`` below the state folder where there is no such variable."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return _made(Path(runtime) / APPLICATION if runtime else state_folder() / "run", 0o700)
+
+
+def config_file() -> Path:
+    """The user's own configuration; it need not exist."""
+    return _base("XDG_CONFIG_HOME", ".config") / APPLICATION / "config.toml"
+
+
+@contextlib.contextmanager
+def writing_to(place: Path) -> Iterator[None]:
+    """Turn the system's "no" while writing below ``place`` into an EnvironmentFault that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EnvironmentFault(
+                f"no space left below {place}", code="HR5107", hint=f"free some space: du -sh {place}"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise EnvironmentFault(
+                f"{place} is not writable: {error.strerror}",
+                code="HR5108",
+                hint="mend its permissions, or name another place with XDG_CACHE_HOME / XDG_STATE_HOME",
+            ) from error
+        raise
+
+
+def _base(variable: str, below_home: str) -> Path:
+    # An empty or relative value is to be ignored (XDG Base Directory Specification 0.8).
+    value = os.environ.get(variable, "")
+    return Path(value) if value.startswith("/") else Path.home() / below_home
+
+
+def _made(folder: Path, mode: int) -> Path:
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=mode)
+    return folder

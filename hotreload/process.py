@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""The one place where programs are started.
+
+Every command line is logged, ready to paste into a shell, at DEBUG level of the logger
+``hotreload.process``. A program that is started here never outlives us: it is killed with its
+process group when the awaiting task is cancelled or its time is up, and by the kernel
+(``PR_SET_PDEATHSIG``, through setpriv) when hotreload itself is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload.errors import EnvironmentFault
+
+log = logging.getLogger(__name__)
+
+Argument = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A program that ended: its exit status (negative: killed by that signal) and output."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: bytes
+    stderr: bytes
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 0
+
+    @property
+    def text(self) -> str:
+        """Standard output, decoded; bytes that are not UTF-8 are replaced."""
+        return self.stdout.decode(errors="replace")
+
+    @property
+    def complaint(self) -> str:
+        """Standard error, decoded and stripped."""
+        return self.stderr.decode(errors="replace").strip()
+
+
+def paste_ready(argv: Sequence[Argument], cwd: Path | None = None) -> str:
+    """The command as a person would type it."""
+    line = shlex.join(os.fspath(word) for word in argv)
+    return f"cd {shlex.quote(str(cwd))} && {line}" if cwd else line
+
+
+async def spawn(
+    argv: Sequence[Argument],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: int | None = asyncio.subprocess.DEVNULL,
+    stdout: int | None = asyncio.subprocess.PIPE,
+    stderr: int | None = asyncio.subprocess.PIPE,
+) -> asyncio.subprocess.Process:
+    """Start a program in a process group of its own that dies with us.
+
+    ``env`` is added to our environment. Raises EnvironmentFault (HR5106) when there is no such program.
+    """
+    words = [os.fspath(word) for word in argv]
+    log.debug("%s", paste_ready(words, cwd))
+    for program in ("setpriv", words[0]):
+        if shutil.which(program) is None:
+            raise EnvironmentFault(
+                f"{program} is not installed", hint="hotreload doctor --fix installs what is missing"
+            )
+    return await asyncio.create_subprocess_exec(
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "--",
+        *words,
+        cwd=cwd,
+        env={**os.environ, **env} if env else None,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        process_group=0,
+    )
+
+
+async def run(
+    argv: Sequence[Argument],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes | None = None,
+    timeout: float | None = None,
+) -> Completed:
+    """Run a program to its end and return what it said. A non-zero status is not an error here.
+
+    Raises TimeoutError after ``timeout`` seconds, when the program and its children are killed.
+    """
+    started = time.monotonic()
+    process = await spawn(
+        argv,
+        cwd=cwd,
+        env=env,
+        stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            stdout, stderr = await process.communicate(stdin)
+    finally:
+        await end(process)
+    assert process.returncode is not None
+    status = process.returncode
+    return Completed(
+        tuple(os.fspath(word) for word in argv), status, stdout, stderr, time.monotonic() - started
+    )
+
+
+async def end(process: asyncio.subprocess.Process, *, grace: float = 0.0) -> None:
+    """Make sure that the program and its process group are gone: SIGTERM, ``grace`` seconds, SIGKILL."""
+    if process.returncode is not None:
+        return
+    if grace:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), grace)
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""What a program sees: one JSON object a line.
+
+    {"v":1,"seq":7,"t":1767225600.123,"type":"apply.done","cycle":3,"rung":"patch","number":3,...}
+
+``v`` version of this format · ``seq`` counts the lines of a session from 1 · ``t`` Unix time in seconds ·
+``cycle`` counts the batches, null outside of one. ``FIELDS`` says what else each type carries: those
+fields are always there, others may be, and new ones may come without a new ``v``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from hotreload.paths import writing_to
+from hotreload.report.outcome import STAGES, Outcome, Reason, ReloadReport
+
+VERSION = 1
+
+TEXT, TEXTS, NUMBER, OBJECTS, OBJECT = "text", "texts", "number", "objects", "object"
+OPTIONAL = " or null"
+
+# Paths are absolute. ms: of each stage that was reached, or of the whole where it is one number.
+FIELDS: Mapping[str, Mapping[str, str]] = {
+    "guest.state": {"guest": TEXT, "state": TEXT},
+    "watch.change": {"files": TEXTS},
+    "build.start": {"units": TEXTS},
+    "build.error": {"files": TEXTS, "code": TEXT, "diagnostics": TEXT},
+    "diff.done": {"verdict": TEXT, "changed_functions": TEXTS, "new_functions": TEXTS, "ms": NUMBER},
+    "refused": {"files": TEXTS, "reasons": OBJECTS, "still_runs": NUMBER + OPTIONAL},
+    "apply.start": {"rung": TEXT, "files": TEXTS, "symbols": TEXTS},
+    "apply.done": {
+        "rung": TEXT,
+        "number": NUMBER + OPTIONAL,
+        "files": TEXTS,
+        "symbols": TEXTS,
+        "ms": OBJECT,
+        "saved_to_live_ms": NUMBER,
+    },
+    "undo.done": {"number": NUMBER + OPTIONAL, "still_runs": NUMBER + OPTIONAL},
+    "crash": {"code": TEXT, "title": TEXT, "function": TEXT + OPTIONAL, "number": NUMBER + OPTIONAL},
+    "restore.done": {"checkpoint": TEXT, "ms": NUMBER},
+    "test.case": {"name": TEXT, "result": TEXT},
+    "doctor.check": {"name": TEXT, "state": TEXT, "why": TEXT, "command": TEXT + OPTIONAL},
+}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _all(kind: type) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(item, kind) for item in value)
+
+
+CHECKS: Mapping[str, Callable[[object], bool]] = {
+    TEXT: lambda value: isinstance(value, str),
+    TEXTS: _all(str),
+    NUMBER: _is_number,
+    OBJECTS: _all(dict),
+    OBJECT: lambda value: isinstance(value, dict),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line."""
+
+    seq: int
+    t: float
+    type: str
+    cycle: int | None
+    fields: Mapping[str, Any]
+
+    def line(self) -> str:
+        """As JSON with its newline. ASCII only: no terminal and no locale can be upset by it."""
+        head = {"v": VERSION, "seq": self.seq, "t": self.t, "type": self.type, "cycle": self.cycle}
+        return json.dumps(head | dict(self.fields), separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def checked(type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields as JSON has them (paths as text, tuples as lists). Raises ValueError when one is wrong."""
+    if type not in FIELDS:
+        raise ValueError(f"there is no event {type!r}")
+    plain = {name: _plain(value) for name, value in fields.items()}
+    for name, kind in FIELDS[type].items():
+        if name not in plain:
+            raise ValueError(f"event {type} lacks {name!r}")
+        if plain[name] is None and kind.endswith(OPTIONAL):
+            continue
+        if not CHECKS[kind.removesuffix(OPTIONAL)](plain[name]):
+            raise ValueError(f"event {type}: {name!r} must be {kind}, not {plain[name]!r}")
+    return plain
+
+
+class EventSink:
+    """Numbers the events of a session and writes them: into a file of its folder, to a stream, or both.
+
+    Each line is written at once and whole, so that who follows the file never reads half a line.
+    Raises EnvironmentFault (HR5107, HR5108) when the file cannot be written.
+    """
+
+    def __init__(
+        self, file: Path | None = None, stream: TextIO | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._path = file
+        self._stream = stream
+        self._clock = clock
+        self._seq = 0
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> Self:
+        if self._path is not None:
+            with writing_to(self._path.parent):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self._descriptor = os.open(self._path, flags, 0o600)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def emit(self, type: str, cycle: int | None = None, **fields: Any) -> Event:
+        """Write one event. Raises ValueError when its fields are not those of its type."""
+        plain = checked(type, fields)
+        self._seq += 1
+        event = Event(self._seq, round(self._clock(), 3), type, cycle, plain)
+        line = event.line()
+        if self._descriptor is not None and self._path is not None:
+            with writing_to(self._path.parent):
+                os.write(self._descriptor, line.encode("ascii"))
+        if self._stream is not None:
+            self._stream.write(line)
+            self._stream.flush()
+        return event
+
+
+def closing_event(report: ReloadReport) -> tuple[str, dict[str, Any]]:
+    """The event that ends a cycle, as type and fields, from its report."""
+    outcome, files = report.outcome, list(report.files)
+    if outcome.rung is not None:
+        return "apply.done", {
+            "rung": outcome.rung,
+            "number": report.number,
+            "files": files,
+            "symbols": list(report.symbols),
+            "ms": {stage: report.milliseconds.get(stage, 0.0) for stage in STAGES},
+            "saved_to_live_ms": report.saved_to_live_ms or 0.0,
+        }
+    if outcome is Outcome.UNDONE:
+        return "undo.done", {"number": report.number, "files": files, "still_runs": report.still_runs}
+    if outcome is Outcome.COMPILE_ERROR:
+        return "build.error", {"files": files, "code": "HR1003", "diagnostics": report.error}
+    if outcome is Outcome.NO_CHANGE:
+        unchanged: dict[str, Any] = {"verdict": "unchanged", "changed_functions": [], "new_functions": []}
+        return "diff.done", unchanged | {"files": files, "ms": report.milliseconds.get("diff", 0.0)}
+    reasons = [reason_object(reason) for reason in report.reasons]
+    if outcome is Outcome.CRASHED:
+        first = report.reasons[0] if report.reasons else Reason("HR4101", "the guest's kernel crashed")
+        return "crash", {
+            "code": first.code,
+            "title": first.message,
+            "function": first.symbol,
+            "number": report.number,
+            "reasons": reasons,
+        }
+    return "refused", {"files": files, "reasons": reasons, "still_runs": report.still_runs}
+
+
+def reason_object(reason: Reason) -> dict[str, Any]:
+    """A reason as every JSON of ours has it: code, symbol, message, hint, file, line."""
+    return {
+        "code": reason.code,
+        "symbol": reason.symbol,
+        "message": reason.message,
+        "hint": reason.hint,
+        "file": None if reason.file is None else str(reason.file),
+        "line": reason.line,
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return round(value, 3) if isinstance(value, float) else value

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""What came of one cycle, as values: the rows of ``hotreload history``, the source of lines and events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+# In the order in which a save goes through them; the keys of ``ReloadReport.milliseconds``.
+STAGES = ("watch", "build", "diff", "link", "push", "load", "complete")
+
+
+class Outcome(StrEnum):
+    """How a cycle ended."""
+
+    LIVE = "live"
+    RELOADED = "reloaded"
+    RESTORED = "restored"
+    NO_CHANGE = "no_change"
+    REFUSED = "refused"
+    REJECTED = "rejected"
+    COMPILE_ERROR = "compile_error"
+    STALLED = "stalled"
+    CRASHED = "crashed"
+    UNDONE = "undone"
+    REDONE = "redone"
+
+    @property
+    def exit_status(self) -> int:
+        """The exit status of a command that ends with this (the table of exit statuses in README.md)."""
+        return {"compile_error": 3, "refused": 4, "rejected": 4, "crashed": 5, "stalled": 6}.get(self, 0)
+
+    @property
+    def rung(self) -> str | None:
+        """The rung of the ladder that brought the change; None where none did."""
+        return {"live": "patch", "redone": "patch", "reloaded": "module", "restored": "restore"}.get(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why an edit did not go live: the fact with old and new value, and what to do."""
+
+    code: str
+    message: str
+    symbol: str | None = None
+    hint: str | None = None
+    file: Path | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadReport:
+    """One cycle.
+
+    ``number``           of the reload; None when nothing was sent
+    ``symbols``          what now runs anew: functions, or the modules that were reloaded
+    ``milliseconds``     by stage (``STAGES``); a stage that was not reached has no key
+    ``saved_to_live_ms`` from the last event of the save to the new code running, transition included
+    ``reasons``          of a refusal, a rejection, a stall or a crash: all of them at once
+    ``notes``            further lines for the reader: what was done about it, what else to know
+    ``error``            text of a tool, such as gcc's diagnostics in gcc's own form
+    ``still_runs``       the reload whose code the guest runs now; None: the code it booted with
+    """
+
+    outcome: Outcome
+    number: int | None = None
+    files: tuple[Path, ...] = ()
+    symbols: tuple[str, ...] = ()
+    milliseconds: Mapping[str, float] = field(default_factory=dict)
+    saved_to_live_ms: float | None = None
+    reasons: tuple[Reason, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: str = ""
+    still_runs: int | None = None
+    time: datetime = field(default_factory=lambda: datetime.now().astimezone())

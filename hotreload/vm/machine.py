@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+"""The life of one virtual machine, from its sockets to its end.
+
+    created --> booting --> running --> stopped
+                   |         |   ^-----------------.
+                   |         |-----> panicked -----| QEMU says RESUME    the guest is kept, paused
+                   |         `-----> halted -------'                     the guest switched itself off
+                   `------------------------------> stopped              with GuestUnreachableError
+
+``async with Machine(...)`` owns all of it: QEMU dies with us (process.spawn), the sockets' folder
+goes with the machine, and what a killed hotreload left behind is swept by the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hotreload.errors import EnvironmentFault, GuestUnreachableError
+from hotreload.paths import writing_to
+from hotreload.vm.console import Console
+from hotreload.vm.monitor import Monitor, QmpEvent
+from hotreload.vm.qemu import Qemu, QemuEndedError, main_complaint, start_qemu
+from hotreload.vm.sockets import free_port, socket_folder
+from hotreload.vm.spec import Endpoints, MachineSpec
+
+# Seconds. A guest without KVM on a loaded machine boots in ten; one that takes a minute does not come.
+BOOT_DEADLINE = 60.0
+# How often a port that somebody else took first is replaced by another one.
+PORT_ATTEMPTS = 3
+# A panic or QEMU's end shows twice, as an event and on the console: how long to wait for the other one.
+SECOND_OPINION = 0.5
+
+
+class State(enum.Enum):
+    CREATED = "created"
+    BOOTING = "booting"
+    RUNNING = "running"
+    PANICKED = "panicked"
+    HALTED = "halted"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a guest does not run any more: ``state`` is PANICKED, HALTED or STOPPED, ``message`` one line."""
+
+    state: State
+    message: str
+
+
+# What QEMU reports when a guest stops by itself.
+TROUBLES = {
+    "GUEST_PANICKED": Trouble(State.PANICKED, "the guest's kernel panicked"),
+    "SHUTDOWN": Trouble(State.HALTED, "the guest switched itself off"),
+}
+
+
+class Machine:
+    """One QEMU, booted on entry and gone on exit.
+
+    Entry raises EnvironmentFault (HR5104) when QEMU is missing, and GuestUnreachableError (HR3107)
+    when the guest is not ready before ``boot_deadline`` seconds are over, with the console's last lines
+    and QEMU's own error.
+    """
+
+    def __init__(self, spec: MachineSpec, console_log: Path, *, boot_deadline: float = BOOT_DEADLINE) -> None:
+        self.spec = spec
+        self.state = State.CREATED
+        # From the start of QEMU to the ready guest.
+        self.boot_seconds = 0.0
+        self.endpoints: Endpoints
+        self.console: Console
+        self._console_log = console_log
+        self._deadline = boot_deadline
+        self._owned = contextlib.AsyncExitStack()
+        self._qemu: Qemu
+        self._trouble: asyncio.Future[Trouble]
+
+    async def __aenter__(self) -> Self:
+        if self.state is not State.CREATED:
+            raise RuntimeError(f"a machine has one life, and this one is {self.state.value}")
+        if shutil.which(self.spec.qemu) is None:
+            raise EnvironmentFault(
+                f"{self.spec.qemu} is not installed", code="HR5104", hint="apt-get install qemu-system-x86"
+            )
+        self.state = State.BOOTING
+        self._trouble = asyncio.get_running_loop().create_future()
+        started = time.monotonic()
+        try:
+            await self._start()
+            await self._wait_for_boot()
+        except BaseException:
+            await self.stop()
+            raise
+        self.boot_seconds = time.monotonic() - started
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def stop(self) -> None:
+        """End QEMU: ask, wait, kill. Safe in every state, and more than once."""
+        if self.state is not State.STOPPED:
+            self._enter(Trouble(State.STOPPED, "the guest was stopped"))
+        await self._owned.aclose()
+
+    @property
+    def monitor(self) -> Monitor:
+        return self._qemu.monitor
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process."""
+        return self._qemu.pid
+
+    @property
+    def ssh_port(self) -> int:
+        return self.endpoints.ssh_port
+
+    @property
+    def by_hand(self) -> str:
+        """A QEMU line that boots the same guest in a terminal, without us."""
+        return self.spec.by_hand(self.ssh_port)
+
+    @property
+    def trouble(self) -> Trouble | None:
+        """Why the guest does not run, or None if it does."""
+        return self._trouble.result() if self._trouble.done() else None
+
+    async def wait_for_trouble(self) -> Trouble:
+        """Return when the guest does not run any more, at once if it does not now. Any number may wait."""
+        return await asyncio.shield(self._trouble)
+
+    async def _start(self) -> None:
+        with writing_to(self._console_log.parent):
+            self._console_log.parent.mkdir(parents=True, exist_ok=True)
+            self._console_log.write_bytes(b"")
+        folder = self._owned.enter_context(socket_folder())
+        self._qemu = await self._start_qemu(folder)
+        self._owned.push_async_callback(self._qemu.end)
+        self.console = Console(self.endpoints.console, self._console_log)
+        watcher = asyncio.create_task(self._watch())
+        self._owned.callback(watcher.cancel)
+
+    async def _start_qemu(self, folder: Path) -> Qemu:
+        for attempt in range(1, PORT_ATTEMPTS + 1):
+            self.endpoints = Endpoints(folder, self._console_log, free_port())
+            try:
+                return await start_qemu(self.spec.argv(self.endpoints), self.endpoints.qmp)
+            except QemuEndedError as error:
+                if attempt == PORT_ATTEMPTS or "host forwarding rule" not in str(error):
+                    raise GuestUnreachableError(
+                        f"QEMU does not start: {main_complaint(str(error))}",
+                        str(error),
+                        code="HR3107",
+                        hint=f"by hand: {self.by_hand}",
+                    ) from error
+        raise AssertionError("unreachable")
+
+    async def _watch(self) -> None:
+        """Follow what QEMU reports until it is gone."""
+        async for event in self.monitor.events():
+            self._note(event)
+        self._enter(Trouble(State.STOPPED, await self._qemu.wait()))
+
+    def _note(self, event: QmpEvent) -> None:
+        if event.name in TROUBLES and self.state in (State.BOOTING, State.RUNNING):
+            self._enter(TROUBLES[event.name])
+        elif event.name == "RESUME" and self.state in (State.PANICKED, State.HALTED):
+            # Somebody loaded a snapshot over the dead guest.
+            self.state = State.RUNNING
+            self._trouble = asyncio.get_running_loop().create_future()
+
+    def _enter(self, trouble: Trouble) -> None:
+        self.state = trouble.state
+        if self._trouble.done():
+            # Who asks from now on hears of the end, not of the panic that it followed.
+            self._trouble = asyncio.get_running_loop().create_future()
+        self._trouble.set_result(trouble)
+
+    async def _wait_for_boot(self) -> None:
+        """Ends in RUNNING or raises GuestUnreachableError (HR3107) with all that is known."""
+        ready = asyncio.create_task(self.console.wait_for_boot())
+        both: set[asyncio.Future[Any]] = {ready, self._trouble}
+        try:
+            async with asyncio.timeout(self._deadline):
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                if not ready.done() or ready.exception():
+                    await asyncio.wait(both, timeout=SECOND_OPINION)
+            self._judge(ready)
+        except TimeoutError:
+            raise self._not_booted(f"the guest was not ready after {self._deadline:g} s") from None
+        finally:
+            ready.cancel()
+            await asyncio.wait({ready})
+
+    def _judge(self, ready: asyncio.Task[None]) -> None:
+        trouble = self.trouble
+        if trouble and (trouble.state is State.STOPPED or not ready.done()):
+            raise self._not_booted(f"the guest did not boot: {trouble.message}")
+        if error := ready.exception():
+            if not isinstance(error, GuestUnreachableError):
+                raise error
+            raise self._not_booted(error.message)
+        self.state = State.RUNNING
+
+    def _not_booted(self, message: str) -> GuestUnreachableError:
+        excerpt = "\n".join(part for part in (self._qemu.complaint, self.console.tail()) if part)
+        return GuestUnreachableError(
+            message, excerpt, code="HR3107", hint=f"all it said: {self._console_log}; by hand: {self.by_hand}"
+        )

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""One QEMU process and its monitor: started together, ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from hotreload import process
+from hotreload.errors import GuestUnreachableError
+from hotreload.vm.console import printable
+from hotreload.vm.monitor import Monitor, QmpError
+
+# Seconds from QMP's `quit` to SIGKILL.
+QUIT_GRACE = 2.0
+# QEMU needs some 50 ms to connect to the monitor; a machine that swaps needs more.
+CONNECT_LIMIT = 30.0
+# The last words are what matters of a program that may warn a thousand times.
+COMPLAINT_BYTES = 8192
+
+
+def main_complaint(stderr: str) -> str:
+    """The line that tells why QEMU ended: the first that is no warning."""
+    lines = [line for line in printable(stderr).splitlines() if line.strip()]
+    return next((line for line in lines if "warning:" not in line), lines[0] if lines else "")
+
+
+class QemuEndedError(Exception):
+    """QEMU ended before it connected to us; the text is its own error."""
+
+
+class Qemu:
+    """A running QEMU. Made by `start_qemu`."""
+
+    def __init__(self, running: asyncio.subprocess.Process, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self._process = running
+        self._stderr = bytearray()
+        self._reader = asyncio.create_task(self._read_stderr())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def complaint(self) -> str:
+        """What QEMU said on its standard error, safe to print."""
+        return printable(self._stderr.decode(errors="replace")).strip()
+
+    async def wait(self) -> str:
+        """Return one line on how it ended, once it did."""
+        await self._process.wait()
+        await asyncio.wait({self._reader})
+        status = self._process.returncode or 0
+        how = f"signal {-status}" if status < 0 else f"exit status {status}"
+        complaint = main_complaint(self.complaint)
+        return f"QEMU ended with {how}" + (f": {complaint}" if complaint else "")
+
+    async def end(self) -> None:
+        """Ask, wait, kill. Nothing of it is left afterwards."""
+        try:
+            with contextlib.suppress(TimeoutError, QmpError, GuestUnreachableError):
+                async with asyncio.timeout(QUIT_GRACE):
+                    await self.monitor.execute("quit")
+                    await self._process.wait()
+        finally:
+            await process.end(self._process)
+            await self.monitor.close()
+            await asyncio.wait({self._reader})
+
+    async def _read_stderr(self) -> None:
+        assert self._process.stderr is not None
+        while data := await self._process.stderr.read(4096):
+            self._stderr += data
+            del self._stderr[:-COMPLAINT_BYTES]
+
+
+async def start_qemu(argv: Sequence[str], qmp_socket: Path) -> Qemu:
+    """Start QEMU and wait until it has connected to the monitor at ``qmp_socket``.
+
+    Raises QemuEndedError when it ends instead, GuestUnreachableError (HR3107) when it does neither.
+    """
+    monitor = Monitor(qmp_socket)
+    await monitor.listen()
+    try:
+        qemu = Qemu(await process.spawn(argv, stdout=asyncio.subprocess.DEVNULL), monitor)
+    except BaseException:
+        await monitor.close()
+        raise
+    try:
+        await _connected(qemu)
+    except BaseException:
+        await qemu.end()
+        raise
+    return qemu
+
+
+async def _connected(qemu: Qemu) -> None:
+    accepted = asyncio.create_task(qemu.monitor.accept())
+    ended = asyncio.create_task(qemu.wait())
+    try:
+        await asyncio.wait({accepted, ended}, timeout=CONNECT_LIMIT, return_when=asyncio.FIRST_COMPLETED)
+        if accepted.done() and accepted.exception():
+            # It hung up on us; it is on its way out, and its own words say more.
+            await asyncio.wait({ended}, timeout=QUIT_GRACE)
+        if ended.done():
+            raise QemuEndedError(qemu.complaint or ended.result())
+        if not accepted.done():
+            raise GuestUnreachableError(
+                f"QEMU did not connect to its monitor in {CONNECT_LIMIT:g} s", qemu.complaint, code="HR3107"
+            )
+        await accepted
+    finally:
+        for task in (accepted, ended):
+            task.cancel()
+        await asyncio.wait({accepted, ended})

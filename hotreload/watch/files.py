@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""Looking at files: what they hold, which are in a folder, which file systems keep quiet about changes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from hotreload.watch.changes import Digest
+from hotreload.watch.filters import file_matters, folder_matters
+
+LARGEST_SOURCE = 64 << 20  # bytes; the kernel's largest header has 24 MB, core dumps have more
+NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+
+# Where others than this kernel change files, so that inotify hears of nothing: inotify(7), "Limitations".
+REMOTE_FILESYSTEMS = frozenset(
+    "9p afs beegfs ceph cifs davfs glusterfs lustre nfs nfs4 prl_fs smb3 smbfs vboxsf virtiofs".split()
+)
+
+
+class StillWrittenError(Exception):
+    """The file changed while it was read."""
+
+
+def digest(path: str) -> Digest:
+    """BLAKE2b of a file's content, 16 bytes; None when there is no such file, or it cannot be a source.
+
+    Raises StillWrittenError when it changed meanwhile, OSError when it cannot be read.
+    """
+    try:
+        # Without O_NONBLOCK the open of a fifo waits for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in NO_SUCH_FILE:
+            return None
+        raise
+    try:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode) or before.st_size > LARGEST_SOURCE:
+            return None
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+        after = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise StillWrittenError(path)
+    return content
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What is directly in one folder, after the filters. Paths are strings: there are thousands."""
+
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+    links: tuple[str, ...]  # those of the files that are symbolic links
+
+
+def list_folder(folder: str) -> Listing:
+    """Sources and subfolders of ``folder``, empty when it is gone or cannot be read.
+
+    Symbolic links to folders are not followed: the kernel tree's lead back into itself.
+    """
+    folders, files, links = [], [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if folder_matters(entry.name):
+                        folders.append(entry.path)
+                elif file_matters(entry.name) and entry.is_file():
+                    files.append(entry.path)
+                    if entry.is_symlink():
+                        links.append(entry.path)
+    except OSError:
+        return Listing((), (), ())
+    return Listing(tuple(folders), tuple(files), tuple(links))
+
+
+def stat_files(roots: Iterable[str], files: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """Modification time (ns), size and inode of everything below ``roots`` and of ``files``, for polling."""
+    found = {}
+    waiting = list(roots)
+    paths = list(files)
+    while waiting:
+        listing = list_folder(waiting.pop())
+        waiting += listing.folders
+        paths += listing.files
+    for path in paths:
+        try:
+            seen = os.stat(path)
+        except OSError:
+            continue
+        found[path] = (seen.st_mtime_ns, seen.st_size, seen.st_ino)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mounted file system: where, and its type as in /proc/filesystems (``nfs4``, ``fuse.sshfs``)."""
+
+    point: str
+    type: str
+
+    @property
+    def needs_polling(self) -> bool:
+        # fuseblk (NTFS on a local disk) is this kernel's own; fuse.sshfs and its like are not.
+        return self.type in REMOTE_FILESYSTEMS or self.type.startswith("fuse.")
+
+
+def parse_mountinfo(text: str) -> tuple[Mount, ...]:
+    """The lines of /proc/self/mountinfo (proc(5)), in their order."""
+    mounts = []
+    for line in text.splitlines():
+        here, separator, source = line.partition(" - ")
+        if separator:
+            mounts.append(Mount(_unescape(here.split()[4]), source.split()[0]))
+    return tuple(mounts)
+
+
+def mount_of(path: str, mounts: Iterable[Mount]) -> Mount | None:
+    """The mount that holds a resolved path: the deepest; of several on one point, the last hides the rest."""
+    best: Mount | None = None
+    for mount in mounts:
+        below = mount.point.rstrip("/") + "/"
+        if (path + "/").startswith(below) and (best is None or len(mount.point) >= len(best.point)):
+            best = mount
+    return best
+
+
+def needs_polling(paths: Iterable[str]) -> bool:
+    """Whether any of these is on a file system that others may change behind inotify's back."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mounts = parse_mountinfo(file.read())
+    found = (mount_of(os.path.realpath(path), mounts) for path in paths)
+    return any(mount is not None and mount.needs_polling for mount in found)
+
+
+def _unescape(field: str) -> str:
+    # seq_file writes space, tab, newline and backslash as \040 and the like.
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)

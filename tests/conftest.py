@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""What every test shares: isolation from the user's own folders, the kernel, and honest skips.
+
+Folders decide a test's kind: tests/unit needs nothing, tests/objects a compiler (marker ``objects``),
+tests/guest boots a guest (marker ``guest``). They run in that order, so that a cheap test fails first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hotreload.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from hotreload.build.kernel_tree import KernelTree
+
+TESTS = Path(__file__).parent
+KINDS = ("unit", "objects", "guest")
+
+
+def require(condition: object, what: str, command: str) -> None:
+    """Skip the test unless ``condition`` holds: ``what`` is missing, ``command`` brings it.
+
+    With HOTRELOAD_REQUIRE in the environment, as in this project's own CI, the test fails instead.
+    """
+    if condition:
+        return
+    message = f"{what} is missing; to get it: {command}"
+    if os.environ.get("HOTRELOAD_REQUIRE"):
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+_pytest: list[pytest.Config] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    _pytest[:] = [config]
+
+
+def say(text: str) -> None:
+    """Tell whoever watches the terminal what is being waited for, past pytest's capturing."""
+    capture = _pytest[0].pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+def kind_of(path: Path) -> str:
+    """The kind of the tests in this file: the name of its folder below tests/."""
+    folder = path.relative_to(TESTS).parts[0]
+    return folder if folder in KINDS else "unit"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        kind = kind_of(item.path)
+        if kind != "unit":
+            item.add_marker(getattr(pytest.mark, kind))
+    items.sort(key=lambda item: KINDS.index(kind_of(item.path)))  # stable: the order within a kind stays
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_test_meets_the_users_own_state() -> Iterator[None]:
+    # A short name: the sockets that live below it may have 108 bytes of path (unix(7)).
+    place = Path(tempfile.mkdtemp(prefix="hr-", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("HOTRELOAD_")]:
+            if name != "HOTRELOAD_REQUIRE":
+                patch.delenv(name)
+        patch.delenv("NO_COLOR", raising=False)
+        for variable, folder in (
+            ("XDG_STATE_HOME", "s"),
+            ("XDG_CONFIG_HOME", "c"),
+            ("XDG_RUNTIME_DIR", "r"),
+        ):
+            (place / folder).mkdir(mode=0o700)
+            patch.setenv(variable, str(place / folder))
+        yield
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _unit_tests_start_from_empty_folders(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if kind_of(request.path) == "unit":
+        for variable in ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME"):
+            monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
+
+
+@pytest.fixture(scope="session")
+def debian_kernel() -> KernelTree:
+    """The packaged kernel: from the cache, or fetched (about 40 MB)."""
+    from hotreload.build.debian_kernel import fetch_debian_kernel
+
+    try:
+        return asyncio.run(fetch_debian_kernel(progress=say))
+    except EnvironmentFault as fault:
+        require(False, f"the packaged kernel ({fault.message})", fault.hint or "hotreload doctor --fix")
+        raise

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""One booted guest a session, for the tests that do not break it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from hotreload.build.kernel_tree import KernelTree
+from hotreload.deploy.guest import CommandResult, SshGuest
+from hotreload.vm.image import GuestImage, build_image
+from hotreload.vm.machine import Machine
+from hotreload.vm.probe import choose_accel
+from hotreload.vm.spec import MachineSpec
+from tests.conftest import require, say
+
+T = TypeVar("T")
+
+PROGRAMS = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "busybox": "busybox-static",
+    "dropbearkey": "dropbear-bin",
+    "setpriv": "util-linux",
+}
+
+
+@dataclass
+class Booted:
+    """A guest that runs while the event loop sleeps between two tests, and plain calls to use it."""
+
+    machine: Machine
+    guest: SshGuest
+    runner: asyncio.Runner
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(coroutine)
+
+    def run(self, command: str, stdin: bytes | None = None, timeout: float = 30.0) -> CommandResult:
+        return self.wait(self.guest.run(command, stdin=stdin, timeout=timeout))
+
+
+@pytest.fixture(scope="session")
+def guest_image(debian_kernel: KernelTree) -> GuestImage:
+    for program, package in PROGRAMS.items():
+        require(shutil.which(program), program, f"apt-get install {package}")
+    return asyncio.run(build_image(debian_kernel))
+
+
+@pytest.fixture(scope="session")
+def guest_spec(debian_kernel: KernelTree, guest_image: GuestImage) -> MachineSpec:
+    accel = asyncio.run(choose_accel())
+    return MachineSpec(debian_kernel.image, guest_image.initramfs, accel=accel.name)
+
+
+@pytest.fixture(scope="session")
+def booted(
+    guest_spec: MachineSpec, guest_image: GuestImage, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Booted]:
+    machine = Machine(guest_spec, tmp_path_factory.mktemp("machine") / "console.log")
+    guest = None
+    with asyncio.Runner() as runner:
+        runner.run(machine.__aenter__())
+        try:
+            say(f"a guest booted in {machine.boot_seconds:.1f} s ({guest_spec.accel})")
+            guest = SshGuest(machine.ssh_port, guest_image.client_key, guest_image.host_key)
+            yield Booted(machine, guest, runner)
+        finally:
+            if guest is not None:
+                runner.run(guest.close())
+            runner.run(machine.stop())
+
+
+@pytest.fixture
+def console_log(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "console.log"
