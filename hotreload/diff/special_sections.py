@@ -58,7 +58,9 @@ _COMPANIONS: Final = frozenset(row.companion for row in TABLE if row.companion)
 REPLACEMENTS: Final = ".altinstr_replacement"
 # Code out of line that a feature test jumps through (_static_cpu_has). It has no symbols.
 AUXILIARY: Final = ".altinstr_aux"
-DYNAMIC_DEBUG: Final = "__dyndbg"
+# Descriptors of pr_debug(); named __verbose before commit e5ebffe18e5a ("dyndbg: rename __verbose section
+# to __dyndbg") (in v5.9).
+DYNAMIC_DEBUG: Final = frozenset(("__dyndbg", "__verbose"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,7 +185,7 @@ def is_ordinary(section: Section) -> bool:
     """Whether a new symbol of this section can live in a patch module as well as anywhere."""
     if section.is_code:
         return not is_init(section) and section.name not in (REPLACEMENTS, AUXILIARY, ".static_call.text")
-    if section.name == DYNAMIC_DEBUG:
+    if section.name in DYNAMIC_DEBUG:
         return True
     if section.name.startswith((".data..percpu", ".data..ro_after_init", ".data..init")):
         return False

@@ -178,7 +178,8 @@ class _Reader:
                 entries = [
                     (offset, kind, symbol, addend)
                     for offset, kind, symbol, addend in _RELA.iter_unpack(self._bytes_of(index))
-                    if kind
+                    # In code, NONE marks a place: old recordmcount left one where it had made a call a nop.
+                    if kind or self.sections[header[7]].is_code
                 ]
                 raw.setdefault(header[7], []).extend(entries)
         for entries in raw.values():

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""Whether two symbols say the same, wherever the compiler put them and whatever it called them.
+
+Bytes must be equal, and each relocation must have the same type, place and addend and mean the same: the same
+undefined name, a twin, a string or constant of the same content. What has no identity of its
+own (anonymous data, the statics of macros, constants) is the same when its content is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+
+from hotreload.diff.correlate import Correlation, base_name, is_constant, is_place_static
+from hotreload.diff.special_sections import Entry, EntryTable
+from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef, Target
+
+
+class Comparison:
+    """Compares symbols of two objects under a correlation; remembers what it found."""
+
+    def __init__(self, correlation: Correlation, before: EntryTable, after: EntryTable) -> None:
+        self.correlation = correlation
+        self.before = before
+        self.after = after
+        self._known: dict[tuple[Symbol, Symbol], bool] = {}
+
+    def same(self, original: Symbol, patched: Symbol) -> bool:
+        """Whether two symbols have the same content and, for code, the same entries in special sections."""
+        key = original, patched
+        if key not in self._known:
+            # Data may refer to itself in a circle: equal unless something else says otherwise.
+            self._known[key] = True
+            self._known[key] = self._same(original, patched)
+        return self._known[key]
+
+    def _same(self, original: Symbol, patched: Symbol) -> bool:
+        if original.size != patched.size or original.content != patched.content:
+            return False
+        if not self.same_relocations(original.relocations, patched.relocations):
+            return False
+        ours = [entry for entry in self.before.of.get(original, ()) if entry.row.compared]
+        theirs = [entry for entry in self.after.of.get(patched, ()) if entry.row.compared]
+        return all(
+            one is not None and other is not None and self._same_entry(one, other)
+            for one, other in zip_longest(ours, theirs)
+        )
+
+    def same_relocations(self, ours: Sequence[Relocation], theirs: Sequence[Relocation]) -> bool:
+        """Whether two lists of relocations say the same, one by one."""
+        return len(ours) == len(theirs) and all(
+            one.offset == other.offset
+            and one.type == other.type
+            and one.addend == other.addend
+            and self.same_target(one.target, other.target)
+            for one, other in zip(ours, theirs, strict=True)
+        )
+
+    def same_target(self, ours: Target, theirs: Target) -> bool:
+        """Whether two relocations point at the same thing."""
+        if not isinstance(ours, SymbolRef) or not isinstance(theirs, SymbolRef):
+            if isinstance(ours, StringRef) and isinstance(theirs, StringRef):
+                return ours.text == theirs.text
+            return ours == theirs
+        one, other = ours.symbol, theirs.symbol
+        if not one.is_defined or not other.is_defined:
+            return not one.is_defined and not other.is_defined and one.name == other.name
+        twin = self.correlation.original_of.get(other)
+        if twin is not None or one in self.correlation.patched_of:
+            return twin is one
+        return self._has_no_identity(one, other) and self.same(one, other)
+
+    def _has_no_identity(self, one: Symbol, other: Symbol) -> bool:
+        if one.anonymous or other.anonymous:
+            return one.anonymous and other.anonymous
+        if base_name(one.name) != base_name(other.name):
+            return False
+        return (is_place_static(one) and is_place_static(other)) or (is_constant(one) and is_constant(other))
+
+    def _same_entry(self, one: Entry, other: Entry) -> bool:
+        if one.row is not other.row or one.content != other.content:
+            return False
+        if one.replacement is None or other.replacement is None:
+            return self.same_relocations(one.relocations, other.relocations)
+        # Where the replacement stands in its section says nothing; what it is does.
+        return (
+            self.same_relocations(one.relocations[:1], other.relocations[:1])
+            and one.replacement[0] == other.replacement[0]
+            and self.same_relocations(one.replacement[1], other.replacement[1])
+        )

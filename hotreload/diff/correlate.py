@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: MIT
+"""Which symbol of the patched object is which of the original: twins.
+
+Functions carry no state, so any one-to-one pairing of them is safe: what refers to a function is compared
+through its twin, and a caller whose bytes did not change was compiled for the callee that it calls in the
+patched object. Data is state, and a wrong pair would mix two variables up, so data is paired only
+where one answer is possible: by its exact name, which C makes unique in a file; and a static
+local, whose number gcc deals out anew each time (``count.3``), by the twins that refer to it, in the order in
+which they do. What stays open is told, never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.special_sections import DYNAMIC_DEBUG, is_entry_section, is_inert
+from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
+
+# Statics that macros make, one for each place in the source: they tell a place, hold once-only or debugging
+# state, and must never be taken for the one of another place (kpatch's and objtool's lists are the same).
+_PLACE_STATICS: Final = frozenset(
+    """__key __warned __already_done __func__ __FUNCTION__ __PRETTY_FUNCTION__ _rs CSWTCH _entry _entry_ptr
+    descriptor __print_once __print_deferred_once ___done ___tp_str __msg""".split()
+)
+_NUMBER: Final = re.compile(r"\.\d+")
+_UNIQUE: Final = re.compile(r"(__UNIQUE_ID_\w*?)\d+\b")
+# gcc's numbers for the clones of a function: foo.isra.0, foo.constprop.1, foo.part.0, foo.cold
+_CHILD: Final = re.compile(r"\.(cold|part)\b.*")
+
+
+def base_name(name: str) -> str:
+    """A name without the numbers that the compiler deals out: ``count.3`` -> ``count``, ``f.isra.0`` -> ``f.isra``."""
+    if name.startswith("__UNIQUE_ID_"):
+        name = _UNIQUE.sub(r"\1", name)
+    return _NUMBER.sub("", name)
+
+
+def parent_name(name: str) -> str:
+    """The function of the source that a child belongs to: ``foo.cold``, ``foo.part.0`` -> ``foo``."""
+    return _CHILD.sub("", name)
+
+
+def is_child(symbol: Symbol) -> bool:
+    """Whether a function is a part that gcc split off another one (``foo.cold``)."""
+    return symbol.is_function and ".cold" in symbol.name
+
+
+def is_place_static(symbol: Symbol) -> bool:
+    """Whether a macro made this variable for one place in the source."""
+    if symbol.section is not None and symbol.section.name in DYNAMIC_DEBUG:
+        return True
+    name = base_name(symbol.name)
+    return symbol.is_local and (name in _PLACE_STATICS or name.startswith(("__UNIQUE_ID_", "__func__")))
+
+
+def is_static_local(symbol: Symbol) -> bool:
+    """Whether this is a variable of a function that keeps its value (``count.3``)."""
+    return symbol.is_object and symbol.is_local and _NUMBER.search(symbol.name) is not None
+
+
+def is_constant(symbol: Symbol) -> bool:
+    """Whether a local object can never be written, so that its content is all there is to it."""
+    section = symbol.section
+    return section is not None and symbol.is_object and symbol.is_local and not section.is_writable
+
+
+@dataclass(slots=True)
+class Correlation:
+    """``original_of``: patched symbol -> its twin; ``patched_of`` the other way. One to one."""
+
+    original_of: dict[Symbol, Symbol] = field(default_factory=dict)
+    patched_of: dict[Symbol, Symbol] = field(default_factory=dict)
+    obstacles: list[Obstacle] = field(default_factory=list)
+
+    def pair(self, original: Symbol, patched: Symbol) -> None:
+        self.original_of[patched] = original
+        self.patched_of[original] = patched
+
+    def unpair(self, original: Symbol) -> None:
+        del self.original_of[self.patched_of.pop(original)]
+
+
+def correlate(original: ObjectFile, patched: ObjectFile) -> Correlation:
+    """Pair the defined functions and objects of two objects."""
+    result = Correlation()
+    pair_by_name(result, original, patched)
+    pair_static_locals(result, original, patched)
+    return result
+
+
+def pair_by_name(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
+    """Pair what its exact name makes unique; then functions whose names differ in the compiler's numbers only."""
+    for key in (_exact_key, _numberless_key):
+        before = _unique_by(key, (s for s in original.symbols if s not in result.patched_of and _is_named(s)))
+        after = _unique_by(key, (s for s in patched.symbols if s not in result.original_of and _is_named(s)))
+        for name, symbol in after.items():
+            if name in before:
+                result.pair(before[name], symbol)
+
+
+def _is_named(symbol: Symbol) -> bool:
+    section = symbol.section
+    if section is None or symbol.anonymous or not (symbol.is_function or symbol.is_object):
+        return False
+    if is_inert(section) or is_entry_section(section):
+        return False
+    return symbol.is_function or not (is_static_local(symbol) or is_place_static(symbol))
+
+
+def _exact_key(symbol: Symbol) -> tuple[str, int] | None:
+    return symbol.name, symbol.kind
+
+
+def _numberless_key(symbol: Symbol) -> tuple[str, int] | None:
+    return (base_name(symbol.name), symbol.kind) if symbol.is_function else None
+
+
+def _unique_by(key: object, symbols: Iterable[Symbol]) -> dict[object, Symbol]:
+    assert callable(key)
+    found: dict[object, list[Symbol]] = defaultdict(list)
+    for symbol in symbols:
+        name = key(symbol)
+        if name is not None:
+            found[name].append(symbol)
+    return {name: group[0] for name, group in found.items() if len(group) == 1}
+
+
+def pair_static_locals(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
+    """Pair static locals by the twins that refer to them, until no new pair is found; tell the doubtful ones."""
+    referrers = list(result.original_of.items())
+    doubtful: dict[str, str] = {}
+    while referrers:
+        found: list[tuple[Symbol, Symbol]] = []
+        for after, before in referrers:
+            found += _pairs_below(result, before, after, doubtful)
+        referrers = [(after, before) for before, after in found]
+    for name, why in doubtful.items():
+        open_before = [s for s in original.symbols if _is_open(s, name, result.patched_of)]
+        open_after = [s for s in patched.symbols if _is_open(s, name, result.original_of)]
+        if open_before and open_after:
+            result.obstacles.append(_doubt(name, why))
+    _tell_moved(result, original, patched)
+
+
+def _pairs_below(
+    result: Correlation, before: Symbol, after: Symbol, doubtful: dict[str, str]
+) -> list[tuple[Symbol, Symbol]]:
+    """New pairs among the static locals that two twins refer to."""
+    found = []
+    ours, theirs = _locals_of(before), _locals_of(after)
+    for name in ours.keys() & theirs.keys():
+        left, right = ours[name], theirs[name]
+        if len(left) != len(right) or (len(left) > 1 and before.content != after.content):
+            doubtful[name] = f"{parent_name(before.name)} has several static variables of that name"
+            continue
+        for one, other in zip(left, right, strict=True):
+            known = result.patched_of.get(one)
+            if known is other:
+                continue
+            if known is not None or other in result.original_of:
+                doubtful[name] = f"{parent_name(before.name)} and another function disagree about which one it is"
+                continue
+            result.pair(one, other)
+            found.append((one, other))
+    return found
+
+
+def _locals_of(symbol: Symbol) -> dict[str, list[Symbol]]:
+    """The static locals that a symbol refers to, by name, in the order of the first reference."""
+    found: dict[str, dict[Symbol, None]] = defaultdict(dict)
+    for relocation in symbol.relocations:
+        if isinstance(relocation.target, SymbolRef):
+            target = relocation.target.symbol
+            if target.is_defined and is_static_local(target) and not is_place_static(target):
+                found[base_name(target.name)][target] = None
+    return {name: list(symbols) for name, symbols in found.items()}
+
+
+def _is_open(symbol: Symbol, name: str, paired: dict[Symbol, Symbol]) -> bool:
+    return (
+        symbol.is_defined
+        and symbol not in paired
+        and is_static_local(symbol)
+        and not is_place_static(symbol)
+        and not is_constant(symbol)
+        and base_name(symbol.name) == name
+    )
+
+
+def _tell_moved(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
+    """A static local of the same name on both sides that no pair of twins shares: the same one, or another?"""
+    told = {obstacle.symbol for obstacle in result.obstacles}
+    for symbol in original.symbols:
+        name = base_name(symbol.name)
+        if name not in told and _is_open(symbol, name, result.patched_of):
+            if any(_is_open(other, name, result.original_of) for other in patched.symbols):
+                told.add(name)
+                result.obstacles.append(_doubt(name, "the functions that use it have changed places"))
+
+
+def _doubt(name: str, why: str) -> Obstacle:
+    return Obstacle(
+        "HR2104", name, f"cannot tell which static variable '{name}' keeps the value of which: {why}",
+        "give the variables different names, or reload the module",
+    )  # fmt: skip

@@ -1,0 +1,475 @@
+# SPDX-License-Identifier: MIT
+"""What changed between two objects of one unit: the differ's list of passes.
+
+Read ``diff_objects`` first. Every pass says one thing about the pair and collects what it refuses, so that an
+author learns all reasons at once. The rule behind them all: every byte and relocation that the kernel
+may look at is either the same, or explained by a change that a patch can carry, or an obstacle.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from hotreload.diff.compare import Comparison
+from hotreload.diff.correlate import (
+    base_name,
+    correlate,
+    is_child,
+    is_constant,
+    is_place_static,
+    is_static_local,
+    parent_name,
+)
+from hotreload.diff.obstacles import Note, Obstacle
+from hotreload.diff.special_sections import (
+    Entry,
+    is_entry_section,
+    is_inert,
+    is_init,
+    is_ordinary,
+    read_entries,
+)
+from hotreload.elf.model import ObjectFile, Relocation, Section, Symbol, SymbolRef
+
+# How far a change may climb from a function that cannot be traced to callers that can.
+PROMOTION_BOUND = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """A function on both sides."""
+
+    original: Symbol
+    patched: Symbol
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectDiff:
+    """What a patch of one object has to do.
+
+    ``changed``           functions to redirect; ``new_functions`` and ``removed_functions`` have no twin
+    ``carried``           the patched symbols that travel in the patch, functions and data, in file order
+    ``original_of``       patched symbol -> the one that the running kernel has
+    ``entries``           the special-section entries that travel with a carried symbol
+    ``callers_promoted``  functions that did not change themselves, and why they travel
+    """
+
+    changed: tuple[Twins, ...]
+    new_functions: tuple[Symbol, ...]
+    removed_functions: tuple[Symbol, ...]
+    new_data: tuple[Symbol, ...]
+    carried: tuple[Symbol, ...]
+    original_of: Mapping[Symbol, Symbol]
+    entries: Mapping[Symbol, tuple[Entry, ...]]
+    callers_promoted: Mapping[str, str]
+    notes: tuple[Note, ...]
+    obstacles: tuple[Obstacle, ...]
+
+    @property
+    def verdict(self) -> str:
+        """unchanged, patchable or refused."""
+        if self.obstacles:
+            return "refused"
+        return "patchable" if self.changed else "unchanged"
+
+    @property
+    def changed_functions(self) -> tuple[str, ...]:
+        """Names as the source has them: a part that gcc split off counts as its parent."""
+        return _names(parent_name(twins.original.name) for twins in self.changed)
+
+
+@dataclass(slots=True)
+class _Work:
+    """What the passes fill in."""
+
+    changed: dict[Symbol, Symbol] = field(default_factory=dict)  # patched function -> original
+    copied: set[Symbol] = field(default_factory=set)  # changed, but reached through callers only
+    promoted: dict[str, str] = field(default_factory=dict)
+    init_changed: list[str] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    obstacles: list[Obstacle] = field(default_factory=list)
+
+    def refuse(self, code: str, symbol: str, message: str, hint: str = Obstacle.__dataclass_fields__["hint"].default) -> None:  # fmt: skip
+        self.obstacles.append(Obstacle(code, symbol, message, hint))
+
+
+class _Differ:
+    """Two objects, how their symbols correspond, and what was found so far."""
+
+    def __init__(self, original: ObjectFile, patched: ObjectFile) -> None:
+        self.original, self.patched = original, patched
+        self.before, self.after = read_entries(original), read_entries(patched)
+        self.correlation = correlate(original, patched)
+        self.comparison = Comparison(self.correlation, self.before, self.after)
+        self.work = _Work()
+
+    # --- passes, in order ---
+
+    def take_over_doubts(self) -> None:
+        """What correlation and the reading of special sections could not decide is an obstacle."""
+        self.work.obstacles += [*self.correlation.obstacles, *self.before.obstacles, *self.after.obstacles]
+
+    def let_constants_travel(self) -> None:
+        """A changed constant that only code reads is not the old one any more: its readers change, and bring it."""
+        referrers = _referrers(self.original)
+        for original, patched in list(self.correlation.patched_of.items()):
+            if not is_constant(original) or not is_constant(patched):
+                continue
+            readers = referrers[original] | _referrers_of(self.correlation.patched_of, referrers, original)
+            if all(_is_running_code(reader) for reader in readers) and not self.comparison.same(original, patched):
+                self.correlation.unpair(original)
+        self.comparison = Comparison(self.correlation, self.before, self.after)
+
+    def find_changed_functions(self) -> None:
+        """A function whose code, or whose entries in special sections, differ is changed."""
+        for patched, original in self.correlation.original_of.items():
+            if original.is_function and not self.comparison.same(original, patched):
+                if _is_init(original) or _is_init(patched):
+                    self.work.init_changed.append(original.name)
+                else:
+                    self.work.changed[patched] = original
+
+    def join_children(self) -> None:
+        """A part that gcc split off cannot be redirected by itself: its parent changes with it."""
+        parents = {symbol.name: symbol for symbol in self.patched.functions}
+        for child in [symbol for symbol in self.work.changed if is_child(symbol)]:
+            original = self.work.changed.pop(child)
+            parent = parents.get(child.name[: child.name.index(".cold")])
+            if parent is None or parent not in self.correlation.original_of:
+                self.work.refuse("HR2202", original.name, f"the parent of {original.name} was not found")
+            else:
+                self.work.changed[parent] = self.correlation.original_of[parent]
+
+    def promote_callers(self) -> None:
+        """A function without an ftrace site cannot be redirected: its callers are, and call the new one."""
+        callers = _referrers(self.patched)
+        for _ in range(PROMOTION_BOUND):
+            stuck = [p for p, o in self.work.changed.items() if p not in self.work.copied and not self._is_traceable(o)]
+            if not stuck:
+                return
+            for patched in stuck:
+                self._promote(patched, self.work.changed[patched], callers[patched])
+        for patched, original in self.work.changed.items():
+            if patched not in self.work.copied and not self._is_traceable(original):
+                self._refuse_untraceable(original, "the chain of its callers is too long")
+
+    def _promote(self, patched: Symbol, original: Symbol, callers: set[Symbol]) -> None:
+        self.work.copied.add(patched)
+        twins = self.correlation.original_of
+        outside = [c for c in callers if not c.is_function or _is_init(c)]
+        if not original.is_local or not callers or outside or any(_takes_address(c, patched) for c in callers):
+            self._refuse_untraceable(original, "and not all of its callers are known")
+            return
+        for caller in callers:
+            if caller in twins and caller not in self.work.changed:
+                self.work.changed[caller] = twins[caller]
+                self.work.promoted[parent_name(twins[caller].name)] = f"calls {original.name}, which is not traceable"
+
+    def _is_traceable(self, original: Symbol) -> bool:
+        """Whether ftrace can redirect a function: it begins with a call of __fentry__, or a note of one."""
+        if any(entry.row.name == "__mcount_loc" for entry in self.before.of.get(original, ())):
+            return True
+        # Behind ENDBR64 with IBT. Objects that recordmcount is still to see have the call and no note.
+        return any(
+            isinstance(r.target, SymbolRef) and r.target.symbol.name == "__fentry__" and r.offset <= 5
+            for r in original.relocations[:1]
+        )
+
+    def _refuse_untraceable(self, original: Symbol, why: str) -> None:
+        self.work.refuse(
+            "HR2202", original.name, f"{original.name} cannot be traced (it has no __fentry__ call), {why}"
+        )
+
+    def refuse_changed_data(self) -> None:
+        """Data that the running kernel holds keeps its value: another size or initial value cannot be brought."""
+        for patched, original in self.correlation.original_of.items():
+            if not original.is_object or self._is_skipped(original):
+                continue
+            if original.size != patched.size:
+                message = f"'{original.name}' changed its size from {original.size} to {patched.size} bytes"
+                self.work.refuse("HR2101", original.name, message)
+            elif _is_init(original):
+                if not self.comparison.same(original, patched):
+                    self.work.init_changed.append(original.name)
+            elif not self.comparison.same(original, patched):
+                what = self._difference(original, patched)
+                self.work.refuse("HR2103", original.name, f"the initial value of '{original.name}' changed{what}")
+
+    def _difference(self, original: Symbol, patched: Symbol) -> str:
+        """Where two objects of one size first differ, for a message."""
+        if original.content != patched.content:
+            at = next(i for i, (a, b) in enumerate(zip(original.content, patched.content, strict=True)) if a != b)
+            start = at - at % 4
+            was, now = (int.from_bytes(s.content[start : start + 4], "little") for s in (original, patched))
+            return f" at offset {start}: {was:#x} -> {now:#x}"
+        for one, other in zip(original.relocations, patched.relocations, strict=False):
+            if not self.comparison.same_relocations([one], [other]):
+                return f" at offset {one.offset}: {_described(one)} -> {_described(other)}"
+        return ""
+
+    def refuse_new_data_out_of_place(self) -> None:
+        """A new symbol whose section the kernel reads only while it loads a module would have no effect."""
+        for symbol in self.patched.symbols:
+            section = symbol.section
+            if symbol in self.correlation.original_of or section is None or not symbol.size or symbol.anonymous:
+                continue
+            if self._is_skipped(symbol) or is_ordinary(section):
+                continue
+            if _is_init(symbol):
+                self.work.init_changed.append(symbol.name)
+            else:
+                self.work.refuse("HR2105", symbol.name, f"'{symbol.name}' is new in {section.name}")
+        for symbol in self.original.symbols:
+            section = symbol.section
+            if symbol in self.correlation.patched_of or section is None or not symbol.size or symbol.anonymous:
+                continue
+            if self._is_skipped(symbol) or is_ordinary(section) or _is_init(symbol):
+                continue
+            self.work.refuse("HR2105", symbol.name, f"'{symbol.name}' is gone from {section.name}")
+
+    def explain_other_sections(self) -> None:
+        """Sections without symbols that no table explains must say the same on both sides."""
+        ours, theirs = _other_sections(self.original), _other_sections(self.patched)
+        for name in sorted(ours.keys() | theirs.keys()):
+            if self._same_stretches(ours.get(name, []), theirs.get(name, [])):
+                continue
+            if name == ".modinfo":
+                message = "the module's description changed; modinfo shows it after the next load of the module"
+                self.work.notes.append(Note("HR2105", name, message))
+            elif is_init((ours.get(name) or theirs[name])[0].section):  # type: ignore[arg-type]
+                self.work.init_changed.append(name)
+            else:
+                self.work.refuse("HR2208", name, f"section {name} changed, and what it means is not known")
+
+    def _same_stretches(self, ours: list[Symbol], theirs: list[Symbol]) -> bool:
+        if ours and theirs and ours[0].section is not None and ours[0].section.name == ".modinfo":
+            return sorted(_strings(ours)) == sorted(_strings(theirs))
+        return len(ours) == len(theirs) and all(
+            self.comparison.same(one, other) for one, other in zip(ours, theirs, strict=True)
+        )
+
+    def explain_stray_entries(self) -> None:
+        """Entries of special sections that belong to no function must be the same."""
+        ours = [(s, e) for s, entries in self.before.of.items() if not s.is_function for e in entries if e.row.compared]
+        theirs = [(s, e) for s, entries in self.after.of.items() if not s.is_function for e in entries if e.row.compared]
+        counts = [defaultdict[str, int](int), defaultdict[str, int](int)]
+        for side, found in zip(counts, (ours, theirs), strict=True):
+            for _, entry in found:
+                side[entry.row.name] += 1
+        for name in counts[0].keys() | counts[1].keys():
+            if counts[0][name] != counts[1][name]:
+                self.work.refuse("HR2208", name, f"entries of {name} that belong to no function changed")
+
+    def weigh_init(self) -> None:
+        """Code for loading and unloading runs once: beside other changes it waits, alone it is refused."""
+        for name in _names(self.work.init_changed):
+            message = f"{name} runs when the module is loaded or unloaded; its change waits for the next load"
+            if self.work.changed:
+                self.work.notes.append(Note("HR2201", name, message))
+            else:
+                self.work.refuse("HR2201", name, f"only code for loading or unloading changed: {name}")
+
+    # --- the result ---
+
+    def result(self) -> ObjectDiff:
+        new_functions = [
+            symbol
+            for symbol in self.patched.functions
+            if symbol not in self.correlation.original_of and not _is_init(symbol) and not is_child(symbol)
+        ]
+        removed = [
+            symbol
+            for symbol in self.original.functions
+            if symbol not in self.correlation.patched_of and not _is_init(symbol) and not is_child(symbol)
+        ]
+        carried = self._carried(new_functions)
+        order = {symbol: number for number, symbol in enumerate(self.patched.symbols)}
+        travelling = sorted(carried, key=lambda symbol: order[symbol])
+        new_data = [
+            s for s in travelling if s.is_object and not is_place_static(s) and s not in self.correlation.original_of
+        ]
+        self._tell_lost_statics()
+        redirected = sorted(
+            (p for p in self.work.changed if p not in self.work.copied), key=lambda symbol: order[symbol]
+        )
+        return ObjectDiff(
+            changed=tuple(Twins(self.work.changed[patched], patched) for patched in redirected),
+            new_functions=tuple(new_functions),
+            removed_functions=tuple(removed),
+            new_data=tuple(new_data),
+            carried=tuple(travelling),
+            original_of=self.correlation.original_of,
+            entries={symbol: tuple(self.after.of.get(symbol, ())) for symbol in travelling},
+            callers_promoted=self.work.promoted,
+            notes=tuple(self.work.notes),
+            obstacles=tuple(dict.fromkeys(self.work.obstacles)),
+        )
+
+    def _carried(self, new_functions: Iterable[Symbol]) -> set[Symbol]:
+        """What travels: the changed functions, and all that is new or has no identity and that they reach."""
+        if not self.work.changed:
+            return set()
+        carried: set[Symbol] = set()
+        todo = [*self.work.changed, *new_functions]
+        while todo:
+            symbol = todo.pop()
+            if symbol in carried:
+                continue
+            carried.add(symbol)
+            for target in self._targets(symbol):
+                if target not in carried and self._must_travel(target, carried):
+                    todo.append(target)
+        return carried
+
+    def _targets(self, symbol: Symbol) -> Iterator[Symbol]:
+        """The defined symbols that a symbol, or an entry of it, refers to."""
+        lists = [symbol.relocations]
+        for entry in self.after.of.get(symbol, ()):
+            lists.append(entry.relocations if entry.replacement is None else entry.replacement[1])
+        for relocations in lists:
+            for relocation in relocations:
+                if isinstance(relocation.target, SymbolRef) and relocation.target.symbol.is_defined:
+                    yield relocation.target.symbol
+
+    def _must_travel(self, target: Symbol, carried: set[Symbol]) -> bool:
+        if is_child(target):
+            return True
+        if target in self.correlation.original_of:
+            return target in self.work.changed
+        section = target.section
+        assert section is not None
+        if _is_init(target):
+            self.work.refuse("HR2201", target.name, f"running code refers to {target.name}, which is freed after init")
+            return False
+        if not is_ordinary(section) and not (target.anonymous and section.is_code):
+            known = {obstacle.symbol for obstacle in self.work.obstacles}
+            if target.name not in known:
+                self.work.refuse("HR2105", target.name, f"changed code needs '{target.name}' of {section.name}")
+            return False
+        return True
+
+    def _tell_lost_statics(self) -> None:
+        for symbol in self.original.symbols:
+            if (
+                symbol.is_defined
+                and symbol not in self.correlation.patched_of
+                and is_static_local(symbol)
+                and not is_place_static(symbol)
+                and not is_constant(symbol)
+                and self.work.changed
+            ):
+                name = base_name(symbol.name)
+                message = f"the static variable '{name}' is not used any more; its value stays behind"
+                self.work.notes.append(Note("HR2104", name, message))
+
+    def _is_skipped(self, symbol: Symbol) -> bool:
+        section = symbol.section
+        return section is None or is_inert(section) or is_entry_section(section) or is_place_static(symbol)
+
+
+def diff_objects(original: ObjectFile, patched: ObjectFile) -> ObjectDiff:
+    """Compare the object the guest booted with the one of the source as it is now. Pure."""
+    differ = _Differ(original, patched)
+
+    # What could not be read or paired without doubt stops everything that would build on it.
+    differ.take_over_doubts()
+
+    # Constants have no identity: a table that only code reads changes with its readers.
+    differ.let_constants_travel()
+
+    # Functions: what differs, what belongs to it, and how it can be reached.
+    differ.find_changed_functions()
+    differ.join_children()
+    differ.promote_callers()
+
+    # Data: what the running kernel holds must stay as it is.
+    differ.refuse_changed_data()
+    differ.refuse_new_data_out_of_place()
+
+    # All the rest must be explained.
+    differ.explain_other_sections()
+    differ.explain_stray_entries()
+    differ.weigh_init()
+
+    return differ.result()
+
+
+def is_direct_branch(code: bytes, offset: int) -> bool:
+    """Whether the 4-byte field at ``offset`` is the operand of CALL, JMP or Jcc."""
+    return code[offset - 1] in (0xE8, 0xE9) or (
+        offset > 1 and code[offset - 2] == 0x0F and code[offset - 1] & 0xF0 == 0x80
+    )
+
+
+def _takes_address(referrer: Symbol, target: Symbol) -> bool:
+    """Whether a function uses the address of another one for more than to call it."""
+    return any(
+        isinstance(r.target, SymbolRef)
+        and r.target.symbol is target
+        and not is_direct_branch(referrer.content, r.offset)
+        for r in referrer.relocations
+    )
+
+
+def _referrers(obj: ObjectFile) -> dict[Symbol, set[Symbol]]:
+    """Which symbols refer to each symbol; entries of special sections and what is never looked at do not count."""
+    found: dict[Symbol, set[Symbol]] = defaultdict(set)
+    for symbol in obj.symbols:
+        section = symbol.section
+        if section is None or is_inert(section) or is_entry_section(section):
+            continue
+        for relocation in symbol.relocations:
+            if isinstance(relocation.target, SymbolRef):
+                found[relocation.target.symbol].add(symbol)
+    return found
+
+
+def _referrers_of(
+    patched_of: Mapping[Symbol, Symbol], referrers: Mapping[Symbol, set[Symbol]], original: Symbol
+) -> set[Symbol]:
+    return referrers.get(patched_of[original], set())
+
+
+def _is_running_code(symbol: Symbol) -> bool:
+    return symbol.is_function and not _is_init(symbol)
+
+
+def _is_init(symbol: Symbol) -> bool:
+    return symbol.section is not None and is_init(symbol.section)
+
+
+def _other_sections(obj: ObjectFile) -> dict[str, list[Symbol]]:
+    """The anonymous stretches of sections that are neither inert, nor entries, nor ordinary code and data."""
+    found: dict[str, list[Symbol]] = {}
+    for section in obj.sections:
+        if is_inert(section) or is_entry_section(section) or is_ordinary(section) or not section.size:
+            continue
+        if _is_merged(section):
+            continue
+        stretches = [symbol for symbol in section.symbols if symbol.anonymous]
+        if stretches:
+            found.setdefault(section.name, []).extend(stretches)
+    return found
+
+
+def _is_merged(section: Section) -> bool:
+    from hotreload.elf.constants import SHF_MERGE
+
+    return section.flags & SHF_MERGE != 0
+
+
+def _strings(stretches: Iterable[Symbol]) -> list[bytes]:
+    return [text for symbol in stretches for text in symbol.content.split(b"\0") if text]
+
+
+def _described(relocation: Relocation) -> str:
+    target = relocation.target
+    if isinstance(target, SymbolRef):
+        return target.symbol.name + (f"+{relocation.addend:#x}" if relocation.addend > 0 else "")
+    return repr(getattr(target, "text", b"").decode(errors="replace")) if hasattr(target, "text") else "a constant"
+
+
+def _names(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
