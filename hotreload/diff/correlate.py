@@ -163,7 +163,9 @@ def _pairs_below(
             if known is other:
                 continue
             if known is not None or other in result.original_of:
-                doubtful[name] = f"{parent_name(before.name)} and another function disagree about which one it is"
+                doubtful[name] = (
+                    f"{parent_name(before.name)} and another function disagree about which one it is"
+                )
                 continue
             result.pair(one, other)
             found.append((one, other))

@@ -31,7 +31,9 @@ from hotreload.diff.special_sections import (
     is_ordinary,
     read_entries,
 )
+from hotreload.elf.constants import SHF_MERGE
 from hotreload.elf.model import ObjectFile, Relocation, Section, Symbol, SymbolRef
+from hotreload.elf.references import takes_address
 
 # How far a change may climb from a function that cannot be traced to callers that can.
 PROMOTION_BOUND = 16
@@ -118,7 +120,9 @@ class _Differ:
             if not is_constant(original) or not is_constant(patched):
                 continue
             readers = referrers[original] | _referrers_of(self.correlation.patched_of, referrers, original)
-            if all(_is_running_code(reader) for reader in readers) and not self.comparison.same(original, patched):
+            if all(_is_running_code(reader) for reader in readers) and not self.comparison.same(
+                original, patched
+            ):
                 self.correlation.unpair(original)
         self.comparison = Comparison(self.correlation, self.before, self.after)
 
@@ -146,7 +150,11 @@ class _Differ:
         """A function without an ftrace site cannot be redirected: its callers are, and call the new one."""
         callers = _referrers(self.patched)
         for _ in range(PROMOTION_BOUND):
-            stuck = [p for p, o in self.work.changed.items() if p not in self.work.copied and not self._is_traceable(o)]
+            stuck = [
+                p
+                for p, o in self.work.changed.items()
+                if p not in self.work.copied and not self._is_traceable(o)
+            ]
             if not stuck:
                 return
             for patched in stuck:
@@ -159,13 +167,20 @@ class _Differ:
         self.work.copied.add(patched)
         twins = self.correlation.original_of
         outside = [c for c in callers if not c.is_function or _is_init(c)]
-        if not original.is_local or not callers or outside or any(_takes_address(c, patched) for c in callers):
+        if (
+            not original.is_local
+            or not callers
+            or outside
+            or any(_takes_address(c, patched) for c in callers)
+        ):
             self._refuse_untraceable(original, "and not all of its callers are known")
             return
         for caller in callers:
             if caller in twins and caller not in self.work.changed:
                 self.work.changed[caller] = twins[caller]
-                self.work.promoted[parent_name(twins[caller].name)] = f"calls {original.name}, which is not traceable"
+                self.work.promoted[parent_name(twins[caller].name)] = (
+                    f"calls {original.name}, which is not traceable"
+                )
 
     def _is_traceable(self, original: Symbol) -> bool:
         """Whether ftrace can redirect a function: it begins with a call of __fentry__, or a note of one."""
@@ -195,12 +210,16 @@ class _Differ:
                     self.work.init_changed.append(original.name)
             elif not self.comparison.same(original, patched):
                 what = self._difference(original, patched)
-                self.work.refuse("HR2103", original.name, f"the initial value of '{original.name}' changed{what}")
+                self.work.refuse(
+                    "HR2103", original.name, f"the initial value of '{original.name}' changed{what}"
+                )
 
     def _difference(self, original: Symbol, patched: Symbol) -> str:
         """Where two objects of one size first differ, for a message."""
         if original.content != patched.content:
-            at = next(i for i, (a, b) in enumerate(zip(original.content, patched.content, strict=True)) if a != b)
+            at = next(
+                i for i, (a, b) in enumerate(zip(original.content, patched.content, strict=True)) if a != b
+            )
             start = at - at % 4
             was, now = (int.from_bytes(s.content[start : start + 4], "little") for s in (original, patched))
             return f" at offset {start}: {was:#x} -> {now:#x}"
@@ -213,7 +232,12 @@ class _Differ:
         """A new symbol whose section the kernel reads only while it loads a module would have no effect."""
         for symbol in self.patched.symbols:
             section = symbol.section
-            if symbol in self.correlation.original_of or section is None or not symbol.size or symbol.anonymous:
+            if (
+                symbol in self.correlation.original_of
+                or section is None
+                or not symbol.size
+                or symbol.anonymous
+            ):
                 continue
             if self._is_skipped(symbol) or is_ordinary(section):
                 continue
@@ -223,7 +247,12 @@ class _Differ:
                 self.work.refuse("HR2105", symbol.name, f"'{symbol.name}' is new in {section.name}")
         for symbol in self.original.symbols:
             section = symbol.section
-            if symbol in self.correlation.patched_of or section is None or not symbol.size or symbol.anonymous:
+            if (
+                symbol in self.correlation.patched_of
+                or section is None
+                or not symbol.size
+                or symbol.anonymous
+            ):
                 continue
             if self._is_skipped(symbol) or is_ordinary(section) or _is_init(symbol):
                 continue
@@ -236,7 +265,9 @@ class _Differ:
             if self._same_stretches(ours.get(name, []), theirs.get(name, [])):
                 continue
             if name == ".modinfo":
-                message = "the module's description changed; modinfo shows it after the next load of the module"
+                message = (
+                    "the module's description changed; modinfo shows it after the next load of the module"
+                )
                 self.work.notes.append(Note("HR2105", name, message))
             elif is_init((ours.get(name) or theirs[name])[0].section):  # type: ignore[arg-type]
                 self.work.init_changed.append(name)
@@ -252,8 +283,20 @@ class _Differ:
 
     def explain_stray_entries(self) -> None:
         """Entries of special sections that belong to no function must be the same."""
-        ours = [(s, e) for s, entries in self.before.of.items() if not s.is_function for e in entries if e.row.compared]
-        theirs = [(s, e) for s, entries in self.after.of.items() if not s.is_function for e in entries if e.row.compared]
+        ours = [
+            (s, e)
+            for s, entries in self.before.of.items()
+            if not s.is_function
+            for e in entries
+            if e.row.compared
+        ]
+        theirs = [
+            (s, e)
+            for s, entries in self.after.of.items()
+            if not s.is_function
+            for e in entries
+            if e.row.compared
+        ]
         counts = [defaultdict[str, int](int), defaultdict[str, int](int)]
         for side, found in zip(counts, (ours, theirs), strict=True):
             for _, entry in found:
@@ -288,7 +331,9 @@ class _Differ:
         order = {symbol: number for number, symbol in enumerate(self.patched.symbols)}
         travelling = sorted(carried, key=lambda symbol: order[symbol])
         new_data = [
-            s for s in travelling if s.is_object and not is_place_static(s) and s not in self.correlation.original_of
+            s
+            for s in travelling
+            if s.is_object and not is_place_static(s) and s not in self.correlation.original_of
         ]
         self._tell_lost_statics()
         redirected = sorted(
@@ -341,12 +386,16 @@ class _Differ:
         section = target.section
         assert section is not None
         if _is_init(target):
-            self.work.refuse("HR2201", target.name, f"running code refers to {target.name}, which is freed after init")
+            self.work.refuse(
+                "HR2201", target.name, f"running code refers to {target.name}, which is freed after init"
+            )
             return False
         if not is_ordinary(section) and not (target.anonymous and section.is_code):
             known = {obstacle.symbol for obstacle in self.work.obstacles}
             if target.name not in known:
-                self.work.refuse("HR2105", target.name, f"changed code needs '{target.name}' of {section.name}")
+                self.work.refuse(
+                    "HR2105", target.name, f"changed code needs '{target.name}' of {section.name}"
+                )
             return False
         return True
 
@@ -396,20 +445,13 @@ def diff_objects(original: ObjectFile, patched: ObjectFile) -> ObjectDiff:
     return differ.result()
 
 
-def is_direct_branch(code: bytes, offset: int) -> bool:
-    """Whether the 4-byte field at ``offset`` is the operand of CALL, JMP or Jcc."""
-    return code[offset - 1] in (0xE8, 0xE9) or (
-        offset > 1 and code[offset - 2] == 0x0F and code[offset - 1] & 0xF0 == 0x80
-    )
-
-
 def _takes_address(referrer: Symbol, target: Symbol) -> bool:
-    """Whether a function uses the address of another one for more than to call it."""
+    """Whether a symbol uses the address of a function for more than to call it."""
     return any(
-        isinstance(r.target, SymbolRef)
-        and r.target.symbol is target
-        and not is_direct_branch(referrer.content, r.offset)
-        for r in referrer.relocations
+        isinstance(relocation.target, SymbolRef)
+        and relocation.target.symbol is target
+        and takes_address(referrer, relocation)
+        for relocation in referrer.relocations
     )
 
 
@@ -455,8 +497,6 @@ def _other_sections(obj: ObjectFile) -> dict[str, list[Symbol]]:
 
 
 def _is_merged(section: Section) -> bool:
-    from hotreload.elf.constants import SHF_MERGE
-
     return section.flags & SHF_MERGE != 0
 
 
@@ -468,7 +508,11 @@ def _described(relocation: Relocation) -> str:
     target = relocation.target
     if isinstance(target, SymbolRef):
         return target.symbol.name + (f"+{relocation.addend:#x}" if relocation.addend > 0 else "")
-    return repr(getattr(target, "text", b"").decode(errors="replace")) if hasattr(target, "text") else "a constant"
+    return (
+        repr(getattr(target, "text", b"").decode(errors="replace"))
+        if hasattr(target, "text")
+        else "a constant"
+    )
 
 
 def _names(names: Iterable[str]) -> tuple[str, ...]:

@@ -6,6 +6,9 @@ from __future__ import annotations
 from typing import Final
 
 
+ET_REL: Final = 1
+EM_X86_64: Final = 62
+
 SHT_PROGBITS: Final = 1
 SHT_SYMTAB: Final = 2
 SHT_STRTAB: Final = 3

@@ -69,8 +69,7 @@ class Symbol:
     """A named stretch ``section[value:value + size]``; ``section`` is None for an undefined symbol.
 
     ``aliases`` are the other names of the same stretch. An anonymous symbol is named for its place
-    (``.rodata+0x40``) and stands for bytes that no symbol of the file covers. ``file`` is the name of
-    the STT_FILE symbol that a local symbol follows.
+    (``.rodata+0x40``) and stands for bytes that no symbol of the file covers.
     """
 
     name: str
@@ -79,10 +78,8 @@ class Symbol:
     section: Section | None
     value: int
     size: int
-    index: int
     aliases: tuple[str, ...] = ()
     anonymous: bool = False
-    file: str = ""
 
     @property
     def is_function(self) -> bool:
@@ -156,11 +153,12 @@ class Relocation:
 @dataclass(slots=True, eq=False)
 class ObjectFile:
     """An ET_REL file for x86-64. ``sections`` are those with content, ``symbols`` all but STT_SECTION and
-    STT_FILE, in the order of the file's table, anonymous ones last."""
+    STT_FILE, in the order of the file's table, anonymous ones last; ``files`` the names of its STT_FILE."""
 
     name: str
     sections: list[Section]
     symbols: list[Symbol]
+    files: list[str] = field(default_factory=list)
 
     def section(self, name: str) -> Section | None:
         """The first section of that name."""

@@ -42,7 +42,16 @@ from hotreload.elf.constants import (
     STT_SECTION,
 )
 from hotreload.elf.instructions import Instruction, UndecodableError, instructions
-from hotreload.elf.model import ConstRef, ObjectFile, Relocation, Section, StringRef, Symbol, SymbolRef, Target
+from hotreload.elf.model import (
+    ConstRef,
+    ObjectFile,
+    Relocation,
+    Section,
+    StringRef,
+    Symbol,
+    SymbolRef,
+    Target,
+)
 from hotreload.errors import InputError
 
 _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
@@ -92,6 +101,7 @@ class _Reader:
         self.headers: list[tuple[int, ...]] = []
         self.sections: dict[int, Section] = {}  # by index in the file
         self.symbols: list[Symbol] = []
+        self.files: list[str] = []
         self.by_index: dict[int, Symbol] = {}  # a symbol-table index -> its symbol
         self.section_of: dict[int, Section] = {}  # an STT_SECTION's index -> its section
         self.starts: dict[int, list[int]] = {}  # section index -> starts of its symbols
@@ -107,7 +117,7 @@ class _Reader:
         for section in self.sections.values():
             if section.is_code and sum(symbol.is_function for symbol in section.symbols) > 1:
                 self.name_branches(section)
-        return ObjectFile(self.name, list(self.sections.values()), self.symbols)
+        return ObjectFile(self.name, list(self.sections.values()), self.symbols, self.files)
 
     # --- tables ---
 
@@ -120,9 +130,7 @@ class _Reader:
         # gABI: more than 0xff00 sections put count and name index into header 0.
         count = count or first[5]
         names = first[6] if names == SHN_XINDEX else names
-        self.headers = [
-            _SECTION_HEADER.unpack_from(self.image, table + i * entry_size) for i in range(count)
-        ]
+        self.headers = [_SECTION_HEADER.unpack_from(self.image, table + i * entry_size) for i in range(count)]
         name_table = self._bytes_of(names)
         for index, header in enumerate(self.headers):
             name, kind, flags, _, _, size, _, _, align, entry = header
@@ -138,12 +146,11 @@ class _Reader:
             raise IndexError("no symbol table")
         names = self._bytes_of(self.headers[table][6])
         stretches: dict[tuple[int, int, int], Symbol] = {}
-        current_file = ""
         for index, entry in enumerate(_SYMBOL.iter_unpack(self._bytes_of(table))):
             name_at, info, _, where, value, size = entry
             kind, binding = info & 0xF, info >> 4
             if kind == STT_FILE:
-                current_file = _text(names, name_at)
+                self.files.append(_text(names, name_at))
                 continue
             if kind == STT_SECTION:
                 if where in self.sections:
@@ -154,8 +161,7 @@ class _Reader:
             section = self._section_at(where)
             # An absolute or common symbol has a value, and no stretch that could be compared.
             kind = kind if section is not None or where in (SHN_UNDEF, SHN_LIVEPATCH) else STT_NOTYPE
-            symbol = Symbol(_text(names, name_at), kind, binding, section, value, size, index)
-            symbol.file = current_file if binding == STB_LOCAL else ""
+            symbol = Symbol(_text(names, name_at), kind, binding, section, value, size)
             self.by_index[index] = symbol
             if section is None or kind not in (STT_FUNC, STT_OBJECT):
                 self.symbols.append(symbol)
@@ -199,9 +205,7 @@ class _Reader:
                 used = any(start <= offset < end for offset in offsets)
                 if used or not section.symbols or not _is_filling(section, start, end):
                     place = f"{section.name}+{start:#x}" if start else section.name
-                    symbol = Symbol(
-                        place, STT_NOTYPE, STB_LOCAL, section, start, end - start, -1, anonymous=True
-                    )
+                    symbol = Symbol(place, STT_NOTYPE, STB_LOCAL, section, start, end - start, anonymous=True)
                     section.symbols.append(symbol)
                     self.symbols.append(symbol)
             section.symbols.sort(key=lambda symbol: (symbol.value, symbol.size))
@@ -229,7 +233,9 @@ class _Reader:
     def _is_label(self, symbol: Symbol) -> bool:
         return symbol.section is not None and symbol.kind == STT_NOTYPE and symbol.is_local
 
-    def _at(self, target: Section, section: Section, offset: int, kind: int, addend: int) -> tuple[Target, int]:
+    def _at(
+        self, target: Section, section: Section, offset: int, kind: int, addend: int
+    ) -> tuple[Target, int]:
         """The target at ``target + addend`` for a relocation of ``section`` at ``offset``, and what is left of
         the addend."""
         after = self._bytes_to_end(target, section, offset) if kind in PC_RELATIVE and section.is_code else 0
@@ -277,7 +283,7 @@ class _Reader:
         if not section.symbols:
             # An empty section, or one that is not loaded: it stands for itself.
             section.symbols.append(
-                Symbol(section.name, STT_NOTYPE, STB_LOCAL, section, 0, section.size, -1, anonymous=True)
+                Symbol(section.name, STT_NOTYPE, STB_LOCAL, section, 0, section.size, anonymous=True)
             )
             self.symbols.append(section.symbols[0])
             self.starts[section.index] = [0]

@@ -14,6 +14,7 @@ import pytest
 
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.deploy.guest import CommandResult, SshGuest
+from hotreload.deploy.livepatch import AGENT_PATH, agent_source
 from hotreload.vm.image import GuestImage, build_image
 from hotreload.vm.machine import Machine
 from hotreload.vm.probe import choose_accel
@@ -49,7 +50,7 @@ class Booted:
 def guest_image(debian_kernel: KernelTree) -> GuestImage:
     for program, package in PROGRAMS.items():
         require(shutil.which(program), program, f"apt-get install {package}")
-    return asyncio.run(build_image(debian_kernel))
+    return asyncio.run(build_image(debian_kernel, extra={AGENT_PATH: agent_source()}))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ def test_a_batch_is_due_a_quiet_time_after_its_last_event() -> None:
     assert debounce.due() == pytest.approx(10.015)
     debounce.note("foo.h", Hint.COMPLETE, now=10.010)
     assert debounce.due() == pytest.approx(10.025)
-    assert debounce.take() == ({"foo.c", "foo.h"}, 10.010)
+    assert debounce.take() == (frozenset({"foo.c", "foo.h"}), 10.010)
     assert debounce.due() is None
 
 

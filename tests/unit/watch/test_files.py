@@ -2,12 +2,21 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from hotreload.watch import files
-from hotreload.watch.files import Mount, digest, list_folder, mount_of, parse_mountinfo, stat_files
+from hotreload.watch.files import (
+    Mount,
+    StillWrittenError,
+    digest,
+    list_folder,
+    mount_of,
+    parse_mountinfo,
+    stat_files,
+)
 
 MOUNTINFO = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
@@ -55,6 +64,26 @@ def test_what_is_no_regular_file_has_no_digest_and_does_not_hang(tmp_path: Path)
     (tmp_path / "loop.c").symlink_to("loop.c")
     for name in ("fifo.c", "loop.c", "none.c", "fifo.c/below.c", "."):
         assert digest(str(tmp_path / name)) is None
+
+
+def test_a_file_that_changes_while_it_is_read_has_no_digest_yet(tmp_path: Path) -> None:
+    file, enough = tmp_path / "big.c", threading.Event()
+    file.write_bytes(bytes(32 << 20))
+
+    def keep_writing() -> None:
+        with open(file, "r+b", buffering=0) as out:
+            while not enough.is_set():
+                out.write(b"x")
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    try:
+        with pytest.raises(StillWrittenError):
+            digest(str(file))
+    finally:
+        enough.set()
+        writer.join()
+    assert digest(str(file)) is not None
 
 
 def test_what_is_too_large_for_a_source_is_not_read(tmp_path: Path) -> None:

@@ -191,6 +191,17 @@ def test_the_watched_folder_may_be_replaced_as_a_whole(driver: Path) -> None:
     assert later == (driver / "sub/bar.h",)
 
 
+def test_the_folder_above_the_root_may_be_moved_away(driver: Path, tmp_path: Path) -> None:
+    async def session() -> Seen:
+        async with Watcher([tmp_path / "work/driver"]) as watcher:
+            os.rename(tmp_path / "work", tmp_path / "gone")
+            return await gather(watcher, until=tmp_path / "work/driver/foo.c")
+
+    (tmp_path / "work").mkdir()
+    os.rename(driver, tmp_path / "work/driver")
+    assert set(asyncio.run(session()).values()) == {"deleted"}
+
+
 def test_a_root_that_is_a_symbolic_link_reports_paths_as_given(driver: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(driver)
@@ -396,6 +407,24 @@ def test_a_cancelled_wait_loses_no_batch(driver: Path) -> None:
             return await gather(watcher, until=driver / "foo.c")
 
     assert asyncio.run(session()) == {f"{driver}/foo.c": "modified"}
+
+
+def test_a_wait_that_is_cancelled_in_the_midst_of_hashing_loses_no_batch(driver: Path) -> None:
+    large = [driver / f"{number}.c" for number in range(40)]
+
+    async def session() -> Seen:
+        async with Watcher([driver], quiet=0.1) as watcher:
+            for file in large:
+                file.write_bytes(bytes(1 << 20))
+            waiter = asyncio.ensure_future(anext(watcher))
+            while not watcher._looking.locked():  # noqa: ASYNC110  (a lock between threads)
+                await asyncio.sleep(0)
+            waiter.cancel()
+            await asyncio.wait([waiter])
+            assert waiter.cancelled()
+            return await gather(watcher, until=large[-1])
+
+    assert set(asyncio.run(session())) == set(map(str, large))
 
 
 def test_edits_during_a_reload_wait_for_the_next_turn_and_keep_their_time(driver: Path) -> None:

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: MIT
+"""From a folder and a kernel to a guest that runs its modules.
+
+Three things need nothing of each other and run at once: kbuild makes the modules, the glue is compiled (once
+a kernel), and the guest boots. The modules are pushed when both they and the guest are there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hotreload.build.base import Base, build_base
+from hotreload.build.external_module import BuiltModule, ExternalModule
+from hotreload.build.kernel_tree import KernelTree, kernel_compiler
+from hotreload.config import Config
+from hotreload.deploy.guest import SshGuest
+from hotreload.deploy.livepatch import AGENT_PATH, agent_source, load_module
+from hotreload.errors import GuestUnreachableError, InputError, KernelUnfitError
+from hotreload.loss import loss
+from hotreload.patch.glue import build_glue
+from hotreload.vm.image import build_image
+from hotreload.vm.kernel_modules import ModuleFolder, canonical, modinfo
+from hotreload.vm.machine import Machine
+from hotreload.vm.probe import choose_accel
+from hotreload.vm.spec import MachineSpec
+
+Progress = Callable[[str], None]
+T = TypeVar("T")
+
+# Imported while QEMU boots, for they take half a second together and the first command needs them.
+SLOW_IMPORTS = ("asyncssh", "watchdog.observers", "hotreload.reload")
+SETUP_LIMIT = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One module to load, with its parameters as insmod takes them."""
+
+    name: str
+    parameters: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """A guest that runs the modules. ``base`` is what it booted, ``notes`` is what else to tell about it."""
+
+    module: ExternalModule
+    base: Base
+    glue: Path
+    machine: Machine
+    guest: SshGuest
+    loaded: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@contextlib.asynccontextmanager
+async def boot(
+    folder: Path, kernel: KernelTree, config: Config, name: str, console_log: Path, progress: Progress
+) -> AsyncIterator[Booted]:
+    """Build, boot, load; the guest is gone after the block.
+
+    Raises what build_base, build_glue, build_image, choose_accel, Machine and load_module raise, and
+    InputError (HR1008) when ``load`` names a module that is nowhere or ``setup`` fails.
+    """
+    async with contextlib.AsyncExitStack() as owned:
+        try:
+            async with asyncio.TaskGroup() as together:
+                building = together.create_task(build_base(kernel, folder, progress))
+                making = together.create_task(build_glue(kernel, progress))
+                booting = together.create_task(
+                    _boot_guest(owned, kernel, config, name, console_log, progress)
+                )
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
+        module, base = building.result()
+        machine, guest, notes = booting.result()
+        progress("loading the modules")
+        loaded = await _or_lost(_load_modules(guest, kernel, base.modules, config.load), machine, console_log)
+        if config.setup:
+            progress(config.setup)
+            await _or_lost(_set_up(guest, config.setup), machine, console_log)
+        if note := (await kernel_compiler(kernel)).note:
+            notes = (*notes, note)
+        yield Booted(module, base, making.result(), machine, guest, loaded, notes)
+
+
+async def _boot_guest(
+    owned: contextlib.AsyncExitStack,
+    kernel: KernelTree,
+    config: Config,
+    name: str,
+    console_log: Path,
+    progress: Progress,
+) -> tuple[Machine, SshGuest, tuple[str, ...]]:
+    image = await build_image(kernel, extra={AGENT_PATH: agent_source()})
+    accel = (await choose_accel()).name if config.accel == "auto" else config.accel
+    spec = MachineSpec(
+        kernel.image, image.initramfs, accel, cpus=config.cpus, memory_mb=config.memory_mb, name=name
+    )
+    progress(f"booting {kernel.release}")
+    importing = asyncio.create_task(asyncio.to_thread(_import_slow_ones))
+    try:
+        machine, notes = await _boot_machine(owned, spec, console_log, config)
+    finally:
+        await importing
+    guest = await owned.enter_async_context(SshGuest(machine.ssh_port, image.client_key, image.host_key))
+    # The login is the longest part of the first command.
+    await guest.run("true")
+    return machine, guest, notes
+
+
+def _import_slow_ones() -> None:
+    for name in SLOW_IMPORTS:
+        importlib.import_module(name)
+
+
+async def _boot_machine(
+    owned: contextlib.AsyncExitStack, spec: MachineSpec, console_log: Path, config: Config
+) -> tuple[Machine, tuple[str, ...]]:
+    """Boot; once more without KVM when a guest that KVM was trusted with does not come up."""
+
+    async def attempt(spec: MachineSpec) -> Machine:
+        machine = Machine(spec, console_log, boot_deadline=config.boot_timeout)
+        return await owned.enter_async_context(machine)
+
+    try:
+        return await attempt(spec), ()
+    except GuestUnreachableError as error:
+        if spec.accel != "kvm" or config.accel == "kvm":
+            raise
+        note = f"HR5101 the guest did not boot under KVM ({error.message}); it runs emulated"
+        return await attempt(replace(spec, accel="tcg")), (note,)
+
+
+async def _or_lost(work: Coroutine[Any, Any, T], machine: Machine, console_log: Path) -> T:
+    """Do the work, unless the guest is lost meanwhile: a module may crash it as soon as it is loaded."""
+    working = asyncio.create_task(work)
+    alert = asyncio.create_task(machine.wait_for_trouble())
+    try:
+        await asyncio.wait({working, alert}, return_when=asyncio.FIRST_COMPLETED)
+        if alert.done():
+            raise await loss(alert.result(), console_log)
+        return working.result()
+    finally:
+        working.cancel()
+        alert.cancel()
+        await asyncio.wait({working, alert})
+
+
+async def _load_modules(
+    guest: SshGuest, kernel: KernelTree, built: Sequence[BuiltModule], wanted: Sequence[str]
+) -> tuple[str, ...]:
+    """Load the modules, with those of the kernel's that they use; the names of ours that are loaded."""
+    files = {module.name: module.ko for module in built}
+    depends = {name: await asyncio.to_thread(_depends, ko) for name, ko in files.items()}
+    kernels = _KernelModules(guest, kernel)
+    loads = load_order(depends, wanted)
+    for load in loads:
+        if load.name in files:
+            content = await asyncio.to_thread(files[load.name].read_bytes)
+            await load_module(guest, load.name, content, load.parameters)
+        else:
+            await kernels.load(load, tuple(files))
+    return tuple(load.name for load in loads if load.name in files)
+
+
+def _depends(ko: Path) -> tuple[str, ...]:
+    words = modinfo(ko.read_bytes(), str(ko)).get("depends", [""])[0].split(",")
+    return tuple(canonical(word) for word in words if word)
+
+
+def load_order(depends: Mapping[str, Iterable[str]], wanted: Sequence[str] = ()) -> tuple[Load, ...]:
+    """What to load, in order: as wanted (``"NAME PARAMETERS"``; default: all of ours), what each uses first.
+
+    ``depends``: our modules, each with what it uses; other names are the kernel's.
+    """
+    given = dict(_split(line) for line in wanted)
+    order: dict[str, Load] = {}
+
+    def visit(name: str) -> None:
+        if name not in order:
+            for other in depends.get(name, ()):
+                visit(other)
+            order[name] = Load(name, given.get(name, ""))
+
+    for name in given or depends:
+        visit(name)
+    return tuple(order.values())
+
+
+def _split(line: str) -> tuple[str, str]:
+    name, _, parameters = line.strip().partition(" ")
+    return canonical(name), parameters.strip()
+
+
+class _KernelModules:
+    """The kernel's own modules, pushed into the guest when one of ours, or the user, wants them."""
+
+    def __init__(self, guest: SshGuest, kernel: KernelTree) -> None:
+        self._guest = guest
+        self._kernel = kernel
+        self._folder: ModuleFolder | None = None
+        self._there: set[str] = set()
+
+    async def load(self, load: Load, ours: Sequence[str]) -> None:
+        if self._folder is None:
+            self._folder = await asyncio.to_thread(ModuleFolder, self._kernel.release, self._kernel.modules)
+            listing = await self._guest.run("cut -d' ' -f1 /proc/modules")
+            self._there = set(listing.text.split())
+        try:
+            closure = await self._folder.closure([load.name])
+        except KernelUnfitError as error:
+            raise InputError(
+                f"there is no module {load.name}: neither built here nor part of kernel {self._kernel.release}",
+                code="HR1008",
+                hint=f"built here: {', '.join(ours)}",
+            ) from error
+        for module in closure.modules:
+            if module.name not in self._there:
+                parameters = load.parameters if module.name == load.name else ""
+                await load_module(self._guest, module.name, module.content, parameters)
+                self._there.add(module.name)
+
+
+async def _set_up(guest: SshGuest, command: str) -> None:
+    try:
+        done = await guest.run(command, timeout=SETUP_LIMIT)
+    except TimeoutError:
+        raise _setup_failed(f"is not done after {SETUP_LIMIT:g} s", command) from None
+    if not done.ok:
+        said = (done.complaint or done.text.strip()).splitlines()
+        raise _setup_failed(f"failed with status {done.status}" + (f": {said[-1]}" if said else ""), command)
+
+
+def _setup_failed(how: str, command: str) -> InputError:
+    return InputError(f"the setup command {how}", code="HR1008", hint=f"it is: {command}")

@@ -1,0 +1,338 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# The guest's end of a reload: one call, one line of JSON on standard output. See livepatch.py.
+#
+# Without KVM each program costs the guest 5-15 ms, so the way of a patch that applies is paved with what
+# the shell does itself: it starts cat, insmod and rm. Every wait has a limit: whoever called may be gone.
+#
+#   agent apply NAME SECONDS      load the patch module on standard input, see its transition through
+#   agent disable NAME SECONDS    back to the kernel's own functions, module removed
+#   agent sweep [KEEP..]          remove our replaced patch modules, but no code that a task stands in
+#   agent status                  the live patches, and what holds up a transition
+#   agent load NAME [PARAMETERS]  load an ordinary module from standard input
+#   agent unload NAME             remove an ordinary module
+#   agent buildid MODULE          the build-id of a loaded module
+
+LIVE=/sys/kernel/livepatch
+# A kick is answered after this long at the latest; then the clock is looked at.
+KICK_MS=100
+# How long a transition that is taken back may need, in hundredths of a second.
+UNDO_CS=1000
+# A stall has few causes; a hundred readers of one file are the same one.
+TASKS_TOLD=16
+
+now_cs() { # hundredths of a second since boot, for limits: nobody sets this clock
+    read -r cs _ </proc/uptime
+    cs=$((${cs%.*} * 100 + 1${cs#*.} - 100))
+}
+
+now_us() { # microseconds, for durations
+    us=${EPOCHREALTIME:-}
+    if [ "$us" ]; then us=${us%.*}${us#*.}; else now_cs; us=${cs}0000; fi
+}
+
+# Standard input as one JSON string; with "lines", as one string for each line, with commas.
+json() {
+    LC_ALL=C awk -v lines="$1" '
+    BEGIN {
+        for (i = 1; i < 32; i++) escape[sprintf("%c", i)] = sprintf("\\u%04x", i)
+        escape["\""] = "\\\""; escape["\\"] = "\\\\"
+        if (!lines) printf "\""
+    }
+    {
+        if (NR > 1) printf "%s", lines ? "," : "\\n"
+        if (lines) printf "\""
+        if ($0 !~ /[\001-\037"\\]/) printf "%s", $0
+        else for (i = 1; (c = substr($0, i, 1)) != ""; i++) printf "%s", (c in escape) ? escape[c] : c
+        if (lines) printf "\""
+    }
+    END { if (!lines) printf "\"" }'
+}
+
+first_line() { # of a file of the kernel: into $value, empty where there is none
+    value=
+    [ ! -e "$1" ] || read -r value <"$1"
+} 2>/dev/null
+
+transition_of() { # 1 while the patch $1 changes tasks over
+    first_line "$LIVE/$1/transition"
+    [ "$value" = 1 ]
+}
+
+find_transition() { # the patch that is changing tasks over, into $busy
+    for busy in "$LIVE"/*; do
+        busy=${busy##*/}
+        ! transition_of "$busy" || return 0
+    done
+    busy=
+    return 1
+}
+
+# Have the kernel look now, and again and again, whether the tasks have left the old code.
+kick() {
+    echo $KICK_MS >"/sys/module/$1/parameters/kick" || sleep 0.05
+} 2>/dev/null
+
+settle() { # wait until the patch $1 is in no transition; fails at $2, in hundredths of a second since boot
+    while transition_of "$1"; do
+        now_cs
+        [ "$cs" -lt "$2" ] || return 1
+        kick "$1"
+    done
+}
+
+# The tasks that have not been changed over, as the inside of a JSON array.
+tasks() {
+    first_line "$LIVE/$1/enabled"
+    target=$value
+    told=0
+    for task in /proc/[0-9]*/task/[0-9]*; do
+        first_line "$task/patch_state"
+        case $value in "$target" | -1 | '') continue ;; esac
+        [ $told -lt $TASKS_TOLD ] || break
+        comm=$(json <"$task/comm") && stack=$(sed 's/^\[<[0-9a-f]*>\] //' "$task/stack" | json lines) || continue
+        [ $told = 0 ] || printf ,
+        told=$((told + 1))
+        printf '{"pid":%d,"comm":%s,"stack":[%s]}' "${task##*/}" "$comm" "$stack"
+    done
+} 2>/dev/null
+
+remove() { # rmmod, once the kernel has dropped its reference, which it does a moment later
+    tries=0
+    until [ ! -e "/sys/module/$1" ] || rmmod "$1" 2>/dev/null; do
+        tries=$((tries + 1))
+        [ $tries -lt 40 ] || return 1
+        sleep 0.05
+    done
+}
+
+take_back() { # reverse the transition of $1 by writing $2 to it: $undone tells how that went
+    undone=false
+    # Between the last look and this it may have ended by itself; then it is turned around as a whole.
+    echo "$2" >"$LIVE/$1/enabled"
+    now_cs
+    settle "$1" $((cs + UNDO_CS)) && undone=true
+    if [ "$2" = 0 ] && [ $undone = true ]; then remove "$1" || undone=false; fi
+} 2>/dev/null
+
+canary() { # marks the kernel's log: what it says from here on is about $1
+    mark="hotreload: $1 ($$)"
+    echo "$mark" >/dev/kmsg
+}
+
+kernel_says() { # since the canary, at most 40 lines, as a JSON string
+    dmesg | awk -v mark="$mark" 'index($0, mark) { text = ""; next } { text = text $0 "\n" } END { printf "%s", text }' |
+        tail -n 40 | json
+}
+
+receive() { # standard input into a file, $file, that goes when we do
+    file=/tmp/hotreload-agent.$$.ko
+    trap 'rm -f "$file"' EXIT
+    trap 'exit 129' HUP INT TERM PIPE
+    if ! error=$(cat 2>&1 >"$file"); then
+        printf '{"ok":false,"stage":"receive","error":%s}\n' "$(echo "$error" | json)"
+        exit
+    fi
+}
+
+enabled_patches() { # "name":enabled, for each live patch
+    comma=
+    for patch in "$LIVE"/*; do
+        first_line "$patch/enabled"
+        [ "$value" ] || continue
+        printf '%s"%s":%d' "$comma" "${patch##*/}" "$value"
+        comma=,
+    done
+}
+
+apply() { # NAME SECONDS
+    now_cs
+    limit=$((cs + $2 * 100))
+    receive
+    while find_transition; do
+        if ! settle "$busy" $limit; then
+            printf '{"ok":false,"stage":"busy","patch":"%s","tasks":[%s]}\n' "$busy" "$(tasks "$busy")"
+            return
+        fi
+    done
+    canary "apply $1"
+    now_us
+    start=$us
+    if ! error=$(insmod "$file" 2>&1); then
+        printf '{"ok":false,"stage":"load","error":%s,"dmesg":%s}\n' "$(echo "$error" | json)" "$(kernel_says)"
+        return
+    fi
+    now_us
+    load=$((us - start))
+    if [ ! -e "$LIVE/$1" ]; then
+        printf '{"ok":false,"stage":"load","error":"the module is loaded, but is no live patch %s","dmesg":%s}\n' \
+            "$1" "$(kernel_says)"
+        return
+    fi
+    if ! settle "$1" $limit; then
+        stuck=$(tasks "$1")
+        take_back "$1" 0
+        printf '{"ok":false,"stage":"transition","undone":%s,"tasks":[%s]}\n' $undone "$stuck"
+        return
+    fi
+    now_us
+    printf '{"ok":true,"load_ms":%d.%03d,' $((load / 1000)) $((load % 1000))
+    us=$((us - start))
+    printf '"complete_ms":%d.%03d,"patches":{' $((us / 1000)) $((us % 1000))
+    enabled_patches
+    echo '}}'
+}
+
+disable() { # NAME SECONDS
+    now_cs
+    limit=$((cs + $2 * 100))
+    if [ ! -e "$LIVE/$1" ]; then
+        echo '{"ok":false,"stage":"absent"}'
+        return
+    fi
+    while find_transition; do
+        if ! settle "$busy" $limit; then
+            printf '{"ok":false,"stage":"busy","patch":"%s","tasks":[%s]}\n' "$busy" "$(tasks "$busy")"
+            return
+        fi
+    done
+    canary "disable $1"
+    now_us
+    start=$us
+    if ! error=$( { echo 0 >"$LIVE/$1/enabled"; } 2>&1); then
+        printf '{"ok":false,"stage":"disable","error":%s,"dmesg":%s}\n' "$(echo "$error" | json)" "$(kernel_says)"
+        return
+    fi
+    if ! settle "$1" $limit; then
+        stuck=$(tasks "$1")
+        take_back "$1" 1
+        printf '{"ok":false,"stage":"transition","undone":%s,"tasks":[%s]}\n' $undone "$stuck"
+        return
+    fi
+    now_us
+    us=$((us - start))
+    removed=true
+    remove "$1" || removed=false
+    printf '{"ok":true,"complete_ms":%d.%03d,"removed":%s}\n' $((us / 1000)) $((us % 1000)) $removed
+}
+
+replaced() { # our patch modules that are loaded and live no more, into $names
+    names=
+    for module in /sys/module/hotreload_*; do
+        [ -e "$module/parameters/kick" ] && [ ! -e "$LIVE/${module##*/}" ] || continue
+        names="$names ${module##*/}"
+    done
+}
+
+# A task may sleep in code of a replaced patch that the kernel did not look for on its stack: a function
+# that is new in the patch and was reached by a jump, or the cold part of one. That module waits.
+stands_in() {
+    grep -qsF "[$1]" /proc/[0-9]*/task/[0-9]*/stack
+}
+
+sweep() { # KEEP..
+    replaced
+    candidates=
+    for name in $names; do
+        first_line "/sys/module/$name/refcnt"
+        case " $* " in *" $name "*) continue ;; esac
+        [ "$value" != 0 ] || stands_in "$name" || candidates="$candidates $name"
+    done
+    # The stack of a task that runs cannot be read. One that ran through old code has left it by now, or sleeps.
+    [ ! "$candidates" ] || sleep 0.1
+    removed=
+    for name in $candidates; do
+        stands_in "$name" || ! rmmod "$name" 2>/dev/null || removed="$removed${removed:+,}\"$name\""
+    done
+    replaced
+    left=
+    for name in $names; do left="$left${left:+,}\"$name\""; done
+    printf '{"ok":true,"removed":[%s],"left":[%s]}\n' "$removed" "$left"
+}
+
+status_of() { # one patch as a JSON object
+    first_line "$1/enabled"
+    printf '{"name":"%s","enabled":%s' "${1##*/}" "$([ "$value" = 1 ] && echo true || echo false)"
+    first_line "$1/transition"
+    printf ',"transition":%s,"objects":[' "$([ "$value" = 1 ] && echo true || echo false)"
+    comma=
+    for object in "$1"/*/; do
+        object=${object%/}
+        [ -e "$object/patched" ] || [ "${object##*/}" = vmlinux ] || continue
+        first_line "$object/patched"
+        printf '%s{"name":"%s","patched":%s,"functions":[' "$comma" "${object##*/}" \
+            "$([ "$value" = 0 ] && echo false || echo true)"
+        between=
+        for function in "$object"/*,*/; do
+            function=${function%/}
+            function=${function##*/}
+            [ "$function" = '*,*' ] || printf '%s{"name":"%s","position":%d}' "$between" "${function%,*}" "${function##*,}"
+            between=,
+        done
+        printf ']}'
+        comma=,
+    done
+    printf ']}'
+}
+
+status() {
+    printf '{"ok":true,"patches":['
+    separator=
+    for patch in "$LIVE"/*/; do
+        [ -e "$patch/enabled" ] || continue
+        printf %s "$separator"
+        status_of "${patch%/}"
+        separator=,
+    done
+    replaced
+    left=
+    for name in $names; do left="$left${left:+,}\"$name\""; done
+    printf '],"replaced":[%s],"tasks":[%s]}\n' "$left" "$(! find_transition || tasks "$busy")"
+}
+
+load() { # NAME [PARAMETERS]
+    receive
+    canary "load $1"
+    # xargs takes the parameters apart as a shell would, quotes and all, and starts nothing else.
+    if ! error=$(printf '%s\n' "$2" | xargs insmod "$file" 2>&1); then
+        printf '{"ok":false,"stage":"load","error":%s,"dmesg":%s}\n' "$(echo "$error" | json)" "$(kernel_says)"
+        return
+    fi
+    echo '{"ok":true}'
+}
+
+unload() { # NAME
+    canary "unload $1"
+    if ! error=$(rmmod "$1" 2>&1); then
+        first_line "/sys/module/$1/refcnt"
+        holders=
+        for holder in "/sys/module/$1/holders"/*; do
+            [ ! -e "$holder" ] || holders="$holders${holders:+,}\"${holder##*/}\""
+        done
+        printf '{"ok":false,"stage":"unload","users":%d,"holders":[%s],"error":%s,"dmesg":%s}\n' \
+            "${value:--1}" "$holders" "$(echo "$error" | json)" "$(kernel_says)"
+        return
+    fi
+    echo '{"ok":true}'
+}
+
+buildid() { # MODULE
+    note=/sys/module/$1/notes/.note.gnu.build-id
+    if [ ! -e "$note" ]; then
+        echo '{"ok":false,"stage":"absent"}'
+        return
+    fi
+    # An ELF note: three words, "GNU\0", then the id.
+    printf '{"ok":true,"buildid":"%s"}\n' "$(hexdump -v -s 16 -e '1/1 "%02x"' "$note")"
+}
+
+case $1 in
+apply | disable | sweep | status | load | unload | buildid) "$@" ;;
+# For tests: how standard input reads as a JSON string.
+json) json ;;
+*)
+    echo "usage: agent apply|disable|sweep|status|load|unload|buildid ..." >&2
+    exit 2
+    ;;
+esac

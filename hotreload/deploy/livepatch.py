@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: MIT
+"""Bringing patch modules into the guest and out of it, one round trip each, through the agent (agent.sh)."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hotreload.deploy.guest import Guest
+from hotreload.deploy.transition import PatchStatus, nonsense, parse_answer, parse_status, stalled
+from hotreload.errors import GuestUnreachableError, PatchRejectedError
+
+AGENT_PATH = "/usr/lib/hotreload/agent"
+"""Where the agent is in the guest: ``build_image(kernel, extra={AGENT_PATH: agent_source()})``."""
+
+# Beyond the agent's limits: sending the module, taking a transition back (10 s), removing the module (2 s).
+MARGIN = 20.0
+PLAIN_LIMIT = 30.0
+
+# Lines of the kernel's log that accompany every patch, good or bad.
+NOISE = re.compile(
+    r"hotreload: |loading out-of-tree module taints|tainting kernel|module verification failed: signature and"
+    r"|enabling patch|initializing patching transition|starting (?:un)?patching|(?:un)?patching complete"
+)
+UNSIGNED = re.compile(
+    r"Lockdown: |Key was rejected by service|Required key not available|signature", re.IGNORECASE
+)
+STAMP = re.compile(r"^(?:<\d+>)?\[\s*\d+\.\d+\](?:\[\s*\w+\])? ")
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedPatch:
+    """A live patch whose transition is complete. All times in milliseconds.
+
+    ``load_ms``: insmod, which is when the first tasks ran the new code; ``complete_ms``: from the same start
+    until every task did; ``push_ms``: the round trip less ``complete_ms``.
+    ``live``: the patches that the guest has now.
+    """
+
+    name: str
+    load_ms: float
+    complete_ms: float
+    push_ms: float
+    live: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """Patch modules that were removed, and those replaced ones that are still loaded."""
+
+    removed: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def agent_source() -> bytes:
+    """The agent, a shell script."""
+    return Path(__file__).with_name("agent.sh").read_bytes()
+
+
+async def apply_patch(guest: Guest, name: str, module: bytes, *, timeout: float) -> AppliedPatch:
+    """Load the patch module ``name`` and see its transition through, at most ``timeout`` seconds.
+
+    A patch that fails leaves the guest as it was. Raises PatchRejectedError (HR3103 with the kernel's reason,
+    HR3105 signature or lockdown), TransitionStalledError (HR3104), GuestUnreachableError (HR4103).
+    """
+    started = time.monotonic()
+    answer = await _ask(guest, ("apply", name, _seconds(timeout)), stdin=module, timeout=timeout + MARGIN)
+    round_trip = (time.monotonic() - started) * 1000
+    if not answer["ok"]:
+        raise _refusal(f"patch {name}", answer, timeout)
+    try:
+        load, complete, live = answer["load_ms"], answer["complete_ms"], tuple(answer["patches"])
+        return AppliedPatch(name, float(load), float(complete), max(0.0, round_trip - float(complete)), live)
+    except (KeyError, TypeError, ValueError) as error:
+        raise nonsense(repr(answer)) from error
+
+
+async def disable_patch(guest: Guest, name: str, *, timeout: float) -> bool:
+    """Go back to the kernel's own functions and remove the patch module, at most ``timeout`` seconds.
+
+    False when there is no such live patch. Raises PatchRejectedError (HR3103), TransitionStalledError
+    (HR3104; the patch is live again then), GuestUnreachableError (HR4103).
+    """
+    answer = await _ask(guest, ("disable", name, _seconds(timeout)), timeout=timeout + MARGIN)
+    if answer["ok"]:
+        return True
+    if answer.get("stage") == "absent":
+        return False
+    raise _refusal(f"going back from patch {name}", answer, timeout)
+
+
+async def sweep(guest: Guest, keep: Iterable[str] = ()) -> Swept:
+    """Remove our replaced patch modules that no task stands in, but those in ``keep``."""
+    answer = await _ask(guest, ("sweep", *keep))
+    return Swept(tuple(answer.get("removed", ())), tuple(answer.get("left", ())))
+
+
+async def patch_status(guest: Guest) -> PatchStatus:
+    """The live patches of the guest, ours and others'."""
+    return parse_status(await _ask(guest, ("status",)))
+
+
+async def load_module(guest: Guest, name: str, image: bytes, parameters: str = "") -> None:
+    """Load an ordinary module; ``parameters`` as on insmod's command line.
+
+    Raises PatchRejectedError: HR3103 with the kernel's reason, HR2303 (vermagic, CRC), HR3105 (signature).
+    """
+    answer = await _ask(guest, ("load", name, parameters), stdin=image)
+    if not answer["ok"]:
+        raise _refusal(f"module {name}", answer, PLAIN_LIMIT)
+
+
+async def unload_module(guest: Guest, name: str) -> None:
+    """Remove an ordinary module.
+
+    Raises PatchRejectedError: HR2301 in use, HR2304 other modules use it, HR2302 it has no exit function,
+    HR3103 anything else.
+    """
+    answer = await _ask(guest, ("unload", name))
+    if not answer["ok"]:
+        raise _not_unloaded(name, answer)
+
+
+async def build_id(guest: Guest, module: str) -> str | None:
+    """The build-id of a loaded module in hexadecimal; None when it is not loaded, or has none."""
+    answer = await _ask(guest, ("buildid", module))
+    return str(answer["buildid"]) if answer["ok"] else None
+
+
+async def _ask(
+    guest: Guest, words: Iterable[str], *, stdin: bytes | None = None, timeout: float = PLAIN_LIMIT
+) -> dict[str, Any]:
+    command = shlex.join((AGENT_PATH, *words))
+    try:
+        result = await guest.run(command, stdin=stdin, timeout=timeout)
+    except TimeoutError as late:
+        raise GuestUnreachableError(
+            f"the guest did not answer within {timeout:.0f} s",
+            hint="hotreload guest logs shows its console; hotreload guest restart boots it again",
+        ) from late
+    if not result.stdout.strip():
+        raise nonsense(result.complaint or f"status {result.status}")
+    return parse_answer(result.text)
+
+
+def _seconds(timeout: float) -> str:
+    # The agent's shell counts in whole numbers.
+    return str(max(1, math.ceil(timeout)))
+
+
+def _refusal(what: str, answer: dict[str, Any], timeout: float) -> Exception:
+    stage = answer.get("stage")
+    if stage == "transition":
+        return stalled(f"{what} did not get through within {timeout:.0f} s", answer)
+    if stage == "busy":
+        return stalled(f"{what} has to wait: {answer.get('patch')} is in transition", answer)
+    reason = kernel_reason(str(answer.get("dmesg", "")), str(answer.get("error", "")))
+    return rejection(what, reason)
+
+
+def kernel_reason(dmesg: str, complaint: str) -> str:
+    """Why, in the kernel's own words: its log lines without stamp, noise and repetition, else insmod's."""
+    lines = (STAMP.sub("", line).strip() for line in dmesg.splitlines())
+    # busybox's insmod tries twice, so the kernel says everything twice.
+    told = dict.fromkeys(line for line in lines if line and not NOISE.search(line))
+    return (
+        "; ".join(told)
+        or re.sub(r"^insmod: can't insert '[^']*': ", "", complaint.strip())
+        or "no reason given"
+    )
+
+
+def rejection(what: str, reason: str) -> PatchRejectedError:
+    """The error for a module that the kernel does not take."""
+    code, hint = "HR3103", "hotreload guest logs shows all that the kernel said"
+    if UNSIGNED.search(reason):
+        code, hint = "HR3105", "boot the guest with a kernel that loads unsigned modules"
+    elif "version magic" in reason or "disagrees about version" in reason:
+        code, hint = "HR2303", "the guest runs another kernel than this was built for: -K names the right one"
+    return PatchRejectedError(f"the guest's kernel refused {what}: {reason}", code=code, hint=hint)
+
+
+def _not_unloaded(name: str, answer: dict[str, Any]) -> PatchRejectedError:
+    holders = tuple(map(str, answer.get("holders", ())))
+    users = answer.get("users", -1)
+    if holders:
+        fact, code = f"module {name} is used by {', '.join(holders)}", "HR2304"
+        hint = f"remove {', '.join(holders)} first"
+    elif users > 0:
+        fact, code = f"module {name} is in use ({users} references)", "HR2301"
+        hint = "end the programs that have its devices or files open"
+    elif users == 0 and "busy" in str(answer.get("error", "")):
+        fact, code = f"module {name} has no exit function", "HR2302"
+        hint = "give it a module_exit(), or restart the guest"
+    else:
+        reason = kernel_reason(str(answer.get("dmesg", "")), str(answer.get("error", "")))
+        fact, code, hint = (
+            f"module {name} was not removed: {reason}",
+            "HR3103",
+            "lsmod in the guest tells its state",
+        )
+    return PatchRejectedError(fact, code=code, hint=hint)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: MIT
+"""How code uses what a relocation points at: it calls it, accesses it, or makes an address of it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from hotreload.elf.constants import PC_RELATIVE, R_X86_64_64
+from hotreload.elf.instructions import UndecodableError, instructions
+from hotreload.elf.model import Relocation, Symbol
+
+_LEA = 0x8D
+
+
+def is_direct_branch(code: bytes, offset: int) -> bool:
+    """Whether the 4-byte field at ``offset`` is the operand of CALL, JMP or Jcc."""
+    return offset > 0 and (
+        code[offset - 1] in (0xE8, 0xE9)
+        or (offset > 1 and code[offset - 2] == 0x0F and code[offset - 1] & 0xF0 == 0x80)
+    )
+
+
+def takes_address(holder: Symbol, relocation: Relocation) -> bool:
+    """Whether a relocation makes an address that may be stored, rather than one that is called or accessed.
+
+    Code that cannot be decoded is taken to do so.
+    """
+    section = holder.section
+    if section is None or not section.is_code or relocation.type == R_X86_64_64:
+        return True
+    code = holder.content
+    if relocation.type in PC_RELATIVE and is_direct_branch(code, relocation.offset):
+        return False
+    try:
+        stream = list(instructions(code))
+    except UndecodableError:
+        return True
+    at = bisect_right(stream, relocation.offset, key=lambda instruction: instruction.start) - 1
+    instruction = stream[at]
+    is_immediate = relocation.offset >= instruction.end - instruction.immediate
+    return is_immediate or instruction.opcode == _LEA

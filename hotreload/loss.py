@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""A guest that is lost: what happened to it, told as an error, as a line and as a file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+
+from hotreload.errors import GuestCrashedError, GuestUnreachableError, HotReloadError
+from hotreload.paths import writing_to
+from hotreload.report.crash import CrashReport, find_crash
+from hotreload.report.outcome import Outcome, Reason, ReloadReport
+from hotreload.vm.console import printable
+from hotreload.vm.machine import Machine, State, Trouble
+
+# Seconds. QEMU tells of a panic 0.1 s before the console has its text, SSH may notice before QEMU tells.
+TEXT_LIMIT = 2.0
+TROUBLE_LIMIT = 0.5
+REPORT_FILE = "report.txt"
+
+
+async def trouble_of(machine: Machine) -> Trouble | None:
+    """Why a guest that failed a command does not run, None when it seems to run."""
+    with contextlib.suppress(TimeoutError):
+        return await asyncio.wait_for(machine.wait_for_trouble(), TROUBLE_LIMIT)
+    return machine.trouble
+
+
+async def loss(trouble: Trouble, console_log: Path) -> HotReloadError:
+    """The error for it: GuestCrashedError when its kernel complained, else GuestUnreachableError (HR4103)."""
+    if trouble.state is State.PANICKED:
+        crash = await _complaint(console_log)
+        if crash is not None:
+            return GuestCrashedError(
+                crash.title, printable(crash.excerpt), code=crash.code, hint=f"all it said: {console_log}"
+            )
+        return GuestCrashedError(trouble.message, hint=f"all it said: {console_log}")
+    return GuestUnreachableError(f"the guest is lost: {trouble.message}", hint=f"what it said: {console_log}")
+
+
+def crashed_report(error: GuestCrashedError, number: int | None, folder: Path) -> ReloadReport:
+    """The line for it; what the console said goes to a file in ``folder``. ``number``: what it ran."""
+    file = folder / REPORT_FILE
+    with writing_to(folder):
+        ran = f"reload #{number}" if number is not None else "the code it booted with"
+        file.write_text(f"{error.code} {error.message}\nthe guest ran {ran}\n\n{error.excerpt}\n")
+    return ReloadReport(
+        Outcome.CRASHED,
+        number=number,
+        reasons=(Reason(error.code, error.message),),
+        notes=(f"report: {file}",),
+        still_runs=number,
+    )
+
+
+async def _complaint(console_log: Path) -> CrashReport | None:
+    deadline = time.monotonic() + TEXT_LIMIT
+    while True:
+        crash = find_crash(await asyncio.to_thread(console_log.read_text, errors="replace"))
+        if (crash is not None and crash.complete) or time.monotonic() > deadline:
+            return crash
+        await asyncio.sleep(0.05)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""From what differs to a livepatch module."""

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""The part of a patch module that is the same in every patch: compiled once per kernel, kept in the cache.
+
+``struct module`` and ``struct klp_patch`` have layouts that only the kernel's headers and configuration know,
+and the load-time version checks want kbuild's own notes. So a small module (csource/) is built by kbuild as
+a *template*; a patch is this file with the patch's sections merged in, which takes neither kbuild nor ld.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+
+from hotreload.build.external_module import build_modules
+from hotreload.build.kernel_tree import KernelTree
+from hotreload.errors import CompileError, KernelUnfitError
+from hotreload.paths import cache_folder, writing_to
+
+Progress = Callable[[str], None]
+
+SOURCES = Path(__file__).with_name("csource")
+TEMPLATE_NAME = "hotreload_template"
+"""The template's own name: in ``.gnu.linkonce.this_module``, and behind ``name=`` in ``.modinfo``."""
+
+TABLE_SECTION = ".hotreload.table"
+TABLE_SIZE = 32
+# Offsets of the 8-byte fields of the table, all zero in the template, to be filled by relocations
+# (a number, the count, by the bytes themselves).
+TABLE_FUNCS, TABLE_COUNT, TABLE_TRANSITION_WORK, TABLE_TRANSITION_PATCH = 0, 8, 16, 24
+# One entry of the array that TABLE_FUNCS points to; the entries for one object stand together.
+FUNC_SIZE = 32
+FUNC_OBJECT, FUNC_OLD_NAME, FUNC_NEW_FUNC, FUNC_OLD_SYMPOS = 0, 8, 16, 24
+
+# Neither debugging information nor BTF of its own: it would be dropped from every patch. Without the
+# first, pahole would fail for the second.
+VARIABLES = ("KCFLAGS=-g0", "CONFIG_DEBUG_INFO_BTF_MODULES=")
+
+
+async def build_glue(kernel: KernelTree, progress: Progress | None = None) -> Path:
+    """The template module (``.ko``) for this kernel: from the cache, or built now (2 s).
+
+    Raises KernelUnfitError (HR3102) when this kernel cannot build it, EnvironmentFault (HR5106 no compiler,
+    HR5107 no space, HR5108 cache not writable).
+    """
+    folder = cache_folder() / "glue"
+    with writing_to(folder):
+        folder.mkdir(exist_ok=True)
+    place = folder / f"{kernel.release}-{await asyncio.to_thread(_digest, kernel)}"
+    if not _is_current(place):
+        async with _lock(folder / ".lock"):
+            # Whoever held the lock may have built it, or was killed in the middle.
+            for leftover in folder.glob(".new-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            if not _is_current(place):
+                await _build(kernel, place, progress)
+    return place / f"{TEMPLATE_NAME}.ko"
+
+
+def _digest(kernel: KernelTree) -> str:
+    """Of all that tells one kernel's template from another's, short of the headers (see _is_current)."""
+    digest = hashlib.sha256(str(kernel.output).encode())
+    inputs = (kernel.config, kernel.output / "Module.symvers", *sorted(SOURCES.iterdir()))
+    for file in inputs:
+        digest.update(b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:24]
+
+
+def _is_current(place: Path) -> bool:
+    """Is there a template, made of the headers as they are now? (A developer's kernel has them edited.)"""
+    try:
+        headers: dict[str, list[int]] = json.loads((place / "headers.json").read_text())
+        return all(_stamp(Path(name)) == stamp for name, stamp in headers.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _stamp(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+async def _build(kernel: KernelTree, place: Path, progress: Progress | None) -> None:
+    with writing_to(place.parent), tempfile.TemporaryDirectory(prefix=".new-", dir=place.parent) as scratch:
+        work, new = Path(scratch, "work"), Path(scratch, "new")
+        shutil.copytree(SOURCES, work)
+        new.mkdir()
+        # build_modules takes a file of this very moment for one that is being edited, and compiles twice.
+        await asyncio.sleep(0.05)
+        try:
+            built = await build_modules(kernel, work, progress, VARIABLES)
+        except CompileError as error:
+            raise KernelUnfitError(
+                f"the patch template does not compile for kernel {kernel.release}: {error.message}",
+                hint=f"build the kernel whole: make -C {kernel.output} all",
+            ) from error
+        shutil.copyfile(built.modules[0].ko, new / f"{TEMPLATE_NAME}.ko")
+        (new / "headers.json").write_text(json.dumps(_stamps(built.kernel_files)))
+        shutil.rmtree(place, ignore_errors=True)
+        new.rename(place)
+
+
+def _stamps(files: Iterable[Path]) -> dict[str, list[int]]:
+    return {str(file): _stamp(file) for file in files}
+
+
+@contextlib.asynccontextmanager
+async def _lock(file: Path) -> AsyncIterator[None]:
+    with writing_to(file):
+        handle = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        await _locked(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+async def _locked(handle: int) -> None:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            await asyncio.sleep(0.1)
+        else:
+            return

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: MIT
+"""Write a patch module: the kernel's template with a plan's pieces added. Pure, and takes milliseconds.
+
+The template (glue.py) brings what the kernel's headers lay out: struct module, the code that builds struct
+klp_patch. What is added here, in the order of ``write_module``:
+
+1. the pieces: code, data and entries go behind what the template has in sections of the same name,
+   because the module loader takes one section of each special name;
+2. their relocations: ordinary ones, and for what only the patched object knows ``.klp.rela.OBJECT.SECTION``
+   with symbols ``.klp.sym.OBJECT.NAME,SYMPOS`` (Documentation/livepatch/module-elf-format.rst);
+3. the table of functions that the template's init reads;
+4. the name, a build-id and the CRCs of what is imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from hotreload.elf.constants import (
+    R_X86_64_64,
+    SHF_ALLOC,
+    SHF_EXECINSTR,
+    SHF_INFO_LINK,
+    SHF_RELA_LIVEPATCH,
+    SHF_WRITE,
+    SHN_LIVEPATCH,
+    SHN_UNDEF,
+    SHT_NOBITS,
+    SHT_PROGBITS,
+    STB_GLOBAL,
+    STB_LOCAL,
+    STT_FUNC,
+    STT_NOTYPE,
+    STT_OBJECT,
+    STT_SECTION,
+)
+from hotreload.elf.model import ConstRef, StringRef
+from hotreload.elf.writer import OutputRelocation, OutputSection, OutputSymbol, write_object
+from hotreload.errors import InputError
+from hotreload.patch.glue import (
+    FUNC_NEW_FUNC,
+    FUNC_OBJECT,
+    FUNC_OLD_NAME,
+    FUNC_OLD_SYMPOS,
+    FUNC_SIZE,
+    TABLE_COUNT,
+    TABLE_FUNCS,
+    TABLE_SECTION,
+    TABLE_TRANSITION_PATCH,
+    TABLE_TRANSITION_WORK,
+    TEMPLATE_NAME,
+)
+from hotreload.patch.plan import Import, PatchPlan, Piece, PieceRef, PlannedRelocation, PlannedTarget
+from hotreload.patch.symbols import VMLINUX, SymbolPosition
+
+NAME_PREFIX: Final = "hotreload_"
+# MODULE_NAME_LEN of include/linux/moduleparam.h is 64 - sizeof(unsigned long) since v2.6.
+_NAME_LENGTH: Final = 56
+# struct modversion_info { unsigned long crc; char name[MODULE_NAME_LEN]; } (include/linux/module.h)
+_VERSION: Final = struct.Struct("<Q56s")
+# Sections whose entries the kernel writes to; those of code are executable; all others are read only.
+_WRITABLE: Final = frozenset(
+    (".data", ".bss", "__bug_table", "__jump_table", ".static_call_sites", "__dyndbg")
+)
+_CODE: Final = frozenset((".text", ".altinstr_replacement"))
+_KLP_FLAGS: Final = SHF_ALLOC | SHF_INFO_LINK | SHF_RELA_LIVEPATCH
+_INT3: Final = b"\xcc"
+
+
+@dataclass(frozen=True, slots=True)
+class LivePatch:
+    """A patch module, ready to be loaded as ``name``; ``keep_loaded`` says why it must not be removed when replaced."""
+
+    name: str
+    module: bytes
+    plan: PatchPlan
+
+    @property
+    def keep_loaded(self) -> tuple[str, ...]:
+        return self.plan.keep_loaded
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleGlue:
+    """The template of a kernel, and where that kernel keeps what finishes a transition (None: unknown)."""
+
+    template: bytes
+    transition_work: SymbolPosition | None
+    transition_patch: SymbolPosition | None
+
+
+# The kernel's own retry of a transition, and the patch that is in one (kernel/livepatch/transition.c).
+TRANSITION_SYMBOLS: Final = ("klp_transition_work", "klp_transition_patch")
+
+
+def read_glue(template: Path, unique: Collection[str]) -> ModuleGlue:
+    """Read a template. ``unique``: the names, of TRANSITION_SYMBOLS, that the guest's kallsyms has just once."""
+    known = set(TRANSITION_SYMBOLS) <= set(unique)
+    work, patch = (SymbolPosition(VMLINUX, name, 0) if known else None for name in TRANSITION_SYMBOLS)
+    return ModuleGlue(template.read_bytes(), work, patch)
+
+
+def write_module(plan: PatchPlan, name: str, glue: ModuleGlue) -> LivePatch:
+    """The module file of a plan. ``name``: at most 55 bytes, unique among the modules of the guest."""
+    if len(name) >= _NAME_LENGTH:
+        raise ValueError(f"a module's name has at most {_NAME_LENGTH - 1} bytes: {name}")
+    module = _Module(glue.template)
+    module.add_pieces(plan.pieces)
+    module.add_relocations(plan.pieces)
+    module.add_table(plan, glue)
+    module.add_versions()
+    module.set_name(name)
+    module.set_build_id()
+    return LivePatch(name, write_object(list(module.sections.values()), module.symbols), plan)
+
+
+@dataclass(slots=True)
+class _Place:
+    section: OutputSection
+    offset: int
+
+
+@dataclass(slots=True)
+class _Module:
+    """A module file that is being put together."""
+
+    template: bytes
+    sections: dict[str, OutputSection] = field(default_factory=dict)
+    symbols: list[OutputSymbol] = field(default_factory=list)
+    places: list[_Place] = field(default_factory=list)  # of each piece
+    piece_symbols: dict[int, OutputSymbol] = field(default_factory=dict)
+    section_symbols: dict[str, OutputSymbol] = field(default_factory=dict)
+    named: dict[str, OutputSymbol] = field(default_factory=dict)  # imports and .klp.sym symbols
+    constants: dict[tuple[bytes, int], int] = field(
+        default_factory=dict
+    )  # (content, align) -> place in .rodata
+    imports: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _read_template(self)
+
+    # --- 1. pieces ---
+
+    def add_pieces(self, pieces: tuple[Piece, ...]) -> None:
+        for number, piece in enumerate(pieces):
+            section = self.section(piece.section)
+            filling = _INT3 if piece.section == ".text" else b"\0"
+            offset = section.append(piece.content, piece.align, filling)
+            self.places.append(_Place(section, offset))
+            if piece.name and piece.kind in (STT_FUNC, STT_OBJECT):
+                symbol = OutputSymbol(piece.name, piece.kind, STB_LOCAL, section, offset, len(piece.content))
+                self.symbols.append(symbol)
+                self.piece_symbols[number] = symbol
+
+    def section(self, name: str) -> OutputSection:
+        if name not in self.sections:
+            flags = SHF_ALLOC
+            flags |= SHF_WRITE if name in _WRITABLE else 0
+            flags |= SHF_EXECINSTR if name in _CODE else 0
+            kind = SHT_NOBITS if name == ".bss" else SHT_PROGBITS
+            self.sections[name] = OutputSection(name, kind, flags)
+        return self.sections[name]
+
+    # --- 2. relocations ---
+
+    def add_relocations(self, pieces: tuple[Piece, ...]) -> None:
+        for place, piece in zip(self.places, pieces, strict=True):
+            for relocation in piece.relocations:
+                self.relocate(place, piece.object, relocation)
+
+    def relocate(self, place: _Place, obj: str, relocation: PlannedRelocation) -> None:
+        symbol, addend = self.resolve(relocation.target)
+        entry = OutputRelocation(
+            place.offset + relocation.offset, relocation.type, symbol, relocation.addend + addend
+        )
+        if isinstance(relocation.target, SymbolPosition):
+            # A relocation of a module's section is applied when that module is there, vmlinux's at once.
+            self.livepatch(place.section, obj, entry)
+        else:
+            place.section.relocations.append(entry)
+
+    def resolve(self, target: PlannedTarget) -> tuple[OutputSymbol, int]:
+        """The symbol for a target, and what its place adds to the addend."""
+        match target:
+            case PieceRef(number):
+                if number in self.piece_symbols:
+                    return self.piece_symbols[number], 0
+                place = self.places[number]
+                return self.section_symbol(place.section), place.offset
+            case SymbolPosition(obj, name, sympos):
+                return self.livepatch_symbol(obj, name, sympos), 0
+            case Import(name, crc):
+                self.imports[name] = crc
+                return self.global_symbol(name, SHN_UNDEF), 0
+            case StringRef(text, align):
+                return self.constant(text + b"\0", align)
+            case ConstRef(content):
+                return self.constant(content, len(content))
+
+    def livepatch(self, section: OutputSection, obj: str, entry: OutputRelocation) -> None:
+        section.livepatch_flags = _KLP_FLAGS
+        section.livepatch.setdefault(f".klp.rela.{obj}.{section.name}", []).append(entry)
+
+    def livepatch_symbol(self, obj: str, name: str, sympos: int) -> OutputSymbol:
+        return self.global_symbol(f".klp.sym.{obj}.{name},{sympos}", SHN_LIVEPATCH)
+
+    def global_symbol(self, name: str, index: int) -> OutputSymbol:
+        if name not in self.named:
+            self.named[name] = OutputSymbol(name, STT_NOTYPE, STB_GLOBAL, index=index)
+            self.symbols.append(self.named[name])
+        return self.named[name]
+
+    def section_symbol(self, section: OutputSection) -> OutputSymbol:
+        if section.name not in self.section_symbols:
+            self.section_symbols[section.name] = OutputSymbol("", STT_SECTION, STB_LOCAL, section)
+            self.symbols.append(self.section_symbols[section.name])
+        return self.section_symbols[section.name]
+
+    def constant(self, content: bytes, align: int) -> tuple[OutputSymbol, int]:
+        section = self.section(".rodata")
+        key = content, align
+        if key not in self.constants:
+            self.constants[key] = section.append(content, align)
+        return self.section_symbol(section), self.constants[key]
+
+    # --- 3. the table of functions ---
+
+    def add_table(self, plan: PatchPlan, glue: ModuleGlue) -> None:
+        funcs = self.section(".hotreload.funcs")
+        count = 0
+        for obj in plan.objects:
+            for func in obj.funcs:
+                start = funcs.append(bytes(FUNC_SIZE), 8)
+                struct.pack_into("<Q", funcs.data, start + FUNC_OLD_SYMPOS, func.old_sympos)
+                pointers = {FUNC_OLD_NAME: self.constant(func.old_name.encode() + b"\0", 1)}
+                if obj.name is not None:
+                    pointers[FUNC_OBJECT] = self.constant(obj.name.encode() + b"\0", 1)
+                pointers[FUNC_NEW_FUNC] = self.resolve(PieceRef(func.new_func))
+                for offset, (symbol, addend) in pointers.items():
+                    funcs.relocations.append(OutputRelocation(start + offset, R_X86_64_64, symbol, addend))
+                count += 1
+        table = self.sections[TABLE_SECTION]
+        struct.pack_into("<Q", table.data, TABLE_COUNT, count)
+        table.relocations.append(OutputRelocation(TABLE_FUNCS, R_X86_64_64, self.section_symbol(funcs), 0))
+        for offset, position in (
+            (TABLE_TRANSITION_WORK, glue.transition_work),
+            (TABLE_TRANSITION_PATCH, glue.transition_patch),
+        ):
+            if position is not None:
+                symbol, addend = self.resolve(position)
+                self.livepatch(table, VMLINUX, OutputRelocation(offset, R_X86_64_64, symbol, addend))
+
+    # --- 4. what identifies the module ---
+
+    def add_versions(self) -> None:
+        """CRCs of what the pieces import, where the kernel checks them (CONFIG_MODVERSIONS)."""
+        versions = self.sections.get("__versions")
+        if versions is None:
+            return
+        known = {name.rstrip(b"\0") for _, name in _VERSION.iter_unpack(bytes(versions.data))}
+        for name, crc in self.imports.items():
+            if name.encode() not in known:
+                versions.append(_VERSION.pack(crc, name.encode()))
+
+    def set_name(self, name: str) -> None:
+        module = self.sections[".gnu.linkonce.this_module"]
+        old = TEMPLATE_NAME.encode().ljust(_NAME_LENGTH, b"\0")
+        at = module.data.find(old)
+        info = self.sections[".modinfo"]
+        texts = bytes(info.data).split(b"\0")
+        mine = b"name=" + TEMPLATE_NAME.encode()
+        if at < 0 or mine not in texts:
+            raise InputError(
+                "the patch template has no name to replace", hint="remove the cache folder 'glue'"
+            )
+        module.data[at : at + _NAME_LENGTH] = name.encode().ljust(_NAME_LENGTH, b"\0")
+        info.data = bytearray(
+            b"\0".join(b"name=" + name.encode() if text == mine else text for text in texts)
+        )
+
+    def set_build_id(self) -> None:
+        """A build-id of the content: /sys/module/NAME/notes then tells one patch from another."""
+        note = self.sections.get(".note.gnu.build-id")
+        if note is not None:
+            digest = hashlib.sha1(usedforsecurity=False)
+            for section in self.sections.values():
+                digest.update(section.name.encode() + b"\0" + bytes(section.data))
+            note.data[-20:] = digest.digest()
+
+
+def _read_template(module: _Module) -> None:
+    """Take over the sections, symbols and relocations of the template, all but debugging data."""
+    import io
+
+    from elftools.elf.elffile import ELFFile
+
+    elf = ELFFile(io.BytesIO(module.template))
+    numbers: dict[int, OutputSection] = {}
+    for number, section in enumerate(elf.iter_sections()):
+        header = section.header
+        if header["sh_flags"] & SHF_ALLOC and section.name not in (".BTF", ".BTF_ids"):
+            zero = header["sh_type"] == "SHT_NOBITS"
+            kind = {"SHT_NOBITS": SHT_NOBITS, "SHT_NOTE": 7}.get(header["sh_type"], SHT_PROGBITS)
+            copy = OutputSection(
+                section.name, kind, header["sh_flags"], header["sh_addralign"] or 1, header["sh_entsize"]
+            )
+            copy.data = bytearray() if zero else bytearray(section.data())
+            copy.zeros = header["sh_size"] if zero else 0
+            numbers[number] = module.sections[section.name] = copy
+    places: dict[int, OutputSymbol] = {}
+    for number, symbol in enumerate(elf.get_section_by_name(".symtab").iter_symbols()):
+        copied = _copied_symbol(module, symbol, numbers)
+        if copied is not None:
+            places[number] = copied
+    for section in elf.iter_sections():
+        target = numbers.get(section.header["sh_info"]) if section.header["sh_type"] == "SHT_RELA" else None
+        if target is not None:
+            target.relocations = [
+                OutputRelocation(r["r_offset"], r["r_info_type"], places[r["r_info_sym"]], r["r_addend"])
+                for r in section.iter_relocations()
+            ]
+
+
+def _copied_symbol(module: _Module, symbol: Any, numbers: dict[int, OutputSection]) -> OutputSymbol | None:
+    kinds = {"STT_NOTYPE": STT_NOTYPE, "STT_OBJECT": STT_OBJECT, "STT_FUNC": STT_FUNC}
+    kind, binding = symbol["st_info"]["type"], symbol["st_info"]["bind"]
+    where = symbol["st_shndx"]
+    if kind == "STT_SECTION":
+        section = numbers.get(where)
+        return module.section_symbol(section) if section is not None else None
+    if where == "SHN_UNDEF" and symbol.name:
+        return module.global_symbol(symbol.name, SHN_UNDEF)
+    if kind not in kinds or where not in numbers:
+        return None
+    copied = OutputSymbol(
+        symbol.name,
+        kinds[kind],
+        STB_LOCAL if binding == "STB_LOCAL" else STB_GLOBAL,
+        numbers[where],
+        symbol["st_value"],
+        symbol["st_size"],
+    )
+    module.symbols.append(copied)
+    return copied

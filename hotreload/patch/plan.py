@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: MIT
+"""What a patch carries: pieces of code and data, and where each of their relocations points. Pure.
+
+Which relocation is which:
+
+    to what travels in the patch, to strings, to exports of vmlinux       ordinary
+    to what only the patched module knows, to exports of other modules    livepatch (applied when that
+                                                                          module is there; pins nothing)
+
+An address of a changed function that is taken, not called, stays the *original's*: it may be stored
+and used after the patch is gone (kpatch issue 755), and must compare equal to what is stored already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import gcd
+
+from hotreload.diff.correlate import is_constant, is_place_static
+from hotreload.diff.object_diff import ObjectDiff
+from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.special_sections import DYNAMIC_DEBUG, REPLACEMENTS, Entry
+from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE
+from hotreload.elf.model import ConstRef, Relocation, StringRef, Symbol, SymbolRef
+from hotreload.elf.references import takes_address
+from hotreload.patch.symbols import VMLINUX, KernelSymbols, SymbolPosition
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """An export of vmlinux, which the module loader resolves."""
+
+    name: str
+    crc: int
+
+
+@dataclass(frozen=True, slots=True)
+class PieceRef:
+    """A piece of this patch, by its number."""
+
+    number: int
+
+
+PlannedTarget = PieceRef | Import | SymbolPosition | StringRef | ConstRef
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRelocation:
+    offset: int
+    type: int
+    target: PlannedTarget
+    addend: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of an output section. ``object``: the patched object that its livepatch relocations wait for."""
+
+    name: str
+    kind: int
+    section: str
+    align: int
+    content: bytes
+    relocations: tuple[PlannedRelocation, ...]
+    object: str
+
+
+@dataclass(frozen=True, slots=True)
+class KlpFunc:
+    """struct klp_func: ``old_name`` at ``old_sympos`` is replaced by piece number ``new_func``."""
+
+    old_name: str
+    old_sympos: int
+    new_func: int
+
+
+@dataclass(frozen=True, slots=True)
+class KlpObject:
+    """struct klp_object: the functions of a module, or of vmlinux where ``name`` is None."""
+
+    name: str | None
+    funcs: tuple[KlpFunc, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PatchPlan:
+    """A whole patch. ``keep_loaded``: why its module must outlive its replacement; empty: it need not."""
+
+    pieces: tuple[Piece, ...]
+    objects: tuple[KlpObject, ...]
+    keep_loaded: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitDiff:
+    """A unit's difference, the module it is linked into, and the number of its block in that module's symbols."""
+
+    module: str
+    block: int | None
+    diff: ObjectDiff
+
+
+class PlanRefused(Exception):
+    """The differences cannot be made a patch; ``obstacles`` has all the reasons."""
+
+    def __init__(self, obstacles: tuple[Obstacle, ...]) -> None:
+        super().__init__("; ".join(map(str, obstacles)))
+        self.obstacles = obstacles
+
+
+def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:
+    """Plan one patch for all units that differ from what the guest booted. Raises PlanRefused."""
+    planner = _Planner(units, symbols)
+    pieces = tuple(planner.pieces())
+    objects = tuple(planner.objects())
+    if planner.obstacles:
+        raise PlanRefused(tuple(dict.fromkeys(planner.obstacles)))
+    return PatchPlan(pieces, objects, tuple(dict.fromkeys(planner.keep)))
+
+
+@dataclass(slots=True)
+class _Planner:
+    units: Sequence[UnitDiff]
+    symbols: KernelSymbols
+    obstacles: list[Obstacle] = field(default_factory=list)
+    keep: list[str] = field(default_factory=list)
+    numbers: dict[Symbol, int] = field(default_factory=dict)  # a carried symbol -> its piece
+    globals: dict[tuple[str, str], Symbol] = field(default_factory=dict)  # (module, name) -> carried symbol
+    unit_of: dict[Symbol, UnitDiff] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for unit in self.units:
+            for symbol in unit.diff.carried:
+                self.numbers[symbol] = len(self.numbers)
+                self.unit_of[symbol] = unit
+                if not symbol.is_local:
+                    self.globals[unit.module, symbol.name] = symbol
+
+    def pieces(self) -> Iterator[Piece]:
+        """First the carried symbols, in the order of ``numbers``; then entries of special sections."""
+        for symbol in self.numbers:
+            yield self._piece(symbol)
+        number = len(self.numbers)
+        for symbol in self.numbers:
+            for entry in self.unit_of[symbol].diff.entries.get(symbol, ()):
+                for piece in self._entry_pieces(symbol, entry, number):
+                    number += 1
+                    yield piece
+
+    def objects(self) -> Iterator[KlpObject]:
+        for module in dict.fromkeys(unit.module for unit in self.units):
+            funcs = []
+            for unit in self.units:
+                if unit.module != module:
+                    continue
+                for twins in unit.diff.changed:
+                    position = self._original(unit, twins.original)
+                    if position is not None:
+                        funcs.append(KlpFunc(position.name, position.sympos, self.numbers[twins.patched]))
+            if funcs:
+                yield KlpObject(None if module == VMLINUX else module, tuple(funcs))
+
+    # --- pieces ---
+
+    def _piece(self, symbol: Symbol) -> Piece:
+        section = symbol.section
+        assert section is not None
+        unit = self.unit_of[symbol]
+        relocations = tuple(self._relocation(unit, symbol, relocation) for relocation in symbol.relocations)
+        # A symbol in the middle of a section has its own place's alignment, at most its section's.
+        align = gcd(section.align, symbol.value) if symbol.value else section.align
+        return Piece(
+            symbol.name, symbol.kind, _output_section(symbol), align, symbol.content, relocations, unit.module
+        )
+
+    def _entry_pieces(self, owner: Symbol, entry: Entry, number: int) -> Iterator[Piece]:
+        unit, row = self.unit_of[owner], entry.row
+        place = f"{row.name} of {owner.name}"
+        relocations = [self._entry_relocation(unit, place, relocation) for relocation in entry.relocations]
+        if entry.replacement is not None:
+            content, inner = entry.replacement
+            moved = tuple(self._entry_relocation(unit, place, relocation) for relocation in inner)
+            yield Piece("", 0, REPLACEMENTS, 1, content, moved, unit.module)
+            second = entry.relocations[1]
+            relocations[1] = PlannedRelocation(second.offset, second.type, PieceRef(number), 0)
+        yield Piece("", 0, row.name, entry.align, entry.content, tuple(relocations), unit.module)
+        if row.companion:
+            yield Piece("", 0, row.companion, 1, entry.companion, (), unit.module)
+
+    # --- relocations ---
+
+    def _relocation(self, unit: UnitDiff, holder: Symbol, relocation: Relocation) -> PlannedRelocation:
+        if relocation.type not in LOADER_RELOCATIONS:
+            self._refuse("HR2208", holder.name, f"{holder.name} has a relocation of type {relocation.type}, which no module loader applies")  # fmt: skip
+        return self._planned(relocation, self._target(unit, holder, relocation))
+
+    def _entry_relocation(self, unit: UnitDiff, place: str, relocation: Relocation) -> PlannedRelocation:
+        """As another one, but the kernel reads entries before it applies the livepatch relocations of a module."""
+        target = self._target(unit, None, relocation)
+        if isinstance(target, SymbolPosition) and unit.module != VMLINUX:
+            message = f"{place} needs {target.name} of module {target.object} before the kernel can find it"
+            self._refuse("HR2204", target.name, message)
+        return self._planned(relocation, target)
+
+    def _planned(self, relocation: Relocation, target: PlannedTarget) -> PlannedRelocation:
+        return PlannedRelocation(relocation.offset, relocation.type, target, relocation.addend)
+
+    def _target(self, unit: UnitDiff, holder: Symbol | None, relocation: Relocation) -> PlannedTarget:
+        if not isinstance(relocation.target, SymbolRef):
+            return relocation.target
+        symbol = relocation.target.symbol
+        if not symbol.is_defined:
+            return self._undefined(unit, holder, relocation, symbol)
+        return self._defined(unit, holder, relocation, symbol)
+
+    def _defined(
+        self, unit: UnitDiff, holder: Symbol | None, relocation: Relocation, symbol: Symbol
+    ) -> PlannedTarget:
+        original = self.unit_of.get(symbol, unit).diff.original_of.get(symbol)
+        if symbol in self.numbers:
+            taken = holder is not None and takes_address(holder, relocation)
+            if taken and original is not None and symbol.is_function and holder is not symbol:
+                return self._original_or_refuse(unit, original)
+            if taken and original is None:
+                self._note_address(symbol)
+            return PieceRef(self.numbers[symbol])
+        if original is None:
+            self._refuse("HR2208", symbol.name, f"{symbol.name} is referred to, and does not travel")
+            return PieceRef(0)
+        return self._original_or_refuse(unit, original)
+
+    def _undefined(
+        self, unit: UnitDiff, holder: Symbol | None, relocation: Relocation, symbol: Symbol
+    ) -> PlannedTarget:
+        sibling = self.globals.get((unit.module, symbol.name))
+        if sibling is not None:
+            return self._defined(self.unit_of[sibling], holder, relocation, sibling)
+        module = self.symbols.modules.get(unit.module)
+        if module is not None and module.has_global(symbol.name):
+            position = module.position(symbol.name, None)
+            if position is not None:
+                return position
+        export = self.symbols.exports.get(symbol.name)
+        if export is None:
+            if relocation.type != R_X86_64_NONE:
+                self._refuse(
+                    "HR2209", symbol.name, f"{symbol.name} is not exported, so no module can refer to it",
+                    "use an exported function, or define it",
+                )  # fmt: skip
+            return Import(symbol.name, 0)
+        if export.module == VMLINUX:
+            return Import(symbol.name, export.crc)
+        return SymbolPosition(export.module, symbol.name, 0)
+
+    def _original_or_refuse(self, unit: UnitDiff, original: Symbol) -> PlannedTarget:
+        return self._original(unit, original) or PieceRef(0)
+
+    def _original(self, unit: UnitDiff, original: Symbol) -> SymbolPosition | None:
+        """Where the running kernel has a symbol of the original object."""
+        module = self.symbols.modules[unit.module]
+        for name in (original.name, *original.aliases):
+            position = module.position(name, unit.block, original.size)
+            if position is not None:
+                return position
+        self._refuse(
+            "HR3101", original.name, f"module {unit.module} in the guest has no {original.name} of {original.size} bytes",
+            "the guest runs another build: start hotreload again",
+        )  # fmt: skip
+        return None
+
+    def _note_address(self, symbol: Symbol) -> None:
+        """The address of something new may be kept by the kernel: its module must stay when it is replaced."""
+        if is_place_static(symbol) or (symbol.is_function and ".cold" in symbol.name) or symbol.anonymous:
+            return
+        if not (is_constant(symbol) and not symbol.relocations):
+            self.keep.append(symbol.name)
+
+    def _refuse(self, code: str, symbol: str, message: str, hint: str | None = None) -> None:
+        obstacle = Obstacle(code, symbol, message, hint) if hint else Obstacle(code, symbol, message)
+        self.obstacles.append(obstacle)
+
+
+def _output_section(symbol: Symbol) -> str:
+    """The section of the patch module for a carried symbol: few sections load faster than many."""
+    section = symbol.section
+    assert section is not None
+    if section.name in DYNAMIC_DEBUG:
+        return section.name
+    if section.is_code:
+        return ".text"
+    if not section.is_writable:
+        return ".rodata"
+    return ".bss" if section.is_zero else ".data"

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""Which names the running kernel knows, and how a patch refers to them: exports with CRCs, and sympos.
+
+The livepatch core finds a symbol by object, name and ``sympos``: 0 when the name is unique among all that
+kallsyms shows of that object, else its rank from 1 on, in the order of the module's symbol table
+(kernel/livepatch/core.c, klp_find_object_symbol).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hotreload.elf.constants import SHF_ALLOC
+from hotreload.errors import InputError
+
+VMLINUX = "vmlinux"
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A line of Module.symvers: who exports a symbol, and the CRC of its prototype."""
+
+    crc: int
+    module: str
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolPosition:
+    """A symbol of a loaded object, as ``.klp.sym.OBJECT.NAME,SYMPOS`` names it."""
+
+    object: str
+    name: str
+    sympos: int
+
+
+def read_symvers(path: Path) -> dict[str, Export]:
+    """Parse a Module.symvers: ``CRC<TAB>NAME<TAB>MODULE<TAB>EXPORT_TYPE[<TAB>NAMESPACE]``. Raises InputError."""
+    exports = {}
+    try:
+        for line in path.read_text().splitlines():
+            crc, name, module, *_ = line.split("\t")
+            exports[name] = Export(int(crc, 16), module_name(module))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read: {error}", hint="build the kernel or module again"
+        ) from error
+    return exports
+
+
+def module_name(path: str) -> str:
+    """The name under which the kernel knows a module's file: ``drivers/net/e-1.ko`` -> ``e_1``."""
+    return Path(path).name.removesuffix(".ko").removesuffix(".o").replace("-", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    block: int  # the number of the STT_FILE symbol before a local symbol; -1 for a global one
+    size: int
+
+
+class ModuleSymbols:
+    """What kallsyms shows of one loaded module, from the symbol table of its .ko file."""
+
+    def __init__(self, name: str, ko: Path) -> None:
+        """Raises InputError (HR1009) when ``ko`` is not a module."""
+        self.name = name
+        self.files: list[str] = []
+        self._entries: dict[str, list[_Entry]] = defaultdict(list)
+        self._read(ko)
+
+    def _read(self, ko: Path) -> None:
+        from elftools.common.exceptions import ELFError
+        from elftools.elf.elffile import ELFFile
+        from elftools.elf.sections import SymbolTableSection
+
+        try:
+            with ko.open("rb") as stream:
+                elf = ELFFile(stream)
+                table = elf.get_section_by_name(".symtab")
+                if not isinstance(table, SymbolTableSection):
+                    raise ELFError("no symbol table")
+                shown = [_is_shown(section) for section in elf.iter_sections()]
+                for symbol in table.iter_symbols():
+                    self._note(symbol, shown)
+        except (OSError, ELFError) as error:
+            raise InputError(
+                f"{ko} is not a kernel module: {error}", hint="build the module again"
+            ) from error
+
+    def _note(self, symbol: Any, shown: list[bool]) -> None:
+        if symbol["st_info"]["type"] == "STT_FILE":
+            self.files.append(symbol.name)
+            return
+        where = symbol["st_shndx"]
+        if not symbol.name or not isinstance(where, int) or not shown[where]:
+            return
+        local = symbol["st_info"]["bind"] == "STB_LOCAL"
+        self._entries[symbol.name].append(_Entry(len(self.files) - 1 if local else -1, symbol["st_size"]))
+
+    def block_of(self, source: str, nth: int) -> int | None:
+        """The number of the ``nth`` unit (from 0) that was compiled from a file of that name."""
+        blocks = [number for number, name in enumerate(self.files) if name == source]
+        return blocks[nth] if nth < len(blocks) else None
+
+    def position(self, name: str, block: int | None, size: int | None = None) -> SymbolPosition | None:
+        """The local symbol of that name in the unit of that block, else the global one.
+
+        None when there is no such symbol, or when it has another ``size`` than the one that is meant.
+        """
+        entries = self._entries.get(name, [])
+        wanted = [i for i, entry in enumerate(entries) if entry.block == block and block is not None]
+        wanted = wanted or [i for i, entry in enumerate(entries) if entry.block == -1]
+        if len(wanted) != 1 or size not in (None, entries[wanted[0]].size):
+            return None
+        return SymbolPosition(self.name, name, 0 if len(entries) == 1 else wanted[0] + 1)
+
+    def has_global(self, name: str) -> bool:
+        return any(entry.block == -1 for entry in self._entries.get(name, ()))
+
+
+def _is_shown(section: Any) -> bool:
+    """is_core_symbol() of kernel/module/kallsyms.c with KALLSYMS_ALL: allocated, and not freed after init."""
+    return bool(section["sh_flags"] & SHF_ALLOC) and not section.name.startswith(".init")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSymbols:
+    """All that a patch may refer to: what is exported, and the symbols of the modules being patched."""
+
+    exports: Mapping[str, Export]
+    modules: Mapping[str, ModuleSymbols]
+
+
+def read_symbols(symvers: Iterable[Path], modules: Mapping[str, Path]) -> KernelSymbols:
+    """Read the exports of the kernel and of modules built outside it, and the .ko files that were loaded."""
+    exports: dict[str, Export] = {}
+    for path in symvers:
+        exports |= read_symvers(path)
+    return KernelSymbols(exports, {name: ModuleSymbols(name, ko) for name, ko in modules.items()})

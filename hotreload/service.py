@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: MIT
+"""A session that answers commands: what each request on the control socket means."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from hotreload.config import Config
+from hotreload.control import Message, Send, report_object, serving
+from hotreload.deploy.livepatch import patch_status
+from hotreload.errors import GuestUnreachableError, InputError
+from hotreload.guests import About, claim, guest_name
+from hotreload.report.console import Console
+from hotreload.report.outcome import ReloadReport
+from hotreload.session import Order, Session, make_state_folder, new_state
+
+# Seconds. A command in the guest that takes longer is better off in a shell of its own.
+COMMAND_LIMIT = 24 * 3600.0
+
+Job = Callable[[Session], Awaitable[int]]
+
+
+async def run_session(
+    folder: Path,
+    config: Config,
+    console: Console,
+    job: Job,
+    *,
+    stream: TextIO | None = None,
+    background: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Own a guest while ``job`` runs; its exit status, or the one with which the session ended before.
+
+    Raises GuestBusyError (HR3106), what Session raises on entry, and what a session ends with.
+    """
+    name = guest_name(config.guest, folder)
+    state = new_state(name)
+    about = About(name, folder.resolve(), os.getpid(), background, time.time(), state)
+    with claim(about) as place:
+        make_state_folder(state)
+        session = Session(Order(about.folder, config, name, state, dry_run), console, stream)
+        service = Service(session, about)
+        async with serving(place, service.handle):
+            return await _stoppable(_serve(session, job), service)
+
+
+async def _serve(session: Session, job: Job) -> int:
+    async with session:
+        working = asyncio.ensure_future(job(session))
+        try:
+            await asyncio.wait({working, session.finished}, return_when=asyncio.FIRST_COMPLETED)
+            # A report that ends the session may be what the job waits for: its answer is the better one.
+            return await (working if working.done() else session.finished)
+        finally:
+            working.cancel()
+            await asyncio.wait({working})
+
+
+async def _stoppable(work: Any, service: Service) -> int:
+    """Do the work; a request to stop ends it in good order, whatever it is at."""
+    working = asyncio.create_task(work)
+    stopped = asyncio.create_task(service.stopped.wait())
+    try:
+        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+        if not working.done():
+            working.cancel()
+        await asyncio.wait({working})
+    if working.cancelled() and service.stopped.is_set():
+        return 0
+    return int(working.result())
+
+
+class Service:
+    """The requests of one session. Each method named like a verb answers it."""
+
+    def __init__(self, session: Session, about: About) -> None:
+        self.stopped = asyncio.Event()
+        self._session = session
+        self._about = about
+        self._running: set[asyncio.Task[ReloadReport]] = set()
+
+    async def handle(self, request: Message, send: Send) -> Message:
+        """Answer one request. Raises HotReloadError."""
+        handlers: Mapping[str, Callable[[Message, Send], Awaitable[Message]]] = {
+            "status": self.status,
+            "show": self.show,
+            "history": self.history,
+            "why": self.why,
+            "push": self.push,
+            "undo": self.undo,
+            "redo": self.redo,
+            "watch": self.watch,
+            "exec": self.exec,
+            "put": self.put,
+            "stop": self.stop,
+        }
+        verb = str(request.get("verb"))
+        if verb not in handlers:
+            raise InputError(
+                f"the session does not know the request {verb!r}",
+                hint="it is of another version of hotreload: hotreload guest stop, then start it again",
+            )
+        if verb not in ("status", "stop", "watch"):
+            await self._session.ready.wait()
+        return await handlers[verb](request, send)
+
+    async def status(self, _request: Message, _send: Send) -> Message:
+        """What runs: the guest, the modules, the live patches and what holds up a transition."""
+        session, about = self._session, self._about
+        facts: dict[str, Any] = {
+            "v": 1,
+            "guest": about.guest,
+            "folder": str(about.folder),
+            "state": "booting",
+            "pid": about.pid,
+            "background": about.background,
+            "watching": session.is_watched,
+            "records": str(about.state),
+        }
+        if not session.ready.is_set():
+            return facts
+        booted = session.booted
+        trouble = booted.machine.trouble
+        facts |= {
+            "state": trouble.state.value if trouble else "running",
+            "message": trouble.message if trouble else None,
+            "kernel": session.kernel.release,
+            "accel": booted.machine.spec.accel,
+            "ssh_port": booted.machine.ssh_port,
+            "modules": list(booted.loaded),
+            "running": session.reloader.running,
+            "reloads": len(session.reloader.history),
+        }
+        return facts if trouble else facts | await self._patches()
+
+    async def _patches(self) -> dict[str, Any]:
+        """patches: [{name, enabled, transition, objects: [{name, patched, functions: [{name, position}]}]}]"""
+        found = await patch_status(self._session.booted.guest)
+        tasks = [dataclasses.asdict(task) | {"told": task.told} for task in found.tasks]
+        return dataclasses.asdict(found) | {"tasks": tasks}
+
+    async def show(self, _request: Message, _send: Send) -> Message:
+        """How the guest is reached, and what it is made of."""
+        machine = self._session.booted.machine
+        return {
+            **await self.status({}, _send),
+            "ssh": self._session.booted.guest.ssh_command,
+            "qemu": machine.by_hand,
+            "qemu_pid": machine.pid,
+            "console": str(machine.endpoints.console),
+            "console_log": str(self._session.console_log),
+            "qmp": str(machine.endpoints.qmp2),
+            "boot_seconds": machine.boot_seconds,
+        }
+
+    async def history(self, _request: Message, _send: Send) -> Message:
+        return {"reports": [report_object(report) for report in self._session.reloader.history]}
+
+    async def why(self, request: Message, _send: Send) -> Message:
+        return {"text": self._session.reloader.why(request.get("number"))}
+
+    async def push(self, _request: Message, send: Send) -> Message:
+        return await self._cycle(self._session.push(), send)
+
+    async def undo(self, request: Message, send: Send) -> Message:
+        everything = bool(request.get("everything"))
+        return await self._cycle(self._session.undo(request.get("number"), everything=everything), send)
+
+    async def redo(self, _request: Message, send: Send) -> Message:
+        return await self._cycle(self._session.redo(), send)
+
+    async def _cycle(self, work: Coroutine[Any, Any, ReloadReport], send: Send) -> Message:
+        """Do it to its end, whether or not the client stays; its events go to the client."""
+        task = asyncio.create_task(work)
+        # Somebody has to hold it when the client is gone.
+        self._running.add(task)
+        task.add_done_callback(self._forget)
+        async with self._relay(send):
+            report = await asyncio.shield(task)
+        return {"report": report_object(report)}
+
+    def _forget(self, task: asyncio.Task[ReloadReport]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # the client was told, if it is there
+
+    @contextlib.asynccontextmanager
+    async def _relay(self, send: Send) -> AsyncIterator[None]:
+        """Inside, send what the session tells; all of it has been sent afterwards."""
+        messages: asyncio.Queue[Message] = asyncio.Queue()
+
+        async def forward() -> None:
+            while True:
+                await send(await messages.get())
+                messages.task_done()
+
+        forwarding = asyncio.create_task(forward())
+        try:
+            with self._session.listen(messages.put_nowait):
+                yield
+            # Not join() alone: a client that is gone would never take the rest.
+            joined = asyncio.create_task(messages.join())
+            await asyncio.wait({joined, forwarding}, return_when=asyncio.FIRST_COMPLETED)
+            joined.cancel()
+        finally:
+            forwarding.cancel()
+            await asyncio.wait({forwarding})
+
+    async def watch(self, _request: Message, send: Send) -> Message:
+        """Reload what is saved, and tell of it, until the client hangs up or the session ends."""
+        async with self._relay(send):
+            await self._session.ready.wait()
+            await send({"ready": dict(await self.status({}, send))})
+            with self._session.watching():
+                await asyncio.wait({self._session.finished})
+        return {}
+
+    async def exec(self, request: Message, _send: Send) -> Message:
+        """Run a shell command in the guest; input and output as base64."""
+        stdin = base64.b64decode(request.get("stdin", ""))
+        done = await self._session.booted.guest.run(request["command"], stdin=stdin, timeout=COMMAND_LIMIT)
+        return {"status": done.status, "stdout": _text64(done.stdout), "stderr": _text64(done.stderr)}
+
+    async def put(self, request: Message, _send: Send) -> Message:
+        """Write a file in the guest."""
+        data = base64.b64decode(request["data"])
+        try:
+            await self._session.booted.guest.put(data, request["path"], int(request["mode"]))
+        except OSError as error:
+            raise InputError(str(error)) from error
+        except TimeoutError:
+            raise GuestUnreachableError(
+                f"the guest did not take {len(data)} bytes in time", hint="hotreload guest logs"
+            ) from None
+        return {}
+
+    async def stop(self, _request: Message, _send: Send) -> Message:
+        self.stopped.set()
+        # The answer comes when all is gone: the connection ends with the session.
+        await asyncio.Event().wait()
+        return {}
+
+
+def _text64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: MIT
+"""A session: a guest with the user's modules, and every edit that reaches it.
+
+``async with Session(...)`` finds the kernel, builds, boots, loads and watches; what it started is gone after
+the block. Inside it
+
+    the watcher's batches are collected, and reloaded while somebody watches (`watching`);
+    `push`, `undo` and `redo` are done at once, one at a time with the reloads;
+    while nothing is to be done, the base objects of units not edited yet are compiled;
+    whoever listens (`listen`) is told each event and each report;
+    `finished` becomes the exit status, or the error, with which the session ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+from hotreload.boot import Booted, boot
+from hotreload.build.compile import prepare
+from hotreload.build.debian_kernel import open_kernel
+from hotreload.build.external_module import MAKEFILE_NAME, sha256
+from hotreload.build.kernel_tree import KernelTree, check_fit
+from hotreload.config import Config
+from hotreload.control import report_object
+from hotreload.errors import GuestCrashedError, GuestUnreachableError, HotReloadError
+from hotreload.loss import crashed_report, loss, trouble_of
+from hotreload.paths import state_folder, writing_to
+from hotreload.report.console import Console
+from hotreload.report.ndjson import EventSink, closing_event
+from hotreload.report.outcome import Outcome, ReloadReport
+from hotreload.watch.watcher import Watcher
+
+if TYPE_CHECKING:
+    from hotreload.reload import Reloader
+
+log = logging.getLogger(__name__)
+
+KEPT_SESSIONS = 10
+# Seconds of quiet after which base objects are compiled ahead, and what a teardown command may take.
+IDLE = 1.0
+TEARDOWN_LIMIT = 30.0
+SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
+
+Listener = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a session is asked to be. ``guest`` is its name, ``folder`` the module's, resolved."""
+
+    folder: Path
+    config: Config
+    guest: str
+    state: Path
+    dry_run: bool = False
+
+
+def new_state(guest: str) -> Path:
+    """The path of a folder for the records of a session that begins now."""
+    return state_folder() / "guests" / guest / f"{datetime.now():%Y-%m-%dT%H-%M-%S.%f}"
+
+
+def make_state_folder(folder: Path) -> None:
+    """Make it; the oldest of the same guest go."""
+    with writing_to(folder):
+        folder.mkdir(parents=True, mode=0o700)
+    for old in sorted(folder.parent.iterdir())[:-KEPT_SESSIONS]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+class Session:
+    """See the module. The caller holds the guest's name (guests.claim) for as long as the session lives."""
+
+    def __init__(self, order: Order, console: Console, stream: TextIO | None = None) -> None:
+        """``stream``: where the events go as NDJSON, besides the file in the state folder."""
+        self.order = order
+        self.console = console
+        self.kernel: KernelTree
+        self.booted: Booted
+        self.reloader: Reloader
+        self.ready = asyncio.Event()
+        self.finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.started = time.monotonic()
+        self._events = EventSink(order.state / "events.ndjson", stream)
+        self._listeners: set[Listener] = set()
+        self._owned = contextlib.AsyncExitStack()
+        self._busy = asyncio.Lock()
+        self._cycle = 0
+        self._watcher: Watcher
+        self._watchers = 0
+        self._pending: set[Path] = set()
+        self._saved_at = 0.0
+        self._due = asyncio.Event()
+
+    # Its life.
+
+    async def __aenter__(self) -> Self:
+        """Raises what open_kernel, check_fit, boot and Watcher raise."""
+        async with self._owned:
+            self._owned.enter_context(self._events)
+            self._owned.push_async_callback(self._say_state, "stopped")
+            with self._progress() as progress:
+                self.kernel = await open_kernel(self.order.config.kernel, progress)
+                check_fit(self.kernel)
+                await self._say_state("booting")
+                await self._boot(progress)
+            await self._watch()
+            self.ready.set()
+            await self._say_state(
+                "ready",
+                folder=self.order.folder,
+                modules=self.booted.loaded,
+                kernel=self.kernel.release,
+                accel=self.booted.machine.spec.accel,
+                ssh_port=self.booted.machine.ssh_port,
+                ms=(time.monotonic() - self.started) * 1000,
+            )
+            self._owned = self._owned.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._owned.aclose()
+        if self.finished.done() and not self.finished.cancelled():
+            self.finished.exception()  # told by whoever waits for it, if it was not the block's own
+
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[Callable[[str], None]]:
+        with self.console.progress(f"starting the guest {self.order.guest}") as progress:
+
+            def tell(text: str) -> None:
+                progress.update(text)
+                self._tell({"progress": text})
+
+            yield tell
+
+    async def _boot(self, progress: Callable[[str], None]) -> None:
+        order = self.order
+        self.booted = await self._owned.enter_async_context(
+            boot(order.folder, self.kernel, order.config, order.guest, self.console_log, progress)
+        )
+        from hotreload.reload import Reloader
+
+        self.reloader = Reloader(
+            base=self.booted.base,
+            glue=self.booted.glue,
+            guest=self.booted.guest,
+            trouble=lambda: self.booted.machine.trouble,
+            folder=order.state,
+            transition_timeout=order.config.transition_timeout,
+            dry_run=order.dry_run,
+        )
+        self._owned.push_async_callback(self._tear_down)
+
+    async def _watch(self) -> None:
+        module = self.booted.module
+        files = module.watched_files
+
+        def wanted(path: Path) -> bool:
+            return (
+                path in files
+                or path.suffix in SOURCE_SUFFIXES
+                or MAKEFILE_NAME.fullmatch(path.name) is not None
+            )
+
+        quiet = self.order.config.debounce_ms / 1000
+        self._watcher = await self._owned.enter_async_context(
+            Watcher([module.folder], files=files, wanted=wanted, quiet=quiet)
+        )
+        # What was saved between kbuild's run and the watcher's start; from here on the watcher tells.
+        self._note(await asyncio.to_thread(self.differing), time.monotonic())
+        for life in (self._collect, self._reload, self._stay_alert):
+            self._start(life())
+
+    def _start(self, work: Any) -> None:
+        """Run a part of the session; when it fails the session ends with its error."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._failed)
+        self._owned.push_async_callback(_cancelled, task)
+
+    def _failed(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) and not self.finished.done():
+            self.finished.set_exception(error)
+
+    async def _tear_down(self) -> None:
+        command = self.order.config.teardown
+        if command is None or self.booted.machine.trouble is not None:
+            return
+        try:
+            done = await self.booted.guest.run(command, timeout=TEARDOWN_LIMIT)
+            if not done.ok:
+                self.console.say(f"the teardown command ended with status {done.status}: {done.complaint}")
+        except (HotReloadError, TimeoutError) as error:
+            self.console.say(f"the teardown command failed: {error or f'no end in {TEARDOWN_LIMIT:g} s'}")
+
+    def finish(self, status: int = 0) -> None:
+        """Let the session end."""
+        if not self.finished.done():
+            self.finished.set_result(status)
+
+    @property
+    def console_log(self) -> Path:
+        return self.order.state / "console.log"
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether edits are reloaded as they are saved."""
+        return self._watchers > 0
+
+    def differing(self) -> tuple[Path, ...]:
+        """The sources that differ now from those the guest booted with."""
+        return tuple(file for file, held in self.booted.base.digests.items() if sha256(file) != held)
+
+    # Cycles.
+
+    async def push(self) -> ReloadReport:
+        """Bring the guest to the sources as they are now. Raises SessionError when the guest is lost."""
+        async with self._one_at_a_time():
+            saved_at = time.monotonic()
+            self._pending.clear()
+            return await self._cycle_of((), await asyncio.to_thread(self.differing), saved_at, watched=False)
+
+    async def undo(self, number: int | None = None, *, everything: bool = False) -> ReloadReport:
+        """See Reloader.undo."""
+        async with self._one_at_a_time():
+            return await self._told(self.reloader.undo(number, everything=everything))
+
+    async def redo(self) -> ReloadReport:
+        """See Reloader.redo."""
+        async with self._one_at_a_time():
+            return await self._told(self.reloader.redo())
+
+    @contextlib.asynccontextmanager
+    async def _one_at_a_time(self) -> AsyncIterator[None]:
+        await self.ready.wait()
+        async with self._busy:
+            yield
+
+    async def _cycle_of(
+        self, paths: Collection[Path], files: Collection[Path], saved_at: float, *, watched: bool
+    ) -> ReloadReport:
+        self._cycle += 1
+        cycle = self._cycle
+        self._emit("watch.change", cycle, files=list(files))
+
+        def started(type: str, fields: Mapping[str, Any]) -> None:
+            self._emit(type, cycle, **fields)
+
+        reloading = self.reloader.reload(tuple(paths), saved_at, started=started)
+        return await self._told(reloading, cycle, watched=watched)
+
+    async def _told(
+        self, work: Awaitable[ReloadReport], cycle: int | None = None, *, watched: bool = False
+    ) -> ReloadReport:
+        """Wait for the report of a cycle and tell it to everybody."""
+        try:
+            report = await work
+        except GuestUnreachableError:
+            # It may be the panic that cut the connection.
+            trouble = await trouble_of(self.booted.machine)
+            if trouble is None:
+                raise
+            report = self._lost(await loss(trouble, self.console_log))
+        type, fields = closing_event(report)
+        self._emit(type, cycle, **fields)
+        self.console.report(report)
+        self._tell({"report": report_object(report), "watched": watched})
+        if report.outcome is Outcome.CRASHED and self.booted.machine.trouble is not None:
+            self.finish(report.outcome.exit_status)
+        return report
+
+    def _lost(self, error: HotReloadError) -> ReloadReport:
+        if not isinstance(error, GuestCrashedError):
+            raise error
+        return crashed_report(error, self.reloader.running, self.order.state)
+
+    # Watching.
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, edits are reloaded as they are saved; those that wait since before, too."""
+        self._watchers += 1
+        self._due.set()
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+
+    def _note(self, paths: Collection[Path], saved_at: float) -> None:
+        if paths:
+            self._pending.update(paths)
+            self._saved_at = saved_at
+            self._due.set()
+
+    async def _collect(self) -> None:
+        async for batch in self._watcher:
+            self._note(batch.paths, batch.saved_at)
+
+    async def _reload(self) -> None:
+        """Reload what was saved, all at once what was saved while a reload was under way."""
+        while True:
+            await self._wait_until_due()
+            if not self._watchers:
+                continue
+            async with self._busy:
+                paths, saved_at = sorted(self._pending), self._saved_at
+                self._pending.clear()
+                if paths:
+                    await self._cycle_of(paths, paths, saved_at, watched=True)
+
+    async def _wait_until_due(self) -> None:
+        """Return at the next save; compile ahead meanwhile."""
+        ahead = asyncio.create_task(self._compile_ahead())
+        try:
+            await self._due.wait()
+            self._due.clear()
+        finally:
+            await _cancelled(ahead)
+
+    async def _compile_ahead(self) -> None:
+        await asyncio.sleep(IDLE)
+        try:
+            await prepare(self.booted.base)
+        except HotReloadError as error:
+            # Told when it matters: with the first edit of that unit.
+            log.info("compiling ahead: %s", error)
+
+    async def _stay_alert(self) -> None:
+        """End the session when the guest is lost."""
+        trouble = await self.booted.machine.wait_for_trouble()
+        async with self._busy:  # a reload under way tells of it by itself
+            if not self.finished.done():
+                error = await loss(trouble, self.console_log)
+                await self._say_state(trouble.state.value, message=error.message)
+                await self._told(_value(self._lost(error)))
+
+    # Telling.
+
+    @contextlib.contextmanager
+    def listen(self, listener: Listener) -> Iterator[None]:
+        """Tell each event, report and step of the boot to ``listener`` inside the block."""
+        self._listeners.add(listener)
+        try:
+            yield
+        finally:
+            self._listeners.discard(listener)
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        for listener in tuple(self._listeners):
+            listener(message)
+
+    def _emit(self, type: str, cycle: int | None = None, **fields: Any) -> None:
+        self._tell({"event": self._events.emit(type, cycle, **fields).line()})
+
+    async def _say_state(self, state: str, **fields: Any) -> None:
+        self._emit("guest.state", guest=self.order.guest, state=state, **fields)
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # told already
+
+
+async def _value(report: ReloadReport) -> ReloadReport:
+    return report
