@@ -151,6 +151,8 @@ async def _or_lost(work: Coroutine[Any, Any, T], machine: Machine, console_log: 
         working.cancel()
         alert.cancel()
         await asyncio.wait({working, alert})
+        if not working.cancelled():
+            working.exception()  # of less interest than the loss
 
 
 async def _load_modules(
@@ -217,7 +219,7 @@ class _KernelModules:
             closure = await self._folder.closure([load.name])
         except KernelUnfitError as error:
             raise InputError(
-                f"there is no module {load.name}: neither built here nor part of kernel {self._kernel.release}",
+                f"there is no module {load.name}: not built here, not in kernel {self._kernel.release}",
                 code="HR1008",
                 hint=f"built here: {', '.join(ours)}",
             ) from error

@@ -1,180 +1,29 @@
 # SPDX-License-Identifier: MIT
-"""The command line: verbs become a Config and one call each; there is no logic here.
-
-A verb is a function under ``@verb("name")``. It is given ``Globals`` (what the options said that every
-verb has), imports its stage late, and returns its exit status, or None for 0. ``main`` alone turns
-errors into text and exit status.
-"""
+"""The command line: words become one verb, and whatever comes of it becomes text and exit status."""
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import click
 
-from hotreload import __version__
-from hotreload.config import RUNGS, Config, load_config, nearest, settings, wants_color
+from hotreload import __version__, guest_verbs, play_verbs, verbs
+from hotreload.command import Globals, cli, json_option, load_option, max_rung_option, setting, verb
+from hotreload.config import wants_color
 from hotreload.errors import EnvironmentFault, HotReloadError
+
+__all__ = ["Globals", "cli", "json_option", "load_option", "main", "max_rung_option", "setting", "verb"]
 
 INTERRUPTED = 130
 READER_GONE = 141  # what a shell reports for a program that died of SIGPIPE
 USAGE = 2
 BUG = 70  # EX_SOFTWARE of sysexits.h
 
-Verb = Callable[..., int | None]
-Decorator = Callable[[Verb], Verb]
-
-
-@dataclass(slots=True)
-class Globals:
-    """What the global options said, before or behind the verb; what is said later wins."""
-
-    json: bool = False
-    quiet: bool = False
-    verbose: int = 0
-    flags: dict[str, object] = field(default_factory=dict)
-
-    def config(self, folder: Path | None = None) -> Config:
-        """The settings that hold for ``folder`` (default: here). Raises InputError (HR1008)."""
-        return load_config(folder or Path.cwd(), self.flags)
-
-    @property
-    def color(self) -> str:
-        """auto, always or never: for what is said before, or without, a Config."""
-        said = self.flags.get("color") or os.environ.get("HOTRELOAD_COLOR")
-        return str(said or ("never" if os.environ.get("NO_COLOR") else "auto"))
-
-    def start_logging(self) -> None:
-        """-q: errors only; -v: what is done; -vv: every program, ready to paste."""
-        import logging
-
-        level = logging.ERROR if self.quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[self.verbose]
-        logging.basicConfig(format="hotreload: %(message)s", stream=sys.stderr)
-        logging.getLogger("hotreload").setLevel(level)
-
-
-def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
-    options: Globals = context.obj
-    if value in (None, False, ()) or option.name is None:
-        return  # not given here; perhaps before the verb
-    if option.name == "verbose":
-        options.verbose = min(2, options.verbose + value)
-    elif option.name in ("json", "quiet"):
-        setattr(options, option.name, True)
-    elif option.name == "directory":
-        os.chdir(value)
-    else:
-        options.flags[option.name] = value
-
-
-def _global(*names: str, **attributes: Any) -> Decorator:
-    return click.option(*names, expose_value=False, callback=_remember, **attributes)
-
-
-def setting(*names: str, **attributes: Any) -> Decorator:
-    """An option that sets the key of Config that its last name names; its help is that key's."""
-    return _global(*names, **{"help": f"{_sentence(settings()[names[-1]])}.", **attributes})
-
-
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-json_option = _global("--json", "json", is_flag=True, help="For programs: JSON on stdout.")
-max_rung_option = setting("--max-rung", "max_rung", type=click.Choice(RUNGS))
-load_option = setting("--load", "load", multiple=True, metavar="'MODULE [PARAM=VALUE]'")
-
-GLOBAL_OPTIONS = (
-    _global(
-        "-C",
-        "directory",
-        metavar="DIR",
-        type=click.Path(exists=True, file_okay=False),
-        is_eager=True,  # before any path is looked at
-        help="Go to DIR first.",
-    ),
-    setting("-K", "--kernel", "kernel", metavar="KERNEL"),
-    setting("--guest", "guest", metavar="NAME"),
-    setting("--color", "color", type=click.Choice(["auto", "always", "never"])),
-    _global("-q", "--quiet", "quiet", is_flag=True, help="Errors only."),
-    _global("-v", "--verbose", "verbose", count=True, help="Say what is done; -vv: with every program."),
-)
-
-
-def _with_global_options(command: Any) -> Any:
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(GLOBAL_OPTIONS), command)
-
-
-class _Commands(click.Group):
-    """A group whose unknown commands name the nearest known one."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if not name.startswith("-") and self.get_command(ctx, name) is None:
-            close = nearest(name, self.list_commands(ctx))
-            ctx.fail(f"no command '{name}'" + (f"; did you mean '{close}'?" if close else ""))
-        return super().resolve_command(ctx, args)
-
-
-@click.group(
-    cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="hotreload COMMAND --help says more; hotreload why CODE explains a code.",
-)
-@_with_global_options
-@click.version_option(__version__, prog_name="hotreload", message="%(prog)s %(version)s")
-def cli() -> None:
-    """Save a kernel source file; a second later the running guest executes it."""
-
-
-def verb(name: str, group: click.Group = cli, **attributes: Any) -> Decorator:
-    """Make the function the command ``name``: it takes Globals and its own options."""
-
-    def decorate(function: Verb) -> Verb:
-        @functools.wraps(function)
-        @click.pass_obj
-        def run(options: Globals, /, **arguments: Any) -> int | None:
-            options.start_logging()
-            return function(options, **arguments)
-
-        group.command(name, **attributes)(_with_global_options(run))
-        return function
-
-    return decorate
-
-
-@verb("why")
-@click.argument("code")
-def why(_options: Globals, code: str) -> None:
-    """The long answer to a code, such as HR2101."""
-    from hotreload.report.codes import find_code, long_answer
-
-    click.echo(long_answer(find_code(code)), nl=False)
-
-
-@verb("doctor")
-@click.option("--fix", is_flag=True, help="Run the commands that mend what is not right, and look again.")
-@json_option
-def doctor(options: Globals, fix: bool) -> int:
-    """Check every precondition; say why it matters and how to mend it."""
-    from hotreload import doctor
-
-    return doctor.examine(
-        options.config(),
-        fix=fix,
-        as_json=options.json,
-        color=wants_color(options.color, sys.stdout),
-        terse=options.quiet,
-    )
+# Each of these modules makes its functions verbs while it is imported.
+VERBS = (verbs, guest_verbs, play_verbs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _tell_usage(error, options, words)
     except Exception as error:
-        return _tell(_known(error), options)
+        return _tell(known(error), options)
 
 
 def _run(words: list[str], options: Globals) -> int:
@@ -210,8 +59,8 @@ def _run(words: list[str], options: Globals) -> int:
         return end.exit_code
 
 
-def _known(error: BaseException) -> HotReloadError:
-    """The error of ours that this is, or the bug that it shows."""
+def known(error: BaseException) -> HotReloadError:
+    """The error of ours that this is, or the bug that it shows; of several at once, the first of ours."""
     import errno
 
     while isinstance(error, BaseExceptionGroup):

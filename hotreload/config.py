@@ -106,7 +106,7 @@ class Config:
         15.0, _number(float, 0.1, 3600, "seconds"), "seconds in which every task must have left the old code"
     )
     debounce_ms: int = _setting(
-        50, _number(int, 0, 10_000, "milliseconds"), "quiet time after a save before it is acted upon, in ms"
+        15, _number(int, 0, 10_000, "milliseconds"), "quiet time after a save before it is acted upon, in ms"
     )
     color: str = _setting("auto", _one_of("auto", "always", "never"), "auto, always or never")
 

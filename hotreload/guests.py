@@ -166,9 +166,8 @@ def sessions() -> tuple[About, ...]:
     found = []
     for folder in sorted(guests.iterdir()) if guests.is_dir() else ():
         place = Place(folder.name, folder)
-        if _is_alive(place):
-            if about := _read_about(place):
-                found.append(about)
+        if _is_alive(place) and (about := _read_about(place)):
+            found.append(about)
     return tuple(found)
 
 
@@ -202,6 +201,13 @@ def find_session(chosen: str, folder: Path) -> About:
     if not candidates:
         raise absent(missing, alive)
     return max(candidates, key=lambda about: len(about.folder.parts))
+
+
+def find_running(chosen: str, folder: Path) -> About | None:
+    """The session that has the guest which ``watch`` in ``folder`` would take, if it watches that folder."""
+    name = guest_name(chosen, folder)
+    same = (about for about in sessions() if about.guest == name and about.folder == folder.resolve())
+    return next(same, None)
 
 
 def absent(fact: str, alive: tuple[About, ...]) -> GuestUnreachableError:

@@ -18,9 +18,10 @@ from hotreload.control import Message, Send, report_object, serving
 from hotreload.deploy.livepatch import patch_status
 from hotreload.errors import GuestUnreachableError, InputError
 from hotreload.guests import About, claim, guest_name
+from hotreload.paths import writing_to
 from hotreload.report.console import Console
 from hotreload.report.outcome import ReloadReport
-from hotreload.session import Order, Session, make_state_folder, new_state
+from hotreload.session import Listener, Order, Session, make_state_folder, new_state
 
 # Seconds. A command in the guest that takes longer is better off in a shell of its own.
 COMMAND_LIMIT = 24 * 3600.0
@@ -37,8 +38,12 @@ async def run_session(
     stream: TextIO | None = None,
     background: bool = False,
     dry_run: bool = False,
+    listener: Listener | None = None,
 ) -> int:
     """Own a guest while ``job`` runs; its exit status, or the one with which the session ended before.
+
+    ``background``: this process's standard output and error go to the session's records from now on.
+    ``listener`` is told all that the session tells, from the beginning.
 
     Raises GuestBusyError (HR3106), what Session raises on entry, and what a session ends with.
     """
@@ -47,10 +52,19 @@ async def run_session(
     about = About(name, folder.resolve(), os.getpid(), background, time.time(), state)
     with claim(about) as place:
         make_state_folder(state)
+        if background:
+            _speak_to(state / "session.log")
         session = Session(Order(about.folder, config, name, state, dry_run), console, stream)
         service = Service(session, about)
-        async with serving(place, service.handle):
-            return await _stoppable(_serve(session, job), service)
+        with session.listen(listener) if listener else contextlib.nullcontext():
+            async with serving(place, service.handle):
+                return await _stoppable(_serve(session, job), service)
+
+
+def _speak_to(file: Path) -> None:
+    with writing_to(file.parent), file.open("ab", buffering=0) as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
 
 
 async def _serve(session: Session, job: Job) -> int:
@@ -145,7 +159,7 @@ class Service:
         return facts if trouble else facts | await self._patches()
 
     async def _patches(self) -> dict[str, Any]:
-        """patches: [{name, enabled, transition, objects: [{name, patched, functions: [{name, position}]}]}]"""
+        """The fields of PatchStatus, values within values."""
         found = await patch_status(self._session.booted.guest)
         tasks = [dataclasses.asdict(task) | {"told": task.told} for task in found.tasks]
         return dataclasses.asdict(found) | {"tasks": tasks}

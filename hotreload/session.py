@@ -153,6 +153,7 @@ class Session:
         from hotreload.reload import Reloader
 
         self.reloader = Reloader(
+            module=self.booted.module,
             base=self.booted.base,
             glue=self.booted.glue,
             guest=self.booted.guest,
@@ -162,6 +163,7 @@ class Session:
             dry_run=order.dry_run,
         )
         self._owned.push_async_callback(self._tear_down)
+        self._owned.push_async_callback(self.reloader.close)
 
     async def _watch(self) -> None:
         module = self.booted.module

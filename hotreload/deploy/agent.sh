@@ -294,8 +294,8 @@ status() {
 load() { # NAME [PARAMETERS]
     receive
     canary "load $1"
-    # xargs takes the parameters apart as a shell would, quotes and all, and starts nothing else.
-    if ! error=$(printf '%s\n' "$2" | xargs insmod "$file" 2>&1); then
+    # The kernel takes the parameters apart itself, quotes and all.
+    if ! error=$(insmod "$file" ${2:+"$2"} 2>&1); then
         printf '{"ok":false,"stage":"load","error":%s,"dmesg":%s}\n' "$(echo "$error" | json)" "$(kernel_says)"
         return
     fi

@@ -30,8 +30,14 @@ class Comparison:
         key = original, patched
         if key not in self._known:
             # Data may refer to itself in a circle: equal unless something else says otherwise.
+            before = len(self._known)
             self._known[key] = True
-            self._known[key] = self._same(original, patched)
+            if not self._same(original, patched):
+                # What was found equal meanwhile may have been so because this was taken to be.
+                for later in list(self._known)[before:]:
+                    if self._known[later]:
+                        del self._known[later]
+                self._known[key] = False
         return self._known[key]
 
     def _same(self, original: Symbol, patched: Symbol) -> bool:
@@ -64,7 +70,12 @@ class Comparison:
             return ours == theirs
         one, other = ours.symbol, theirs.symbol
         if not one.is_defined or not other.is_defined:
-            return not one.is_defined and not other.is_defined and one.name == other.name
+            # An absolute symbol is its value; one in common storage has a size and an alignment.
+            return (
+                not one.is_defined
+                and not other.is_defined
+                and (one.name, one.value, one.size) == (other.name, other.value, other.size)
+            )
         twin = self.correlation.original_of.get(other)
         if twin is not None or one in self.correlation.patched_of:
             return twin is one

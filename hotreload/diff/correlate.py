@@ -18,14 +18,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from hotreload.diff.obstacles import Obstacle
-from hotreload.diff.special_sections import DYNAMIC_DEBUG, is_entry_section, is_inert
+from hotreload.diff.special_sections import DYNAMIC_DEBUG, is_entry_section, is_inert, is_init
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 
 # Statics that macros make, one for each place in the source: they tell a place, hold once-only or debugging
 # state, and must never be taken for the one of another place (kpatch's and objtool's lists are the same).
+# They stand in functions, so gcc gives them a number: a file's own variable may have such a name.
 _PLACE_STATICS: Final = frozenset(
     """__key __warned __already_done __func__ __FUNCTION__ __PRETTY_FUNCTION__ _rs CSWTCH _entry _entry_ptr
-    descriptor __print_once __print_deferred_once ___done ___tp_str __msg""".split()
+    __print_once __print_deferred_once ___done ___tp_str __msg""".split()
 )
 _NUMBER: Final = re.compile(r"\.\d+")
 _UNIQUE: Final = re.compile(r"(__UNIQUE_ID_\w*?)\d+\b")
@@ -54,8 +55,11 @@ def is_place_static(symbol: Symbol) -> bool:
     """Whether a macro made this variable for one place in the source."""
     if symbol.section is not None and symbol.section.name in DYNAMIC_DEBUG:
         return True
-    name = base_name(symbol.name)
-    return symbol.is_local and (name in _PLACE_STATICS or name.startswith(("__UNIQUE_ID_", "__func__")))
+    if not symbol.is_local or not symbol.is_object:
+        return False
+    return symbol.name.startswith("__UNIQUE_ID_") or (
+        is_static_local(symbol) and base_name(symbol.name) in _PLACE_STATICS
+    )
 
 
 def is_static_local(symbol: Symbol) -> bool:
@@ -112,12 +116,17 @@ def _is_named(symbol: Symbol) -> bool:
     return symbol.is_function or not (is_static_local(symbol) or is_place_static(symbol))
 
 
-def _exact_key(symbol: Symbol) -> tuple[str, int] | None:
-    return symbol.name, symbol.kind
+def _exact_key(symbol: Symbol) -> tuple[str, int, bool]:
+    # Code for loading that became running code has no twin: it is not there any more.
+    gone = symbol.is_function and symbol.section is not None and is_init(symbol.section)
+    return symbol.name, symbol.kind, gone
 
 
-def _numberless_key(symbol: Symbol) -> tuple[str, int] | None:
-    return (base_name(symbol.name), symbol.kind) if symbol.is_function else None
+def _numberless_key(symbol: Symbol) -> tuple[str, int, bool] | None:
+    if not symbol.is_function:
+        return None
+    _, kind, gone = _exact_key(symbol)
+    return base_name(symbol.name), kind, gone
 
 
 def _unique_by(key: object, symbols: Iterable[Symbol]) -> dict[object, Symbol]:
@@ -134,11 +143,13 @@ def pair_static_locals(result: Correlation, original: ObjectFile, patched: Objec
     """Pair static locals by the twins that refer to them, until no new pair is found; tell the doubtful ones."""
     referrers = list(result.original_of.items())
     doubtful: dict[str, str] = {}
+    disputed: dict[str, str] = {}
     while referrers:
         found: list[tuple[Symbol, Symbol]] = []
         for after, before in referrers:
-            found += _pairs_below(result, before, after, doubtful)
+            found += _pairs_below(result, before, after, doubtful, disputed)
         referrers = [(after, before) for before, after in found]
+    result.obstacles += [_doubt(name, why) for name, why in disputed.items()]
     for name, why in doubtful.items():
         open_before = [s for s in original.symbols if _is_open(s, name, result.patched_of)]
         open_after = [s for s in patched.symbols if _is_open(s, name, result.original_of)]
@@ -148,14 +159,22 @@ def pair_static_locals(result: Correlation, original: ObjectFile, patched: Objec
 
 
 def _pairs_below(
-    result: Correlation, before: Symbol, after: Symbol, doubtful: dict[str, str]
+    result: Correlation,
+    before: Symbol,
+    after: Symbol,
+    doubtful: dict[str, str],
+    disputed: dict[str, str],
 ) -> list[tuple[Symbol, Symbol]]:
-    """New pairs among the static locals that two twins refer to."""
+    """New pairs among the static locals that two twins refer to.
+
+    ``doubtful`` are names that other twins may still settle; ``disputed`` those on which two pairs of twins
+    disagree, so that at least one of them is wrong.
+    """
     found = []
     ours, theirs = _locals_of(before), _locals_of(after)
     for name in ours.keys() & theirs.keys():
         left, right = ours[name], theirs[name]
-        if len(left) != len(right) or (len(left) > 1 and before.content != after.content):
+        if len(left) != len(right) or (len(left) > 1 and not _same_order(before, after, left, right)):
             doubtful[name] = f"{parent_name(before.name)} has several static variables of that name"
             continue
         for one, other in zip(left, right, strict=True):
@@ -163,13 +182,27 @@ def _pairs_below(
             if known is other:
                 continue
             if known is not None or other in result.original_of:
-                doubtful[name] = (
-                    f"{parent_name(before.name)} and another function disagree about which one it is"
-                )
+                if not (is_constant(one) and is_constant(other)):
+                    why = f"{parent_name(before.name)} and another function disagree about which one it is"
+                    disputed[name] = why
                 continue
             result.pair(one, other)
             found.append((one, other))
     return found
+
+
+def _same_order(before: Symbol, after: Symbol, left: list[Symbol], right: list[Symbol]) -> bool:
+    """Whether two functions refer to several variables of one name in the same order.
+
+    The code must be the same but for what it refers to, and the numbers, which gcc deals out in the order of
+    the source, must tell the same order: two inlined functions may be alike and have changed places.
+    """
+    return before.content == after.content and _ranks(left) == _ranks(right)
+
+
+def _ranks(symbols: list[Symbol]) -> list[int]:
+    numbers = [[int(number) for number in re.findall(r"\.(\d+)", symbol.name)] for symbol in symbols]
+    return [sorted(numbers).index(number) for number in numbers]
 
 
 def _locals_of(symbol: Symbol) -> dict[str, list[Symbol]]:

@@ -22,7 +22,7 @@ from hotreload.diff.correlate import (
     is_static_local,
     parent_name,
 )
-from hotreload.diff.obstacles import Note, Obstacle
+from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
 from hotreload.diff.special_sections import (
     Entry,
     is_entry_section,
@@ -93,7 +93,7 @@ class _Work:
     notes: list[Note] = field(default_factory=list)
     obstacles: list[Obstacle] = field(default_factory=list)
 
-    def refuse(self, code: str, symbol: str, message: str, hint: str = Obstacle.__dataclass_fields__["hint"].default) -> None:  # fmt: skip
+    def refuse(self, code: str, symbol: str, message: str, hint: str = RELOAD_MODULE) -> None:
         self.obstacles.append(Obstacle(code, symbol, message, hint))
 
 

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+RELOAD_MODULE: Final = "the module has to be loaded anew, and loses its state: hotreload guest restart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +16,7 @@ class Obstacle:
     code: str
     symbol: str
     message: str
-    hint: str = "needs a module reload: the module's state is lost"
+    hint: str = RELOAD_MODULE
     where: str | None = None
 
     def __str__(self) -> str:

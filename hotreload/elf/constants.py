@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Final
 
-
 ET_REL: Final = 1
 EM_X86_64: Final = 62
 
@@ -15,6 +14,7 @@ SHT_STRTAB: Final = 3
 SHT_RELA: Final = 4
 SHT_NOTE: Final = 7
 SHT_NOBITS: Final = 8
+SHT_SYMTAB_SHNDX: Final = 18
 
 SHF_WRITE: Final = 0x1
 SHF_ALLOC: Final = 0x2

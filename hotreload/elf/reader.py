@@ -34,7 +34,10 @@ from hotreload.elf.constants import (
     SHT_RELA,
     SHT_STRTAB,
     SHT_SYMTAB,
+    SHT_SYMTAB_SHNDX,
+    STB_GLOBAL,
     STB_LOCAL,
+    STB_WEAK,
     STT_FILE,
     STT_FUNC,
     STT_NOTYPE,
@@ -57,6 +60,8 @@ from hotreload.errors import InputError
 _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _RELA = struct.Struct("<QIIq")
+# Which of two names of one stretch is the one to call it by.
+_RANK = {STB_GLOBAL: 2, STB_WEAK: 1}
 
 _RawRelocation = tuple[int, int, int, int]  # offset, type, symbol, addend
 
@@ -74,7 +79,7 @@ def parse_object(image: bytes, name: str) -> ObjectFile:
     _check_header(image, name)
     try:
         return _Reader(image, name).read()
-    except (struct.error, IndexError, UnicodeDecodeError) as error:
+    except (struct.error, IndexError, KeyError, ValueError) as error:
         raise InputError(f"{name}: damaged object file: {error}", hint="compile it again") from error
 
 
@@ -85,7 +90,7 @@ def _check_header(image: bytes, name: str) -> None:
     hint = "an object that gcc made for x86-64 is needed: FILE.o or MODULE.ko"
     try:
         header = ELFFile(io.BytesIO(image)).header
-    except (ELFError, OverflowError) as error:
+    except (ELFError, OverflowError, ValueError) as error:
         raise InputError(f"{name}: not an object file: {error or 'no ELF header'}", hint=hint) from error
     kinds = (header["e_type"], header["e_machine"], header["e_ident"]["EI_CLASS"])
     if kinds != ("ET_REL", "EM_X86_64", "ELFCLASS64"):
@@ -134,7 +139,7 @@ class _Reader:
         name_table = self._bytes_of(names)
         for index, header in enumerate(self.headers):
             name, kind, flags, _, _, size, _, _, align, entry = header
-            if index and kind not in (SHT_SYMTAB, SHT_STRTAB, SHT_RELA):
+            if index and kind not in (SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_SYMTAB_SHNDX):
                 data = b"" if kind == SHT_NOBITS else self._bytes_of(index)
                 self.sections[index] = Section(
                     index, _text(name_table, name), kind, flags, align or 1, entry, size, data
@@ -145,10 +150,14 @@ class _Reader:
         if table is None:
             raise IndexError("no symbol table")
         names = self._bytes_of(self.headers[table][6])
-        stretches: dict[tuple[int, int, int], Symbol] = {}
+        extended = self._extended_indices(table)
+        stretches: dict[tuple[int, int, int, bool], Symbol] = {}
         for index, entry in enumerate(_SYMBOL.iter_unpack(self._bytes_of(table))):
             name_at, info, _, where, value, size = entry
             kind, binding = info & 0xF, info >> 4
+            in_section = where < SHN_LORESERVE or where == SHN_XINDEX
+            if where == SHN_XINDEX:
+                where = extended[index]
             if kind == STT_FILE:
                 self.files.append(_text(names, name_at))
                 continue
@@ -158,7 +167,9 @@ class _Reader:
                 continue
             if index == 0:
                 continue
-            section = self._section_at(where)
+            section = self.sections.get(where) if in_section else None
+            if section is not None and value + size > section.size:
+                raise IndexError(f"symbol {index} reaches past the end of {section.name}")
             # An absolute or common symbol has a value, and no stretch that could be compared.
             kind = kind if section is not None or where in (SHN_UNDEF, SHN_LIVEPATCH) else STT_NOTYPE
             symbol = Symbol(_text(names, name_at), kind, binding, section, value, size)
@@ -166,16 +177,26 @@ class _Reader:
             if section is None or kind not in (STT_FUNC, STT_OBJECT):
                 self.symbols.append(symbol)
                 continue
-            known = stretches.setdefault((section.index, value, kind), symbol)
+            # An empty object is none of the next one's names: a lock_class_key without lockdep has no size.
+            is_empty = kind == STT_OBJECT and not size
+            known = stretches.setdefault((section.index, value, kind, is_empty), symbol)
             if known is symbol:
                 self.symbols.append(symbol)
                 section.symbols.append(symbol)
             else:
                 self.by_index[index] = known
-                known.aliases += (symbol.name,)
-                known.size = max(known.size, size)
+                _add_name(known, symbol)
         for section in self.sections.values():
             section.symbols.sort(key=lambda symbol: (symbol.value, symbol.size))
+            _give_sizes(section)
+
+    def _extended_indices(self, symtab: int) -> tuple[int, ...]:
+        """gABI: the section indices of symbols, in a table of their own where 16 bits are too few."""
+        for index, header in enumerate(self.headers):
+            if header[1] == SHT_SYMTAB_SHNDX and header[6] == symtab:
+                data = self._bytes_of(index)
+                return struct.unpack(f"<{len(data) // 4}I", data)
+        return ()
 
     def read_relocations(self) -> dict[int, list[_RawRelocation]]:
         raw: dict[int, list[_RawRelocation]] = {}
@@ -183,7 +204,7 @@ class _Reader:
             if header[1] == SHT_RELA and header[7] in self.sections:
                 entries = [
                     (offset, kind, symbol, addend)
-                    for offset, kind, symbol, addend in _RELA.iter_unpack(self._bytes_of(index))
+                    for offset, kind, symbol, addend in self._entries(index)
                     # In code, NONE marks a place: old recordmcount left one where it had made a call a nop.
                     if kind or self.sections[header[7]].is_code
                 ]
@@ -191,6 +212,13 @@ class _Reader:
         for entries in raw.values():
             entries.sort()
         return raw
+
+    def _entries(self, index: int) -> list[_RawRelocation]:
+        entries: list[_RawRelocation] = list(_RELA.iter_unpack(self._bytes_of(index)))
+        size = self.sections[self.headers[index][7]].size
+        if any(entry[0] >= size for entry in entries):
+            raise IndexError(f"section {index} relocates what lies outside its section")
+        return entries
 
     # --- accident 4: bytes without a symbol ---
 
@@ -222,7 +250,7 @@ class _Reader:
             if symbol is not None and not self._is_label(symbol):
                 target = SymbolRef(symbol)
             elif symbol is not None and symbol.section is not None:
-                # An assembler label (.LC0, a local label): its place is what counts.
+                # An assembler's label (.LC0, one in inline assembly): its place is what counts.
                 target, addend = self._at(symbol.section, section, offset, kind, symbol.value + addend)
             elif index in self.section_of:
                 target, addend = self._at(self.section_of[index], section, offset, kind, addend)
@@ -231,7 +259,7 @@ class _Reader:
             section.relocations.append(Relocation(offset, kind, target, addend))
 
     def _is_label(self, symbol: Symbol) -> bool:
-        return symbol.section is not None and symbol.kind == STT_NOTYPE and symbol.is_local
+        return symbol.section is not None and symbol.kind == STT_NOTYPE
 
     def _at(
         self, target: Section, section: Section, offset: int, kind: int, addend: int
@@ -335,10 +363,23 @@ class _Reader:
             raise IndexError(f"section {index} lies outside the file")
         return self.image[offset : offset + size]
 
-    def _section_at(self, where: int) -> Section | None:
-        if where == SHN_UNDEF or where >= SHN_LORESERVE:
-            return None
-        return self.sections.get(where)
+
+def _add_name(known: Symbol, symbol: Symbol) -> None:
+    """Another name of the same stretch. A name that other files can use goes before one that they cannot."""
+    known.size = max(known.size, symbol.size)
+    if _RANK.get(symbol.binding, 0) > _RANK.get(known.binding, 0):
+        known.aliases += (known.name,)
+        known.name, known.binding = symbol.name, symbol.binding
+    else:
+        known.aliases += (symbol.name,)
+
+
+def _give_sizes(section: Section) -> None:
+    """Assembly may leave out the size of a function: it reaches to the next symbol."""
+    for number, symbol in enumerate(section.symbols):
+        if symbol.is_function and not symbol.size:
+            later = (s.value for s in section.symbols[number + 1 :] if s.value > symbol.value)
+            symbol.size = next(later, section.size) - symbol.value
 
 
 def _gaps(section: Section) -> list[tuple[int, int]]:

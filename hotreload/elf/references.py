@@ -6,7 +6,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from hotreload.elf.constants import PC_RELATIVE, R_X86_64_64
-from hotreload.elf.instructions import UndecodableError, instructions
+from hotreload.elf.instructions import Instruction, UndecodableError, instructions
 from hotreload.elf.model import Relocation, Symbol
 
 _LEA = 0x8D
@@ -31,11 +31,28 @@ def takes_address(holder: Symbol, relocation: Relocation) -> bool:
     code = holder.content
     if relocation.type in PC_RELATIVE and is_direct_branch(code, relocation.offset):
         return False
+    instruction = _instruction_at(code, relocation.offset)
+    if instruction is None:
+        return True
+    is_immediate = relocation.offset >= instruction.end - instruction.immediate
+    return is_immediate or instruction.opcode == _LEA
+
+
+def points_at_start(holder: Symbol, relocation: Relocation) -> bool:
+    """Whether a relocation means the first byte of its target: for a function its address, not a label in it."""
+    section = holder.section
+    if section is None or not section.is_code or relocation.type not in PC_RELATIVE:
+        return relocation.addend == 0
+    # The CPU counts from the end of the instruction.
+    instruction = _instruction_at(holder.content, relocation.offset)
+    to_end = instruction.end - relocation.offset if instruction else 4
+    return relocation.addend + to_end == 0
+
+
+def _instruction_at(code: bytes, offset: int) -> Instruction | None:
+    """The instruction that holds a byte; None when the code cannot be decoded."""
     try:
         stream = list(instructions(code))
     except UndecodableError:
-        return True
-    at = bisect_right(stream, relocation.offset, key=lambda instruction: instruction.start) - 1
-    instruction = stream[at]
-    is_immediate = relocation.offset >= instruction.end - instruction.immediate
-    return is_immediate or instruction.opcode == _LEA
+        return None
+    return stream[bisect_right(stream, offset, key=lambda instruction: instruction.start) - 1]

@@ -8,6 +8,7 @@ second relocation section for one target nor SHN_LIVEPATCH; so this is ours, for
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,7 +29,6 @@ _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION_HEADER: Final = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL: Final = struct.Struct("<IBBHQQ")
 _RELA: Final = struct.Struct("<QIIq")
-_RELA_FLAGS: Final = SHF_INFO_LINK
 
 
 @dataclass(slots=True, eq=False)
@@ -96,62 +96,82 @@ class _Strings:
         return self.known[text]
 
 
+class _Image:
+    """A file that is growing: contents with their section headers."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(_HEADER.size)
+        self.headers: list[tuple[int, ...]] = [(0,) * 10]
+        self.names = _Strings()
+
+    def put(self, section: OutputSection, link: int = 0, info: int = 0) -> None:
+        """Append a section's content and its header; its relocations are sections of their own."""
+        self.data += bytes(-len(self.data) % section.align)
+        self.headers.append(
+            (
+                self.names.add(section.name),
+                section.type,
+                section.flags,
+                0,
+                len(self.data),
+                section.size,
+                link,
+                info,
+                section.align,
+                section.entry_size,
+            )  # fmt: skip
+        )
+        self.data += section.data
+
+    def finish(self) -> bytes:
+        """Write the section names, the section headers and the file header."""
+        self.names.add(".shstrtab")
+        self.put(OutputSection(".shstrtab", SHT_STRTAB, 0, data=self.names.data))
+        self.data += bytes(-len(self.data) % 8)
+        start = len(self.data)
+        for header in self.headers:
+            self.data += _SECTION_HEADER.pack(*header)
+        count, size = len(self.headers), _SECTION_HEADER.size
+        identity = b"\x7fELF\x02\x01\x01" + bytes(9)
+        header = (ET_REL, EM_X86_64, 1, 0, 0, start, 0, _HEADER.size, 0, 0, size, count, count - 1)
+        self.data[: _HEADER.size] = _HEADER.pack(identity, *header)
+        return bytes(self.data)
+
+
 def write_object(sections: list[OutputSection], symbols: list[OutputSymbol]) -> bytes:
-    """The bytes of an object file with these sections and symbols, in their order (gABI: local symbols first)."""
-    names, section_names = _Strings(), _Strings()
+    """The bytes of an object file with these sections, in their order, and symbols, local ones first (gABI)."""
     numbers = {id(section): number for number, section in enumerate(sections, start=1)}
     ordered = sorted(symbols, key=lambda symbol: symbol.binding != STB_LOCAL)
     places = {id(symbol): number for number, symbol in enumerate(ordered, start=1)}
-
-    headers: list[tuple[int, ...]] = [(0,) * 10]
-    image = bytearray(_HEADER.size)
-    symtab_number = len(sections) + 1
-
-    def put(name: str, kind: int, flags: int, data: bytes, link: int = 0, info: int = 0, align: int = 1, entry: int = 0, size: int | None = None) -> None:  # fmt: skip
-        image.extend(bytes(-len(image) % max(align, 1)))
-        length = len(data) if size is None else size
-        headers.append(
-            (section_names.add(name), kind, flags, 0, len(image), length, link, info, align, entry)
-        )
-        image.extend(data)
-
+    image = _Image()
     for section in sections:
-        put(
-            section.name,
-            section.type,
-            section.flags,
-            bytes(section.data),
-            align=section.align,
-            entry=section.entry_size,
-            size=section.size,
-        )
-    table = bytearray(_SYMBOL.size)
+        image.put(section)
+
+    symtab_number = len(sections) + 1
+    names = _Strings()
+    symtab = OutputSection(".symtab", SHT_SYMTAB, 0, 8, _SYMBOL.size, bytearray(_SYMBOL.size))
     for symbol in ordered:
         where = numbers[id(symbol.section)] if symbol.section is not None else symbol.index
         name = 0 if symbol.kind == STT_SECTION else names.add(symbol.name)
-        table += _SYMBOL.pack(name, symbol.binding << 4 | symbol.kind, 0, where, symbol.value, symbol.size)
-    locals_end = 1 + sum(symbol.binding == STB_LOCAL for symbol in ordered)
-    put(".symtab", SHT_SYMTAB, 0, bytes(table), symtab_number + 1, locals_end, 8, _SYMBOL.size)
-    put(".strtab", SHT_STRTAB, 0, bytes(names.data))
-    for section in sections:
-        tables = [(f".rela{section.name}", _RELA_FLAGS, section.relocations)] if section.relocations else []
-        tables += [(name, section.livepatch_flags, entries) for name, entries in section.livepatch.items()]
-        for name, flags, entries in tables:
-            data = b"".join(
-                _RELA.pack(r.offset, r.type, places[id(r.symbol)], r.addend)
-                for r in sorted(entries, key=lambda r: r.offset)
-            )
-            put(name, SHT_RELA, flags, data, symtab_number, numbers[id(section)], 8, _RELA.size)
-    section_names.add(".shstrtab")
-    put(".shstrtab", SHT_STRTAB, 0, bytes(section_names.data))
+        info = symbol.binding << 4 | symbol.kind
+        symtab.data += _SYMBOL.pack(name, info, 0, where, symbol.value, symbol.size)
+    first_global = 1 + sum(symbol.binding == STB_LOCAL for symbol in ordered)
+    image.put(symtab, link=symtab_number + 1, info=first_global)
+    image.put(OutputSection(".strtab", SHT_STRTAB, 0, data=names.data))
 
-    image.extend(bytes(-len(image) % 8))
-    start = len(image)
-    for header in headers:
-        image.extend(_SECTION_HEADER.pack(*header))
-    identity = b"\x7fELF\x02\x01\x01" + bytes(9)
-    image[: _HEADER.size] = _HEADER.pack(
-        identity, ET_REL, EM_X86_64, 1, 0, 0, start, 0, _HEADER.size, 0, 0,
-        _SECTION_HEADER.size, len(headers), len(headers) - 1,
-    )  # fmt: skip
-    return bytes(image)
+    for section in sections:
+        for table, entries in _relocation_tables(section):
+            for r in sorted(entries, key=lambda r: r.offset):
+                table.data += _RELA.pack(r.offset, r.type, places[id(r.symbol)], r.addend)
+            image.put(table, link=symtab_number, info=numbers[id(section)])
+    return image.finish()
+
+
+def _relocation_tables(
+    section: OutputSection,
+) -> Iterator[tuple[OutputSection, list[OutputRelocation]]]:
+    if section.relocations:
+        name = f".rela{section.name}"
+        yield OutputSection(name, SHT_RELA, SHF_INFO_LINK, 8, _RELA.size), section.relocations
+    for name, entries in section.livepatch.items():
+        yield OutputSection(name, SHT_RELA, section.livepatch_flags, 8, _RELA.size), entries

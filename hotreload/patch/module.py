@@ -101,7 +101,7 @@ TRANSITION_SYMBOLS: Final = ("klp_transition_work", "klp_transition_patch")
 def read_glue(template: Path, unique: Collection[str]) -> ModuleGlue:
     """Read a template. ``unique``: the names, of TRANSITION_SYMBOLS, that the guest's kallsyms has just once."""
     known = set(TRANSITION_SYMBOLS) <= set(unique)
-    work, patch = (SymbolPosition(VMLINUX, name, 0) if known else None for name in TRANSITION_SYMBOLS)
+    work, patch = (SymbolPosition(VMLINUX, name, 1) if known else None for name in TRANSITION_SYMBOLS)
     return ModuleGlue(template.read_bytes(), work, patch)
 
 
@@ -298,6 +298,8 @@ def _read_template(module: _Module) -> None:
     import io
 
     from elftools.elf.elffile import ELFFile
+    from elftools.elf.relocation import RelocationSection
+    from elftools.elf.sections import SymbolTableSection
 
     elf = ELFFile(io.BytesIO(module.template))
     numbers: dict[int, OutputSection] = {}
@@ -313,13 +315,15 @@ def _read_template(module: _Module) -> None:
             copy.zeros = header["sh_size"] if zero else 0
             numbers[number] = module.sections[section.name] = copy
     places: dict[int, OutputSymbol] = {}
-    for number, symbol in enumerate(elf.get_section_by_name(".symtab").iter_symbols()):
+    table = elf.get_section_by_name(".symtab")
+    assert isinstance(table, SymbolTableSection), "kbuild made the template"
+    for number, symbol in enumerate(table.iter_symbols()):
         copied = _copied_symbol(module, symbol, numbers)
         if copied is not None:
             places[number] = copied
     for section in elf.iter_sections():
-        target = numbers.get(section.header["sh_info"]) if section.header["sh_type"] == "SHT_RELA" else None
-        if target is not None:
+        if isinstance(section, RelocationSection) and section.header["sh_info"] in numbers:
+            target = numbers[section.header["sh_info"]]
             target.relocations = [
                 OutputRelocation(r["r_offset"], r["r_info_type"], places[r["r_info_sym"]], r["r_addend"])
                 for r in section.iter_relocations()

@@ -20,6 +20,7 @@ from math import gcd
 from hotreload.diff.correlate import is_constant, is_place_static
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.running_code import RunningCode
 from hotreload.diff.special_sections import DYNAMIC_DEBUG, REPLACEMENTS, Entry
 from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE
 from hotreload.elf.model import ConstRef, Relocation, StringRef, Symbol, SymbolRef
@@ -94,11 +95,13 @@ class PatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class UnitDiff:
-    """A unit's difference, the module it is linked into, and the number of its block in that module's symbols."""
+    """A unit's difference and how it is found in the guest: the module that it is linked into, the number of its
+    block in that module's symbols, and what of its base object the guest runs."""
 
     module: str
     block: int | None
     diff: ObjectDiff
+    running: RunningCode
 
 
 class PlanRefused(Exception):
@@ -150,11 +153,13 @@ class _Planner:
 
     def objects(self) -> Iterator[KlpObject]:
         for module in dict.fromkeys(unit.module for unit in self.units):
-            funcs = []
+            funcs: list[KlpFunc] = []
             for unit in self.units:
                 if unit.module != module:
                     continue
                 for twins in unit.diff.changed:
+                    if twins.original in unit.running.different:
+                        self._refuse_other_build(unit, twins.original)
                     position = self._original(unit, twins.original)
                     if position is not None:
                         funcs.append(KlpFunc(position.name, position.sympos, self.numbers[twins.patched]))
@@ -259,15 +264,17 @@ class _Planner:
     def _original(self, unit: UnitDiff, original: Symbol) -> SymbolPosition | None:
         """Where the running kernel has a symbol of the original object."""
         module = self.symbols.modules[unit.module]
-        for name in (original.name, *original.aliases):
-            position = module.position(name, unit.block, original.size)
+        running = unit.running.symbol_of.get(original)
+        for name in (running.name, *running.aliases) if running is not None else ():
+            position = module.position(name, unit.block, running.size)
             if position is not None:
                 return position
-        self._refuse(
-            "HR3101", original.name, f"module {unit.module} in the guest has no {original.name} of {original.size} bytes",
-            "the guest runs another build: start hotreload again",
-        )  # fmt: skip
+        self._refuse_other_build(unit, original)
         return None
+
+    def _refuse_other_build(self, unit: UnitDiff, original: Symbol) -> None:
+        message = f"{original.name} of module {unit.module} in the guest is not what its source gives here"
+        self._refuse("HR3101", original.name, message, "end hotreload and start it again: the guest boots what is built")
 
     def _note_address(self, symbol: Symbol) -> None:
         """The address of something new may be kept by the kernel: its module must stay when it is replaced."""

@@ -29,6 +29,7 @@ WORDS = {
     Outcome.RELOADED: ("reloaded", "green"),
     Outcome.RESTORED: ("restored", "green"),
     Outcome.NO_CHANGE: ("no change", "dim"),
+    Outcome.PATCHABLE: ("patchable", "green"),
     Outcome.REFUSED: ("refused", "yellow"),
     Outcome.REJECTED: ("rejected", "yellow"),
     Outcome.COMPILE_ERROR: ("error", "red"),

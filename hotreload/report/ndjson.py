@@ -161,9 +161,14 @@ def closing_event(report: ReloadReport) -> tuple[str, dict[str, Any]]:
         return "undo.done", {"number": report.number, "files": files, "still_runs": report.still_runs}
     if outcome is Outcome.COMPILE_ERROR:
         return "build.error", {"files": files, "code": "HR1003", "diagnostics": report.error}
-    if outcome is Outcome.NO_CHANGE:
-        unchanged: dict[str, Any] = {"verdict": "unchanged", "changed_functions": [], "new_functions": []}
-        return "diff.done", unchanged | {"files": files, "ms": report.milliseconds.get("diff", 0.0)}
+    if outcome in (Outcome.NO_CHANGE, Outcome.PATCHABLE):
+        verdict = "unchanged" if outcome is Outcome.NO_CHANGE else "patchable"
+        said: dict[str, Any] = {
+            "verdict": verdict,
+            "changed_functions": list(report.symbols),
+            "new_functions": [],
+        }
+        return "diff.done", said | {"files": files, "ms": report.milliseconds.get("diff", 0.0)}
     reasons = [reason_object(reason) for reason in report.reasons]
     if outcome is Outcome.CRASHED:
         first = report.reasons[0] if report.reasons else Reason("HR4101", "the guest's kernel crashed")

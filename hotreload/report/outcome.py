@@ -20,6 +20,7 @@ class Outcome(StrEnum):
     RELOADED = "reloaded"
     RESTORED = "restored"
     NO_CHANGE = "no_change"
+    PATCHABLE = "patchable"  # in a dry run
     REFUSED = "refused"
     REJECTED = "rejected"
     COMPILE_ERROR = "compile_error"

@@ -169,7 +169,9 @@ async def with_transition(guest: Guest, module: bytes) -> bytes:
 
     lines = (await guest.run("grep -E ' klp_transition_(work|patch)$' /proc/kallsyms")).text.splitlines()
     address = {name: int(value, 16) for value, _kind, name in (line.split() for line in lines)}
-    at = ELFFile(io.BytesIO(module)).get_section_by_name(glue.TABLE_SECTION)["sh_offset"]
+    table = ELFFile(io.BytesIO(module)).get_section_by_name(glue.TABLE_SECTION)
+    assert table
+    at = table["sh_offset"]
     patched = bytearray(module)
     for field, name in (
         (glue.TABLE_TRANSITION_WORK, "klp_transition_work"),

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""A session that outlives the command that started it.
+
+The command forks: the child becomes the session in a process group and terminal session of its own, the
+parent reads from a pipe what the child says until it is ready, or failed. A fork, not a new program: the
+child does what the options said without being told a second time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from hotreload.control import RemoteError, error_object
+from hotreload.errors import HotReloadError
+
+Job = Callable[[TextIO], int]
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+def in_background(job: Job, tell: Tell, known: Callable[[BaseException], HotReloadError]) -> None:
+    """Run ``job`` in a process of its own and return when it has said ``{"ready": ...}``.
+
+    ``job`` writes JSON lines to the stream that it is given; ``tell`` is told each of them. ``known`` makes
+    an error of ours of whatever it raises. Raises RemoteError with what the job failed with. Interrupted, it
+    takes the job with it.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        os._exit(_be_background(job, os.fdopen(writing, "w", buffering=1), known))
+    os.close(writing)
+    with os.fdopen(reading) as lines:
+        try:
+            _read(lines, tell)
+        except BaseException as error:
+            if not isinstance(error, RemoteError):
+                os.kill(child, signal.SIGTERM)
+            os.waitpid(child, 0)
+            raise
+
+
+def _read(lines: TextIO, tell: Tell) -> None:
+    for line in lines:
+        message = json.loads(line)
+        if "error" in message:
+            raise RemoteError(message["error"])
+        tell(message)
+        if "ready" in message:
+            return
+    raise HotReloadError(
+        "the session ended before the guest was ready", code="HR3107", hint="try: hotreload -vv watch"
+    )
+
+
+def _be_background(job: Job, stream: TextIO, known: Callable[[BaseException], HotReloadError]) -> int:
+    os.setsid()
+    with open(os.devnull, "r+b", buffering=0) as nothing:
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing.fileno(), descriptor)
+    try:
+        return job(stream)
+    except KeyboardInterrupt:
+        return 130
+    except BaseException as error:
+        fact = known(error)
+        _write(stream, {"error": error_object(fact)})
+        return fact.exit_status
+
+
+def _write(stream: TextIO, message: Mapping[str, Any]) -> None:
+    # The parent may have gone; or it was told "ready", and the stream is closed.
+    with contextlib.suppress(OSError, ValueError):
+        stream.write(json.dumps(message, default=str) + "\n")
+
+
+def writer_to(stream: TextIO) -> Tell:
+    """A listener that tells the parent."""
+    return lambda message: _write(stream, message)

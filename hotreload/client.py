@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""What a command does with a session, its own or another process's: follow it, ask it, tell a person."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hotreload.control import Message, answer, ask, report_from
+from hotreload.deploy.guest import CommandResult
+from hotreload.errors import GuestUnreachableError
+from hotreload.guests import About, place_of
+from hotreload.report.console import Console
+
+if TYPE_CHECKING:
+    from hotreload.session import Session
+
+COMMAND_FAILED = 1
+COMMAND_LIMIT = 24 * 3600.0
+
+Run = Callable[[str], Awaitable[CommandResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What `watch` was asked for: end after one cycle; a command for the guest after each; NDJSON."""
+
+    once: bool = False
+    command: str | None = None
+    as_json: bool = False
+
+
+def watch_here(wish: Wish, console: Console) -> Callable[[Session], Awaitable[int]]:
+    """The job of a session that lives in this process: reload each save, until the end."""
+
+    async def job(session: Session) -> int:
+        booted = session.booted
+
+        async def run(command: str) -> CommandResult:
+            return await booted.guest.run(command, timeout=COMMAND_LIMIT)
+
+        for note in booted.notes:
+            console.say(note)
+        with session.watching():
+            console.say(ready_text(facts_of(session)))
+            return await _follow(_messages(session), wish, console, run)
+
+    return job
+
+
+async def _messages(session: Session) -> AsyncIterator[Message]:
+    queue: asyncio.Queue[Message] = asyncio.Queue()
+    with session.listen(queue.put_nowait):
+        while True:
+            yield await queue.get()
+
+
+async def attach(about: About, wish: Wish, console: Console) -> int:
+    """Watch with a session that runs in the background; it stays when we go."""
+    place = place_of(about.guest)
+
+    async def run(command: str) -> CommandResult:
+        done = await answer(place, "exec", command=command)
+        return CommandResult(
+            done["status"], base64.b64decode(done["stdout"]), base64.b64decode(done["stderr"])
+        )
+
+    async def messages() -> AsyncGenerator[Message, None]:
+        async for message in ask(place, "watch"):
+            _show(message, console, as_json=wish.as_json)
+            yield message
+
+    async with contextlib.aclosing(messages()) as told:
+        return await _follow(told, wish, console, run)
+
+
+def _show(message: Message, console: Console, *, as_json: bool) -> None:
+    """Print what another process's session tells, as a session in this process would."""
+    if as_json and "event" in message:
+        sys.stdout.write(message["event"])
+        sys.stdout.flush()
+    if "report" in message:
+        console.report(report_from(message["report"]))
+    if "ready" in message:
+        console.say(ready_text(message["ready"]))
+
+
+async def _follow(messages: AsyncIterator[Message], wish: Wish, console: Console, run: Run) -> int:
+    """Run the command after each reload; with ``once`` return the exit status of the first cycle."""
+    async for message in messages:
+        if "report" not in message or not message["watched"]:
+            continue
+        report = report_from(message["report"])
+        status = report.outcome.exit_status
+        if wish.command and report.outcome.rung and not await _succeeds(wish, console, run):
+            status = status or COMMAND_FAILED
+        if wish.once:
+            return status
+    return GuestUnreachableError.exit_status
+
+
+async def _succeeds(wish: Wish, console: Console, run: Run) -> bool:
+    assert wish.command is not None
+    done = await run(wish.command)
+    # With --json standard output belongs to the events.
+    out = sys.stderr if wish.as_json else sys.stdout
+    for stream, data in ((out, done.stdout), (sys.stderr, done.stderr)):
+        stream.buffer.write(data)
+        stream.flush()
+    if not done.ok:
+        console.say(f"the command in the guest ended with status {done.status}: {wish.command}", always=True)
+    return done.ok
+
+
+async def cycle(
+    about: About, request: str, fields: Mapping[str, object], console: Console, *, as_json: bool
+) -> int:
+    """Ask for a push, an undo or a redo; print what comes of it. Returns its exit status."""
+    async for message in ask(place_of(about.guest), request, **fields):
+        if "event" in message:
+            _show(message, console, as_json=as_json)
+        if "done" in message:
+            report = report_from(message["done"]["report"])
+            console.report(report)
+            return report.outcome.exit_status
+    raise AssertionError("ask() ends with an answer or an error")
+
+
+def facts_of(session: Session) -> dict[str, Any]:
+    """What ``ready_text`` tells."""
+    booted = session.booted
+    return {
+        "v": 1,
+        "guest": session.order.guest,
+        "folder": str(session.order.folder),
+        "modules": list(booted.loaded),
+        "kernel": session.kernel.release,
+        "accel": booted.machine.spec.accel,
+        "ssh_port": booted.machine.ssh_port,
+        "ssh": booted.guest.ssh_command,
+        "notes": list(booted.notes),
+    }
+
+
+def ready_text(facts: Mapping[str, Any], *, watching: bool = True) -> str:
+    """The lines that say that everything is up."""
+    from datetime import datetime
+
+    name, what = facts["guest"], "watching" if watching else "running"
+    return (
+        f"{datetime.now():%H:%M:%S} ready      {what} {facts['folder']} ({', '.join(facts['modules'])})\n"
+        f"{'':19}guest {name}: {facts['kernel']}, {facts['accel']}"
+        f"      hotreload guest ssh --guest {name}"
+    )
+
+
+def status_text(facts: Mapping[str, Any]) -> str:
+    """What `status` prints."""
+    owner = f"{'background session' if facts['background'] else 'hotreload watch'}, process {facts['pid']}"
+    rows = [("guest", f"{facts['guest']}  {facts['state']}")]
+    if facts.get("message"):
+        rows.append(("", facts["message"]))
+    if "kernel" in facts:
+        rows.append(("kernel", f"{facts['kernel']}, {facts['accel']}, SSH on port {facts['ssh_port']}"))
+    rows.append(("session", f"{owner}, {'watches' if facts['watching'] else 'does not watch'}"))
+    rows.append(("folder", facts["folder"]))
+    if "modules" in facts:
+        rows.append(("modules", ", ".join(facts["modules"])))
+        number = facts["running"]
+        rows.append(("runs", "the code it booted with" if number is None else f"reload #{number}"))
+    rows += _patch_rows(facts)
+    return "\n".join(f"{label:<9} {text}" for label, text in rows)
+
+
+def _patch_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for patch in facts.get("patches", ()):
+        state = "in transition" if patch["transition"] else "live" if patch["enabled"] else "disabled"
+        rows.append(("patch", f"{patch['name']}  {state}"))
+        for each in patch["objects"]:
+            functions = ", ".join(function["name"] for function in each["functions"])
+            waits = "" if each["patched"] else "  (not loaded)"
+            rows.append(("", f"{each['name']}: {functions}{waits}"))
+    rows += [("held up", task["told"]) for task in facts.get("tasks", ())]
+    rows += [("replaced", f"{name}  kept: a task may stand in it") for name in facts.get("replaced", ())]
+    return rows

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""What every verb has: the global options, the decorator that makes a function a verb, the group of them all.
+
+A verb is a function under ``@verb("name")``. It is given ``Globals`` (what the options said that every
+verb has), imports its stage late, and returns its exit status, or None for 0.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hotreload import __version__
+from hotreload.config import RUNGS, Config, load_config, nearest, settings
+
+Verb = Callable[..., int | None]
+Decorator = Callable[[Verb], Verb]
+
+
+@dataclass(slots=True)
+class Globals:
+    """What the global options said, before or behind the verb; what is said later wins."""
+
+    json: bool = False
+    quiet: bool = False
+    verbose: int = 0
+    flags: dict[str, object] = field(default_factory=dict)
+
+    def config(self, folder: Path | None = None) -> Config:
+        """The settings that hold for ``folder`` (default: here). Raises InputError (HR1008)."""
+        return load_config(folder or Path.cwd(), self.flags)
+
+    @property
+    def color(self) -> str:
+        """auto, always or never: for what is said before, or without, a Config."""
+        said = self.flags.get("color") or os.environ.get("HOTRELOAD_COLOR")
+        return str(said or ("never" if os.environ.get("NO_COLOR") else "auto"))
+
+    def start_logging(self) -> None:
+        """-q: errors only; -v: what is done; -vv: every program, ready to paste."""
+        import logging
+
+        level = logging.ERROR if self.quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[self.verbose]
+        logging.basicConfig(format="hotreload: %(message)s", stream=sys.stderr)
+        logging.getLogger("hotreload").setLevel(level)
+
+
+def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
+    options: Globals = context.obj
+    if value in (None, False, ()) or option.name is None:
+        return  # not given here; perhaps before the verb
+    if option.name == "verbose":
+        options.verbose = min(2, options.verbose + value)
+    elif option.name in ("json", "quiet"):
+        setattr(options, option.name, True)
+    elif option.name == "directory":
+        os.chdir(value)
+    else:
+        options.flags[option.name] = value
+
+
+def _global(*names: str, **attributes: Any) -> Decorator:
+    return click.option(*names, expose_value=False, callback=_remember, **attributes)
+
+
+def setting(*names: str, **attributes: Any) -> Decorator:
+    """An option that sets the key of Config that its last name names; its help is that key's."""
+    return _global(*names, **{"help": f"{_sentence(settings()[names[-1]])}.", **attributes})
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+json_option = _global("--json", "json", is_flag=True, help="For programs: JSON on stdout.")
+max_rung_option = setting("--max-rung", "max_rung", type=click.Choice(RUNGS))
+load_option = setting("--load", "load", multiple=True, metavar="'MODULE [PARAM=VALUE]'")
+
+GLOBAL_OPTIONS = (
+    _global(
+        "-C",
+        "directory",
+        metavar="DIR",
+        type=click.Path(exists=True, file_okay=False),
+        is_eager=True,  # before any path is looked at
+        help="Go to DIR first.",
+    ),
+    setting("-K", "--kernel", "kernel", metavar="KERNEL"),
+    setting("--guest", "guest", metavar="NAME"),
+    setting("--color", "color", type=click.Choice(["auto", "always", "never"])),
+    _global("-q", "--quiet", "quiet", is_flag=True, help="Errors only."),
+    _global("-v", "--verbose", "verbose", count=True, help="Say what is done; -vv: with every program."),
+)
+
+
+def with_global_options(command: Any) -> Any:
+    """Give a command, or a group of them, the options that every verb has."""
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(GLOBAL_OPTIONS), command)
+
+
+class Commands(click.Group):
+    """A group whose unknown commands name the nearest known one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            close = nearest(name, self.list_commands(ctx))
+            ctx.fail(f"no command '{name}'" + (f"; did you mean '{close}'?" if close else ""))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="hotreload COMMAND --help says more; hotreload why CODE explains a code.",
+)
+@with_global_options
+@click.version_option(__version__, prog_name="hotreload", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Save a kernel source file; a second later the running guest executes it."""
+
+
+def verb(name: str, group: click.Group = cli, **attributes: Any) -> Decorator:
+    """Make the function the command ``name``: it takes Globals and its own options."""
+
+    def decorate(function: Verb) -> Verb:
+        @functools.wraps(function)
+        @click.pass_obj
+        def run(options: Globals, /, **arguments: Any) -> int | None:
+            options.start_logging()
+            return function(options, **arguments)
+
+        group.command(name, **attributes)(with_global_options(run))
+        return function
+
+    return decorate

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""One cycle, from a save to its report: what is known while it runs, and the report of each ending."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hotreload.build.compile import ObjectPair
+from hotreload.deploy.livepatch import AppliedPatch
+from hotreload.diff.object_diff import ObjectDiff
+from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.running_code import RunningCode, match_running
+from hotreload.elf.model import ObjectFile
+from hotreload.elf.reader import read_object
+from hotreload.errors import (
+    CompileError,
+    EditError,
+    GuestCrashedError,
+    PatchRejectedError,
+    TransitionStalledError,
+)
+from hotreload.history import Step
+from hotreload.report.outcome import Outcome, Reason, ReloadReport
+
+Announce = Callable[[str, Mapping[str, Any]], None]
+
+_OUTCOMES = {
+    CompileError: Outcome.COMPILE_ERROR,
+    PatchRejectedError: Outcome.REJECTED,
+    TransitionStalledError: Outcome.STALLED,
+    GuestCrashedError: Outcome.CRASHED,
+}
+
+
+class NotPatchableError(EditError):
+    """The edit cannot become a live patch; ``obstacles`` are all the reasons."""
+
+    exit_status = 4
+    default_code = "HR2208"
+
+    def __init__(self, obstacles: Iterable[Obstacle]) -> None:
+        self.obstacles = tuple(dict.fromkeys(obstacles))
+        super().__init__(self.obstacles[0].message, code=self.obstacles[0].code)
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A unit's base object, and what of it the guest runs. Read once: it does not change while the guest lives."""
+
+    object: ObjectFile
+    running: RunningCode
+
+
+def read_original(base: Path, plain: Path) -> Original:
+    """Read a unit's base object and the one kbuild made. Raises InputError (HR1009)."""
+    original = read_object(base)
+    return Original(original, match_running(read_object(plain), original))
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A unit's two objects, and what they differ in."""
+
+    pair: ObjectPair
+    original: Original
+    diff: ObjectDiff
+
+
+@dataclass(slots=True)
+class Cycle:
+    """What is known of the cycle that is under way; ``saved_at`` is time.monotonic() of the last save."""
+
+    files: tuple[Path, ...]
+    saved_at: float
+    announce: Announce
+    compared: list[Compared] = field(default_factory=list)
+    milliseconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes to the stage's."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = (time.monotonic() - started) * 1000
+            self.milliseconds[name] = self.milliseconds.get(name, 0.0) + spent
+
+    def announce_difference(self) -> None:
+        """Tell what the units of this edit differ in, before it is brought to the guest."""
+        diffs = [each.diff for each in self.compared]
+        self.announce(
+            "diff.done",
+            {
+                "files": self.files,
+                "verdict": "patchable",
+                "changed_functions": [name for diff in diffs for name in diff.changed_functions],
+                "new_functions": [symbol.name for diff in diffs for symbol in diff.new_functions],
+                "ms": self.milliseconds["diff"],
+            },
+        )
+
+    def note_times(self, applied: AppliedPatch) -> None:
+        """``push``: on the way; ``load``: insmod; ``complete``: from then until every task runs the new code."""
+        self.milliseconds |= {
+            "push": applied.push_ms,
+            "load": applied.load_ms,
+            "complete": max(0.0, applied.complete_ms - applied.load_ms),
+        }
+
+    # --- endings ---
+
+    def went_live(self, step: Step, before: Step) -> ReloadReport:
+        """The guest runs the sources: with a patch, or without one when nothing differs any more."""
+        live_ms = (time.monotonic() - self.saved_at) * 1000
+        undone = [name for name in before.symbols if name not in step.symbols]
+        changed = self._of_this_edit(step)
+        notes = [note.message for each in self.compared for note in each.diff.notes]
+        notes += [
+            f"{fn} travels: it {why}"
+            for each in self.compared
+            for fn, why in each.diff.callers_promoted.items()
+        ]
+        if undone:
+            notes.append(f"back to what the guest booted: {', '.join(undone)}")
+        outcome = Outcome.LIVE if step.plan else Outcome.UNDONE
+        return ReloadReport(
+            outcome,
+            step.number,
+            self.files,
+            changed if step.plan else tuple(undone),
+            self.milliseconds,
+            live_ms,
+            notes=tuple(notes) if step.plan else ("the sources are what the guest booted",),
+            still_runs=step.number,
+        )
+
+    def _of_this_edit(self, step: Step) -> tuple[str, ...]:
+        names = [name for each in self.compared for name in each.diff.changed_functions]
+        return tuple(name for name in dict.fromkeys(names) if name in step.symbols)
+
+    def no_change(self, still_runs: int | None) -> ReloadReport:
+        """The compiler made the same code of it."""
+        note = "the code is the same" if self.compared else "no unit of this build includes it"
+        return ReloadReport(
+            Outcome.NO_CHANGE,
+            None,
+            self.files,
+            milliseconds=self.milliseconds,
+            notes=(note,),
+            still_runs=still_runs,
+        )
+
+    def would_be(self, symbols: tuple[str, ...], still_runs: int | None) -> ReloadReport:
+        """A dry run ends here."""
+        note = "dry run: nothing was sent to the guest"
+        return ReloadReport(
+            Outcome.PATCHABLE,
+            None,
+            self.files,
+            symbols,
+            self.milliseconds,
+            notes=(note,),
+            still_runs=still_runs,
+        )
+
+    def failed(self, error: EditError, still_runs: int | None) -> ReloadReport:
+        """The edit failed, and the guest was left as it was (or died)."""
+        outcome = next(
+            (_OUTCOMES[kind] for kind in type(error).__mro__ if kind in _OUTCOMES), Outcome.REFUSED
+        )
+        reasons: tuple[Reason, ...] = (Reason(error.code, error.message, hint=error.hint),)
+        if isinstance(error, NotPatchableError):
+            reasons = tuple(map(_reason, error.obstacles))
+        elif isinstance(error, CompileError):
+            reasons = ()
+        notes = tuple(error.tasks) if isinstance(error, TransitionStalledError) else ()
+        text = getattr(error, "diagnostics", "") or getattr(error, "excerpt", "")
+        return ReloadReport(
+            outcome,
+            None,
+            self.files,
+            (),
+            self.milliseconds,
+            None,
+            reasons,
+            notes,
+            text,
+            still_runs,
+        )
+
+
+def _reason(obstacle: Obstacle) -> Reason:
+    file, _, line = (obstacle.where or "").rpartition(":")
+    return Reason(
+        obstacle.code,
+        obstacle.message,
+        obstacle.symbol,
+        obstacle.hint,
+        Path(file) if file else None,
+        int(line) if file and line.isdigit() else None,
+    )

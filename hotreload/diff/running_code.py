@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""Whether the object that a unit is compared by is the code that the guest runs.
+
+The guest runs the object kbuild made; the differ works on one compiled from the same source with a
+section for each symbol, because only then does every reference have a relocation. The two say the same but
+for what sections change: a jump to a neighbouring function may be two bytes instead of five, and a pointer
+to the end of an array looks like one to whatever stands behind it. So both are compared instruction by
+instruction, and references by the place in kbuild's object that they mean. This is Ksplice's run-pre
+matching (Arnold and Kaashoek, EuroSys 2009, section 4.3) between two objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hotreload.diff.compare import Comparison
+from hotreload.diff.correlate import Correlation, correlate
+from hotreload.diff.special_sections import read_entries
+from hotreload.elf.instructions import Instruction, UndecodableError, instructions
+from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef
+
+
+@dataclass(frozen=True, slots=True)
+class RunningCode:
+    """``symbol_of``: a symbol of the base object -> the one of kbuild's object, whose name and size the
+    running module has. ``different``: functions that do not say the same."""
+
+    symbol_of: Mapping[Symbol, Symbol]
+    different: frozenset[Symbol]
+
+
+def match_running(plain: ObjectFile, base: ObjectFile) -> RunningCode:
+    """Match the base object of a unit with the object that kbuild made of the same source."""
+    correlation = correlate(plain, base)
+    comparison = Comparison(correlation, read_entries(plain), read_entries(base))
+    matcher = _Matcher(correlation, comparison, {symbol.name: symbol for symbol in plain.symbols})
+    different = frozenset(
+        ours
+        for ours, running in correlation.original_of.items()
+        if ours.is_function and not matcher.same(running, ours)
+    )
+    return RunningCode(correlation.original_of, different)
+
+
+@dataclass(frozen=True, slots=True)
+class _Matcher:
+    correlation: Correlation
+    comparison: Comparison
+    by_name: Mapping[str, Symbol]  # of kbuild's object
+
+    def same(self, running: Symbol, ours: Symbol) -> bool:
+        if running.content == ours.content and self.comparison.same_relocations(
+            running.relocations, ours.relocations
+        ):
+            return True
+        try:
+            left, right = list(instructions(running.content)), list(instructions(ours.content))
+        except UndecodableError:
+            return False
+        if len(left) != len(right):
+            return False
+        one, other = _Side(running, left), _Side(ours, right)
+        return all(self._same_instruction(one, other, number) for number in range(len(left)))
+
+    def _same_instruction(self, running: _Side, ours: _Side, number: int) -> bool:
+        left, right = running.stream[number], ours.stream[number]
+        if left.is_relative_branch or right.is_relative_branch:
+            return _condition(left) == _condition(right) and self._same_destination(running, left, ours, right)
+        if running.bytes_of(left) != ours.bytes_of(right):
+            return False
+        references, others = running.references(left), ours.references(right)
+        return len(references) == len(others) and all(
+            one.offset - left.start == other.offset - right.start and self._same_place(one, other)
+            for one, other in zip(references, others, strict=True)
+        )
+
+    def _same_destination(self, running: _Side, left: Instruction, ours: _Side, right: Instruction) -> bool:
+        references, others = running.references(left), ours.references(right)
+        if len(references) != len(others):
+            return False
+        if not references:
+            return running.destination(left) == ours.destination(right)
+        # An addend counts to the end of its field; a shorter field has a shorter way.
+        return self._same_place(references[0], others[0], left.immediate, right.immediate)
+
+    def _same_place(self, one: Relocation, other: Relocation, short: int = 0, long: int = 0) -> bool:
+        if isinstance(one.target, SymbolRef) and isinstance(other.target, SymbolRef):
+            running, theirs = one.target.symbol, other.target.symbol
+            # One source gives one set of names; the statics of macros have no twins but by them.
+            ours = self.correlation.original_of.get(theirs) or self.by_name.get(theirs.name)
+            if running.section is not None and ours is not None and running.section is ours.section:
+                return running.value + one.addend + short == ours.value + other.addend + long
+        return one.addend + short == other.addend + long and self.comparison.same_target(one.target, other.target)
+
+
+class _Side:
+    """A function with its instructions and what they refer to."""
+
+    def __init__(self, symbol: Symbol, stream: list[Instruction]) -> None:
+        self.symbol = symbol
+        self.stream = stream
+        self._numbers = {instruction.start: number for number, instruction in enumerate(stream)}
+        self._references: dict[int, list[Relocation]] = {}
+        at = 0
+        for relocation in symbol.relocations:
+            while at < len(stream) and stream[at].end <= relocation.offset:
+                at += 1
+            self._references.setdefault(at, []).append(relocation)
+
+    def references(self, instruction: Instruction) -> list[Relocation]:
+        return self._references.get(self._numbers[instruction.start], [])
+
+    def bytes_of(self, instruction: Instruction) -> bytes:
+        return self.symbol.content[instruction.start : instruction.end]
+
+    def destination(self, instruction: Instruction) -> int | None:
+        """The number of the instruction that a branch inside the function goes to."""
+        field = self.bytes_of(instruction)[-instruction.immediate :]
+        return self._numbers.get(instruction.end + int.from_bytes(field, "little", signed=True))
+
+
+def _condition(branch: Instruction) -> int:
+    """What a branch depends on, whatever the size of its operand: JMP short and near are one, so are Jcc."""
+    opcode = branch.opcode
+    if opcode in (0xE9, 0xEB):
+        return 0xEB
+    return opcode - 0x0F80 + 0x70 if 0x0F80 <= opcode <= 0x0F8F else opcode

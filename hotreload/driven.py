@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""A `hotreload watch` that another program drives: start it, save a file, wait for what comes of it.
+
+It is the command itself, in a process of its own. What it does is followed over its control socket, where
+each cycle comes as a value, with its events; an error that ends it is the last line of its NDJSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from hotreload import process
+from hotreload.control import Message, RemoteError, answer, ask, report_from
+from hotreload.deploy.guest import CommandResult
+from hotreload.errors import GuestUnreachableError, HotReloadError
+from hotreload.guests import place_of
+from hotreload.report.outcome import ReloadReport
+
+# Seconds: for the watch to end when asked, and for a cycle to end.
+GRACE = 15.0
+CYCLE_LIMIT = 90.0
+SOCKET_INTERVAL = 0.05
+
+Progress = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One cycle: the first of its events by type, and its report."""
+
+    events: Mapping[str, Mapping[str, Any]]
+    report: ReloadReport
+
+
+class Driven:
+    """``async with Driven(folder, guest, progress) as watch``: the guest is up, inside."""
+
+    def __init__(self, folder: Path, guest: str, progress: Progress, options: tuple[str, ...] = ()) -> None:
+        """``options``: further ones of `hotreload watch`; ``progress`` is told what the start waits for."""
+        self.folder = folder
+        self.facts: Mapping[str, Any] = {}
+        self._argv = (
+            *(sys.executable, "-m", "hotreload", "watch", str(folder)),
+            *("--json", "--color", "never", "--guest", guest, *options),
+        )
+        self._place = place_of(guest)
+        self._progress = progress
+        self._process: asyncio.subprocess.Process
+        self._said: list[str] = []
+        self._failure: HotReloadError | None = None
+        self._events: dict[str, Mapping[str, Any]] = {}
+        self._cycles: asyncio.Queue[Told] = asyncio.Queue()
+        self._ready = asyncio.Event()
+        self._readers: list[asyncio.Task[None]] = []
+
+    @property
+    def pid(self) -> int:
+        """Of the hotreload process."""
+        return self._process.pid
+
+    async def __aenter__(self) -> Self:
+        """Raises what the watch ended with instead of becoming ready."""
+        self._process = await process.spawn(self._argv)
+        self._readers = [
+            asyncio.create_task(read()) for read in (self._read_output, self._read_text, self._follow)
+        ]
+        try:
+            await self._or_ended(self._ready.wait())
+            self.facts = await answer(self._place, "show")
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._end()
+
+    async def _end(self) -> None:
+        await process.end(self._process, grace=GRACE)
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+
+    async def run(self, command: str, stdin: bytes = b"") -> CommandResult:
+        """Run a shell command in the guest. Raises RemoteError, GuestUnreachableError."""
+        data = base64.b64encode(stdin).decode()
+        done = await answer(self._place, "exec", command=command, stdin=data)
+        return CommandResult(
+            done["status"], base64.b64decode(done["stdout"]), base64.b64decode(done["stderr"])
+        )
+
+    async def next_cycle(self) -> Told:
+        """Wait for the next cycle to end. Raises what the watch ended with, or HotReloadError after 90 s."""
+        try:
+            async with asyncio.timeout(CYCLE_LIMIT):
+                return await self._or_ended(self._cycles.get())
+        except TimeoutError:
+            raise HotReloadError(
+                f"nothing came of a save within {CYCLE_LIMIT:g} s", hint="\n".join(self._said[-3:]) or None
+            ) from None
+
+    async def _or_ended(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do the work, unless the watch ends before."""
+        working = asyncio.create_task(work)
+        ending = asyncio.create_task(self._process.wait())
+        try:
+            await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise await self._why_it_ended()
+            return working.result()
+        finally:
+            working.cancel()
+            ending.cancel()
+            await asyncio.wait({working, ending})
+
+    async def _why_it_ended(self) -> HotReloadError:
+        await asyncio.gather(*self._readers[:2])
+        if self._failure is not None:
+            return self._failure
+        said = "; ".join(line.strip() for line in self._said[-2:])
+        return GuestUnreachableError(f"hotreload watch ended: {said or self._process.returncode}")
+
+    # What it tells.
+
+    async def _read_output(self) -> None:
+        assert self._process.stdout
+        async for line in self._process.stdout:
+            event = json.loads(line)
+            if event["type"] == "error":
+                self._failure = RemoteError({**event, "said": ""})
+
+    async def _read_text(self) -> None:
+        """Standard error, lest it fill its pipe; its end is told when the watch fails."""
+        assert self._process.stderr
+        async for line in self._process.stderr:
+            self._said = [*self._said[-20:], line.decode(errors="replace").rstrip()]
+
+    async def _follow(self) -> None:
+        while not self._place.control.exists():  # noqa: ASYNC110 - it is made by another process
+            await asyncio.sleep(SOCKET_INTERVAL)
+        # A watch that ends tells why by its exit and its error event.
+        with contextlib.suppress(HotReloadError):
+            async for message in ask(self._place, "watch"):
+                self._take(message)
+
+    def _take(self, message: Message) -> None:
+        if "progress" in message:
+            self._progress(message["progress"])
+        elif "ready" in message:
+            self._ready.set()
+        elif "event" in message:
+            event = json.loads(message["event"])
+            # The first of a type: the same may close the cycle with less.
+            self._events.setdefault(event["type"], event)
+        elif "report" in message:
+            self._cycles.put_nowait(Told(self._events, report_from(message["report"])))
+            self._events = {}
+
+
+def guest_name(purpose: str) -> str:
+    """A name for a guest that nobody else has."""
+    return f"{purpose}-{os.getpid()}-{time.time_ns() % 10**6:06d}"

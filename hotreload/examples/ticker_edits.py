@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: MIT
+"""What `hotreload demo` does to the example driver, and what the guest must show after each edit.
+
+A step begins with the sources as the steps before left them. Its ``check`` compares what user space sees
+before and after it; it returns the two texts worth showing, or raises Unexpected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hotreload.examples import Edit, sources
+from hotreload.report.outcome import Outcome, ReloadReport
+
+
+class Unexpected(Exception):
+    """The guest does not show what it must; the text says what was expected and what was there."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What user space in the guest sees at one moment.
+
+    ``uptime`` in seconds; ``line`` is a fresh read of /dev/ticker, ``kept_line`` the last one read by the
+    program that has had the device open from the beginning; ``proc`` is /proc/ticker by the first word of
+    its lines; ``patches`` are the live ones.
+    """
+
+    uptime: float
+    boot_id: str
+    line: str
+    kept_line: str
+    proc: Mapping[str, str]
+    patches: tuple[str, ...]
+
+    @property
+    def ticks(self) -> int:
+        return int(self.proc.get("ticks", "-1"))
+
+    @property
+    def opens(self) -> int:
+        return int(self.proc.get("opens", "-1"))
+
+    @property
+    def kept_number(self) -> int:
+        """The number of the line that the open file was at."""
+        found = re.match(r"line (\d+)", self.kept_line)
+        return int(found[1]) if found else -1
+
+
+# A program that opens the device once and goes on reading: its file, and what that remembers, must survive.
+HOLD_OPEN = (
+    'exec 3</dev/ticker; while read -r line <&3; do echo "$line" >/tmp/kept; read -r end <&3; sleep 0.3; done'
+)
+START_HOLDING = f"setsid sh -c '{HOLD_OPEN}' </dev/null >/dev/null 2>&1 & sleep 0.1"
+# One round trip; what belongs to what is told by an empty line between.
+LOOK = (
+    "cat /proc/uptime; echo; cat /proc/sys/kernel/random/boot_id; echo; cat /dev/ticker; echo; "
+    "cat /tmp/kept; echo; cat /proc/ticker; echo; ls /sys/kernel/livepatch"
+)
+
+
+def parse_view(text: str) -> View:
+    """What LOOK printed. Raises Unexpected when it is not that."""
+    parts = text.split("\n\n")
+    try:
+        uptime, boot_id, line, kept, proc, patches = (part.strip() for part in parts)
+        pairs = (row.partition(" ") for row in proc.splitlines())
+        fields = {name: value.strip() for name, _, value in pairs}
+        return View(float(uptime.split()[0]), boot_id, line, kept, fields, tuple(patches.split()))
+    except (ValueError, IndexError):
+        raise Unexpected(f"the guest answers in {len(parts)} parts instead of 6: {text!r}") from None
+
+
+Shown = tuple[str, str]
+Check = Callable[[View, View], Shown]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One save (or several files at once), the outcome that it must have, and what must be seen then.
+
+    ``edits`` to the sources as they are; ``restore``: the files go back to what the guest booted with, first.
+    ``code`` is the reason's where the edit is refused; ``symbols`` must be among what runs
+    anew, ``new_functions`` among those that come with the patch.
+    """
+
+    title: str
+    outcome: Outcome
+    check: Check
+    edits: tuple[Edit, ...] = ()
+    restore: tuple[str, ...] = ()
+    symbols: tuple[str, ...] = ()
+    new_functions: tuple[str, ...] = ()
+    code: str | None = None
+    files: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = (*self.restore, *(edit.file for edit in self.edits))
+        object.__setattr__(self, "files", tuple(dict.fromkeys(names)))
+
+    def texts(self, now: Mapping[str, str]) -> dict[str, str]:
+        """The new text of each file of the step."""
+        original = sources()
+        texts = {name: original[name] if name in self.restore else now[name] for name in self.files}
+        for edit in self.edits:
+            texts[edit.file] = edit.applied(texts[edit.file])
+        return texts
+
+    def check_report(self, report: ReloadReport) -> None:
+        """Raises Unexpected when the cycle did not end as this step must."""
+        codes = [reason.code for reason in report.reasons]
+        expect(report.outcome is self.outcome, f"outcome {self.outcome.value}", report.outcome.value)
+        expect(self.code is None or self.code in codes, f"refused with {self.code}", ", ".join(codes))
+        missing = [name for name in self.symbols if name not in report.symbols]
+        expect(not missing, f"{', '.join(self.symbols)} live", ", ".join(report.symbols))
+        if self.outcome is Outcome.COMPILE_ERROR:
+            found = re.search(r"^\S+\.c:\d+:\d+: error: ", report.error, re.MULTILINE)
+            expect(found, "a diagnostic in gcc's form", report.error)
+
+
+def expect(holds: object, wanted: str, found: str) -> None:
+    """Raises Unexpected unless ``holds``."""
+    if not holds:
+        raise Unexpected(f"expected {wanted}; found {found or 'nothing'}")
+
+
+def check_state(before: View, after: View) -> None:
+    """Whatever an edit does: no reboot, no module reload, nothing forgotten. Raises Unexpected."""
+    expect(after.boot_id == before.boot_id, f"the same boot {before.boot_id}", after.boot_id)
+    expect(after.uptime > before.uptime, f"an uptime above {before.uptime}", str(after.uptime))
+    expect(after.ticks > before.ticks, f"more than {before.ticks} ticks", str(after.ticks))
+    expect(after.opens == before.opens + 1, f"{before.opens + 1} opens", str(after.opens))
+    expect(
+        after.kept_number > before.kept_number,
+        f"the open file beyond line {before.kept_number}",
+        after.kept_line,
+    )
+
+
+def _line_is(pattern: str) -> Check:
+    """Both a fresh file and the one that was open all the time read such lines."""
+
+    def check(before: View, after: View) -> Shown:
+        for line in (after.line, after.kept_line):
+            expect(re.fullmatch(pattern, line), f"a line like {pattern!r}", line)
+        return before.line, after.line
+
+    return check
+
+
+def _views_are_counted(before: View, after: View) -> Shown:
+    views = after.proc.get("views", "")
+    expect(re.fullmatch(r"\d+ \((nobody|somebody) cares\)", views), "views in /proc/ticker", views)
+    expect("views" not in before.proc, "no views before", str(before.proc))
+    return "/proc/ticker has no views", f"/proc/ticker has views {views}"
+
+
+def _age_is_in_milliseconds(before: View, after: View) -> Shown:
+    age, ticks = int(after.proc.get("age", "-1")), after.ticks
+    expect(age == ticks * 100, f"an age of {ticks * 100} in /proc/ticker", str(age))
+    found = re.search(r"age (\d+)", after.line)
+    expect(found and int(found[1]) > before.ticks * 100, "an age in milliseconds in /dev/ticker", after.line)
+    return f"age {before.proc.get('age')}", f"age {age}"
+
+
+def _nothing_differs(before: View, after: View) -> Shown:
+    """The code that was live before is live now."""
+    shape = re.sub(r"\d+", "N", before.line.rpartition(",")[0])
+    expect(re.sub(r"\d+", "N", after.line.rpartition(",")[0]) == shape, f"a line like {shape}", after.line)
+    expect(after.patches == before.patches, f"patches {before.patches}", str(after.patches))
+    return before.line, after.line
+
+
+def _as_booted(before: View, after: View) -> Shown:
+    _line_is(r"line \d+: age \d+, \w+")(before, after)
+    expect("views" not in after.proc, "no views in /proc/ticker", str(after.proc))
+    expect(not after.patches, "no live patch", ", ".join(after.patches))
+    return before.line, after.line
+
+
+NEW_FUNCTION = """\
+static noinline const char *ticker_interest(int views)
+{
+	return views > 1 ? "somebody cares" : "nobody cares";
+}
+
+static int ticker_stats_show("""
+
+STEPS: Sequence[Step] = (
+    Step(
+        "A function changes: the line that /dev/ticker composes",
+        Outcome.LIVE,
+        _line_is(r"line \d+ of this file: age \d+, feeling \w+"),
+        edits=(
+            Edit("main.c", '"line %u: age %llu, %s\\n"', '"line %u of this file: age %llu, feeling %s\\n"'),
+        ),
+        symbols=("ticker_read",),
+    ),
+    Step(
+        "A new function, a new static variable, new strings",
+        Outcome.LIVE,
+        _views_are_counted,
+        edits=(
+            Edit("stats.c", "static int ticker_stats_show(", NEW_FUNCTION),
+            Edit(
+                "stats.c",
+                "\tu64 ticks = atomic64_read(&ticker_totals.ticks);\n",
+                "\tstatic atomic_t views = ATOMIC_INIT(0);\n"
+                "\tu64 ticks = atomic64_read(&ticker_totals.ticks);\n"
+                "\tint seen = atomic_inc_return(&views);\n",
+            ),
+            Edit(
+                "stats.c",
+                "\treturn 0;\n}\n\nint __init",
+                '\tseq_printf(m, "views %d (%s)\\n", seen, ticker_interest(seen));\n'
+                "\treturn 0;\n}\n\nint __init",
+            ),
+        ),
+        symbols=("ticker_stats_show",),
+        new_functions=("ticker_interest",),
+    ),
+    Step(
+        "An inline helper in the header changes, and so do its callers in both files",
+        Outcome.LIVE,
+        _age_is_in_milliseconds,
+        edits=(Edit("ticker.h", "return ticks / 10;", "return ticks * 100;"),),
+        symbols=("ticker_read", "ticker_stats_show"),
+    ),
+    Step(
+        "Only a comment changes",
+        Outcome.NO_CHANGE,
+        _nothing_differs,
+        edits=(
+            Edit(
+                "main.c", "what one open file remembers", "what one open file remembers, until it is closed"
+            ),
+        ),
+    ),
+    Step(
+        "An edit that does not compile: the guest keeps the code it has",
+        Outcome.COMPILE_ERROR,
+        _nothing_differs,
+        edits=(Edit("main.c", "\treader->at = 0;\n}", "\treader->at = 0\n}"),),
+    ),
+    Step(
+        "Corrected, and saved again",
+        Outcome.NO_CHANGE,
+        _nothing_differs,
+        edits=(Edit("main.c", "\treader->at = 0\n}", "\treader->at = 0;\n}"),),
+    ),
+    Step(
+        "An edit that cannot be patched: the variable lives in the guest, and has its value",
+        Outcome.REFUSED,
+        _nothing_differs,
+        edits=(Edit("main.c", "interval_ms = 100;", "interval_ms = 250;"),),
+        code="HR2103",
+    ),
+    Step(
+        "All of it undone, as `git checkout .` would: the patch goes away",
+        Outcome.UNDONE,
+        _as_booted,
+        restore=("main.c", "stats.c", "ticker.h"),
+    ),
+)

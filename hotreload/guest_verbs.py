@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: MIT
+"""The verbs about the machine: ``hotreload guest ...`` and ``hotreload kernel ...``."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from hotreload.command import Commands, Globals, cli, json_option, load_option, verb, with_global_options
+from hotreload.errors import EnvironmentFault, GuestBusyError, InputError
+from hotreload.verbs import (
+    WithCommand,
+    answer_of,
+    console_of,
+    guest_command,
+    one_folder,
+    path_argument,
+    print_json,
+    session_here,
+)
+
+if TYPE_CHECKING:
+    from hotreload.guests import About
+
+STOP_LIMIT = 60.0
+
+
+@cli.group(cls=Commands)
+@with_global_options
+def guest() -> None:
+    """The virtual machine: start and stop it, look at it, run commands in it."""
+
+
+@cli.group(cls=Commands)
+@with_global_options
+def kernel() -> None:
+    """The kernel that guests boot and modules are built against."""
+
+
+@verb("start", guest)
+@path_argument
+@load_option
+@json_option
+def start(options: Globals, paths: tuple[Path, ...]) -> None:
+    """Boot a guest that stays, with the modules of PATH (default: of this folder)."""
+    _start(options, one_folder(paths))
+
+
+def _start(options: Globals, folder: Path) -> None:
+    from hotreload.background import in_background
+    from hotreload.cli import known
+    from hotreload.client import ready_text
+
+    config = options.config(folder)
+    console = console_of(options, config)
+    facts: dict[str, Any] = {}
+
+    def session(stream: TextIO) -> int:
+        return _run_in_background(folder, options, stream)
+
+    with console.progress("starting a guest in the background") as progress:
+
+        def tell(message: Mapping[str, Any]) -> None:
+            if "progress" in message:
+                progress.update(message["progress"])
+            facts.update(message.get("ready", {}))
+
+        in_background(session, tell, known)
+    if options.json:
+        print_json(facts)
+    else:
+        console.say(ready_text(facts, watching=False))
+
+
+def _run_in_background(folder: Path, options: Globals, stream: TextIO) -> int:
+    import asyncio
+
+    from hotreload.background import writer_to
+    from hotreload.client import facts_of
+    from hotreload.service import run_session
+    from hotreload.session import Session
+
+    config = options.config(folder)
+    tell = writer_to(stream)
+
+    async def serve(session: Session) -> int:
+        tell({"ready": facts_of(session)})
+        stream.close()
+        return await session.finished
+
+    console = console_of(options, config)
+    return asyncio.run(run_session(folder, config, console, serve, background=True, listener=tell))
+
+
+@verb("stop", guest)
+@click.option("--all", "everything", is_flag=True, help="Every guest of yours.")
+def stop(options: Globals, everything: bool) -> None:
+    """End a guest and its session, whatever they are at."""
+    from hotreload.guests import sessions
+
+    console = console_of(options, options.config())
+    for about in sessions() if everything else (session_here(options),):
+        _stop(about)
+        console.say(f"the guest {about.guest} is stopped")
+
+
+def _stop(about: About) -> None:
+    """Ask the session to end, and wait until nothing of it is left."""
+    from hotreload.errors import GuestUnreachableError
+    from hotreload.guests import sessions
+
+    with contextlib.suppress(GuestUnreachableError):  # its end is the answer
+        answer_of(about, "stop")
+    deadline = time.monotonic() + STOP_LIMIT
+    while any(other.pid == about.pid for other in sessions()):
+        if time.monotonic() > deadline:
+            raise GuestBusyError(
+                f"the session of the guest {about.guest} does not end", hint=f"kill -9 {about.pid}"
+            )
+        time.sleep(0.02)
+
+
+@verb("restart", guest)
+@load_option
+@json_option
+def restart(options: Globals) -> None:
+    """Stop a guest and boot it again, in the background, with the sources as they are now."""
+    about = session_here(options)
+    _stop(about)
+    options.flags["guest"] = about.guest
+    _start(options, about.folder)
+
+
+@verb("list", guest)
+@json_option
+def list_guests(options: Globals) -> None:
+    """The guests that run now."""
+    from hotreload.guests import sessions
+    from hotreload.report.table import align
+
+    alive = sessions()
+    if options.json:
+        print_json(
+            {
+                "v": 1,
+                "guests": [
+                    {
+                        "guest": about.guest,
+                        "folder": str(about.folder),
+                        "pid": about.pid,
+                        "background": about.background,
+                        "records": str(about.state),
+                    }
+                    for about in alive
+                ],
+            }
+        )
+        return
+    rows = [
+        (about.guest, str(about.pid), "background" if about.background else "watch", str(about.folder))
+        for about in alive
+    ]
+    click.echo(align(("guest", "process", "session", "folder"), rows) if rows else "no guest is running")
+
+
+@verb("show", guest)
+@json_option
+def show(options: Globals) -> None:
+    """Everything about a guest: ports, sockets, keys, records."""
+    facts = answer_of(session_here(options), "show")
+    if options.json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        if not isinstance(value, list | dict) and value is not None:
+            click.echo(f"{name:<13} {value}")
+
+
+@verb("cmdline", guest)
+def cmdline(options: Globals) -> None:
+    """The QEMU line that boots the same guest by hand, its console on the terminal."""
+    click.echo(answer_of(session_here(options), "show")["qemu"])
+
+
+@verb("ssh", guest, cls=WithCommand)
+def ssh(options: Globals) -> None:
+    """Log in."""
+    words = shlex.split(answer_of(session_here(options), "show")["ssh"])
+    if shutil.which(words[0]) is None:
+        raise EnvironmentFault("ssh is not installed", hint="apt-get install openssh-client; or guest exec")
+    command = click.get_current_context().meta.get("command")
+    os.execvp(words[0], [*words, command] if command else words)
+
+
+@verb("console", guest)
+def console(options: Globals) -> None:
+    """The guest's serial console on this terminal, until Ctrl-]."""
+    from hotreload.terminal import connect_terminal
+
+    facts = answer_of(session_here(options), "show")
+    if not options.quiet:
+        click.echo(f"the console of {facts['guest']}; Ctrl-] leaves it", err=True)
+    connect_terminal(Path(facts["console"]))
+
+
+@verb("exec", guest, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("-i", "--stdin", "with_input", is_flag=True, help="Give it this command's standard input.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def execute(options: Globals, with_input: bool, command: tuple[str, ...]) -> int:
+    """Run a command in the guest; its output and exit status are this command's."""
+    data = sys.stdin.buffer.read() if with_input else b""
+    words = guest_command(list(command))
+    done = answer_of(session_here(options), "exec", command=words, stdin=base64.b64encode(data).decode())
+    for stream, text in ((sys.stdout, done["stdout"]), (sys.stderr, done["stderr"])):
+        stream.buffer.write(base64.b64decode(text))
+        stream.flush()
+    return int(done["status"])
+
+
+@verb("put", guest)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("where")
+def put(options: Globals, file: Path, where: str) -> None:
+    """Copy FILE into the guest, as WHERE; a WHERE that ends in / is a folder."""
+    try:
+        data, mode = file.read_bytes(), file.stat().st_mode & 0o777
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}", hint="mend its permissions") from error
+    path = where + file.name if where.endswith("/") else where
+    answer_of(session_here(options), "put", path=path, mode=mode, data=base64.b64encode(data).decode())
+
+
+@verb("logs", guest)
+@click.option("-f", "--follow", is_flag=True, help="Go on as the console does.")
+def logs(options: Globals, follow: bool) -> None:
+    """What the guest's console said; of a guest that is gone, in its last session."""
+    from hotreload.vm.console import printable
+
+    with _console_log(options).open(errors="replace") as stream:
+        while True:
+            if text := stream.read():
+                click.echo(printable(text), nl=False)
+            elif not follow:
+                return
+            else:
+                time.sleep(0.1)
+
+
+def _console_log(options: Globals) -> Path:
+    from hotreload.errors import GuestUnreachableError
+    from hotreload.guests import guest_name
+    from hotreload.paths import state_folder
+
+    try:
+        return session_here(options).state / "console.log"
+    except GuestUnreachableError:
+        name = guest_name(options.config().guest, Path.cwd())
+        records = sorted((state_folder() / "guests" / name).glob("*/console.log"))
+        if not records:
+            raise
+        return records[-1]
+
+
+@verb("info", kernel)
+@json_option
+def info(options: Globals) -> int:
+    """The kernel that -K means: its parts, its compiler, and whether it can be live patched."""
+    import asyncio
+
+    from hotreload.build.debian_kernel import open_kernel
+    from hotreload.build.kernel_tree import check_fit, kernel_compiler, unmet_needs
+
+    tree = asyncio.run(open_kernel(options.config().kernel, lambda line: click.echo(line, err=True)))
+    compiler = asyncio.run(kernel_compiler(tree))
+    facts = {
+        "release": tree.release,
+        "arch": tree.arch,
+        "source": str(tree.source),
+        "output": str(tree.output),
+        "image": str(tree.image),
+        "modules": None if tree.modules is None else str(tree.modules),
+        "compiler": compiler.version,
+        "note": compiler.note,
+        "unmet": [need.told for need in unmet_needs(tree)],
+    }
+    if options.json:
+        print_json({"v": 1, **facts})
+    else:
+        for name, value in facts.items():
+            if isinstance(value, str):
+                click.echo(f"{name:<9} {value}")
+    check_fit(tree)
+    return 0

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""What the guest has run since it booted, and which step of it runs now. Pure.
+
+Step 0 is the code the guest booted; each reload that went live adds a step. Undo and redo walk along the
+steps; a reload after an undo drops the steps that were undone, as an editor does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hotreload.patch.plan import PatchPlan
+from hotreload.report.outcome import ReloadReport
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """``plan`` is None where the guest runs what it booted; ``number`` of the reload, 0 for the boot."""
+
+    number: int
+    plan: PatchPlan | None
+    symbols: tuple[str, ...] = ()
+
+
+BOOT = Step(0, None)
+
+
+@dataclass(slots=True)
+class History:
+    """The steps, the place among them, and every report worth keeping."""
+
+    steps: list[Step] = field(default_factory=lambda: [BOOT])
+    place: int = 0
+    reports: list[ReloadReport] = field(default_factory=list)
+    last_number: int = 0
+
+    @property
+    def current(self) -> Step:
+        return self.steps[self.place]
+
+    @property
+    def running(self) -> int | None:
+        """The number of the reload whose code the guest runs; None: what it booted."""
+        return self.current.number or None
+
+    def add(self, plan: PatchPlan | None, symbols: tuple[str, ...]) -> Step:
+        """A reload went live; returns its step, with the next number."""
+        self.last_number += 1
+        del self.steps[self.place + 1 :]
+        self.steps.append(Step(self.last_number, plan, symbols))
+        self.place += 1
+        return self.current
+
+    def before(self, number: int | None) -> int | None:
+        """The place to go back to, to undo reload ``number`` (None: the last) and all after it; None: there is none."""
+        if number is None:
+            return self.place - 1 if self.place else None
+        places = [i for i, step in enumerate(self.steps[: self.place + 1]) if step.number == number and i]
+        return places[0] - 1 if places else None
+
+    def after(self) -> int | None:
+        """The place of the step that was undone last; None: there is none."""
+        return self.place + 1 if self.place + 1 < len(self.steps) else None

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+"""What a session has to know of its kernel before it can patch it; learnt once, while the first edit compiles."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload.build.base import Base
+from hotreload.build.external_module import ExternalModule
+from hotreload.deploy.guest import Guest
+from hotreload.patch.module import TRANSITION_SYMBOLS, ModuleGlue, read_glue
+from hotreload.patch.symbols import KernelSymbols, read_symbols
+
+
+@dataclass(frozen=True, slots=True)
+class KernelKnowledge:
+    """Names and CRCs that a patch may refer to, and the constant part of every patch module."""
+
+    symbols: KernelSymbols
+    glue: ModuleGlue
+
+
+async def learn(module: ExternalModule, base: Base, glue: Path, guest: Guest) -> KernelKnowledge:
+    """Read exports and module symbols, and ask the guest's kallsyms. Raises GuestUnreachableError, InputError."""
+    symvers = [
+        file
+        for file in (base.tree.output / "Module.symvers", module.folder / "Module.symvers")
+        if file.is_file()
+    ]
+    files = {built.name: built.ko for built in base.modules}
+    asking = asyncio.create_task(_unique_in_guest(guest))
+    try:
+        symbols = await asyncio.to_thread(read_symbols, symvers, files)
+        return KernelKnowledge(symbols, read_glue(glue, await asking))
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+
+async def _unique_in_guest(guest: Guest) -> frozenset[str]:
+    """Which of TRANSITION_SYMBOLS the kernel has just once, and not in a module."""
+    pattern = " \\| ".join(f"{name}$" for name in TRANSITION_SYMBOLS)
+    answer = await guest.run(f"grep ' {pattern}' /proc/kallsyms")
+    names = [line.split()[2] for line in answer.text.splitlines()]
+    return frozenset(name for name in TRANSITION_SYMBOLS if names.count(name) == 1)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+"""The verbs that play with the example driver: demo and bench."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from hotreload.command import Globals, json_option, verb
+from hotreload.config import wants_color
+
+
+def _options(options: Globals) -> tuple[str, ...]:
+    """The options that `hotreload watch` is to be given, too."""
+    kernel = options.config().kernel
+    return ("--kernel", kernel)
+
+
+@verb("demo")
+@click.option(
+    "--keep",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Leave the edited driver in DIR.",
+)
+def demo(options: Globals, keep: Path | None) -> int:
+    """Watch the main job on an example driver, from nothing: every edit, and what the guest shows of it."""
+    from hotreload.demo import play
+
+    color = wants_color(options.color, sys.stdout)
+    return play(sys.stdout, color=color, keep=keep, options=_options(options))
+
+
+@verb("bench")
+@click.option(
+    "-n",
+    "--edits",
+    type=click.IntRange(1, 1000),
+    default=10,
+    show_default=True,
+    help="How many edits to time.",
+)
+@json_option
+def bench(options: Globals, edits: int) -> int:
+    """Time each stage here, beside the bare compile, the module-reload loop and the reboot loop."""
+    from hotreload.bench import measure
+
+    color = wants_color(options.color, sys.stdout)
+    return measure(edits, as_json=options.json, color=color, quiet=options.quiet, options=_options(options))

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: MIT
+"""One edit through all stages: build, diff, patch, deploy. Read ``Reloader._through`` first.
+
+The invariant that everything follows from: the guest runs what it booted (the base) plus the difference to the
+sources as they are now. So a reload never builds on the last one: it compares the units edited since
+boot with the base, and sends one cumulative patch that replaces the one before. Undoing an edit in the
+editor makes a smaller patch; undoing all of them none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from hotreload.build.base import Base
+from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.compile import ObjectPair, rebuild
+from hotreload.build.external_module import ExternalModule, sha256
+from hotreload.build.units import units_for
+from hotreload.cycle import Announce, Compared, Cycle, NotPatchableError, Original, read_original
+from hotreload.deploy.guest import Guest
+from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
+from hotreload.diff.object_diff import diff_objects
+from hotreload.diff.obstacles import Obstacle
+from hotreload.elf.reader import read_object
+from hotreload.errors import EditError, GuestUnreachableError
+from hotreload.history import History
+from hotreload.kernel_knowledge import KernelKnowledge, learn
+from hotreload.patch.module import NAME_PREFIX, LivePatch, write_module
+from hotreload.patch.plan import PatchPlan, PlanRefused, UnitDiff, plan_patch
+from hotreload.report.outcome import Outcome, ReloadReport
+from hotreload.report.why import why
+from hotreload.stages import StageKeeper
+from hotreload.vm.machine import Trouble
+
+T = TypeVar("T")
+
+# How often a guest that takes a patch is looked at for a panic, in seconds.
+TROUBLE_INTERVAL = 0.05
+RESTART = "end hotreload and start it again: it builds the module anew, and the guest boots with it"
+
+
+def _silently(_type: str, _fields: object) -> None:
+    """Announce nothing."""
+
+
+class Reloader:
+    """Brings the guest to the sources as they are now, one edit at a time; the caller serialises the calls."""
+
+    def __init__(
+        self,
+        *,
+        module: ExternalModule,
+        base: Base,
+        glue: Path,
+        guest: Guest,
+        trouble: Callable[[], Trouble | None],
+        folder: Path,
+        transition_timeout: float,
+        dry_run: bool = False,
+    ) -> None:
+        """``folder``: where this session keeps what it made; ``trouble``: why the guest stopped, if it did."""
+        self.module = module
+        self.base = base
+        self.guest = guest
+        self.transition_timeout = transition_timeout
+        self.dry_run = dry_run
+        self._glue = glue
+        self._trouble = trouble
+        self._stages = StageKeeper(folder / "reloads")
+        self._objects = folder / "objects"
+        self._knowledge: KernelKnowledge | None = None
+        self._originals: dict[Path, Original] = {}
+        self._edited: dict[Path, Compared] = {}  # units compiled since boot, by object
+        self._broken: dict[Path, TranslationUnit] = {}  # units that have to be compiled at the next chance
+        self._history = History()
+        self._live: LivePatch | None = None
+        self._kept: set[str] = set()  # patch modules that must stay loaded, though replaced
+        self._serial = 0
+        self._tidying: asyncio.Task[None] | None = None
+
+    @property
+    def history(self) -> tuple[ReloadReport, ...]:
+        """Every cycle that had a number or a reason, oldest first."""
+        return tuple(self._history.reports)
+
+    @property
+    def running(self) -> int | None:
+        """The number of the reload whose code the guest runs; None: what it booted."""
+        return self._history.running
+
+    @property
+    def kept_loaded(self) -> frozenset[str]:
+        """Patch modules that stay loaded though replaced: something new of theirs may still be pointed at."""
+        return frozenset(self._kept)
+
+    async def reload(
+        self, paths: Iterable[Path], saved_at: float, *, started: Announce = _silently
+    ) -> ReloadReport:
+        """Take saved files through all stages; tell what came of it.
+
+        ``paths``: what changed; none: whatever differs from the base. ``saved_at``: time.monotonic() of the
+        last save. ``started`` is told build.start, diff.done and apply.start as they happen. Raises
+        SessionError alone, when nothing can go on; what is wrong with the edit is in the report.
+        """
+        cycle = Cycle(tuple(paths), saved_at, started)
+        cycle.milliseconds["watch"] = (time.monotonic() - saved_at) * 1000
+        return await self._told(cycle, self._through(cycle))
+
+    async def undo(self, number: int | None = None, *, everything: bool = False) -> ReloadReport:
+        """Go back to before the last reload, to before reload ``number``, or to what the guest booted.
+
+        The sources stay as they are: the next save brings them to the guest again.
+        """
+        boot = 0 if self._history.place else None
+        place = boot if everything else self._history.before(number)
+        nothing = "nothing to undo" if number is None else f"#{number} is not live"
+        cycle = Cycle((), time.monotonic(), _silently)
+        return await self._told(cycle, self._walk(cycle, place, Outcome.UNDONE, nothing))
+
+    async def redo(self) -> ReloadReport:
+        """Bring back the reload that was undone last."""
+        cycle = Cycle((), time.monotonic(), _silently)
+        return await self._told(
+            cycle, self._walk(cycle, self._history.after(), Outcome.REDONE, "nothing to redo")
+        )
+
+    def why(self, number: int | None = None) -> str:
+        """The long answer about reload ``number``, or the last refusal. Raises InputError: there is none."""
+        return why(self._history.reports, number)
+
+    async def close(self) -> None:
+        """End what goes on beside the reloads."""
+        if self._tidying is not None:
+            self._tidying.cancel()
+            await asyncio.gather(self._tidying, return_exceptions=True)
+
+    async def _told(self, cycle: Cycle, ending: Awaitable[ReloadReport]) -> ReloadReport:
+        """The one place where an EditError becomes an outcome."""
+        try:
+            report = await ending
+        except EditError as error:
+            report = cycle.failed(error, self.running)
+        if report.number is not None or report.reasons or report.error:
+            self._history.reports.append(report)
+        return report
+
+    async def _through(self, cycle: Cycle) -> ReloadReport:
+        # Which translation units do these files go into? A header may go into many.
+        units = self._units_of(cycle.files)
+
+        # Replay the recorded compile command of each, and that of its base source: no kbuild.
+        pairs = await self._build(cycle, units)
+
+        # What changed? Strings, constants and special sections are compared by content, not by place.
+        self._compare(cycle, pairs)
+
+        # Which of it can be patched, over all units edited since boot? All obstacles are told at once.
+        plan = self._plan(cycle)
+
+        before = self._history.current
+        if plan == before.plan:
+            return cycle.no_change(self.running)
+        if self.dry_run:
+            return cycle.would_be(self._symbols(), self.running)
+        cycle.announce_difference()
+
+        # The guest has not been touched so far. This is the first line that does.
+        await self._bring(cycle, plan)
+
+        step = self._history.add(plan, self._symbols())
+        self._stages.keep(step.number, cycle.compared, self._live)
+        return cycle.went_live(step, before)
+
+    async def _walk(self, cycle: Cycle, place: int | None, outcome: Outcome, nothing: str) -> ReloadReport:
+        """Go to another step of the history; ``place`` None: there is none, because of ``nothing``."""
+        if place is None:
+            return ReloadReport(Outcome.NO_CHANGE, notes=(nothing,), still_runs=self.running)
+        left, target = self._history.current, self._history.steps[place]
+        await self._bring(cycle, target.plan)
+        self._history.place = place
+        moved = left if outcome is Outcome.UNDONE else target
+        runs = f"the guest runs #{target.number}" if target.number else "the guest runs what it booted"
+        return ReloadReport(
+            outcome,
+            moved.number,
+            symbols=moved.symbols,
+            milliseconds=cycle.milliseconds,
+            saved_to_live_ms=(time.monotonic() - cycle.saved_at) * 1000,
+            notes=(runs,),
+            still_runs=self.running,
+        )
+
+    # --- stages ---
+
+    def _units_of(self, files: tuple[Path, ...]) -> list[TranslationUnit]:
+        if not files:
+            return self._all_that_may_differ()
+        selection = units_for(files, self.module, self._objects)
+        if selection.makefiles_changed:
+            names = ", ".join(path.name for path in selection.makefiles_changed)
+            message = f"{names} changed: what is built, and how, is settled when the guest boots"
+            raise NotPatchableError([Obstacle("HR1004", names, message, RESTART)])
+        # A unit that did not compile may do so now: because of a header that has come into being, say.
+        chosen = {unit.object: unit for unit in (*selection.units, *self._broken.values())}
+        if not chosen:
+            names = ", ".join(path.name for path in selection.not_part_of_build)
+            message = f"{names} is not part of this build: no unit includes it"
+            hint = "add it to the module's Makefile and start hotreload again, or include it"
+            raise NotPatchableError([Obstacle("HR1002", names, message, hint)])
+        return list(chosen.values())
+
+    def _all_that_may_differ(self) -> list[TranslationUnit]:
+        """The units of sources that are not the base's now, and those that were not at their last compile."""
+        differing = [file for file, held in self.base.digests.items() if sha256(file) != held]
+        touched = {unit.object for unit in units_for(differing, self.module, self._objects).units}
+        touched |= self._edited.keys() | self._broken.keys()
+        return [unit for unit in self.module.units if unit.object in touched]
+
+    async def _build(self, cycle: Cycle, units: list[TranslationUnit]) -> tuple[ObjectPair, ...]:
+        cycle.announce("build.start", {"units": [unit.source for unit in units]})
+        self._broken |= {unit.object: unit for unit in units}
+        with cycle.stage("build"):
+            # What the later stages need to know of the kernel is read while the compiler runs.
+            learning = asyncio.create_task(self._learn())
+            try:
+                pairs = await rebuild(self.base, units, self._objects)
+                await learning
+            finally:
+                learning.cancel()
+                await asyncio.gather(learning, return_exceptions=True)
+        self._broken.clear()
+        return pairs
+
+    def _compare(self, cycle: Cycle, pairs: tuple[ObjectPair, ...]) -> None:
+        with cycle.stage("diff"):
+            for pair in pairs:
+                key = pair.unit.object
+                if key not in self._originals:
+                    self._originals[key] = read_original(pair.original, self.base.plain_object(pair.unit))
+                original = self._originals[key]
+                compared = Compared(pair, original, diff_objects(original.object, read_object(pair.patched)))
+                self._edited[key] = compared
+                cycle.compared.append(compared)
+
+    def _plan(self, cycle: Cycle) -> PatchPlan | None:
+        """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""
+        with cycle.stage("link"):
+            obstacles = [o for compared in self._edited.values() for o in compared.diff.obstacles]
+            if obstacles:
+                raise NotPatchableError(obstacles)
+            assert self._knowledge is not None, "learnt while building"
+            units = [
+                UnitDiff(
+                    module.name, self._block(module.name, unit), compared.diff, compared.original.running
+                )
+                for module in self.base.modules
+                for unit in module.units
+                if (compared := self._edited.get(unit.object)) is not None and compared.diff.changed
+            ]
+            try:
+                return plan_patch(units, self._knowledge.symbols) if units else None
+            except PlanRefused as refusal:
+                raise NotPatchableError(refusal.obstacles) from refusal
+
+    def _block(self, module: str, unit: TranslationUnit) -> int | None:
+        """Which stretch of the module's symbol table is the unit's: several may come from files of one name."""
+        assert self._knowledge is not None, "learnt while building"
+        units = next(built.units for built in self.base.modules if built.name == module)
+        namesakes = [other for other in units if other.source.name == unit.source.name]
+        return self._knowledge.symbols.modules[module].block_of(unit.source.name, namesakes.index(unit))
+
+    async def _bring(self, cycle: Cycle, plan: PatchPlan | None) -> None:
+        """Make the guest run ``plan``: its module replaces the one before; without a plan, what it booted."""
+        if plan is not None:
+            patch = self._write(cycle, plan)
+            cycle.announce("apply.start", {"rung": "patch", "files": cycle.files, "symbols": self._symbols()})
+            applying = apply_patch(self.guest, patch.name, patch.module, timeout=self.transition_timeout)
+            cycle.note_times(await self._while_alive(applying))
+            self._live = patch
+            if patch.keep_loaded:
+                self._kept.add(patch.name)
+        elif self._live is not None:
+            with cycle.stage("complete"):
+                await self._while_alive(
+                    disable_patch(self.guest, self._live.name, timeout=self.transition_timeout)
+                )
+            self._live = None
+        await self.close()
+        self._tidying = asyncio.create_task(self._tidy())
+
+    def _write(self, cycle: Cycle, plan: PatchPlan) -> LivePatch:
+        assert self._knowledge is not None, "learnt while building"
+        with cycle.stage("link"):
+            self._serial += 1
+            return write_module(plan, f"{NAME_PREFIX}{self._serial}", self._knowledge.glue)
+
+    async def _while_alive(self, deployment: Awaitable[T]) -> T:
+        """What a deployment answers, unless the guest dies of it. Raises GuestUnreachableError (HR4103)."""
+        task = asyncio.ensure_future(deployment)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=TROUBLE_INTERVAL)
+                trouble = self._trouble()
+                if trouble is not None:
+                    raise GuestUnreachableError(f"the guest is lost: {trouble.message}")
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    # --- beside the hot path ---
+
+    async def _learn(self) -> None:
+        if self._knowledge is None:
+            self._knowledge = await learn(self.module, self.base, self._glue, self.guest)
+
+    async def _tidy(self) -> None:
+        """Remove replaced patch modules. What cannot be removed now is tried again after the next reload."""
+        try:
+            await sweep(self.guest, self._kept)
+        except EditError:
+            return
+
+    def _symbols(self) -> tuple[str, ...]:
+        names = [name for compared in self._edited.values() for name in compared.diff.changed_functions]
+        return tuple(dict.fromkeys(names))

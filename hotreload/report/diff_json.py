@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""A difference between two objects as JSON and as text: what ``hotreload diff`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hotreload.diff.object_diff import ObjectDiff
+
+
+def diff_object(diff: ObjectDiff, milliseconds: float | None = None) -> dict[str, Any]:
+    """The JSON object of ``diff --json`` (the interface's version 1)."""
+    obstacles = []
+    for obstacle in diff.obstacles:
+        file, _, line = (obstacle.where or "").rpartition(":")
+        obstacles.append(
+            {
+                "code": obstacle.code,
+                "symbol": obstacle.symbol,
+                "message": obstacle.message,
+                "hint": obstacle.hint,
+                "file": file or None,
+                "line": int(line) if file and line.isdigit() else None,
+            }
+        )
+    return {
+        "v": 1,
+        "verdict": diff.verdict,
+        "changed_functions": list(diff.changed_functions),
+        "new_functions": [symbol.name for symbol in diff.new_functions],
+        "removed_functions": [symbol.name for symbol in diff.removed_functions],
+        "new_data": [symbol.name for symbol in diff.new_data],
+        "callers_promoted": dict(diff.callers_promoted),
+        "notes": [{"code": n.code, "symbol": n.symbol, "message": n.message} for n in diff.notes],
+        "obstacles": obstacles,
+        "ms": None if milliseconds is None else round(milliseconds, 3),
+    }
+
+
+def diff_text(diff: ObjectDiff) -> str:
+    """The same for a person, a line a fact."""
+    lines = [diff.verdict]
+    for title, names in (
+        ("changed", diff.changed_functions),
+        ("new function", [symbol.name for symbol in diff.new_functions]),
+        ("removed function", [symbol.name for symbol in diff.removed_functions]),
+        ("new data", [symbol.name for symbol in diff.new_data]),
+    ):
+        lines += [f"  {title:<17} {name}" for name in names]
+    lines += [f"  {name:<17} travels too: {why}" for name, why in diff.callers_promoted.items()]
+    lines += [f"  note {note.code}       {note.message}" for note in diff.notes]
+    for obstacle in diff.obstacles:
+        lines += [f"  refused {obstacle.code}    {obstacle.message}", f"{'':20}{obstacle.hint}"]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: MIT
+"""The long answer to a refusal: every reason, what each code means, and what to do. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hotreload.errors import InputError
+from hotreload.report.codes import find_code, long_answer
+from hotreload.report.outcome import ReloadReport
+
+
+def why(reports: Sequence[ReloadReport], number: int | None = None) -> str:
+    """About reload ``number``, or the last cycle that had a reason. Raises InputError (HR1009): there is none."""
+    if number is None:
+        chosen = [report for report in reports if report.reasons or report.error]
+        missing = "nothing was refused so far"
+    else:
+        chosen = [report for report in reports if report.number == number]
+        missing = f"there is no reload #{number}"
+    if not chosen:
+        raise InputError(missing, hint="hotreload history lists what there is")
+    return _told(chosen[-1])
+
+
+def _told(report: ReloadReport) -> str:
+    head = f"{report.time:%H:%M:%S} {report.outcome.value.replace('_', ' ')}"
+    if report.number is not None:
+        head += f"  #{report.number}"
+    lines = [head, *(f"  {file}" for file in report.files)]
+    lines += [f"  {symbol}" for symbol in report.symbols]
+    for reason in report.reasons:
+        place = f" ({reason.file}:{reason.line})" if reason.file else ""
+        lines += ["", f"{reason.code} {reason.message}{place}"]
+        lines += [f"  {reason.hint}"] if reason.hint else []
+    lines += [f"  {note}" for note in report.notes]
+    if report.error:
+        lines += ["", report.error.rstrip()]
+    answers = [long_answer(find_code(code)) for code in dict.fromkeys(r.code for r in report.reasons)]
+    return "\n".join(lines) + "\n" + "".join(f"\n{answer}" for answer in answers)

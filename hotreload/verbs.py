@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""The verbs about edits: watch, push, undo, redo, history, status, why; and doctor."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hotreload.command import Globals, json_option, load_option, max_rung_option, verb
+from hotreload.config import Config, wants_color
+from hotreload.errors import InputError
+
+if TYPE_CHECKING:
+    from hotreload.guests import About
+    from hotreload.report.console import Console
+    from hotreload.report.outcome import ReloadReport
+
+CODE = re.compile(r"(?:HR)?\d{4}", re.IGNORECASE)
+path_argument = click.argument("paths", nargs=-1, metavar="[PATH]..", type=click.Path(path_type=Path))
+
+
+class WithCommand(click.Command):
+    """A command whose words behind ``--`` are a command for the guest: ``context.meta["command"]``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            position = args.index("--")
+            ctx.meta["command"] = guest_command(args[position + 1 :])
+            args = args[:position]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "[-- COMMAND..]"]
+
+
+def guest_command(words: list[str]) -> str | None:
+    """Words as a shell command: one word is the command itself, several are a program and its arguments."""
+    return (words[0] if len(words) == 1 else shlex.join(words)) or None
+
+
+def console_of(options: Globals, config: Config) -> Console:
+    """Where this command's text for people goes."""
+    from hotreload.report.console import Console
+
+    return Console(color=config.color, quiet=options.quiet)
+
+
+def one_folder(paths: tuple[Path, ...]) -> Path:
+    """The folder that is meant; default: here. Raises InputError (HR1009)."""
+    if len(paths) > 1:
+        raise InputError(
+            "one folder at a time: a guest has the modules of one", hint="start one hotreload for each folder"
+        )
+    folder = (paths[0] if paths else Path.cwd()).resolve()
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder", hint="name the folder of a module")
+    return folder
+
+
+def session_here(options: Globals, folder: Path | None = None) -> About:
+    """The session that is meant. Raises GuestUnreachableError (HR4103)."""
+    from hotreload.guests import find_session
+
+    return find_session(options.config(folder).guest, folder or Path.cwd())
+
+
+def answer_of(about: About, request: str, **fields: object) -> dict[str, Any]:
+    """What the session answers. Raises RemoteError, GuestUnreachableError."""
+    import asyncio
+
+    from hotreload.control import answer
+    from hotreload.guests import place_of
+
+    return asyncio.run(answer(place_of(about.guest), request, **fields))
+
+
+def print_json(value: object) -> None:
+    """One object on standard output."""
+    click.echo(json.dumps(value))
+
+
+@verb("watch", cls=WithCommand)
+@path_argument
+@click.option("--once", is_flag=True, help="End after the first cycle, with its exit status.")
+@click.option("--dry-run", is_flag=True, help="Build and compare; send nothing to the guest.")
+@max_rung_option
+@load_option
+@json_option
+def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) -> int:
+    """Boot the guest, or find it; from then on each save is running in it a moment later.
+
+    A COMMAND behind -- is run in the guest after each reload.
+    """
+    import asyncio
+
+    from hotreload import client
+    from hotreload.guests import find_running
+    from hotreload.service import run_session
+
+    folder = one_folder(paths)
+    config = options.config(folder)
+    console = console_of(options, config)
+    wish = client.Wish(once, click.get_current_context().meta.get("command"), options.json)
+    running = find_running(config.guest, folder)
+    if running and running.background and not dry_run:
+        return asyncio.run(client.attach(running, wish, console))
+    stream = sys.stdout if options.json else None
+    job = client.watch_here(wish, console)
+    return asyncio.run(run_session(folder, config, console, job, stream=stream, dry_run=dry_run))
+
+
+@verb("push")
+@path_argument
+@json_option
+def push(options: Globals, paths: tuple[Path, ...]) -> int:
+    """Bring a running guest to the sources as they are now, once."""
+    return _cycle(options, one_folder(paths), "push")
+
+
+@verb("undo")
+@click.argument("number", required=False, type=click.IntRange(min=1))
+@click.option("--all", "everything", is_flag=True, help="Back to the code that the guest booted with.")
+@json_option
+def undo(options: Globals, number: int | None, everything: bool) -> int:
+    """Take back the last reload; or reload NUMBER and all after it."""
+    return _cycle(options, None, "undo", number=number, everything=everything)
+
+
+@verb("redo")
+@json_option
+def redo(options: Globals) -> int:
+    """Do again what undo took back."""
+    return _cycle(options, None, "redo")
+
+
+def _cycle(options: Globals, folder: Path | None, request: str, **fields: object) -> int:
+    import asyncio
+
+    from hotreload import client
+
+    console = console_of(options, options.config(folder))
+    about = session_here(options, folder)
+    return asyncio.run(client.cycle(about, request, fields, console, as_json=options.json))
+
+
+@verb("history")
+@json_option
+def history(options: Globals) -> None:
+    """Every reload of the session: what it changed, how it ended, how long it took."""
+    from hotreload.control import report_from
+    from hotreload.report.table import cycles_table
+
+    reports = answer_of(session_here(options), "history")["reports"]
+    if options.json:
+        print_json({"v": 1, "reports": reports})
+        return
+    told: list[ReloadReport] = [report_from(report) for report in reports]
+    click.echo(cycles_table(told, Path.cwd(), wants_color(options.color, sys.stdout)))
+
+
+@verb("status")
+@json_option
+def status(options: Globals) -> None:
+    """The guest, its modules, the live patches and what holds them up."""
+    from hotreload.client import status_text
+
+    facts = answer_of(session_here(options), "status")
+    if options.json:
+        print_json(facts)
+    else:
+        click.echo(status_text(facts))
+
+
+@verb("why")
+@click.argument("what", required=False, metavar="[NUMBER|CODE]")
+def why(options: Globals, what: str | None) -> None:
+    """The long answer: to the last refusal, to reload NUMBER, or to a CODE such as HR2101."""
+    from hotreload.report.codes import find_code, long_answer
+
+    if what is not None and (CODE.fullmatch(what) or not what.isdecimal()):
+        click.echo(long_answer(find_code(what)), nl=False)
+        return
+    number = None if what is None else int(what)
+    text = answer_of(session_here(options), "why", number=number)["text"]
+    click.echo(str(text).rstrip("\n"))
+
+
+@verb("doctor")
+@click.option("--fix", is_flag=True, help="Run the commands that mend what is not right, and look again.")
+@json_option
+def doctor(options: Globals, fix: bool) -> int:
+    """Check every precondition; say why it matters and how to mend it."""
+    from hotreload import doctor
+
+    return doctor.examine(
+        options.config(),
+        fix=fix,
+        as_json=options.json,
+        color=wants_color(options.color, sys.stdout),
+        terse=options.quiet,
+    )
