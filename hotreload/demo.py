@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from hotreload.config import Config
 from hotreload.driven import Driven, guest_name
 from hotreload.errors import HotReloadError, InputError
 from hotreload.examples import WAYS_TO_SAVE, copy_example, sources
@@ -58,13 +59,13 @@ class DemoFailedError(HotReloadError):
     exit_status = 1
 
 
-def play(stream: TextIO, *, color: bool, keep: Path | None = None, options: tuple[str, ...] = ()) -> int:
-    """Play the demo. ``keep``: a folder to leave the edited driver in; ``options`` of `hotreload watch`.
+def play(config: Config, stream: TextIO, *, color: bool, keep: Path | None = None) -> int:
+    """Play the demo with the configured kernel. ``keep``: a folder to leave the driver in.
 
     Raises DemoFailedError, InputError (HR1009) when ``keep`` has a driver already, what the watch ends with.
     """
     with _folder(keep) as folder:
-        return asyncio.run(_Demo(folder, stream, color, options).play())
+        return asyncio.run(_Demo(folder, config, stream, color).play())
 
 
 @contextmanager
@@ -83,18 +84,18 @@ def _folder(keep: Path | None) -> Iterator[Path]:
 
 
 class _Demo:
-    def __init__(self, folder: Path, stream: TextIO, color: bool, options: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, config: Config, stream: TextIO, color: bool) -> None:
         self.folder = folder
+        self.config = config
         self.stream = stream
         self.color = color
-        self.options = options
         self.started = time.monotonic()
         self.texts = dict(sources())
         self.reports: list[ReloadReport] = []
 
     async def play(self) -> int:
         self._say(self._styled(f"hotreload watch {self.folder}", "bold"))
-        options = ("--max-rung", "patch", *self.options)
+        options = ("--max-rung", "patch", "--kernel", self.config.kernel)
         async with Driven(self.folder, guest_name("demo"), self._progress, options) as watch:
             facts = watch.facts
             self._say(

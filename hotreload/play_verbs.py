@@ -10,12 +10,7 @@ import click
 
 from hotreload.command import Globals, json_option, verb
 from hotreload.config import wants_color
-
-
-def _options(options: Globals) -> tuple[str, ...]:
-    """The options that `hotreload watch` is to be given, too."""
-    kernel = options.config().kernel
-    return ("--kernel", kernel)
+from hotreload.verbs import console_of
 
 
 @verb("demo")
@@ -30,7 +25,7 @@ def demo(options: Globals, keep: Path | None) -> int:
     from hotreload.demo import play
 
     color = wants_color(options.color, sys.stdout)
-    return play(sys.stdout, color=color, keep=keep, options=_options(options))
+    return play(options.config(), sys.stdout, color=color, keep=keep)
 
 
 @verb("bench")
@@ -47,5 +42,6 @@ def bench(options: Globals, edits: int) -> int:
     """Time each stage here, beside the bare compile, the module-reload loop and the reboot loop."""
     from hotreload.bench import measure
 
+    config = options.config()
     color = wants_color(options.color, sys.stdout)
-    return measure(edits, as_json=options.json, color=color, quiet=options.quiet, options=_options(options))
+    return measure(edits, config, console_of(options, config), sys.stdout, as_json=options.json, color=color)

@@ -24,16 +24,18 @@ from hotreload.diff.correlate import (
 )
 from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
 from hotreload.diff.special_sections import (
+    AUXILIARY,
     Entry,
+    EntryTable,
     is_entry_section,
     is_inert,
     is_init,
     is_ordinary,
     read_entries,
 )
-from hotreload.elf.constants import SHF_MERGE
+from hotreload.elf.constants import SHF_MERGE, STB_WEAK
 from hotreload.elf.model import ObjectFile, Relocation, Section, Symbol, SymbolRef
-from hotreload.elf.references import takes_address
+from hotreload.elf.references import points_at_start, takes_address
 
 # How far a change may climb from a function that cannot be traced to callers that can.
 PROMOTION_BOUND = 16
@@ -115,13 +117,14 @@ class _Differ:
 
     def let_constants_travel(self) -> None:
         """A changed constant that only code reads is not the old one any more: its readers change, and bring it."""
-        referrers = _referrers(self.original)
+        before, after = _referrers(self.original), _referrers(self.patched)
         for original, patched in list(self.correlation.patched_of.items()):
-            if not is_constant(original) or not is_constant(patched):
+            if not is_constant(original):
                 continue
-            readers = referrers[original] | _referrers_of(self.correlation.patched_of, referrers, original)
-            if all(_is_running_code(reader) for reader in readers) and not self.comparison.same(
-                original, patched
+            readers = before[original] | after[patched]
+            if all(_is_running_code(reader) for reader in readers) and (
+                not is_constant(patched)
+                or (not self.comparison.same(original, patched) and not _is_registered(original, before))
             ):
                 self.correlation.unpair(original)
         self.comparison = Comparison(self.correlation, self.before, self.after)
@@ -149,6 +152,8 @@ class _Differ:
     def promote_callers(self) -> None:
         """A function without an ftrace site cannot be redirected: its callers are, and call the new one."""
         callers = _referrers(self.patched)
+        for owner, target in self._called_by_entries():
+            callers[target].add(owner)
         for _ in range(PROMOTION_BOUND):
             stuck = [
                 p
@@ -166,10 +171,10 @@ class _Differ:
     def _promote(self, patched: Symbol, original: Symbol, callers: set[Symbol]) -> None:
         self.work.copied.add(patched)
         twins = self.correlation.original_of
-        outside = [c for c in callers if not c.is_function or _is_init(c)]
+        outside = [c for c in callers if not c.is_function or c.section is None or not is_ordinary(c.section)]
         if (
             not original.is_local
-            or not callers
+            or not callers - {patched}
             or outside
             or any(_takes_address(c, patched) for c in callers)
         ):
@@ -181,6 +186,13 @@ class _Differ:
                 self.work.promoted[parent_name(twins[caller].name)] = (
                     f"calls {original.name}, which is not traceable"
                 )
+
+    def _called_by_entries(self) -> Iterator[tuple[Symbol, Symbol]]:
+        """Each function that an alternative or the like calls for another one."""
+        for owner, entries in self.after.of.items():
+            for target in {target for entry in entries for target in _entry_targets(entry)} - {owner}:
+                if target.is_function:
+                    yield owner, target
 
     def _is_traceable(self, original: Symbol) -> bool:
         """Whether ftrace can redirect a function: it begins with a call of __fentry__, or a note of one."""
@@ -197,13 +209,59 @@ class _Differ:
             "HR2202", original.name, f"{original.name} cannot be traced (it has no __fentry__ call), {why}"
         )
 
+    def bring_labels(self) -> None:
+        """Data that holds places inside of a changed function, for a computed goto, means the new function's."""
+        readers = _referrers(self.patched)
+        for patched, original in list(self.correlation.original_of.items()):
+            if not patched.is_object or not any(
+                isinstance(r.target, SymbolRef)
+                and r.target.symbol in self.work.changed
+                and not points_at_start(patched, r)
+                for r in patched.relocations
+            ):
+                continue
+            if is_constant(original) and all(reader in self.work.changed for reader in readers[patched]):
+                self.correlation.unpair(original)
+            else:
+                message = f"'{original.name}' holds places inside of a function that changed"
+                self.work.refuse("HR2103", original.name, message)
+
+    def refuse_other_names(self) -> None:
+        """Two names of one function or variable that are no longer so: whoever uses one means the other too."""
+        ours, theirs = _by_name(self.original), _by_name(self.patched)
+        for patched, original in self.correlation.original_of.items():
+            if not original.aliases and not patched.aliases:
+                continue
+            before, after = {original.name, *original.aliases}, {patched.name, *patched.aliases}
+            parted = [n for n in sorted(before - after) if n in theirs]
+            joined = [n for n in sorted(after - before) if n in ours]
+            for name in (*parted, *joined):
+                message = f"'{original.name}' and '{name}' are one on one side of the edit only"
+                self.work.refuse("HR2208", original.name, message)
+
+    def refuse_weak(self) -> None:
+        """Another file's function of the same name may have taken a weak one's place."""
+        for patched, original in self.work.changed.items():
+            if STB_WEAK in (original.binding, patched.binding):
+                message = f"{original.name} is weak, and another file may define the one that runs"
+                self.work.refuse("HR2202", original.name, message)
+
     def refuse_changed_data(self) -> None:
         """Data that the running kernel holds keeps its value: another size or initial value cannot be brought."""
+        self._refuse_changed_common()
         for patched, original in self.correlation.original_of.items():
             if not original.is_object or self._is_skipped(original):
                 continue
-            if original.size != patched.size:
+            if _memory(original) != _memory(patched):
+                assert original.section is not None
+                assert patched.section is not None
+                message = f"'{original.name}' moved from {original.section.name} to {patched.section.name}"
+                self.work.refuse("HR2105", original.name, message)
+            elif original.size != patched.size:
                 message = f"'{original.name}' changed its size from {original.size} to {patched.size} bytes"
+                self.work.refuse("HR2101", original.name, message)
+            elif _alignment(original) < _alignment(patched):
+                message = f"'{original.name}' needs another alignment: {_alignment(patched)} bytes"
                 self.work.refuse("HR2101", original.name, message)
             elif _is_init(original):
                 if not self.comparison.same(original, patched):
@@ -213,6 +271,15 @@ class _Differ:
                 self.work.refuse(
                     "HR2103", original.name, f"the initial value of '{original.name}' changed{what}"
                 )
+
+    def _refuse_changed_common(self) -> None:
+        """A variable that the linker allots (-fcommon) has a size, and no section."""
+        sizes = {s.name: s.size for s in self.original.symbols if not s.is_defined}
+        for symbol in self.patched.symbols:
+            if not symbol.is_defined and sizes.get(symbol.name, symbol.size) != symbol.size:
+                was = sizes[symbol.name]
+                message = f"'{symbol.name}' changed its size from {was} to {symbol.size} bytes"
+                self.work.refuse("HR2101", symbol.name, message)
 
     def _difference(self, original: Symbol, patched: Symbol) -> str:
         """Where two objects of one size first differ, for a message."""
@@ -260,7 +327,8 @@ class _Differ:
 
     def explain_other_sections(self) -> None:
         """Sections without symbols that no table explains must say the same on both sides."""
-        ours, theirs = _other_sections(self.original), _other_sections(self.patched)
+        ours = _other_sections(self.original, self.before)
+        theirs = _other_sections(self.patched, self.after)
         for name in sorted(ours.keys() | theirs.keys()):
             if self._same_stretches(ours.get(name, []), theirs.get(name, [])):
                 continue
@@ -328,6 +396,7 @@ class _Differ:
             if symbol not in self.correlation.patched_of and not _is_init(symbol) and not is_child(symbol)
         ]
         carried = self._carried(new_functions)
+        self._refuse_shifted_neighbours(carried)
         order = {symbol: number for number, symbol in enumerate(self.patched.symbols)}
         travelling = sorted(carried, key=lambda symbol: order[symbol])
         new_data = [
@@ -368,15 +437,34 @@ class _Differ:
                     todo.append(target)
         return carried
 
+    def _refuse_shifted_neighbours(self, carried: Iterable[Symbol]) -> None:
+        """Where variables share a section, ``a[-1]`` and the end of ``a`` are places in a neighbour: who is meant?
+
+        As long as the neighbours are the same ones it does not matter.
+        """
+        shifted = {
+            section
+            for section in self.patched.sections
+            if section.is_writable and not is_entry_section(section) and self._has_new_neighbours(section)
+        }
+        for section in {t.section for s in carried for t in self._targets(s)} & shifted:
+            message = f"the variables that share section {section.name} are not the same ones any more"
+            self.work.refuse("HR2105", section.name, message)
+
+    def _has_new_neighbours(self, section: Section) -> bool:
+        original = self.original.section(section.name)
+        after = [s for s in section.symbols if s.is_object]
+        before = [s for s in original.symbols if s.is_object] if original is not None else []
+        if len(after) < 2 or all(is_place_static(symbol) for symbol in after):
+            return False
+        layout = [(self.correlation.original_of.get(s), s.value) for s in after]
+        return bool(before) and layout != [(s, s.value) for s in before]
+
     def _targets(self, symbol: Symbol) -> Iterator[Symbol]:
         """The defined symbols that a symbol, or an entry of it, refers to."""
-        lists = [symbol.relocations]
+        yield from _defined_targets(symbol.relocations)
         for entry in self.after.of.get(symbol, ()):
-            lists.append(entry.relocations if entry.replacement is None else entry.replacement[1])
-        for relocations in lists:
-            for relocation in relocations:
-                if isinstance(relocation.target, SymbolRef) and relocation.target.symbol.is_defined:
-                    yield relocation.target.symbol
+            yield from _entry_targets(entry)
 
     def _must_travel(self, target: Symbol, carried: set[Symbol]) -> bool:
         if is_child(target):
@@ -389,6 +477,10 @@ class _Differ:
             self.work.refuse(
                 "HR2201", target.name, f"running code refers to {target.name}, which is freed after init"
             )
+            return False
+        if target.anonymous and section.is_writable:
+            message = f"changed code uses data of {section.name} that has no symbol, and may have a value by now"
+            self.work.refuse("HR2105", target.name, message)
             return False
         if not is_ordinary(section) and not (target.anonymous and section.is_code):
             known = {obstacle.symbol for obstacle in self.work.obstacles}
@@ -404,13 +496,14 @@ class _Differ:
             if (
                 symbol.is_defined
                 and symbol not in self.correlation.patched_of
-                and is_static_local(symbol)
-                and not is_place_static(symbol)
-                and not is_constant(symbol)
+                and symbol.is_object
+                and symbol.section is not None
+                and symbol.section.is_writable
+                and not self._is_skipped(symbol)
                 and self.work.changed
             ):
                 name = base_name(symbol.name)
-                message = f"the static variable '{name}' is not used any more; its value stays behind"
+                message = f"the variable '{name}' is not there any more; its value stays behind"
                 self.work.notes.append(Note("HR2104", name, message))
 
     def _is_skipped(self, symbol: Symbol) -> bool:
@@ -432,6 +525,9 @@ def diff_objects(original: ObjectFile, patched: ObjectFile) -> ObjectDiff:
     differ.find_changed_functions()
     differ.join_children()
     differ.promote_callers()
+    differ.bring_labels()
+    differ.refuse_weak()
+    differ.refuse_other_names()
 
     # Data: what the running kernel holds must stay as it is.
     differ.refuse_changed_data()
@@ -468,10 +564,44 @@ def _referrers(obj: ObjectFile) -> dict[Symbol, set[Symbol]]:
     return found
 
 
-def _referrers_of(
-    patched_of: Mapping[Symbol, Symbol], referrers: Mapping[Symbol, set[Symbol]], original: Symbol
-) -> set[Symbol]:
-    return referrers.get(patched_of[original], set())
+def _defined_targets(relocations: Iterable[Relocation]) -> Iterator[Symbol]:
+    for relocation in relocations:
+        if isinstance(relocation.target, SymbolRef) and relocation.target.symbol.is_defined:
+            yield relocation.target.symbol
+
+
+def _entry_targets(entry: Entry) -> Iterator[Symbol]:
+    return _defined_targets(entry.relocations if entry.replacement is None else entry.replacement[1])
+
+
+def _by_name(obj: ObjectFile) -> dict[str, Symbol]:
+    """Functions and data by each of their names."""
+    return {
+        name: symbol
+        for symbol in obj.symbols
+        if symbol.is_defined and (symbol.is_function or symbol.is_object)
+        for name in (symbol.name, *symbol.aliases)
+    }
+
+
+def _is_registered(constant: Symbol, referrers: Mapping[Symbol, set[Symbol]]) -> bool:
+    """Whether code may have handed a table of functions to the kernel, which then goes on to use the old one."""
+    return any(target.is_function for target in _defined_targets(constant.relocations)) and any(
+        _takes_address(reader, constant) for reader in referrers[constant]
+    )
+
+
+def _memory(symbol: Symbol) -> object:
+    """What kind of memory holds a variable: a section of its own kind counts by its name."""
+    section = symbol.section
+    assert section is not None
+    return section.is_writable if is_ordinary(section) else section.name
+
+
+def _alignment(symbol: Symbol) -> int:
+    """The alignment in bytes that a variable asks for; 1 where it shares its section, and that is unknown."""
+    section = symbol.section
+    return section.align if section is not None and section.symbols == [symbol] else 1
 
 
 def _is_running_code(symbol: Symbol) -> bool:
@@ -482,15 +612,19 @@ def _is_init(symbol: Symbol) -> bool:
     return symbol.section is not None and is_init(symbol.section)
 
 
-def _other_sections(obj: ObjectFile) -> dict[str, list[Symbol]]:
-    """The anonymous stretches of sections that are neither inert, nor entries, nor ordinary code and data."""
+def _other_sections(obj: ObjectFile, entries: EntryTable) -> dict[str, list[Symbol]]:
+    """The anonymous stretches of sections that are neither inert nor entries.
+
+    In ordinary sections only those that nothing in this object refers to: the others count with their referrers.
+    """
     found: dict[str, list[Symbol]] = {}
+    used = {symbol for symbol, referrers in _referrers(obj).items() if referrers}
+    used |= {target for group in entries.of.values() for entry in group for target in _entry_targets(entry)}
     for section in obj.sections:
-        if is_inert(section) or is_entry_section(section) or is_ordinary(section) or not section.size:
+        if is_inert(section) or is_entry_section(section) or not section.size or _is_merged(section):
             continue
-        if _is_merged(section):
-            continue
-        stretches = [symbol for symbol in section.symbols if symbol.anonymous]
+        explained = is_ordinary(section) or section.name == AUXILIARY
+        stretches = [s for s in section.symbols if s.anonymous and not (explained and s in used)]
         if stretches:
             found.setdefault(section.name, []).extend(stretches)
     return found

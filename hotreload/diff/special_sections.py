@@ -91,7 +91,9 @@ def read_entries(obj: ObjectFile) -> EntryTable:
     """All entries of all special sections of an object."""
     of: dict[Symbol, list[Entry]] = {}
     obstacles = []
-    for section in obj.sections:
+    # In the table's order: that of the file depends on which function has the first entry.
+    order = {row.name: number for number, row in enumerate(TABLE)}
+    for section in sorted(obj.sections, key=lambda section: order.get(section.name, -1)):
         row = _BY_NAME.get(section.name)
         if row is None or not section.size:
             continue

@@ -74,6 +74,7 @@ class Layouts:
     functions: Mapping[str, tuple[Shape, ...]]
     exported: frozenset[str]
     variables: Mapping[str, tuple[Shape, ...]]
+    settled: tuple[bytes, bytes] = field(repr=False)
 
     def size(self, shape: Shape) -> int:
         """The bytes that a value takes; 0 where that is not known."""
@@ -95,7 +96,7 @@ class Layouts:
 
 @dataclass(frozen=True, slots=True)
 class LayoutDiff:
-    """What the types of two objects say about a patch. ``members``: an obstacle's symbol -> its guilty member.
+    """What the types of two objects say about a patch. ``members``: obstacle's symbol -> member.
 
     ``compared`` is False where one of the objects has no types; there is no obstacle then, and a note.
     """
@@ -180,11 +181,14 @@ class _Reader:
     def is_constant(self, number: int) -> bool:
         """Whether a variable of this type cannot be written."""
         of = self.table[number]
-        while of.kind in _TRANSPARENT or of.kind == btf.ARRAY:
-            if of.kind == btf.CONST:
-                return True
-            of = self.table[of.tail[0] if of.kind == btf.ARRAY else of.size]
-        return False
+        for _ in range(len(self.table)):  # a type of a broken table may be an alias of itself
+            if of.kind == btf.ARRAY:
+                of = self.table[of.tail[0]]
+            elif of.kind in _TRANSPARENT and of.kind != btf.CONST:
+                of = self.table[of.size]
+            else:
+                break
+        return of.kind == btf.CONST
 
 
 def parse(data: bytes) -> Layouts:
@@ -226,6 +230,7 @@ def parse(data: bytes) -> Layouts:
         {name: tuple(found) for name, found in functions.items() if name},
         frozenset(exported),
         {name: tuple(found) for name, found in variables.items() if name},
+        table.settled,
     )
 
 
@@ -480,15 +485,19 @@ def compare(original: Layouts, patched: Layouts, global_functions: Collection[st
 
 
 def compare_layouts(
-    original: bytes | None, patched: bytes | None, global_functions: Collection[str] = ()
+    original: Layouts | bytes | None, patched: bytes | None, global_functions: Collection[str] = ()
 ) -> LayoutDiff:
-    """Compare two raw ``.BTF`` sections; None stands for an object without one."""
-    if original is not None and original == patched:
-        return LayoutDiff()
+    """Compare two raw ``.BTF`` sections; None stands for an object without one.
+
+    The original's may be parsed already, since it stays the same from edit to edit.
+    """
     if original is None or patched is None:
         return _not_compared("an object has no .BTF section; gcc 12 or later writes it")
     try:
-        return compare(parse(original), parse(patched), global_functions)
+        before = original if isinstance(original, Layouts) else parse(original)
+        if btf.says_the_same(before.settled, patched):
+            return LayoutDiff()
+        return compare(before, parse(patched), global_functions)
     except btf.BtfError as error:
         return _not_compared(str(error))
 

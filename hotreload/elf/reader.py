@@ -249,8 +249,12 @@ class _Reader:
             target: Target
             if symbol is not None and not self._is_label(symbol):
                 target = SymbolRef(symbol)
+            elif symbol is not None and symbol.section is not None and symbol.section.flags & SHF_MERGE:
+                # .LC0 - 1 means a place counted from this string, though the one before it stands there.
+                target, inside = self._merged(symbol.section, symbol.value)
+                addend += inside
             elif symbol is not None and symbol.section is not None:
-                # An assembler's label (.LC0, one in inline assembly): its place is what counts.
+                # An assembler's label (one in inline assembly): its place is what counts.
                 target, addend = self._at(symbol.section, section, offset, kind, symbol.value + addend)
             elif index in self.section_of:
                 target, addend = self._at(self.section_of[index], section, offset, kind, addend)
@@ -268,15 +272,24 @@ class _Reader:
         the addend."""
         after = self._bytes_to_end(target, section, offset) if kind in PC_RELATIVE and section.is_code else 0
         place = addend + after
-        if target.flags & SHF_MERGE and 0 <= place < target.size:
-            if target.flags & SHF_STRINGS and target.entry_size == 1:
-                end = target.data.index(b"\0", place)
-                return StringRef(target.data[place:end], target.align), addend - place
-            if not target.flags & SHF_STRINGS and target.entry_size:
-                start = place - place % target.entry_size
-                return ConstRef(target.data[start : start + target.entry_size]), addend - start
+        if target.flags & SHF_MERGE:
+            found, inside = self._merged(target, place)
+            return found, addend - place + inside
         symbol = self._owner(target, place)
         return SymbolRef(symbol), addend - symbol.value
+
+    def _merged(self, section: Section, place: int) -> tuple[Target, int]:
+        """The string or constant at a place of a mergeable section, and where in it the place is."""
+        if 0 <= place < section.size:
+            if section.flags & SHF_STRINGS and _starts_string(section, place):
+                end = section.data.index(b"\0", place)
+                return StringRef(section.data[place:end], section.align), 0
+            if not section.flags & SHF_STRINGS and section.entry_size:
+                inside = place % section.entry_size
+                start = place - inside
+                return ConstRef(section.data[start : start + section.entry_size]), inside
+        symbol = self._owner(section, place)
+        return SymbolRef(symbol), place - symbol.value
 
     def _bytes_to_end(self, target: Section, section: Section, offset: int) -> int:
         """How far the instruction's end is from the 4-byte PC-relative field at ``offset``."""
@@ -380,6 +393,13 @@ def _give_sizes(section: Section) -> None:
         if symbol.is_function and not symbol.size:
             later = (s.value for s in section.symbols[number + 1 :] if s.value > symbol.value)
             symbol.size = next(later, section.size) - symbol.value
+
+
+def _starts_string(section: Section, place: int) -> bool:
+    """Whether a string of bytes begins at a place; only there it is sure which one is meant."""
+    if section.entry_size != 1 or place % section.align:
+        return False
+    return place == 0 or section.data[place - 1] == 0
 
 
 def _gaps(section: Section) -> list[tuple[int, int]]:

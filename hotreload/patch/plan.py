@@ -265,10 +265,11 @@ class _Planner:
         """Where the running kernel has a symbol of the original object."""
         module = self.symbols.modules[unit.module]
         running = unit.running.symbol_of.get(original)
-        for name in (running.name, *running.aliases) if running is not None else ():
-            position = module.position(name, unit.block, running.size)
-            if position is not None:
-                return position
+        if running is not None:
+            for name in (running.name, *running.aliases):
+                position = module.position(name, unit.block, running.size)
+                if position is not None:
+                    return position
         self._refuse_other_build(unit, original)
         return None
 

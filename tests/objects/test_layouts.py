@@ -38,7 +38,7 @@ def compared(folder: Path, before: str, after: str) -> LayoutDiff:
 
 
 class Edit(NamedTuple):
-    """Two sources of one unit. ``said`` is part of the first obstacle, or of the first note where there is none."""
+    """Two sources of one unit. ``said`` is part of the first obstacle, or else of the first note."""
 
     before: str
     after: str
@@ -340,9 +340,7 @@ EDITS = {
     ),
     "nameless structs in another order": Edit(
         of("struct { int q;} x; struct { long z;} y; typedef struct { int c; } t; t z; struct s { int a; };"),
-        of(
-            "typedef struct { char c; } t; t z; struct { long z;} y; struct { int q;} x; struct s { int a; };"
-        ),
+        of("typedef struct { int c; } t; t z; struct { long z;} y; struct { int q;} x; struct s { int a; };"),
     ),
     "a definition for what was only declared": Edit(
         of("struct x; struct s { struct x *a; };"),
