@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from hotreload.build.external_module import ExternalModule
     from hotreload.build.kernel_tree import KernelTree
     from hotreload.config import Config
-    from hotreload.report.console import Console
     from hotreload.deploy.guest import SshGuest
+    from hotreload.report.console import Console
 
 TWIN = "tocker"
 REBOOT_EVERY = 3

@@ -50,7 +50,7 @@ class NotPatchableError(EditError):
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A unit's base object, and what of it the guest runs. Read once: it does not change while the guest lives."""
+    """A unit's base object, and what of it the guest runs: read once in the guest's life."""
 
     object: ObjectFile
     running: RunningCode
@@ -106,7 +106,7 @@ class Cycle:
         )
 
     def note_times(self, applied: AppliedPatch) -> None:
-        """``push``: on the way; ``load``: insmod; ``complete``: from then until every task runs the new code."""
+        """``push``: on the way; ``load``: insmod; ``complete``: from then until all tasks run the new code."""
         self.milliseconds |= {
             "push": applied.push_ms,
             "load": applied.load_ms,

@@ -71,16 +71,22 @@ def play(config: Config, stream: TextIO, *, color: bool, keep: Path | None = Non
 @contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
     if keep is not None:
-        try:
-            yield copy_example(keep.resolve())
-        except FileExistsError as error:
-            raise InputError(f"{error.filename} is there already", hint="name another folder") from error
+        yield _kept(keep.resolve())
         return
     parent = Path(tempfile.mkdtemp(prefix="hotreload-demo-"))
     try:
         yield copy_example(parent)
     finally:
         shutil.rmtree(parent, ignore_errors=True)
+
+
+def _kept(parent: Path) -> Path:
+    try:
+        return copy_example(parent)
+    except FileExistsError as error:
+        raise InputError(f"{error.filename} is there already", hint="name another folder") from error
+    except OSError as error:
+        raise InputError(f"{parent} cannot be made: {error.strerror}", hint="name another folder") from error
 
 
 class _Demo:
@@ -223,7 +229,7 @@ def _row(report: ReloadReport) -> list[str]:
     return [
         str(report.number or ""),
         WORDS[report.outcome][0],
-        enumerate_names([file.name for file in report.files], 18),
+        enumerate_names([file.name for file in report.files], 18)[:18],
         enumerate_names(what, 22)[:22],
         *(f"{group:.2f}" if group else "" for group in groups),
         f"{report.saved_to_live_ms / 1000:.2f} s" if report.saved_to_live_ms is not None else "",

@@ -117,7 +117,7 @@ class GuestBusyError(SessionError):
 
 
 class GuestUnreachableError(SessionError):
-    """The guest did not boot, or does not answer any more; ``excerpt`` is the end of its console, if known."""
+    """The guest did not boot, or does not answer any more; ``excerpt``: its console's end, if known."""
 
     exit_status = 8
     default_code = "HR4103"

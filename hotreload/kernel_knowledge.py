@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a session has to know of its kernel before it can patch it; learnt once, while the first edit compiles."""
+"""What a session has to know of its kernel to patch it; learnt once, while the first edit compiles."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class KernelKnowledge:
 
 
 async def learn(module: ExternalModule, base: Base, glue: Path, guest: Guest) -> KernelKnowledge:
-    """Read exports and module symbols, and ask the guest's kallsyms. Raises GuestUnreachableError, InputError."""
+    """Read exports and module symbols, ask the guest's kallsyms. Raises GuestUnreachableError, InputError."""
     symvers = [
         file
         for file in (base.tree.output / "Module.symvers", module.folder / "Module.symvers")

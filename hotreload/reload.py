@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """One edit through all stages: build, diff, patch, deploy. Read ``Reloader._through`` first.
 
-The invariant that everything follows from: the guest runs what it booted (the base) plus the difference to the
-sources as they are now. So a reload never builds on the last one: it compares the units edited since
-boot with the base, and sends one cumulative patch that replaces the one before. Undoing an edit in the
-editor makes a smaller patch; undoing all of them none.
+The invariant that everything follows from: the guest runs what it booted (the base) plus the difference
+to the sources as they are now. So a reload never builds on the last one: it compares the units edited
+since boot with the base, and sends one cumulative patch that replaces the one before. Undoing an edit
+in the editor makes a smaller patch; undoing all of them none.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _silently(_type: str, _fields: object) -> None:
 
 
 class Reloader:
-    """Brings the guest to the sources as they are now, one edit at a time; the caller serialises the calls."""
+    """Brings the guest to the sources as they are now, one edit at a time: callers serialise the calls."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Reloader:
         transition_timeout: float,
         dry_run: bool = False,
     ) -> None:
-        """``folder``: where this session keeps what it made; ``trouble``: why the guest stopped, if it did."""
+        """``folder``: where the session keeps what it made; ``trouble``: why the guest stopped, if it did."""
         self.module = module
         self.base = base
         self.guest = guest
@@ -267,7 +267,7 @@ class Reloader:
                 raise NotPatchableError(refusal.obstacles) from refusal
 
     def _block(self, module: str, unit: TranslationUnit) -> int | None:
-        """Which stretch of the module's symbol table is the unit's: several may come from files of one name."""
+        """Which stretch of the module's symbols is the unit's: several may come from files of one name."""
         assert self._knowledge is not None, "learnt while building"
         units = next(built.units for built in self.base.modules if built.name == module)
         namesakes = [other for other in units if other.source.name == unit.source.name]

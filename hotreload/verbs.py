@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hotreload.report.console import Console
     from hotreload.report.outcome import ReloadReport
 
+REFUSED = 4
 CODE = re.compile(r"(?:HR)?\d{4}", re.IGNORECASE)
 path_argument = click.argument("paths", nargs=-1, metavar="[PATH]..", type=click.Path(path_type=Path))
 
@@ -205,3 +206,24 @@ def doctor(options: Globals, fix: bool) -> int:
         color=wants_color(options.color, sys.stdout),
         terse=options.quiet,
     )
+
+
+@verb("diff")
+@click.argument("original", type=click.Path(path_type=Path))
+@click.argument("patched", type=click.Path(path_type=Path))
+@json_option
+def diff(options: Globals, original: Path, patched: Path) -> int:
+    """What changed between two objects of one unit, and whether a live patch could bring it."""
+    import time
+
+    from hotreload.diff.object_diff import diff_objects
+    from hotreload.elf.reader import read_object
+    from hotreload.report.diff_json import diff_object, diff_text
+
+    started = time.monotonic()
+    found = diff_objects(read_object(original), read_object(patched))
+    if options.json:
+        click.echo(json.dumps(diff_object(found, (time.monotonic() - started) * 1000)))
+    else:
+        click.echo(diff_text(found), nl=False)
+    return REFUSED if found.obstacles else 0

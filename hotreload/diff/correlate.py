@@ -35,7 +35,7 @@ _CHILD: Final = re.compile(r"\.(cold|part)\b.*")
 
 
 def base_name(name: str) -> str:
-    """A name without the numbers that the compiler deals out: ``count.3`` -> ``count``, ``f.isra.0`` -> ``f.isra``."""
+    """A name without the compiler's numbers: ``count.3`` -> ``count``, ``f.isra.0`` -> ``f.isra``."""
     if name.startswith("__UNIQUE_ID_"):
         name = _UNIQUE.sub(r"\1", name)
     return _NUMBER.sub("", name)
@@ -98,7 +98,7 @@ def correlate(original: ObjectFile, patched: ObjectFile) -> Correlation:
 
 
 def pair_by_name(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
-    """Pair what its exact name makes unique; then functions whose names differ in the compiler's numbers only."""
+    """Pair what its name makes unique; then functions whose names differ in the compiler's numbers only."""
     for key in (_exact_key, _numberless_key):
         before = _unique_by(key, (s for s in original.symbols if s not in result.patched_of and _is_named(s)))
         after = _unique_by(key, (s for s in patched.symbols if s not in result.original_of and _is_named(s)))
@@ -140,7 +140,7 @@ def _unique_by(key: object, symbols: Iterable[Symbol]) -> dict[object, Symbol]:
 
 
 def pair_static_locals(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
-    """Pair static locals by the twins that refer to them, until no new pair is found; tell the doubtful ones."""
+    """Pair static locals by the twins that refer to them, until no new pair is found; tell the doubts."""
     referrers = list(result.original_of.items())
     doubtful: dict[str, str] = {}
     disputed: dict[str, str] = {}
@@ -228,7 +228,7 @@ def _is_open(symbol: Symbol, name: str, paired: dict[Symbol, Symbol]) -> bool:
 
 
 def _tell_moved(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
-    """A static local of the same name on both sides that no pair of twins shares: the same one, or another?"""
+    """A static local of one name on both sides that no pair of twins shares: the same, or another?"""
     told = {obstacle.symbol for obstacle in result.obstacles}
     for symbol in original.symbols:
         name = base_name(symbol.name)

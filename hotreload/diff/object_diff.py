@@ -210,20 +210,25 @@ class _Differ:
         )
 
     def bring_labels(self) -> None:
-        """Data that holds places inside of a changed function, for a computed goto, means the new function's."""
+        """What holds places inside of a changed function, as for a computed goto, means the new function's."""
         readers = _referrers(self.patched)
         for patched, original in list(self.correlation.original_of.items()):
-            if not patched.is_object or not any(
-                isinstance(r.target, SymbolRef)
-                and r.target.symbol in self.work.changed
-                and not points_at_start(patched, r)
-                for r in patched.relocations
+            if (
+                patched in self.work.changed
+                or is_child(patched)
+                or _is_init(patched)
+                or not any(
+                    isinstance(r.target, SymbolRef)
+                    and r.target.symbol in self.work.changed
+                    and not points_at_start(patched, r)
+                    for r in patched.relocations
+                )
             ):
                 continue
             if is_constant(original) and all(reader in self.work.changed for reader in readers[patched]):
                 self.correlation.unpair(original)
             else:
-                message = f"'{original.name}' holds places inside of a function that changed"
+                message = f"{original.name} refers to places inside of a function that changed"
                 self.work.refuse("HR2103", original.name, message)
 
     def refuse_other_names(self) -> None:
@@ -447,7 +452,8 @@ class _Differ:
             for section in self.patched.sections
             if section.is_writable and not is_entry_section(section) and self._has_new_neighbours(section)
         }
-        for section in {t.section for s in carried for t in self._targets(s)} & shifted:
+        used = {target.section for symbol in carried for target in self._targets(symbol)}
+        for section in (section for section in shifted if section in used):
             message = f"the variables that share section {section.name} are not the same ones any more"
             self.work.refuse("HR2105", section.name, message)
 
@@ -457,8 +463,12 @@ class _Differ:
         before = [s for s in original.symbols if s.is_object] if original is not None else []
         if len(after) < 2 or all(is_place_static(symbol) for symbol in after):
             return False
-        layout = [(self.correlation.original_of.get(s), s.value) for s in after]
-        return bool(before) and layout != [(s, s.value) for s in before]
+        twins = self.correlation.original_of
+        # The statics of macros have no twins, and nothing is counted from them.
+        ours: list[object] = [base_name(s.name) if is_place_static(s) else s for s in before]
+        theirs = [base_name(s.name) if is_place_static(s) else twins.get(s) for s in after]
+        places = [s.value for s in before] == [s.value for s in after]
+        return bool(before) and not (places and ours == theirs)
 
     def _targets(self, symbol: Symbol) -> Iterator[Symbol]:
         """The defined symbols that a symbol, or an entry of it, refers to."""
@@ -479,7 +489,9 @@ class _Differ:
             )
             return False
         if target.anonymous and section.is_writable:
-            message = f"changed code uses data of {section.name} that has no symbol, and may have a value by now"
+            message = (
+                f"changed code uses data of {section.name} that has no symbol, and may have a value by now"
+            )
             self.work.refuse("HR2105", target.name, message)
             return False
         if not is_ordinary(section) and not (target.anonymous and section.is_code):

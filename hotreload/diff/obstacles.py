@@ -11,7 +11,7 @@ RELOAD_MODULE: Final = "the module has to be loaded anew, and loses its state: h
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """A reason to refuse an edit. ``where`` is ``file:line`` where it is known; ``hint`` names the way out."""
+    """A reason to refuse an edit. ``where``: ``file:line`` if known; ``hint``: the way out."""
 
     code: str
     symbol: str

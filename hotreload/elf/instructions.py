@@ -20,7 +20,7 @@ class UndecodableError(ValueError):
 
 
 class Instruction(NamedTuple):
-    """One instruction: ``code[start:end]``; ``immediate`` is the size in bytes of what follows the displacement.
+    """One instruction: ``code[start:end]``; ``immediate``: the bytes that follow the displacement.
 
     ``opcode`` is the last opcode byte, with 0x0F00, 0x0F3800 or 0x0F3A00 added for the longer maps.
     """

@@ -223,7 +223,7 @@ class _Reader:
     # --- accident 4: bytes without a symbol ---
 
     def cover_gaps(self, raw: dict[int, list[_RawRelocation]]) -> None:
-        """Give an anonymous symbol to each stretch that no function or object covers, unless it is filling."""
+        """Give an anonymous symbol to each stretch that no function or object covers, filling excepted."""
         for section in self.sections.values():
             if not section.is_allocated or section.flags & SHF_MERGE:
                 continue
@@ -268,8 +268,8 @@ class _Reader:
     def _at(
         self, target: Section, section: Section, offset: int, kind: int, addend: int
     ) -> tuple[Target, int]:
-        """The target at ``target + addend`` for a relocation of ``section`` at ``offset``, and what is left of
-        the addend."""
+        """What stands at ``target + addend``, for a relocation of ``section`` at ``offset``; and the rest of the
+        addend."""
         after = self._bytes_to_end(target, section, offset) if kind in PC_RELATIVE and section.is_code else 0
         place = addend + after
         if target.flags & SHF_MERGE:

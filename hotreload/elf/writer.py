@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Write relocatable x86-64 objects (ET_REL), livepatch relocation sections included.
 
-LIEF and pyelftools cannot add sections, symbols and relocations to a relocatable file, and ``ld`` keeps neither a
-second relocation section for one target nor SHN_LIVEPATCH; so this is ours, for ET_REL alone.
+LIEF and pyelftools cannot add sections, symbols and relocations to a relocatable file, and ``ld`` keeps
+neither a second relocation section for one target nor SHN_LIVEPATCH; so this is ours, for ET_REL alone.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class _Image:
 
 
 def write_object(sections: list[OutputSection], symbols: list[OutputSymbol]) -> bytes:
-    """The bytes of an object file with these sections, in their order, and symbols, local ones first (gABI)."""
+    """The bytes of an object file of these sections, in their order, and symbols, local ones first (gABI)."""
     numbers = {id(section): number for number, section in enumerate(sections, start=1)}
     ordered = sorted(symbols, key=lambda symbol: symbol.binding != STB_LOCAL)
     places = {id(symbol): number for number, symbol in enumerate(ordered, start=1)}

@@ -74,7 +74,7 @@ _INT3: Final = b"\xcc"
 
 @dataclass(frozen=True, slots=True)
 class LivePatch:
-    """A patch module, ready to be loaded as ``name``; ``keep_loaded`` says why it must not be removed when replaced."""
+    """A patch module, to be loaded as ``name``; ``keep_loaded``: why it must stay when it is replaced."""
 
     name: str
     module: bytes
@@ -99,7 +99,7 @@ TRANSITION_SYMBOLS: Final = ("klp_transition_work", "klp_transition_patch")
 
 
 def read_glue(template: Path, unique: Collection[str]) -> ModuleGlue:
-    """Read a template. ``unique``: the names, of TRANSITION_SYMBOLS, that the guest's kallsyms has just once."""
+    """Read a template. ``unique``: those of TRANSITION_SYMBOLS that the guest's kallsyms has just once."""
     known = set(TRANSITION_SYMBOLS) <= set(unique)
     work, patch = (SymbolPosition(VMLINUX, name, 1) if known else None for name in TRANSITION_SYMBOLS)
     return ModuleGlue(template.read_bytes(), work, patch)

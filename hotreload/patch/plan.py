@@ -13,7 +13,7 @@ and used after the patch is gone (kpatch issue 755), and must compare equal to w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import gcd
 
@@ -24,7 +24,7 @@ from hotreload.diff.running_code import RunningCode
 from hotreload.diff.special_sections import DYNAMIC_DEBUG, REPLACEMENTS, Entry
 from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE
 from hotreload.elf.model import ConstRef, Relocation, StringRef, Symbol, SymbolRef
-from hotreload.elf.references import takes_address
+from hotreload.elf.references import points_at_start, takes_address
 from hotreload.patch.symbols import VMLINUX, KernelSymbols, SymbolPosition
 
 
@@ -56,7 +56,7 @@ class PlannedRelocation:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of an output section. ``object``: the patched object that its livepatch relocations wait for."""
+    """A stretch of an output section. ``object``: whom its livepatch relocations wait for."""
 
     name: str
     kind: int
@@ -95,8 +95,8 @@ class PatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class UnitDiff:
-    """A unit's difference and how it is found in the guest: the module that it is linked into, the number of its
-    block in that module's symbols, and what of its base object the guest runs."""
+    """A unit's difference, and how the unit is found in the guest: the module that it is linked into, the
+    number of its block in that module's symbols, and what of its base object the guest runs."""
 
     module: str
     block: int | None
@@ -172,12 +172,20 @@ class _Planner:
         section = symbol.section
         assert section is not None
         unit = self.unit_of[symbol]
+        self._refuse_moved(unit, symbol)
         relocations = tuple(self._relocation(unit, symbol, relocation) for relocation in symbol.relocations)
         # A symbol in the middle of a section has its own place's alignment, at most its section's.
         align = gcd(section.align, symbol.value) if symbol.value else section.align
         return Piece(
             symbol.name, symbol.kind, _output_section(symbol), align, symbol.content, relocations, unit.module
         )
+
+    def _refuse_moved(self, unit: UnitDiff, symbol: Symbol) -> None:
+        """What is new in this file, and was in another one: whoever is not in the patch goes on to use that."""
+        module = self.symbols.modules[unit.module]
+        if symbol not in unit.diff.original_of and not symbol.is_local and module.has_global(symbol.name):
+            message = f"{symbol.name} moved here from another file of module {unit.module}"
+            self._refuse("HR2207" if symbol.is_function else "HR2104", symbol.name, message)
 
     def _entry_pieces(self, owner: Symbol, entry: Entry, number: int) -> Iterator[Piece]:
         unit, row = self.unit_of[owner], entry.row
@@ -197,11 +205,12 @@ class _Planner:
 
     def _relocation(self, unit: UnitDiff, holder: Symbol, relocation: Relocation) -> PlannedRelocation:
         if relocation.type not in LOADER_RELOCATIONS:
-            self._refuse("HR2208", holder.name, f"{holder.name} has a relocation of type {relocation.type}, which no module loader applies")  # fmt: skip
+            message = f"{holder.name} has a relocation of type {relocation.type}, which no module loader applies"
+            self._refuse("HR2208", holder.name, message)
         return self._planned(relocation, self._target(unit, holder, relocation))
 
     def _entry_relocation(self, unit: UnitDiff, place: str, relocation: Relocation) -> PlannedRelocation:
-        """As another one, but the kernel reads entries before it applies the livepatch relocations of a module."""
+        """As another, but the kernel reads entries before it applies the livepatch relocations of a module."""
         target = self._target(unit, None, relocation)
         if isinstance(target, SymbolPosition) and unit.module != VMLINUX:
             message = f"{place} needs {target.name} of module {target.object} before the kernel can find it"
@@ -225,7 +234,9 @@ class _Planner:
         original = self.unit_of.get(symbol, unit).diff.original_of.get(symbol)
         if symbol in self.numbers:
             taken = holder is not None and takes_address(holder, relocation)
-            if taken and original is not None and symbol.is_function and holder is not symbol:
+            # A place inside of a function (a table of a switch, a computed goto) is the new function's.
+            is_address = taken and symbol.is_function and points_at_start(holder, relocation)
+            if is_address and original is not None:
                 return self._original_or_refuse(unit, original)
             if taken and original is None:
                 self._note_address(symbol)
@@ -266,8 +277,9 @@ class _Planner:
         module = self.symbols.modules[unit.module]
         running = unit.running.symbol_of.get(original)
         if running is not None:
-            for name in (running.name, *running.aliases):
-                position = module.position(name, unit.block, running.size)
+            block = unit.block if running.is_local else None
+            if block is not None or not running.is_local:
+                position = module.position(running.name, block, running.size)
                 if position is not None:
                     return position
         self._refuse_other_build(unit, original)
@@ -275,10 +287,15 @@ class _Planner:
 
     def _refuse_other_build(self, unit: UnitDiff, original: Symbol) -> None:
         message = f"{original.name} of module {unit.module} in the guest is not what its source gives here"
-        self._refuse("HR3101", original.name, message, "end hotreload and start it again: the guest boots what is built")
+        self._refuse(
+            "HR3101",
+            original.name,
+            message,
+            "end hotreload and start it again: the guest boots what is built",
+        )
 
     def _note_address(self, symbol: Symbol) -> None:
-        """The address of something new may be kept by the kernel: its module must stay when it is replaced."""
+        """The kernel may keep the address of something new: its module must stay when it is replaced."""
         if is_place_static(symbol) or (symbol.is_function and ".cold" in symbol.name) or symbol.anonymous:
             return
         if not (is_constant(symbol) and not symbol.relocations):

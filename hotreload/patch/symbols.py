@@ -39,7 +39,7 @@ class SymbolPosition:
 
 
 def read_symvers(path: Path) -> dict[str, Export]:
-    """Parse a Module.symvers: ``CRC<TAB>NAME<TAB>MODULE<TAB>EXPORT_TYPE[<TAB>NAMESPACE]``. Raises InputError."""
+    """Parse a Module.symvers, ``CRC NAME MODULE EXPORT_TYPE [NAMESPACE]`` between tabs. Raises InputError."""
     exports = {}
     try:
         for line in path.read_text().splitlines():
@@ -108,13 +108,12 @@ class ModuleSymbols:
         return blocks[nth] if nth < len(blocks) else None
 
     def position(self, name: str, block: int | None, size: int | None = None) -> SymbolPosition | None:
-        """The local symbol of that name in the unit of that block, else the global one.
+        """The local symbol of that name in the unit of that block; the global one where ``block`` is None.
 
         None when there is no such symbol, or when it has another ``size`` than the one that is meant.
         """
         entries = self._entries.get(name, [])
-        wanted = [i for i, entry in enumerate(entries) if entry.block == block and block is not None]
-        wanted = wanted or [i for i, entry in enumerate(entries) if entry.block == -1]
+        wanted = [i for i, entry in enumerate(entries) if entry.block == (-1 if block is None else block)]
         if len(wanted) != 1 or size not in (None, entries[wanted[0]].size):
             return None
         return SymbolPosition(self.name, name, wanted[0] + 1)

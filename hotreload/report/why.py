@@ -11,7 +11,7 @@ from hotreload.report.outcome import ReloadReport
 
 
 def why(reports: Sequence[ReloadReport], number: int | None = None) -> str:
-    """About reload ``number``, or the last cycle that had a reason. Raises InputError (HR1009): there is none."""
+    """About reload ``number``, or the last cycle with a reason. Raises InputError (HR1009): there is none."""
     if number is None:
         chosen = [report for report in reports if report.reasons or report.error]
         missing = "nothing was refused so far"

@@ -320,6 +320,18 @@ EDITS = {
     "a void pointer that got its type": Edit(
         of("struct s { void *a; };"), of("struct s { struct s *a; };"), None, "is now struct s *, was void *"
     ),
+    "a pointer to a struct that is the same but for its name": Edit(
+        of("struct x { int q; }; struct y { int q; }; struct s { struct x *a; }; struct y *y;"),
+        of("struct x { int q; }; struct y { int q; }; struct s { struct y *a; }; struct y *y;"),
+        None,
+        "field 'a' is now struct y *, was struct x *",
+    ),
+    "an enum that got a name": Edit(
+        of("struct s { enum { X } a; };"),
+        of("struct s { enum n { X } a; };"),
+        None,
+        "is now enum n, was enum",
+    ),
     "a constant at the end": Edit(enum("A, B"), enum("A, B, C"), None, "enum e: 'C' = 2 is new"),
     "a constant removed": Edit(enum("A, B"), enum("A"), None, "enum e: 'B' = 1 is gone"),
     # what is no change at all
@@ -353,6 +365,12 @@ EDITS = {
         of("typedef unsigned int u32; struct s { unsigned a; };"),
         of("typedef unsigned int u32; struct s { u32 a; };"),
     ),
+    "another word for a signed byte": Edit(of("struct s { char a; };"), of("struct s { signed char a; };")),
+    "another word for eight bytes": Edit(of("struct s { long a; };"), of("struct s { long long a; };")),
+    "a bit-field of a narrower type": Edit(
+        of("struct s { unsigned a:3; int b; };"), of("struct s { unsigned char a:3; int b; };")
+    ),
+    "a variable's size, which is for the comparison of data": Edit("int v = 1;\n", "long v = 1;\n"),
     "a qualifier": Edit(
         of("struct s { char *p; int a; };"), of("struct s { const char *p; volatile int a; };")
     ),
@@ -401,6 +419,16 @@ def test_a_struct_that_changed_only_because_of_another_comes_after_it_and_names_
         "struct outer grew 4 -> 8 bytes: field 'i' contains struct inner, which grew 4 -> 8 bytes",
         "struct s grew 12 -> 20 bytes: field 'o' contains struct outer, which grew 4 -> 8 bytes",
     ]
+
+
+def test_causes_come_before_consequences(tmp_path: Path) -> None:
+    def structs(more: str) -> str:
+        return of(
+            f"struct x {{ int a; {more} }}; struct s {{ struct x a_; int a; }}; struct y {{ long b; {more} }} *y;"
+        )
+
+    diff = compared(tmp_path, structs(""), structs("int n;"))
+    assert [o.symbol for o in diff.obstacles] == ["struct x", "struct y", "struct s"]
 
 
 def test_an_embedded_struct_of_the_same_size_is_told_once(tmp_path: Path) -> None:

@@ -132,5 +132,7 @@ def test_only_the_path_and_what_stands_behind_it_may_differ_between_same_section
     moved = section(INT32, (11, btf.DATASEC, 0, 1, 8, 1, 0, 8), strings=b"\0int\0/x.c\0.data\0")
     assert says_the_same(settled, moved)
     assert not says_the_same(settled, section(INT32, INT32, strings=b"\0int\0/x.c\0"))
+    behind = (11, btf.DATASEC, 0, 0, 0)
+    assert not says_the_same(settled, section(INT32, behind, INT32, strings=b"\0int\0/x.c\0.data\0"))
     assert not says_the_same(settled, section(INT32, strings=b"\0abc\0/x.c\0"))
     assert not says_the_same(settled, section((1, btf.INT, 0, 0, 8, 0x01000040)))

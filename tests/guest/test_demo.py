@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""`hotreload demo` as a user runs it: a process, its output, and nothing left of it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hotreload.examples.ticker_edits import STEPS
+from hotreload.idle import PROC, descendants, parents, stat_fields
+from hotreload.paths import runtime_folder
+from hotreload.vm.image import GuestImage
+
+LIMIT = 150.0
+GONE_LIMIT = 10.0
+
+
+class Demo:
+    """A demo that runs, and all the processes that were seen below it."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.seen: frozenset[int] = frozenset()
+        with output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "hotreload", "demo"],
+                stdout=file,
+                stderr=file,
+                stdin=subprocess.DEVNULL,
+            )
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text(errors="replace")
+
+    def wait_for(self, text: str) -> None:
+        self._watch(lambda: text in self.text)
+
+    def wait(self) -> int:
+        self._watch(lambda: self.process.poll() is not None)
+        return self.process.wait()
+
+    def _watch(self, over: object) -> None:
+        assert callable(over)
+        deadline = time.monotonic() + LIMIT
+        while not over():
+            assert time.monotonic() < deadline, self.text
+            self.seen |= descendants(self.process.pid, parents())
+            time.sleep(0.05)
+
+    @property
+    def names(self) -> set[str]:
+        return {name for pid in self.seen if (name := _name(pid))}
+
+    def left(self) -> set[int]:
+        """The processes that are still there a moment after the end."""
+        deadline = time.monotonic() + GONE_LIMIT
+        while (left := {pid for pid in self.seen if _lives(pid)}) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return stat_fields((PROC / str(pid) / "stat").read_text())[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _name(pid: int) -> str:
+    try:
+        return (PROC / str(pid) / "comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+@pytest.fixture
+def demo(tmp_path: Path, guest_image: GuestImage) -> Iterator[Demo]:
+    assert guest_image.initramfs.exists()  # what a first run fetches and builds is there
+    running = Demo(tmp_path / "output")
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+def leftovers() -> list[str]:
+    """Sockets and guests in the runtime folder."""
+    guests = runtime_folder() / "guests"
+    return [*map(str, runtime_folder().glob("vm-*")), *map(str, guests.glob("demo-*"))]
+
+
+def test_the_demo_shows_every_edit_in_the_guest_and_leaves_nothing(demo: Demo) -> None:
+    demo.wait_for("[1/")
+    assert "qemu-system-x86" in demo.names
+    before = set(leftovers())
+    assert demo.wait() == 0, demo.text
+    text = demo.text
+    for number, step in enumerate(STEPS, 1):
+        assert f"[{number}/{len(STEPS)}] {step.title}" in text
+    words = re.findall(r"^\d\d:\d\d:\d\d (live|no change|error|refused|undone) ", text, re.MULTILINE)
+    assert words == [
+        {"live": "live", "no_change": "no change", "compile_error": "error"}.get(word, word)
+        for word in (step.outcome.value for step in STEPS)
+    ]
+    assert re.search(r"after +line 1 of this file: age \d+, feeling \w+", text)
+    assert re.search(r"after +/proc/ticker has views \d+ \(nobody cares\)", text)
+    assert re.search(r"main\.c:\d+:\d+: error: expected", text)
+    assert re.search(r"refused +main\.c +HR2103 .*interval_ms", text)
+    ups = [tuple(map(float, pair)) for pair in re.findall(r"state +up ([\d.]+) -> ([\d.]+) s", text)]
+    assert len(ups) == len(STEPS)
+    assert all(early < late for early, late in ups)
+    assert sorted(ups) == ups  # one boot
+    assert re.search(r"^# +outcome +files .* saved to live$", text, re.MULTILINE)
+    assert "All of it was checked" in text
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) < 100
+    assert before
+    assert not set(leftovers()) & before
+    assert demo.left() == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_demo_that_is_ended_takes_everything_with_it(demo: Demo, number: signal.Signals) -> None:
+    demo.wait_for("[2/")
+    assert "qemu-system-x86" in demo.names
+    demo.process.send_signal(number)
+    assert demo.wait() == (130 if number is signal.SIGINT else -signal.SIGKILL)
+    assert demo.left() == set()
+    if number is signal.SIGINT:  # nobody can clean up after -9; the next one does
+        assert leftovers() == []
+        assert "Traceback" not in demo.text
+
+
+def test_a_demo_that_cannot_start_says_why_and_ends_with_that_status(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hotreload", "demo", "-K", str(tmp_path / "missing")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"hotreload: error\[HR1009\]: .*missing is not a folder\n  hint: .*\n", done.stderr)
