@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from hotreload import process
+from hotreload.demo import without_folders
 from hotreload.driven import Driven, guest_name
 from hotreload.errors import HotReloadError
 from hotreload.examples import NAME, Edit, copy_example, sources
@@ -102,7 +103,7 @@ async def _measure(edits: int, config: Config, say: Callable[[str], None]) -> Re
         options = ("--max-rung", "patch", "--kernel", config.kernel)
 
         def progress(text: str) -> None:
-            say(text.replace(f"{watched}/", ""))
+            say(without_folders(text))
 
         async with contextlib.AsyncExitStack() as owned:
             watch = await owned.enter_async_context(Driven(watched, guest_name("bench"), progress, options))

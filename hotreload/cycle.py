@@ -15,7 +15,7 @@ from hotreload.deploy.livepatch import AppliedPatch
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.obstacles import Obstacle
 from hotreload.diff.running_code import RunningCode, match_running
-from hotreload.elf.model import ObjectFile
+from hotreload.diff.unit_diff import BaseObject, base_object_of
 from hotreload.elf.reader import read_object
 from hotreload.errors import (
     CompileError,
@@ -52,14 +52,14 @@ class NotPatchableError(EditError):
 class Original:
     """A unit's base object, and what of it the guest runs: read once in the guest's life."""
 
-    object: ObjectFile
+    base: BaseObject
     running: RunningCode
 
 
 def read_original(base: Path, plain: Path) -> Original:
     """Read a unit's base object and the one kbuild made. Raises InputError (HR1009)."""
     original = read_object(base)
-    return Original(original, match_running(read_object(plain), original))
+    return Original(base_object_of(original), match_running(read_object(plain), original))
 
 
 @dataclass(frozen=True, slots=True)

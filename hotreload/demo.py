@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import difflib
+import re
 import shutil
 import tempfile
 import time
@@ -174,8 +175,8 @@ class _Demo:
         print(text, file=self.stream, flush=True)
 
     def _progress(self, text: str) -> None:
-        text = one_line(text).replace(f"{self.folder}/", "")
-        self._say(f"{INDENT}{time.monotonic() - self.started:5.1f} s  {text}"[:WIDTH])
+        text = f"{time.monotonic() - self.started:5.1f} s  {without_folders(one_line(text))}"
+        self._say(f"{INDENT}{text}"[:WIDTH])
 
     def _styled(self, text: str, style: str) -> str:
         return styled(text, style, self.color)
@@ -210,6 +211,11 @@ class _Demo:
         )
 
 
+def without_folders(text: str) -> str:
+    """A text whose absolute paths are file names only."""
+    return re.sub(r"(?<!\S)/\S*/", "", text)
+
+
 def changed_lines(old: str, new: str) -> list[str]:
     """The lines of a unified diff, without its headers."""
     lines = difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=CONTEXT)
@@ -230,7 +236,7 @@ def _row(report: ReloadReport) -> list[str]:
         str(report.number or ""),
         WORDS[report.outcome][0],
         enumerate_names([file.name for file in report.files], 18)[:18],
-        enumerate_names(what, 22)[:22],
+        enumerate_names(what, 20)[:20],
         *(f"{group:.2f}" if group else "" for group in groups),
         f"{report.saved_to_live_ms / 1000:.2f} s" if report.saved_to_live_ms is not None else "",
     ]

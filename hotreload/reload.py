@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,8 +23,8 @@ from hotreload.build.units import units_for
 from hotreload.cycle import Announce, Compared, Cycle, NotPatchableError, Original, read_original
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
-from hotreload.diff.object_diff import diff_objects
 from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.unit_diff import diff_unit
 from hotreload.elf.reader import read_object
 from hotreload.errors import EditError, GuestUnreachableError
 from hotreload.history import History
@@ -33,6 +33,7 @@ from hotreload.patch.module import NAME_PREFIX, LivePatch, write_module
 from hotreload.patch.plan import PatchPlan, PlanRefused, UnitDiff, plan_patch
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why
+from hotreload.source_texts import SourceTexts
 from hotreload.stages import StageKeeper
 from hotreload.vm.machine import Trouble
 
@@ -242,9 +243,17 @@ class Reloader:
                 if key not in self._originals:
                     self._originals[key] = read_original(pair.original, self.base.plain_object(pair.unit))
                 original = self._originals[key]
-                compared = Compared(pair, original, diff_objects(original.object, read_object(pair.patched)))
+                patched = read_object(pair.patched)
+                is_c = pair.unit.source.suffix == ".c"
+                diff = diff_unit(original.base, patched, self._texts(pair.unit), types_known=is_c)
+                compared = Compared(pair, original, diff)
                 self._edited[key] = compared
                 cycle.compared.append(compared)
+
+    def _texts(self, unit: TranslationUnit) -> Mapping[str, str]:
+        """The unit's sources as they are now, its own file first; read when they are asked for."""
+        inputs = self.module.inputs[unit.object]
+        return SourceTexts((unit.source, *(file for file in inputs if file != unit.source)))
 
     def _plan(self, cycle: Cycle) -> PatchPlan | None:
         """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""

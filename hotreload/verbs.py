@@ -216,12 +216,12 @@ def diff(options: Globals, original: Path, patched: Path) -> int:
     """What changed between two objects of one unit, and whether a live patch could bring it."""
     import time
 
-    from hotreload.diff.object_diff import diff_objects
+    from hotreload.diff.unit_diff import base_object_of, diff_unit
     from hotreload.elf.reader import read_object
     from hotreload.report.diff_json import diff_object, diff_text
 
     started = time.monotonic()
-    found = diff_objects(read_object(original), read_object(patched))
+    found = diff_unit(base_object_of(read_object(original)), read_object(patched), {})
     if options.json:
         click.echo(json.dumps(diff_object(found, (time.monotonic() - started) * 1000)))
     else:

@@ -66,7 +66,9 @@ class _Matcher:
     def _same_instruction(self, running: _Side, ours: _Side, number: int) -> bool:
         left, right = running.stream[number], ours.stream[number]
         if left.is_relative_branch or right.is_relative_branch:
-            return _condition(left) == _condition(right) and self._same_destination(running, left, ours, right)
+            return _condition(left) == _condition(right) and self._same_destination(
+                running, left, ours, right
+            )
         if running.bytes_of(left) != ours.bytes_of(right):
             return False
         references, others = running.references(left), ours.references(right)
@@ -91,7 +93,9 @@ class _Matcher:
             ours = self.correlation.original_of.get(theirs) or self.by_name.get(theirs.name)
             if running.section is not None and ours is not None and running.section is ours.section:
                 return running.value + one.addend + short == ours.value + other.addend + long
-        return one.addend + short == other.addend + long and self.comparison.same_target(one.target, other.target)
+        return one.addend + short == other.addend + long and self.comparison.same_target(
+            one.target, other.target
+        )
 
 
 class _Side:

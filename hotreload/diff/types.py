@@ -39,7 +39,7 @@ _POINTER_SIZE: Final = 8
 _TRANSPARENT: Final = frozenset((btf.TYPEDEF, btf.CONST, btf.VOLATILE, btf.RESTRICT, btf.TYPE_TAG))
 _QUALIFIERS: Final = _TRANSPARENT - {btf.TYPEDEF}
 _INTEGERS: Final = {1: "char", 2: "short", 4: "int", 8: "long", 16: "__int128"}
-_SIGNED, _CHAR, _BOOL = 1 << 24, 2 << 24, 4 << 24
+_SIGNED, _BOOL = 1 << 24, 4 << 24
 
 
 class Field(NamedTuple):
@@ -74,7 +74,7 @@ class Layouts:
     functions: Mapping[str, tuple[Shape, ...]]
     exported: frozenset[str]
     variables: Mapping[str, tuple[Shape, ...]]
-    settled: tuple[bytes, bytes] = field(repr=False)
+    settled: btf.Settled
 
     def size(self, shape: Shape) -> int:
         """The bytes that a value takes; 0 where that is not known."""
@@ -138,7 +138,7 @@ class _Reader:
                 return ("typedef", of.name)
             return self.shape(of.size)
         if kind == btf.INT:
-            return ("int", of.size, of.tail[0] & ~_CHAR)
+            return ("int", of.size, of.tail[0])
         if kind == btf.ARRAY:
             element, length = self.table.array(of)
             return ("[]", length, self.shape(element))
@@ -370,7 +370,7 @@ class _Comparison:
                 text = f"changed its width from {_width(a)} to {_width(b)}"
             elif self._differs(a, b):
                 text = f"changed its type from {spelled(a.shape)} to {spelled(b.shape)}"
-            elif self.original.size(a.shape) != self.patched.size(b.shape):
+            elif not a.bits and self.original.size(a.shape) != self.patched.size(b.shape):
                 inner = a.shape[2] if a.shape[0] == "[]" else a.shape
                 sizes = self.original.size(inner), self.patched.size(inner)
                 text = f"contains {spelled(inner)}, which {_resized(*sizes)}"

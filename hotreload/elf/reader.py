@@ -79,7 +79,7 @@ def parse_object(image: bytes, name: str) -> ObjectFile:
     _check_header(image, name)
     try:
         return _Reader(image, name).read()
-    except (struct.error, IndexError, KeyError, ValueError) as error:
+    except (struct.error, IndexError, KeyError, ValueError, OverflowError) as error:
         raise InputError(f"{name}: damaged object file: {error}", hint="compile it again") from error
 
 

@@ -259,6 +259,16 @@ STEPS: Sequence[Step] = (
         code="HR2103",
     ),
     Step(
+        "That taken back, and a struct that lives in the guest grows instead",
+        Outcome.REFUSED,
+        _nothing_differs,
+        edits=(
+            Edit("main.c", "interval_ms = 250;", "interval_ms = 100;"),
+            Edit("ticker.h", "\tatomic_t lines;\n", "\tatomic_t lines;\n\tatomic_t naps;\n"),
+        ),
+        code="HR2101",
+    ),
+    Step(
         "All of it undone, as `git checkout .` would: the patch goes away",
         Outcome.UNDONE,
         _as_booted,

@@ -205,7 +205,9 @@ class _Planner:
 
     def _relocation(self, unit: UnitDiff, holder: Symbol, relocation: Relocation) -> PlannedRelocation:
         if relocation.type not in LOADER_RELOCATIONS:
-            message = f"{holder.name} has a relocation of type {relocation.type}, which no module loader applies"
+            message = (
+                f"{holder.name} has a relocation of type {relocation.type}, which no module loader applies"
+            )
             self._refuse("HR2208", holder.name, message)
         return self._planned(relocation, self._target(unit, holder, relocation))
 
@@ -233,13 +235,12 @@ class _Planner:
     ) -> PlannedTarget:
         original = self.unit_of.get(symbol, unit).diff.original_of.get(symbol)
         if symbol in self.numbers:
-            taken = holder is not None and takes_address(holder, relocation)
-            # A place inside of a function (a table of a switch, a computed goto) is the new function's.
-            is_address = taken and symbol.is_function and points_at_start(holder, relocation)
-            if is_address and original is not None:
-                return self._original_or_refuse(unit, original)
-            if taken and original is None:
-                self._note_address(symbol)
+            if holder is not None and takes_address(holder, relocation):
+                if original is None:
+                    self._note_address(symbol)
+                # A place inside of a function (a switch's table, a computed goto) is the new function's.
+                elif symbol.is_function and points_at_start(holder, relocation):
+                    return self._original_or_refuse(unit, original)
             return PieceRef(self.numbers[symbol])
         if original is None:
             self._refuse("HR2208", symbol.name, f"{symbol.name} is referred to, and does not travel")

@@ -423,9 +423,8 @@ def test_a_struct_that_changed_only_because_of_another_comes_after_it_and_names_
 
 def test_causes_come_before_consequences(tmp_path: Path) -> None:
     def structs(more: str) -> str:
-        return of(
-            f"struct x {{ int a; {more} }}; struct s {{ struct x a_; int a; }}; struct y {{ long b; {more} }} *y;"
-        )
+        inner, other = f"struct x {{ int a; {more} }};", f"struct y {{ long b; {more} }} *y;"
+        return of(f"{inner} struct s {{ struct x x; int a; }}; {other}")
 
     diff = compared(tmp_path, structs(""), structs("int n;"))
     assert [o.symbol for o in diff.obstacles] == ["struct x", "struct y", "struct s"]

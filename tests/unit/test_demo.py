@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hotreload.demo import WIDTH, changed_lines, times_table
+from hotreload.demo import WIDTH, changed_lines, times_table, without_folders
 from hotreload.report.outcome import Outcome, ReloadReport
 
 
@@ -34,3 +34,8 @@ def test_the_closing_table_sums_the_stages_up_and_stays_narrow() -> None:
     assert first.split()[-6:] == ["0.02", "0.30", "0.01", "0.06", "0.40", "s"]
     assert second.split()[:4] == ["no", "change", "source_number_0.c", "comments"]
     assert max(map(len, (header, first, second))) <= WIDTH
+
+
+def test_progress_names_files_without_their_folders() -> None:
+    assert without_folders("CC [M] /tmp/x/ticker/main.o") == "CC [M] main.o"
+    assert without_folders("fetching a (1/2 MB)") == "fetching a (1/2 MB)"

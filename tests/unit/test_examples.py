@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hotreload.examples import WAYS_TO_SAVE, Edit, copy_example, sources
-from hotreload.examples.ticker_edits import STEPS, Unexpected, View, check_state, parse_view
+from hotreload.examples.ticker_edits import STEPS, Step, Unexpected, View, check_state, parse_view
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 
 LOOKED = """\
@@ -88,11 +88,11 @@ def test_every_outcome_that_a_person_meets_is_played() -> None:
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.outcome.value)
-def test_no_step_accepts_another_outcome(step: object) -> None:
+def test_no_step_accepts_another_outcome(step: Step) -> None:
     for outcome in Outcome:
-        if outcome is not step.outcome:  # type: ignore[attr-defined]
+        if outcome is not step.outcome:
             with pytest.raises(Unexpected, match="outcome"):
-                step.check_report(ReloadReport(outcome))  # type: ignore[attr-defined]
+                step.check_report(ReloadReport(outcome))
 
 
 def test_a_refusal_for_another_reason_is_unexpected() -> None:

@@ -32,14 +32,14 @@ static const char *const ticker_moods[] = {
 
 /**
  * struct ticker_reader - what one open file remembers
- * @lock: held while a line is composed or handed out
+ * @lock: protects all the rest
  * @number: how many lines this file has composed
  * @length: bytes in @line, 0 before a new one is composed
  * @at: how many of them were read
  * @line: what is being read
  */
 struct ticker_reader {
-	struct mutex lock;
+	struct mutex lock;	/* held while a line is composed or handed out */
 	unsigned int number;
 	size_t length;
 	size_t at;

@@ -128,11 +128,18 @@ def test_a_number_behind_the_last_type_is_an_error() -> None:
 
 
 def test_only_the_path_and_what_stands_behind_it_may_differ_between_same_sections() -> None:
-    settled = parse_btf(section(INT32, (14, btf.DATASEC, 0, 0, 4), strings=b"\0int\0/base.c\0.bss\0")).settled
-    moved = section(INT32, (11, btf.DATASEC, 0, 1, 8, 1, 0, 8), strings=b"\0int\0/x.c\0.data\0")
-    assert says_the_same(settled, moved)
-    assert not says_the_same(settled, section(INT32, INT32, strings=b"\0int\0/x.c\0"))
-    behind = (11, btf.DATASEC, 0, 0, 0)
-    assert not says_the_same(settled, section(INT32, behind, INT32, strings=b"\0int\0/x.c\0.data\0"))
-    assert not says_the_same(settled, section(INT32, strings=b"\0abc\0/x.c\0"))
-    assert not says_the_same(settled, section((1, btf.INT, 0, 0, 8, 0x01000040)))
+    def unit(path: bytes, *more: tuple[int, ...], size: int = 4, parameter: int = 1, value: int = 7) -> bytes:
+        strings = b"\0int\0A\0" + path + b"\0f\0.bss\0"
+        f = strings.index(b"f\0.bss")
+        enum = (0, btf.ENUM, 0, 1, size, 5, value)
+        prototype = (0, btf.FUNC_PROTO, 0, 1, 1, f, parameter)
+        sections = (f + 2, btf.DATASEC, 0, 1, 4, 1, 0, 4)
+        return section(INT32, enum, prototype, *more, sections, strings=strings)
+
+    settled = parse_btf(unit(b"/base.c")).settled
+    assert says_the_same(settled, unit(b"/home/x.c"))
+    assert not says_the_same(settled, unit(b"/home/x.c", INT32))
+    assert not says_the_same(settled, unit(b"/home/x.c", parameter=2))
+    assert not says_the_same(settled, unit(b"/home/x.c", size=8))
+    assert not says_the_same(settled, unit(b"/home/x.c", value=8))
+    assert not says_the_same(settled, unit(b"/base.c").replace(b"\0A\0", b"\0B\0"))

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""Code, data and types together: the whole answer about one unit. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from hotreload.diff.object_diff import ObjectDiff, diff_objects
+from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.types import Layouts, compare_layouts, global_functions, located, parse, section_of
+from hotreload.elf.btf import BtfError
+from hotreload.elf.model import ObjectFile
+
+# What EXPORT_SYMBOL makes beside a function: up to v6.4, and since.
+EXPORT_MARKS = ("__ksymtab_", "__export_symbol_")
+NO_TYPES = "compile with gcc 12 or later, which writes the types: hotreload doctor"
+
+
+@dataclass(frozen=True, slots=True)
+class BaseObject:
+    """The object of a unit that the guest booted, with its types parsed; ``layouts`` None: it has none."""
+
+    object: ObjectFile
+    layouts: Layouts | None
+
+
+def base_object_of(obj: ObjectFile) -> BaseObject:
+    """Parse the types of a base object once, for all the edits to come."""
+    section = section_of(obj)
+    try:
+        return BaseObject(obj, parse(section) if section is not None else None)
+    except BtfError:
+        return BaseObject(obj, None)
+
+
+def diff_unit(
+    original: BaseObject, patched: ObjectFile, sources: Mapping[str, str], *, types_known: bool = False
+) -> ObjectDiff:
+    """Compare a unit's objects and, where its code changed, the types that live data may have.
+
+    ``sources``: texts by path, nearest first, to find the line of a definition in. ``types_known``: refuse
+    (HR2101) where types cannot be compared, instead of telling so.
+    """
+    diff = diff_objects(original.object, patched)
+    if diff.verdict == "unchanged":
+        # No code of this unit knows of the new layouts; another unit whose code does is told there.
+        return diff
+    types = compare_layouts(original.layouts, section_of(patched), exported_functions(original.object))
+    if types.obstacles:
+        types = located(types, sources)
+    if types_known and not types.compared:
+        refusals = tuple(Obstacle(note.code, note.symbol, note.message, NO_TYPES) for note in types.notes)
+        types = replace(types, obstacles=refusals, notes=())
+    return replace(diff, obstacles=diff.obstacles + types.obstacles, notes=diff.notes + types.notes)
+
+
+def exported_functions(obj: ObjectFile) -> frozenset[str]:
+    """The functions that other modules may call: with a new prototype these would pass the old arguments.
+
+    Callers in the same module are compiled with their header, and travel in the same patch.
+    """
+    marks = {symbol.name for symbol in obj.symbols if symbol.name.startswith(EXPORT_MARKS)}
+    return frozenset(
+        name for name in global_functions(obj) if any(mark + name in marks for mark in EXPORT_MARKS)
+    )

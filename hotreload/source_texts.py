@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: MIT
+"""Texts of source files by path, read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+
+class SourceTexts(Mapping[str, str]):
+    """A mapping from path to text, in the order given. A file that cannot be read is empty."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = tuple(map(str, files))
+
+    def __getitem__(self, file: str) -> str:
+        if file not in self._files:
+            raise KeyError(file)
+        try:
+            return Path(file).read_text(errors="replace")
+        except OSError:
+            return ""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)

@@ -1,0 +1,529 @@
+# SPDX-License-Identifier: MIT
+"""Two versions of a source, and what the differ makes of them. First what travels, then what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hotreload.diff.object_diff import ObjectDiff, diff_objects
+from hotreload.elf.model import Symbol
+from hotreload.elf.reader import read_object
+from tests.objects.compiling import assembled, compiled, difference
+
+if TYPE_CHECKING:
+    from hotreload.build.kernel_tree import KernelTree
+
+
+def names(symbols: tuple[Symbol, ...]) -> list[str]:
+    return sorted(symbol.name for symbol in symbols)
+
+
+def codes(diff: ObjectDiff) -> list[str]:
+    return sorted({obstacle.code for obstacle in diff.obstacles})
+
+
+def told(diff: ObjectDiff) -> str:
+    return "\n".join(map(str, (*diff.obstacles, *(f"{note.code} {note.message}" for note in diff.notes))))
+
+
+def twins(diff: ObjectDiff) -> dict[str, str]:
+    return {patched.name: original.name for patched, original in diff.original_of.items()}
+
+
+# --- code ---
+
+NEIGHBOURS = """
+    int total;
+    int before(int i) { return i ? i + total : 7; }
+    int edited(int i) { total += i; printk("edited %d", i); return LAST; }
+    int after(int i) { printk("after %d", i); return before(i) + 1; }
+"""
+
+
+def test_edited_function_is_changed_and_its_neighbours_are_not(tmp_path: Path) -> None:
+    before, after = NEIGHBOURS.replace("LAST", "0"), NEIGHBOURS.replace("LAST", "total * 5")
+    diff = difference(tmp_path, before, after)
+    assert (diff.verdict, diff.changed_functions, names(diff.carried)) == ("patchable", ("edited",), ["edited"])
+    assert (diff.new_functions, diff.removed_functions, diff.new_data, told(diff)) == ((), (), (), "")
+
+
+def test_a_comment_changes_nothing(tmp_path: Path) -> None:
+    source = "int f(int i) { return i; }"
+    diff = difference(tmp_path, source, "/* What follows\n is f. */\n" + source)
+    assert (diff.verdict, diff.carried) == ("unchanged", ())
+
+
+def test_a_changed_string_changes_the_functions_that_use_it_though_their_code_is_the_same(tmp_path: Path) -> None:
+    source = 'void f(void) { printk("one"); } void g(void) { printk("two"); } void h(void) { printk("one"); }'
+    diff = difference(tmp_path, source, source.replace('"one"); } void g', '"ONE"); } void g'))
+    assert diff.changed_functions == ("f",)
+
+
+def test_a_string_that_moves_to_another_place_changes_nothing(tmp_path: Path) -> None:
+    before = 'void f(void) { printk("f"); } void g(void) { printk("g"); }'
+    after = 'void f(void) { printk("something new"); printk("f"); } void g(void) { printk("g"); }'
+    assert difference(tmp_path, before, after).changed_functions == ("f",)
+
+
+def test_a_changed_wide_string_changes_its_users(tmp_path: Path) -> None:
+    source = 'const unsigned short *f(void) { return L"abc"; } const unsigned short *g(void) { return L"xyz"; }'
+    assert difference(tmp_path, source, source.replace("abc", "abd")).changed_functions == ("f",)
+
+
+CONSTANT = """
+    .section .rodata.cst16, "aM", @progbits, 16
+    .LC0: .quad 1, 2
+    .LC1: .quad 3, FOUR
+    .section .text.f, "ax"
+    .globl f, g
+    .type f, @function
+    f: call __fentry__
+       movdqa .LC0(%rip), %xmm0
+       ret
+    .size f, .-f
+    .section .text.g, "ax"
+    .type g, @function
+    g: call __fentry__
+       movdqa .LC1(%rip), %xmm0
+       ret
+    .size g, .-g
+"""
+
+
+def test_a_changed_constant_in_a_mergeable_section_changes_its_users(tmp_path: Path) -> None:
+    one = assembled(CONSTANT.replace("FOUR", "4"), tmp_path / "one")
+    two = assembled(CONSTANT.replace("FOUR", "5"), tmp_path / "two")
+    assert diff_objects(read_object(one), read_object(two)).changed_functions == ("g",)
+
+
+def test_an_edited_helper_that_is_inlined_changes_its_callers(tmp_path: Path) -> None:
+    source = "static inline int helper(int i) { return i * 3; } int f(int i) { return helper(i); } int g(int i) { return i; }"
+    diff = difference(tmp_path, source, source.replace("* 3", "* 5"))
+    assert (diff.changed_functions, names(diff.carried)) == (("f",), ["f"])
+
+
+def test_a_helper_that_stays_a_function_changes_alone(tmp_path: Path) -> None:
+    source = "static noinline int helper(int i) { return i * 3; } int f(int i) { return helper(i) + 1; }"
+    diff = difference(tmp_path, source, source.replace("* 3", "* 5"))
+    assert diff.changed_functions == ("helper",)
+
+
+def test_a_new_function_travels_with_its_own_static_and_string(tmp_path: Path) -> None:
+    before = "int f(int i) { return i; }"
+    after = """
+        static noinline int fresh(int i) { static int n; printk("fresh"); return n += i; }
+        int f(int i) { return fresh(i); }
+    """
+    diff = difference(tmp_path, before, after)
+    assert (diff.verdict, diff.changed_functions, names(diff.new_functions)) == ("patchable", ("f",), ["fresh"])
+    assert names(diff.new_data) == ["n.0"]
+    assert names(diff.carried) == ["f", "fresh", "n.0"]
+
+
+def test_a_removed_function_is_told(tmp_path: Path) -> None:
+    before = "static noinline int gone(int i) { return i * 3; } int f(int i) { return gone(i) + 1; }"
+    diff = difference(tmp_path, before, "int f(int i) { return i + 1; }")
+    assert (diff.changed_functions, names(diff.removed_functions)) == (("f",), ["gone"])
+
+
+def test_a_cold_part_changes_its_whole_function(tmp_path: Path) -> None:
+    source = """
+        void fatal(const char *) __attribute__((cold));
+        int f(int *p) { if (!p) { fatal("no p"); return CODE; } return *p; }
+        int g(int *p) { if (!p) { fatal("none"); return 9; } return *p; }
+    """
+    diff = difference(tmp_path, source.replace("CODE", "5"), source.replace("CODE", "6"))
+    assert "f.cold" in {symbol.name for symbol in diff.carried}
+    assert (diff.changed_functions, [t.original.name for t in diff.changed]) == (("f",), ["f"])
+
+
+def test_clones_whose_numbers_changed_are_the_same_functions(tmp_path: Path) -> None:
+    source = """
+        .section .text.clone, "ax"
+        .type foo.isra.NUMBER, @function
+        foo.isra.NUMBER: call __fentry__
+            ret
+        .size foo.isra.NUMBER, .-foo.isra.NUMBER
+        .section .text.f, "ax"
+        .type f, @function
+        f: call __fentry__
+           jmp foo.isra.NUMBER
+        .size f, .-f
+    """
+    one = assembled(source.replace("NUMBER", "0"), tmp_path / "one")
+    two = assembled(source.replace("NUMBER", "4"), tmp_path / "two")
+    diff = diff_objects(read_object(one), read_object(two))
+    assert (diff.verdict, twins(diff)["foo.isra.4"]) == ("unchanged", "foo.isra.0")
+
+
+@pytest.mark.parametrize("flags", [(), ("-fjump-tables",)], ids=["compares", "jump table"])
+def test_a_switch_changes_only_with_its_function(flags: tuple[str, ...], tmp_path: Path) -> None:
+    case = 'int %s(int i) { switch (i) { case 0: return printk("a"); case 1: return printk("b"); case 2: return 9;'
+    case += ' case 3: return printk("d"); case 4: return i * 77; case 5: return %s; case 6: return 1; } return 0; }\n'
+    before = case % ("f", 10) + case % ("g", 20)
+    after = case % ("f", 10) + case % ("g", 'printk("new")')
+    assert difference(tmp_path / "same", before, before, *flags).verdict == "unchanged"
+    diff = difference(tmp_path / "edit", before, after, *flags)
+    assert diff.changed_functions == ("g",)
+    assert [s.name for s in diff.carried if s.anonymous] == ([".rodata.g"] if flags else [])
+
+
+def test_a_table_of_a_computed_goto_travels_with_its_function(tmp_path: Path) -> None:
+    source = """
+        int f(int i) {
+            static const void *const places[] = { &&a, &&b };
+            goto *places[i];
+            a: printk("a"); return 1;
+            b: printk("TEXT"); return 2;
+        }
+    """
+    diff = difference(tmp_path, source, source.replace("TEXT", "b"))
+    assert (diff.verdict, names(diff.carried)) == ("patchable", ["f", "places.0"])
+
+
+# --- entries of special sections ---
+
+ENTRIES = """
+#define BUG(line) __asm__ volatile("1: ud2\\n.pushsection __bug_table, \\"aw\\"\\n2: .long 1b - .\\n.long %c0 - .\\n" \\
+    ".word %c1\\n.word 0\\n.org 2b + 12\\n.popsection" :: "i"("unit.c"), "i"(line))
+#define LOAD(x, p) __asm__ volatile("1: mov (%1), %0\\n2:\\n.pushsection __ex_table, \\"a\\"\\n.balign 4\\n" \\
+    ".long 1b - .\\n.long 2b - .\\n.long 3\\n.popsection" : "=r"(x) : "r"(p))
+#define ALTERNATIVE(old, new) __asm__ volatile("661: " old "\\n662:\\n.pushsection .altinstructions, \\"a\\"\\n" \\
+    ".long 661b - .\\n.long 663f - .\\n.word 12\\n.byte 662b - 661b\\n.byte 664f - 663f\\n.popsection\\n" \\
+    ".pushsection .altinstr_replacement, \\"ax\\"\\n663: " new "\\n664:\\n.popsection")
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "section"),
+    [
+        ("if (x) BUG(7);", "__bug_table"),
+        ("long y; LOAD(y, &x); x = y;", "__ex_table"),
+        ('ALTERNATIVE("nop", "cli");', ".altinstructions"),
+    ],
+)
+def test_entries_travel_with_their_function_only(body: str, section: str, tmp_path: Path) -> None:
+    source = ENTRIES + f"long f(long x) {{ {body} return x + 1; }} long g(long x) {{ {body} return x + END; }}"
+    diff = difference(tmp_path, source.replace("END", "2"), source.replace("END", "3"))
+    assert (diff.verdict, diff.changed_functions) == ("patchable", ("g",))
+    ((owner, entries),) = diff.entries.items()
+    assert (owner.name, [e.row.name for e in entries if e.row.name != "__mcount_loc"]) == ("g", [section])
+
+
+def test_a_changed_replacement_of_an_alternative_changes_its_function(tmp_path: Path) -> None:
+    source = ENTRIES + 'int f(void) { ALTERNATIVE("nop", "cli"); return 1; } int g(void) { ALTERNATIVE("nop", "WITH"); return 2; }'
+    diff = difference(tmp_path, source.replace("WITH", "sti"), source.replace("WITH", "hlt"))
+    assert diff.changed_functions == ("g",)
+
+
+def test_the_order_in_which_the_tables_are_first_used_changes_nothing(tmp_path: Path) -> None:
+    before = ENTRIES + "void f(void) { } long g(long *p) { long x; LOAD(x, p); if (x) BUG(1); return x; }"
+    after = before.replace("void f(void) { }", "void f(long x) { if (x) BUG(2); }")
+    assert difference(tmp_path, before, after).changed_functions == ("f",)
+
+
+def test_entries_of_an_unknown_form_are_refused(tmp_path: Path) -> None:
+    odd = '__asm__(".pushsection __ex_table, \\"a\\"\\n.long f - .\\n.popsection");'
+    diff = difference(tmp_path, "int f(void) { return 1; }", "int f(void) { return 2; }" + odd)
+    assert codes(diff) == ["HR2208"]
+
+
+# --- static variables of functions ---
+
+
+def test_a_static_local_keeps_its_twin_though_its_number_changed(tmp_path: Path) -> None:
+    before = "int f(void) { static int count; return ++count; }"
+    after = before.replace("++count", "count += 2") + " int g(void) { static int other; return ++other; }"
+    diff = difference(tmp_path, before, after)
+    (number,) = [name for name in twins(diff) if name.startswith("count.")]
+    assert (diff.verdict, twins(diff)[number]) == ("patchable", "count.0")
+    assert number != "count.0"
+    assert number not in names(diff.carried)
+
+
+def test_two_static_locals_of_one_name_keep_their_twins_by_their_functions(tmp_path: Path) -> None:
+    before = "int f(void) { static int n; return ++n; } int g(void) { static int n; return n += 3; }"
+    after = before.replace("3", "4") + " int late(void) { static int n; return n -= 9; }"
+    one = read_object(compiled(before, tmp_path / "before"))
+    two = read_object(compiled(after, tmp_path / "after"))
+    diff = diff_objects(one, two)
+    assert diff.verdict == "patchable"
+    for function in ("f", "g"):
+        (ours,), (theirs,) = statics(one.symbol(function)), statics(two.symbol(function))
+        assert diff.original_of[theirs] is ours
+
+
+def statics(function: Symbol | None) -> list[Symbol]:
+    assert function is not None
+    found = [getattr(r.target, "symbol", None) for r in function.relocations]
+    return list(dict.fromkeys(s for s in found if s is not None and s.is_object))
+
+
+def test_two_static_locals_of_one_name_in_one_unchanged_function_keep_their_order(tmp_path: Path) -> None:
+    source = "int f(int i) { if (i) { static int n; return ++n; } else { static int n; return n += 7; } } int g(void) { return END; }"
+    diff = difference(tmp_path, source.replace("END", "1"), source.replace("END", "2"))
+    assert (diff.verdict, diff.changed_functions) == ("patchable", ("g",))
+
+
+def test_two_static_locals_of_one_name_in_one_changed_function_are_refused(tmp_path: Path) -> None:
+    source = "int f(int i) { if (i) { static int n; return ++n; } else { static int n; return n += STEP; } }"
+    diff = difference(tmp_path, source.replace("STEP", "7"), source.replace("STEP", "200"))
+    assert codes(diff) == ["HR2104"]
+
+
+def test_a_static_local_that_moved_to_another_function_is_refused(tmp_path: Path) -> None:
+    before = "int f(void) { static int n; return ++n; } int g(void) { return 1; }"
+    after = "int f(void) { return 1; } int g(void) { static int n; return ++n; }"
+    diff = difference(tmp_path, before, after)
+    assert (codes(diff), diff.obstacles[0].symbol) == (["HR2104"], "n")
+
+
+def test_two_functions_that_disagree_about_a_static_local_are_refused(tmp_path: Path) -> None:
+    # f now uses b's n, g still a's: to pair by f alone would give a's value to b.
+    source = """
+        static inline int a(void) { static int n; return ++n; }
+        static inline int b(void) { static int n; return ++n; }
+        int f(void) { return WHICH(); }
+        int g(void) { return a() * 3; }
+    """
+    diff = difference(tmp_path, source.replace("WHICH", "a"), source.replace("WHICH", "b"))
+    assert codes(diff) == ["HR2104"]
+
+
+def test_a_variable_of_the_file_may_have_the_name_of_a_macros_static(tmp_path: Path) -> None:
+    source = "static int descriptor; static int _rs; int f(void) { return descriptor++ + _rs++ + LAST; }"
+    diff = difference(tmp_path, source.replace("LAST", "1"), source.replace("LAST", "2"))
+    assert (names(diff.carried), twins(diff)["descriptor"], twins(diff)["_rs"]) == (["f"], "descriptor", "_rs")
+
+
+def test_a_static_of_a_macro_is_never_paired_and_travels(tmp_path: Path) -> None:
+    once = "{ static _Bool __already_done __section(\".data.once\"); if (!__already_done) { __already_done = 1; printk(TEXT); } }"
+    source = f"void f(void) {once} void g(void) {once}"
+    before, after = source.replace("TEXT", '"x"'), source.replace("TEXT", '"x"', 1).replace("TEXT", '"y"')
+    diff = difference(tmp_path, before, after)
+    assert (diff.verdict, diff.changed_functions) == ("patchable", ("g",))
+    assert not [name for name in twins(diff) if name.startswith("__already_done")]
+    assert [name.split(".")[0] for name in names(diff.carried)] == ["__already_done", "g"]
+
+
+def test_a_variable_that_is_gone_is_told(tmp_path: Path) -> None:
+    diff = difference(
+        tmp_path, "static int n; int f(void) { return ++n; }", "int f(void) { static int n; return ++n; }"
+    )
+    assert (diff.verdict, [(n.code, n.symbol) for n in diff.notes]) == ("patchable", [("HR2104", "n")])
+
+
+# --- data ---
+
+ONE = "int f(int i) { return x[i]++; }"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "code"),
+    [
+        ("int x[2] = {1, 2};", "int x[2] = {1, 3};", "HR2103"),
+        ("int x[2];", "int x[2] = {1, 3};", "HR2103"),
+        ("int x[2] = {1, 2};", "int x[3] = {1, 2, 3};", "HR2101"),
+        ("static int x[2];", "static int x[4];", "HR2101"),
+        ("static int x[2];", "static int x[2] __attribute__((aligned(64)));", "HR2101"),
+        ("int x[2] __section(\".data..percpu\");", "int x[3] __section(\".data..percpu\");", "HR2101"),
+        ("int x[2] __section(\".data..percpu\");", "int x[2];", "HR2105"),
+        ("int x[2];", "int x[2] __section(\".data..percpu\");", "HR2105"),
+        ("int x[2] __section(\".data..ro_after_init\");", "int x[2];", "HR2105"),
+        ("int x[2] __section(\".init.data\");", "int x[2];", "HR2105"),
+        ("int x[2];", "int x[2]; int y __section(\".data..percpu\");", "HR2105"),
+        ("int x[2]; int y __section(\".data..percpu\");", "int x[2];", "HR2105"),
+        ("int x[2];", "int x[2]; const int __param_y __section(\"__param\") = 1;", "HR2105"),
+        ("int x[2];", "int x[2]; __asm__(\".pushsection .mine, \\\"a\\\"\\n.quad f\\n.popsection\");", "HR2208"),
+    ],
+)  # fmt: skip
+def test_data_that_the_guest_holds_cannot_change(before: str, after: str, code: str, tmp_path: Path) -> None:
+    diff = difference(tmp_path, f"{before} {ONE}", f"{after} {ONE}")
+    assert (diff.verdict, codes(diff)) == ("refused", [code]), told(diff)
+
+
+def test_a_changed_size_of_common_storage_is_refused(tmp_path: Path) -> None:
+    diff = difference(tmp_path, f"int x[2]; {ONE}", f"int x[4]; {ONE}", "-fcommon")
+    assert codes(diff) == ["HR2101"]
+
+
+def test_a_message_tells_where_a_value_changed(tmp_path: Path) -> None:
+    diff = difference(tmp_path, f"int x[2] = {{1, 2}}; {ONE}", f"int x[2] = {{1, 30}}; {ONE}")
+    assert [o.message for o in diff.obstacles] == ["the initial value of 'x' changed at offset 4: 0x2 -> 0x1e"]
+
+
+def test_new_data_travels(tmp_path: Path) -> None:
+    diff = difference(tmp_path, "int f(void) { return 1; }", "static int n = 4; int f(void) { return n++; }")
+    assert (diff.verdict, names(diff.new_data)) == ("patchable", ["n"])
+
+
+def test_a_constant_table_travels_with_those_who_read_it(tmp_path: Path) -> None:
+    source = 'static const char *const words[] = {"a", "WORD"}; const char *f(int i) { return words[i]; } int g(void) { return 1; }'
+    diff = difference(tmp_path, source.replace("WORD", "b"), source.replace("WORD", "c"))
+    assert (diff.verdict, diff.changed_functions, names(diff.carried)) == ("patchable", ("f",), ["f", "words"])
+
+
+def test_a_constant_that_becomes_a_variable_travels_with_those_who_read_it(tmp_path: Path) -> None:
+    # The old one is in memory that cannot be written.
+    diff = difference(
+        tmp_path,
+        "static const int x[2] = {1, 2}; int f(int i) { return x[i]; }",
+        "static int x[2] = {1, 2}; int f(int i) { return x[i]++; }",
+    )
+    assert (diff.verdict, names(diff.carried)) == ("patchable", ["f", "x"])
+
+
+OPS = """
+    struct ops { int (*read)(void); };
+    int register_ops(const struct ops *);
+    static int one(void) { return 1; }
+    static int two(void) { return 2; }
+    static int (*volatile keep[])(void) = {one, two};
+    static const struct ops ops = {READ};
+    int WHERE start(void) { return register_ops(&ops); }
+    int f(void) { return keep[0] != 0; }
+"""
+
+
+@pytest.mark.parametrize("where", ["__init", ""], ids=["init", "a function that may have run"])
+def test_a_changed_table_of_functions_that_was_registered_is_refused(where: str, tmp_path: Path) -> None:
+    source = OPS.replace("WHERE", where)
+    diff = difference(tmp_path, source.replace("READ", "one"), source.replace("READ", "two"))
+    assert codes(diff) == ["HR2103"]
+    assert "one -> two" in told(diff)
+
+
+def test_data_that_only_assembly_knows_is_refused(tmp_path: Path) -> None:
+    source = """
+        __asm__(".pushsection .data.mine, \\"aw\\"\\n.globl mine\\nmine: .long 0\\n.popsection");
+        extern int mine;
+        int f(void) { return mine += STEP; }
+    """
+    diff = difference(tmp_path, source.replace("STEP", "1"), source.replace("STEP", "2"))
+    assert codes(diff) == ["HR2105"]
+
+
+def test_new_neighbours_in_a_shared_section_are_refused(tmp_path: Path) -> None:
+    # The end of a is where b begins, or what now stands between them.
+    shared = '__section(".data..read_mostly")'
+    source = f"""
+        static int a[4] {shared} = {{1}}; NEW static int b {shared} = 7;
+        int f(void) {{ int s = START; for (int *p = a; p < a + 4; p++) s += *p; return s; }}
+        int g(void) {{ return b++ + a[1]++; }}
+    """
+    fresh = f"static int n {shared} __attribute__((used)) = 9;"
+    plain = source.replace("NEW", "").replace("START", "0")
+    assert difference(tmp_path / "1", plain, source.replace("NEW", "").replace("START", "1")).verdict == "patchable"
+    diff = difference(tmp_path / "2", plain, source.replace("NEW", fresh).replace("START", "1"))
+    assert codes(diff) == ["HR2105"]
+
+
+# --- code that cannot be redirected ---
+
+INIT = "int f(void) { return RUN; } int __init start(void) { return INIT; }"
+
+
+def test_changed_init_code_alone_is_refused(tmp_path: Path) -> None:
+    source = INIT.replace("RUN", "1")
+    assert codes(difference(tmp_path, source.replace("INIT", "1"), source.replace("INIT", "2"))) == ["HR2201"]
+
+
+def test_changed_init_code_beside_another_change_is_a_note(tmp_path: Path) -> None:
+    diff = difference(
+        tmp_path, INIT.replace("RUN", "1").replace("INIT", "1"), INIT.replace("RUN", "2").replace("INIT", "2")
+    )
+    assert (diff.verdict, diff.changed_functions) == ("patchable", ("f",))
+    assert [(note.code, note.symbol) for note in diff.notes] == [("HR2201", "start")]
+
+
+def test_init_code_that_became_running_code_travels(tmp_path: Path) -> None:
+    source = "int g; static noinline WHERE int twice(void) { return g *= 2; } int __init start(void) { return twice(); } int f(void) { return END; }"
+    before = source.replace("WHERE", "__init").replace("END", "1")
+    diff = difference(tmp_path, before, source.replace("WHERE", "").replace("END", "twice()"))
+    assert (diff.verdict, names(diff.carried)) == ("patchable", ["f", "twice"])
+
+
+def test_running_code_must_not_use_what_is_freed_after_init(tmp_path: Path) -> None:
+    before = "int f(void) { return 1; }"
+    after = "static int __section(\".init.data\") n; int f(void) { return ++n; }"
+    assert "HR2201" in codes(difference(tmp_path, before, after))
+
+
+UNTRACED = "static noinline notrace int low(int i) { return i * STEP; } int f(int i) { return low(i) + 1; } int g(int i) { return i; }"
+
+
+def test_a_changed_function_that_cannot_be_traced_travels_with_its_callers(tmp_path: Path) -> None:
+    diff = difference(tmp_path, UNTRACED.replace("STEP", "3"), UNTRACED.replace("STEP", "5"))
+    assert (diff.verdict, diff.changed_functions, names(diff.carried)) == ("patchable", ("f",), ["f", "low"])
+    assert diff.callers_promoted == {"f": "calls low, which is not traceable"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param("void *address = low;", id="its address is data"),
+        pytest.param("void take(void *); void h(void) { take(low); }", id="its address is taken"),
+        pytest.param("int __init start(void) { return low(4); }", id="init calls it"),
+        pytest.param('int outside(int) __attribute__((alias("low")));', id="other files call it"),
+    ],
+)
+def test_a_changed_function_that_cannot_be_traced_is_refused_unless_all_callers_are_known(
+    more: str, tmp_path: Path
+) -> None:
+    source = UNTRACED + more
+    assert codes(difference(tmp_path, source.replace("STEP", "3"), source.replace("STEP", "5"))) == ["HR2202"]
+
+
+def test_an_alternatives_call_of_an_untraceable_function_makes_its_holder_travel(tmp_path: Path) -> None:
+    source = ENTRIES + UNTRACED + 'int h(int i) { ALTERNATIVE("call other", "call low"); return i; }'
+    diff = difference(tmp_path, source.replace("STEP", "3"), source.replace("STEP", "5"))
+    assert diff.changed_functions == ("f", "h")
+
+
+def test_a_changed_weak_function_is_refused(tmp_path: Path) -> None:
+    source = "__attribute__((weak)) int f(void) { return END; }"
+    assert codes(difference(tmp_path, source.replace("END", "1"), source.replace("END", "2"))) == ["HR2202"]
+
+
+@pytest.mark.parametrize("way", ["split", "joined"])
+def test_names_that_part_or_join_are_refused(way: str, tmp_path: Path) -> None:
+    alias = 'int n; void f(void) { n++; } void g(void) __attribute__((alias("f")));'
+    apart = "int n; void f(void) { n++; } void g(void) { n--; }"
+    pair = (alias, apart) if way == "split" else (apart, alias)
+    assert codes(difference(tmp_path, *pair)) == ["HR2208"]
+
+
+def test_code_that_nothing_names_cannot_change_unseen(tmp_path: Path) -> None:
+    source = '__asm__(".text\\n.globl stub\\nstub: mov $VALUE, %eax\\nret"); int f(void) { return 1; }'
+    assert codes(difference(tmp_path, source.replace("VALUE", "1"), source.replace("VALUE", "2"))) == ["HR2208"]
+
+
+def test_a_circle_of_constants_is_compared_to_its_end(tmp_path: Path) -> None:
+    source = """
+        struct node { const struct node *next; int value; };
+        static const struct node a, b;
+        static const struct node b = {&a, 1}, a = {&b, VALUE};
+        int f(int i) { const struct node *p = &b; while (i--) p = p->next; return p->value; }
+    """
+    diff = difference(tmp_path, source.replace("VALUE", "1"), source.replace("VALUE", "2"))
+    assert (diff.verdict, codes(diff)) == ("refused", ["HR2103"])
+
+
+# --- nothing changed ---
+
+
+def test_kernel_modules_do_not_differ_from_themselves(debian_kernel: KernelTree) -> None:
+    assert debian_kernel.modules is not None
+    seen = 0
+    for path in sorted(debian_kernel.modules.rglob("*.ko"))[::25]:
+        one, two = read_object(path), read_object(path)
+        locals_ = [symbol.name for symbol in one.symbols if symbol.is_function and symbol.is_local]
+        if len(locals_) != len(set(locals_)):
+            continue  # several units linked together: names say too little
+        diff = diff_objects(one, two)
+        assert (path.name, diff.verdict, told(diff)) == (path.name, "unchanged", "")
+        seen += 1
+    assert seen > 20
