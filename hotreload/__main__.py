@@ -23,6 +23,8 @@ def _end_like_an_interrupt() -> None:
     """SIGTERM and a lost terminal end us as ^C does, through every ``with`` that holds something."""
 
     def interrupt(_number: int, _frame: object) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as scripts start what they leave behind
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -114,18 +114,30 @@ class Driven:
             ) from None
 
     async def _or_ended(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work, unless the watch ends before."""
+        """Do the work, unless the watch ends before, or what it tells cannot be told on."""
         working = asyncio.create_task(work)
         ending = asyncio.create_task(self._process.wait())
+        both: set[asyncio.Future[Any]] = {working, ending}
         try:
-            await asyncio.wait({working, ending}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({*both, *self._failing()}, return_when=asyncio.FIRST_COMPLETED)
+            for reader in self._failing():
+                if reader.done():
+                    reader.result()
             if not working.done():
                 raise await self._why_it_ended()
             return working.result()
         finally:
             working.cancel()
             ending.cancel()
-            await asyncio.wait({working, ending})
+            await asyncio.wait(both)
+
+    def _failing(self) -> set[asyncio.Task[None]]:
+        """The readers that have not ended well."""
+        return {
+            reader
+            for reader in self._readers
+            if not (reader.done() and not reader.cancelled() and reader.exception() is None)
+        }
 
     async def _why_it_ended(self) -> HotReloadError:
         await asyncio.gather(*self._readers[:2])

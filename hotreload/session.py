@@ -19,7 +19,7 @@ import logging
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -100,6 +100,7 @@ class Session:
         self._watchers = 0
         self._pending: set[Path] = set()
         self._saved_at = 0.0
+        self._crash_is_told = False
         self._due = asyncio.Event()
 
     # Its life.
@@ -274,6 +275,7 @@ class Session:
             if trouble is None:
                 raise
             report = self._lost(await loss(trouble, self.console_log))
+        report = await self._with_complaint(report)
         type, fields = closing_event(report)
         self._emit(type, cycle, **fields)
         self.console.report(report)
@@ -282,9 +284,22 @@ class Session:
             self.finish(report.outcome.exit_status)
         return report
 
+    async def _with_complaint(self, report: ReloadReport) -> ReloadReport:
+        """What the kernel said, in the report of a reload that crashed it."""
+        trouble = self.booted.machine.trouble
+        if report.outcome is not Outcome.CRASHED or trouble is None or self._crash_is_told:
+            return report
+        error = await loss(trouble, self.console_log)
+        if not isinstance(error, GuestCrashedError):
+            return report
+        told = crashed_report(error, report.number or self.reloader.running, self.order.state)
+        self._crash_is_told = True
+        return replace(report, reasons=told.reasons, notes=(*report.notes, *told.notes))
+
     def _lost(self, error: HotReloadError) -> ReloadReport:
         if not isinstance(error, GuestCrashedError):
             raise error
+        self._crash_is_told = True
         return crashed_report(error, self.reloader.running, self.order.state)
 
     # Watching.

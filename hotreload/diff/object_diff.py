@@ -19,7 +19,6 @@ from hotreload.diff.correlate import (
     is_child,
     is_constant,
     is_place_static,
-    is_static_local,
     parent_name,
 )
 from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
@@ -116,7 +115,7 @@ class _Differ:
         self.work.obstacles += [*self.correlation.obstacles, *self.before.obstacles, *self.after.obstacles]
 
     def let_constants_travel(self) -> None:
-        """A changed constant that only code reads is not the old one any more: its readers change, and bring it."""
+        """A changed constant that only code reads is another one now: its readers change, and bring it."""
         before, after = _referrers(self.original), _referrers(self.patched)
         for original, patched in list(self.correlation.patched_of.items()):
             if not is_constant(original):
@@ -210,7 +209,7 @@ class _Differ:
         )
 
     def bring_labels(self) -> None:
-        """What holds places inside of a changed function, as for a computed goto, means the new function's."""
+        """What holds places inside of a changed function, as a computed goto does, means the new one's."""
         readers = _referrers(self.patched)
         for patched, original in list(self.correlation.original_of.items()):
             if (
@@ -232,7 +231,7 @@ class _Differ:
                 self.work.refuse("HR2103", original.name, message)
 
     def refuse_other_names(self) -> None:
-        """Two names of one function or variable that are no longer so: whoever uses one means the other too."""
+        """Two names of one function or variable that part or join: users of one would need the other."""
         ours, theirs = _by_name(self.original), _by_name(self.patched)
         for patched, original in self.correlation.original_of.items():
             if not original.aliases and not patched.aliases:
@@ -252,7 +251,7 @@ class _Differ:
                 self.work.refuse("HR2202", original.name, message)
 
     def refuse_changed_data(self) -> None:
-        """Data that the running kernel holds keeps its value: another size or initial value cannot be brought."""
+        """Data that the running kernel holds stays: another size or initial value cannot be brought."""
         self._refuse_changed_common()
         for patched, original in self.correlation.original_of.items():
             if not original.is_object or self._is_skipped(original):
@@ -438,14 +437,14 @@ class _Differ:
                 continue
             carried.add(symbol)
             for target in self._targets(symbol):
-                if target not in carried and self._must_travel(target, carried):
+                if target not in carried and self._must_travel(target):
                     todo.append(target)
         return carried
 
     def _refuse_shifted_neighbours(self, carried: Iterable[Symbol]) -> None:
-        """Where variables share a section, ``a[-1]`` and the end of ``a`` are places in a neighbour: who is meant?
+        """Where variables share a section, ``a[-1]`` and the end of ``a`` are places in a neighbour.
 
-        As long as the neighbours are the same ones it does not matter.
+        That does not matter as long as the neighbours are the same ones.
         """
         shifted = {
             section
@@ -476,7 +475,7 @@ class _Differ:
         for entry in self.after.of.get(symbol, ()):
             yield from _entry_targets(entry)
 
-    def _must_travel(self, target: Symbol, carried: set[Symbol]) -> bool:
+    def _must_travel(self, target: Symbol) -> bool:
         if is_child(target):
             return True
         if target in self.correlation.original_of:
@@ -564,7 +563,7 @@ def _takes_address(referrer: Symbol, target: Symbol) -> bool:
 
 
 def _referrers(obj: ObjectFile) -> dict[Symbol, set[Symbol]]:
-    """Which symbols refer to each symbol; entries of special sections and what is never looked at do not count."""
+    """Which symbols refer to each symbol; entries and what the kernel never looks at do not count."""
     found: dict[Symbol, set[Symbol]] = defaultdict(set)
     for symbol in obj.symbols:
         section = symbol.section
@@ -597,7 +596,7 @@ def _by_name(obj: ObjectFile) -> dict[str, Symbol]:
 
 
 def _is_registered(constant: Symbol, referrers: Mapping[Symbol, set[Symbol]]) -> bool:
-    """Whether code may have handed a table of functions to the kernel, which then goes on to use the old one."""
+    """Whether code may have handed a table of functions to the kernel, which goes on to use the old one."""
     return any(target.is_function for target in _defined_targets(constant.relocations)) and any(
         _takes_address(reader, constant) for reader in referrers[constant]
     )
@@ -627,7 +626,7 @@ def _is_init(symbol: Symbol) -> bool:
 def _other_sections(obj: ObjectFile, entries: EntryTable) -> dict[str, list[Symbol]]:
     """The anonymous stretches of sections that are neither inert nor entries.
 
-    In ordinary sections only those that nothing in this object refers to: the others count with their referrers.
+    In ordinary sections only those that nothing refers to: the others count with their referrers.
     """
     found: dict[str, list[Symbol]] = {}
     used = {symbol for symbol, referrers in _referrers(obj).items() if referrers}

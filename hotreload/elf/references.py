@@ -39,7 +39,7 @@ def takes_address(holder: Symbol, relocation: Relocation) -> bool:
 
 
 def points_at_start(holder: Symbol, relocation: Relocation) -> bool:
-    """Whether a relocation means the first byte of its target: for a function its address, not a label in it."""
+    """Whether a relocation means its target's first byte: a function's address, not a label in it."""
     section = holder.section
     if section is None or not section.is_code or relocation.type not in PC_RELATIVE:
         return relocation.addend == 0

@@ -259,12 +259,12 @@ STEPS: Sequence[Step] = (
         code="HR2103",
     ),
     Step(
-        "That taken back, and a struct that lives in the guest grows instead",
+        "That taken back; instead, what an open file remembers grows, and one is open",
         Outcome.REFUSED,
         _nothing_differs,
         edits=(
             Edit("main.c", "interval_ms = 250;", "interval_ms = 100;"),
-            Edit("ticker.h", "\tatomic_t lines;\n", "\tatomic_t lines;\n\tatomic_t naps;\n"),
+            Edit("main.c", "\tunsigned int number;\n", "\tunsigned int number;\n\tu64 since;\n"),
         ),
         code="HR2101",
     ),

@@ -272,16 +272,16 @@ class _Module:
         old = TEMPLATE_NAME.encode().ljust(_NAME_LENGTH, b"\0")
         at = module.data.find(old)
         info = self.sections[".modinfo"]
-        texts = bytes(info.data).split(b"\0")
-        mine = b"name=" + TEMPLATE_NAME.encode()
-        if at < 0 or mine not in texts:
+        mine = b"name=" + TEMPLATE_NAME.encode() + b"\0"
+        # Each other text stays in its place, where a symbol stands; the kernel skips runs of zeros.
+        named = bytes(info.data).find(mine)
+        if at < 0 or named < 0:
             raise InputError(
                 "the patch template has no name to replace", hint="remove the cache folder 'glue'"
             )
         module.data[at : at + _NAME_LENGTH] = name.encode().ljust(_NAME_LENGTH, b"\0")
-        info.data = bytearray(
-            b"\0".join(b"name=" + name.encode() if text == mine else text for text in texts)
-        )
+        info.data[named : named + len(mine)] = bytes(len(mine))
+        info.data += b"name=" + name.encode() + b"\0"
 
     def set_build_id(self) -> None:
         """A build-id of the content: /sys/module/NAME/notes then tells one patch from another."""

@@ -181,7 +181,7 @@ class _Planner:
         )
 
     def _refuse_moved(self, unit: UnitDiff, symbol: Symbol) -> None:
-        """What is new in this file, and was in another one: whoever is not in the patch goes on to use that."""
+        """What is new in this file but was in another one: who is not in the patch goes on to use that."""
         module = self.symbols.modules[unit.module]
         if symbol not in unit.diff.original_of and not symbol.is_local and module.has_global(symbol.name):
             message = f"{symbol.name} moved here from another file of module {unit.module}"
@@ -190,13 +190,16 @@ class _Planner:
     def _entry_pieces(self, owner: Symbol, entry: Entry, number: int) -> Iterator[Piece]:
         unit, row = self.unit_of[owner], entry.row
         place = f"{row.name} of {owner.name}"
-        relocations = [self._entry_relocation(unit, place, relocation) for relocation in entry.relocations]
-        if entry.replacement is not None:
-            content, inner = entry.replacement
-            moved = tuple(self._entry_relocation(unit, place, relocation) for relocation in inner)
-            yield Piece("", 0, REPLACEMENTS, 1, content, moved, unit.module)
-            second = entry.relocations[1]
-            relocations[1] = PlannedRelocation(second.offset, second.type, PieceRef(number), 0)
+        relocations: list[PlannedRelocation] = []
+        for relocation in entry.relocations:
+            if entry.replacement is not None and relocation is entry.relocations[1]:
+                # The replacement travels as the piece before its entry.
+                content, inner = entry.replacement
+                moved = tuple(self._entry_relocation(unit, place, one) for one in inner)
+                yield Piece("", 0, REPLACEMENTS, 1, content, moved, unit.module)
+                relocations.append(PlannedRelocation(relocation.offset, relocation.type, PieceRef(number), 0))
+            else:
+                relocations.append(self._entry_relocation(unit, place, relocation))
         yield Piece("", 0, row.name, entry.align, entry.content, tuple(relocations), unit.module)
         if row.companion:
             yield Piece("", 0, row.companion, 1, entry.companion, (), unit.module)

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# ruff: noqa: E501 - C that stands on one line reads better than C cut into strings.
 """Two versions of a source, and what the differ makes of them. First what travels, then what is refused."""
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ NEIGHBOURS = """
 def test_edited_function_is_changed_and_its_neighbours_are_not(tmp_path: Path) -> None:
     before, after = NEIGHBOURS.replace("LAST", "0"), NEIGHBOURS.replace("LAST", "total * 5")
     diff = difference(tmp_path, before, after)
-    assert (diff.verdict, diff.changed_functions, names(diff.carried)) == ("patchable", ("edited",), ["edited"])
+    assert (diff.verdict, diff.changed_functions, names(diff.carried)) == (
+        "patchable",
+        ("edited",),
+        ["edited"],
+    )
     assert (diff.new_functions, diff.removed_functions, diff.new_data, told(diff)) == ((), (), (), "")
 
 
@@ -56,7 +61,9 @@ def test_a_comment_changes_nothing(tmp_path: Path) -> None:
     assert (diff.verdict, diff.carried) == ("unchanged", ())
 
 
-def test_a_changed_string_changes_the_functions_that_use_it_though_their_code_is_the_same(tmp_path: Path) -> None:
+def test_a_changed_string_changes_the_functions_that_use_it_though_their_code_is_the_same(
+    tmp_path: Path,
+) -> None:
     source = 'void f(void) { printk("one"); } void g(void) { printk("two"); } void h(void) { printk("one"); }'
     diff = difference(tmp_path, source, source.replace('"one"); } void g', '"ONE"); } void g'))
     assert diff.changed_functions == ("f",)
@@ -69,7 +76,9 @@ def test_a_string_that_moves_to_another_place_changes_nothing(tmp_path: Path) ->
 
 
 def test_a_changed_wide_string_changes_its_users(tmp_path: Path) -> None:
-    source = 'const unsigned short *f(void) { return L"abc"; } const unsigned short *g(void) { return L"xyz"; }'
+    source = (
+        'const unsigned short *f(void) { return L"abc"; } const unsigned short *g(void) { return L"xyz"; }'
+    )
     assert difference(tmp_path, source, source.replace("abc", "abd")).changed_functions == ("f",)
 
 
@@ -118,7 +127,11 @@ def test_a_new_function_travels_with_its_own_static_and_string(tmp_path: Path) -
         int f(int i) { return fresh(i); }
     """
     diff = difference(tmp_path, before, after)
-    assert (diff.verdict, diff.changed_functions, names(diff.new_functions)) == ("patchable", ("f",), ["fresh"])
+    assert (diff.verdict, diff.changed_functions, names(diff.new_functions)) == (
+        "patchable",
+        ("f",),
+        ["fresh"],
+    )
     assert names(diff.new_data) == ["n.0"]
     assert names(diff.carried) == ["f", "fresh", "n.0"]
 
@@ -138,6 +151,7 @@ def test_a_cold_part_changes_its_whole_function(tmp_path: Path) -> None:
     diff = difference(tmp_path, source.replace("CODE", "5"), source.replace("CODE", "6"))
     assert "f.cold" in {symbol.name for symbol in diff.carried}
     assert (diff.changed_functions, [t.original.name for t in diff.changed]) == (("f",), ["f"])
+    assert diff.callers_promoted == {}
 
 
 def test_clones_whose_numbers_changed_are_the_same_functions(tmp_path: Path) -> None:
@@ -206,7 +220,9 @@ ENTRIES = """
     ],
 )
 def test_entries_travel_with_their_function_only(body: str, section: str, tmp_path: Path) -> None:
-    source = ENTRIES + f"long f(long x) {{ {body} return x + 1; }} long g(long x) {{ {body} return x + END; }}"
+    source = (
+        ENTRIES + f"long f(long x) {{ {body} return x + 1; }} long g(long x) {{ {body} return x + END; }}"
+    )
     diff = difference(tmp_path, source.replace("END", "2"), source.replace("END", "3"))
     assert (diff.verdict, diff.changed_functions) == ("patchable", ("g",))
     ((owner, entries),) = diff.entries.items()
@@ -214,7 +230,10 @@ def test_entries_travel_with_their_function_only(body: str, section: str, tmp_pa
 
 
 def test_a_changed_replacement_of_an_alternative_changes_its_function(tmp_path: Path) -> None:
-    source = ENTRIES + 'int f(void) { ALTERNATIVE("nop", "cli"); return 1; } int g(void) { ALTERNATIVE("nop", "WITH"); return 2; }'
+    source = (
+        ENTRIES
+        + 'int f(void) { ALTERNATIVE("nop", "cli"); return 1; } int g(void) { ALTERNATIVE("nop", "WITH"); return 2; }'
+    )
     diff = difference(tmp_path, source.replace("WITH", "sti"), source.replace("WITH", "hlt"))
     assert diff.changed_functions == ("g",)
 
@@ -296,11 +315,15 @@ def test_two_functions_that_disagree_about_a_static_local_are_refused(tmp_path: 
 def test_a_variable_of_the_file_may_have_the_name_of_a_macros_static(tmp_path: Path) -> None:
     source = "static int descriptor; static int _rs; int f(void) { return descriptor++ + _rs++ + LAST; }"
     diff = difference(tmp_path, source.replace("LAST", "1"), source.replace("LAST", "2"))
-    assert (names(diff.carried), twins(diff)["descriptor"], twins(diff)["_rs"]) == (["f"], "descriptor", "_rs")
+    assert (names(diff.carried), twins(diff)["descriptor"], twins(diff)["_rs"]) == (
+        ["f"],
+        "descriptor",
+        "_rs",
+    )
 
 
 def test_a_static_of_a_macro_is_never_paired_and_travels(tmp_path: Path) -> None:
-    once = "{ static _Bool __already_done __section(\".data.once\"); if (!__already_done) { __already_done = 1; printk(TEXT); } }"
+    once = '{ static _Bool __already_done __section(".data.once"); if (!__already_done) { __already_done = 1; printk(TEXT); } }'
     source = f"void f(void) {once} void g(void) {once}"
     before, after = source.replace("TEXT", '"x"'), source.replace("TEXT", '"x"', 1).replace("TEXT", '"y"')
     diff = difference(tmp_path, before, after)
@@ -352,7 +375,9 @@ def test_a_changed_size_of_common_storage_is_refused(tmp_path: Path) -> None:
 
 def test_a_message_tells_where_a_value_changed(tmp_path: Path) -> None:
     diff = difference(tmp_path, f"int x[2] = {{1, 2}}; {ONE}", f"int x[2] = {{1, 30}}; {ONE}")
-    assert [o.message for o in diff.obstacles] == ["the initial value of 'x' changed at offset 4: 0x2 -> 0x1e"]
+    assert [o.message for o in diff.obstacles] == [
+        "the initial value of 'x' changed at offset 4: 0x2 -> 0x1e"
+    ]
 
 
 def test_new_data_travels(tmp_path: Path) -> None:
@@ -363,7 +388,11 @@ def test_new_data_travels(tmp_path: Path) -> None:
 def test_a_constant_table_travels_with_those_who_read_it(tmp_path: Path) -> None:
     source = 'static const char *const words[] = {"a", "WORD"}; const char *f(int i) { return words[i]; } int g(void) { return 1; }'
     diff = difference(tmp_path, source.replace("WORD", "b"), source.replace("WORD", "c"))
-    assert (diff.verdict, diff.changed_functions, names(diff.carried)) == ("patchable", ("f",), ["f", "words"])
+    assert (diff.verdict, diff.changed_functions, names(diff.carried)) == (
+        "patchable",
+        ("f",),
+        ["f", "words"],
+    )
 
 
 def test_a_constant_that_becomes_a_variable_travels_with_those_who_read_it(tmp_path: Path) -> None:
@@ -416,7 +445,10 @@ def test_new_neighbours_in_a_shared_section_are_refused(tmp_path: Path) -> None:
     """
     fresh = f"static int n {shared} __attribute__((used)) = 9;"
     plain = source.replace("NEW", "").replace("START", "0")
-    assert difference(tmp_path / "1", plain, source.replace("NEW", "").replace("START", "1")).verdict == "patchable"
+    assert (
+        difference(tmp_path / "1", plain, source.replace("NEW", "").replace("START", "1")).verdict
+        == "patchable"
+    )
     diff = difference(tmp_path / "2", plain, source.replace("NEW", fresh).replace("START", "1"))
     assert codes(diff) == ["HR2105"]
 
@@ -448,7 +480,7 @@ def test_init_code_that_became_running_code_travels(tmp_path: Path) -> None:
 
 def test_running_code_must_not_use_what_is_freed_after_init(tmp_path: Path) -> None:
     before = "int f(void) { return 1; }"
-    after = "static int __section(\".init.data\") n; int f(void) { return ++n; }"
+    after = 'static int __section(".init.data") n; int f(void) { return ++n; }'
     assert "HR2201" in codes(difference(tmp_path, before, after))
 
 
@@ -498,7 +530,9 @@ def test_names_that_part_or_join_are_refused(way: str, tmp_path: Path) -> None:
 
 def test_code_that_nothing_names_cannot_change_unseen(tmp_path: Path) -> None:
     source = '__asm__(".text\\n.globl stub\\nstub: mov $VALUE, %eax\\nret"); int f(void) { return 1; }'
-    assert codes(difference(tmp_path, source.replace("VALUE", "1"), source.replace("VALUE", "2"))) == ["HR2208"]
+    assert codes(difference(tmp_path, source.replace("VALUE", "1"), source.replace("VALUE", "2"))) == [
+        "HR2208"
+    ]
 
 
 def test_a_circle_of_constants_is_compared_to_its_end(tmp_path: Path) -> None:

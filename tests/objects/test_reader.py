@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
+# ruff: noqa: E501 - C that stands on one line reads better than C cut into strings.
 """What the reader makes of objects that gcc and the assembler wrote."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,9 +33,7 @@ def targets(of: Symbol) -> list[Target]:
 
 def reference(of: Symbol, to: str) -> Relocation:
     """The one relocation of a symbol that names another."""
-    (found,) = [
-        r for r in of.relocations if isinstance(r.target, SymbolRef) and to == r.target.symbol.name
-    ]
+    (found,) = [r for r in of.relocations if isinstance(r.target, SymbolRef) and to == r.target.symbol.name]
     return found
 
 
@@ -66,16 +66,19 @@ def test_a_constant_of_a_mergeable_section_is_named_by_its_contents(tmp_path: Pa
     source = """
         .section .rodata.cst16, "aM", @progbits, 16
         .LC0: .quad 1, 2
-        .LC1: .quad 3, 4
+        .LC1: .quad 3
+        half: .quad 4
         .text
         .type f, @function
         f: movdqa .LC1(%rip), %xmm0
            movq .LC0+8(%rip), %xmm1
+           movq half+0(%rip), %xmm2
         .size f, .-f
     """
-    first, second = read_object(assembled(source, tmp_path)).functions[0].relocations
+    first, second, third = read_object(assembled(source, tmp_path)).functions[0].relocations
     assert first.target == ConstRef(bytes([3, *bytes(7), 4, *bytes(7)]))
     assert (second.target, second.addend) == (ConstRef(bytes([1, *bytes(7), 2, *bytes(7)])), 8 - 4)
+    assert (third.target, third.addend) == (first.target, 8 - 4)
 
 
 def test_an_immediate_behind_a_displacement_does_not_make_it_another_variable(tmp_path: Path) -> None:
@@ -249,7 +252,10 @@ def test_undefined_absolute_and_common_symbols_have_no_section(tmp_path: Path) -
 
 
 def test_an_object_of_more_sections_than_16_bits_can_number_is_read(tmp_path: Path) -> None:
-    lines = [f'.section .text.f{i}, "ax"\n.type f{i}, @function\nf{i}: ret\n.size f{i}, .-f{i}\n' for i in range(66000)]
+    lines = [
+        f'.section .text.f{i}, "ax"\n.type f{i}, @function\nf{i}: ret\n.size f{i}, .-f{i}\n'
+        for i in range(66000)
+    ]
     obj = read_object(assembled("".join(lines), tmp_path))
     assert len(obj.functions) == 66000
     last = obj.functions[-1]
@@ -258,11 +264,15 @@ def test_an_object_of_more_sections_than_16_bits_can_number_is_read(tmp_path: Pa
 
 
 def test_each_symbol_has_the_place_and_size_that_readelf_shows(tmp_path: Path) -> None:
-    source = "static int a[3]; int b = 4; static int f(int i) { return a[i]++; } int g(int i) { return f(i) + b; }"
+    source = (
+        "static int a[3]; int b = 4; static int f(int i) { return a[i]++; } int g(int i) { return f(i) + b; }"
+    )
     file = compiled(source, tmp_path)
     listed = [line.split() for line in run(["readelf", "-sW", str(file)], tmp_path).splitlines()]
     wanted = {
-        (row[7], int(row[1], 16), int(row[2])) for row in listed if len(row) == 8 and row[3] in ("FUNC", "OBJECT")
+        (row[7], int(row[1], 16), int(row[2]))
+        for row in listed
+        if len(row) == 8 and row[3] in ("FUNC", "OBJECT")
     }
     defined = {(s.name, s.value, s.size) for s in read_object(file).symbols if s.is_function or s.is_object}
     assert defined == wanted
@@ -295,10 +305,9 @@ def test_random_damage_is_told_or_harmless(image: bytes) -> None:
         damaged = bytearray(image)
         for _ in range(rng.randrange(1, 6)):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
-        try:
+        # Any other exception fails the test.
+        with contextlib.suppress(InputError):
             parse_object(bytes(damaged), "damaged.o")
-        except InputError as error:
-            assert error.code == "HR1009"
 
 
 def test_random_bytes_are_no_object() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Instruction lengths, on bytes picked by hand. tests/objects/test_instructions.py asks objdump about real code."""
+"""Instruction lengths, on bytes picked by hand. tests/objects asks objdump about real code."""
 
 from __future__ import annotations
 
