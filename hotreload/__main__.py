@@ -12,7 +12,7 @@ def main() -> int:
     # ^C may come while the command line itself is still being imported.
     try:
         _end_like_an_interrupt()
-        from hotreload.cli import main as command_line
+        from hotreload.cli.main import main as command_line
 
         return command_line()
     except KeyboardInterrupt:

@@ -21,11 +21,11 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from hotreload import process
-from hotreload.control import Message, RemoteError, answer, ask, report_from
 from hotreload.deploy.guest import CommandResult
 from hotreload.errors import GuestUnreachableError, HotReloadError
-from hotreload.guests import place_of
 from hotreload.report.outcome import ReloadReport
+from hotreload.session.control import Message, RemoteError, answer, ask, report_from
+from hotreload.session.guests import place_of
 
 # Seconds: for the watch to end when asked, and for a cycle to end.
 GRACE = 15.0

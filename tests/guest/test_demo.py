@@ -126,7 +126,8 @@ def test_the_demo_shows_every_edit_in_the_guest_and_leaves_nothing(demo: Demo) -
     assert re.search(r"^# +outcome +files .* saved to live$", text, re.MULTILINE)
     assert "All of it was checked" in text
     assert "\x1b" not in text
-    assert max(map(len, text.splitlines())) < 100
+    # Lines with the temporary folder are as long as its name.
+    assert max(len(line) for line in text.splitlines() if "/hotreload-demo-" not in line) < 100
     assert before
     assert not set(leftovers()) & before
     assert demo.left() == set()

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from hotreload.build.kernel_tree import KernelTree
-from hotreload.guests import sessions
 from hotreload.paths import runtime_folder
+from hotreload.session.guests import sessions
 from tests.conftest import require
 from tests.guest.conftest import PROGRAMS
 

@@ -146,6 +146,16 @@ def test_a_guest_with_another_build_is_refused(tmp_path: Path) -> None:
     assert {obstacle.code for obstacle in caught.value.obstacles} == {"HR3101"}
 
 
+def test_a_module_whose_function_has_another_size_is_refused(tmp_path: Path) -> None:
+    old, new = edit("int f(int i) { return i * 77 + OLD; }")
+    base = read_object(compiled(old, tmp_path / "base"))
+    unit = UnitDiff("drv", 0, diff_objects(base, read_object(compiled(new, tmp_path / "new"))), match_running(base, base))  # fmt: skip
+    loaded = ModuleSymbols("drv", compiled("int f(int i) { return i * 78 + i / 3; }", tmp_path / "loaded"))
+    with pytest.raises(PlanRefused) as caught:
+        plan_patch([unit], KernelSymbols(EXPORTS, {"drv": loaded}))
+    assert {obstacle.code for obstacle in caught.value.obstacles} == {"HR3101"}
+
+
 CALLBACK = """
     void later(void *);
     static noinline void work(int i) { printk("OLD %d", i); }

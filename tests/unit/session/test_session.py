@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.boot import Load, load_order
-from hotreload.cli import main
+from hotreload.cli.main import main
+from hotreload.cli.verbs import guest_command
 from hotreload.errors import GuestCrashedError, GuestUnreachableError
-from hotreload.loss import crashed_report, loss
 from hotreload.paths import state_folder
-from hotreload.session import KEPT_SESSIONS, make_state_folder, new_state
-from hotreload.verbs import guest_command
+from hotreload.session.boot import Load, load_order
+from hotreload.session.loss import crashed_report, loss
+from hotreload.session.session import KEPT_SESSIONS, make_state_folder, new_state
 from hotreload.vm.machine import State, Trouble
 
-RECORDED = Path(__file__).parent.parent / "recorded"
+RECORDED = Path(__file__).parents[2] / "recorded"
 
 
 # Load order.

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hotreload.config import Config
-from hotreload.control import Message, Send, report_object, serving
 from hotreload.deploy.livepatch import patch_status
 from hotreload.errors import GuestUnreachableError, InputError
-from hotreload.guests import About, claim, guest_name
 from hotreload.paths import writing_to
 from hotreload.report.console import Console
 from hotreload.report.outcome import ReloadReport
-from hotreload.session import Listener, Order, Session, make_state_folder, new_state
+from hotreload.session.control import Message, Send, report_object, serving
+from hotreload.session.guests import About, claim, guest_name
+from hotreload.session.session import Listener, Order, Session, make_state_folder, new_state
 
 # Seconds. A command in the guest that takes longer is better off in a shell of its own.
 COMMAND_LIMIT = 24 * 3600.0

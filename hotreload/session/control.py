@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from hotreload.errors import GuestUnreachableError, HotReloadError
-from hotreload.guests import Place, absent, sessions
 from hotreload.paths import writing_to
 from hotreload.report.ndjson import reason_object
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
+from hotreload.session.guests import Place, absent, sessions
 
 log = logging.getLogger(__name__)
 

@@ -11,14 +11,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hotreload.control import Message, answer, ask, report_from
 from hotreload.deploy.guest import CommandResult
 from hotreload.errors import GuestUnreachableError
-from hotreload.guests import About, place_of
 from hotreload.report.console import Console
+from hotreload.session.control import Message, answer, ask, report_from
+from hotreload.session.guests import About, place_of
 
 if TYPE_CHECKING:
-    from hotreload.session import Session
+    from hotreload.session.session import Session
 
 COMMAND_FAILED = 1
 COMMAND_LIMIT = 24 * 3600.0

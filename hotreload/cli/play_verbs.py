@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from hotreload.command import Globals, json_option, verb
+from hotreload.cli.command import Globals, json_option, verb
+from hotreload.cli.verbs import console_of
 from hotreload.config import wants_color
-from hotreload.verbs import console_of
 
 
 @verb("demo")

@@ -22,8 +22,8 @@ from hotreload.config import Config
 from hotreload.deploy.guest import SshGuest
 from hotreload.deploy.livepatch import AGENT_PATH, agent_source, load_module
 from hotreload.errors import GuestUnreachableError, InputError, KernelUnfitError
-from hotreload.loss import loss
 from hotreload.patch.glue import build_glue
+from hotreload.session.loss import loss
 from hotreload.vm.image import build_image
 from hotreload.vm.kernel_modules import ModuleFolder, canonical, modinfo
 from hotreload.vm.machine import Machine

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hotreload.command import Globals, json_option, load_option, max_rung_option, verb
+from hotreload.cli.command import Globals, json_option, load_option, max_rung_option, verb
 from hotreload.config import Config, wants_color
 from hotreload.errors import InputError
 
 if TYPE_CHECKING:
-    from hotreload.guests import About
     from hotreload.report.console import Console
     from hotreload.report.outcome import ReloadReport
+    from hotreload.session.guests import About
 
 REFUSED = 4
 CODE = re.compile(r"(?:HR)?\d{4}", re.IGNORECASE)
@@ -66,7 +66,7 @@ def one_folder(paths: tuple[Path, ...]) -> Path:
 
 def session_here(options: Globals, folder: Path | None = None) -> About:
     """The session that is meant. Raises GuestUnreachableError (HR4103)."""
-    from hotreload.guests import find_session
+    from hotreload.session.guests import find_session
 
     return find_session(options.config(folder).guest, folder or Path.cwd())
 
@@ -75,8 +75,8 @@ def answer_of(about: About, request: str, **fields: object) -> dict[str, Any]:
     """What the session answers. Raises RemoteError, GuestUnreachableError."""
     import asyncio
 
-    from hotreload.control import answer
-    from hotreload.guests import place_of
+    from hotreload.session.control import answer
+    from hotreload.session.guests import place_of
 
     return asyncio.run(answer(place_of(about.guest), request, **fields))
 
@@ -100,9 +100,9 @@ def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) 
     """
     import asyncio
 
-    from hotreload import client
-    from hotreload.guests import find_running
-    from hotreload.service import run_session
+    from hotreload.session import client
+    from hotreload.session.guests import find_running
+    from hotreload.session.service import run_session
 
     folder = one_folder(paths)
     config = options.config(folder)
@@ -143,7 +143,7 @@ def redo(options: Globals) -> int:
 def _cycle(options: Globals, folder: Path | None, request: str, **fields: object) -> int:
     import asyncio
 
-    from hotreload import client
+    from hotreload.session import client
 
     console = console_of(options, options.config(folder))
     about = session_here(options, folder)
@@ -154,8 +154,8 @@ def _cycle(options: Globals, folder: Path | None, request: str, **fields: object
 @json_option
 def history(options: Globals) -> None:
     """Every reload of the session: what it changed, how it ended, how long it took."""
-    from hotreload.control import report_from
     from hotreload.report.table import cycles_table
+    from hotreload.session.control import report_from
 
     reports = answer_of(session_here(options), "history")["reports"]
     if options.json:
@@ -169,7 +169,7 @@ def history(options: Globals) -> None:
 @json_option
 def status(options: Globals) -> None:
     """The guest, its modules, the live patches and what holds them up."""
-    from hotreload.client import status_text
+    from hotreload.session.client import status_text
 
     facts = answer_of(session_here(options), "status")
     if options.json:

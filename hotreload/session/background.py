@@ -16,8 +16,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-from hotreload.control import RemoteError, error_object
 from hotreload.errors import HotReloadError
+from hotreload.session.control import RemoteError, error_object
 
 Job = Callable[[TextIO], int]
 Tell = Callable[[Mapping[str, Any]], None]

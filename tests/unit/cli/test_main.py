@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hotreload import __version__
-from hotreload.cli import Globals, cli, json_option, load_option, main, max_rung_option, verb
+from hotreload.cli.main import Globals, cli, json_option, load_option, main, max_rung_option, verb
 from hotreload.errors import CompileError, GuestUnreachableError, InputError
 from hotreload.paths import state_folder
 
@@ -58,7 +58,7 @@ def test_version_is_one_line(run: Run) -> None:
 
 
 def test_nothing_heavy_is_imported_for_the_command_line_itself() -> None:
-    program = "import hotreload.cli, sys; print(*sys.modules)"
+    program = "import hotreload.cli.main, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
     assert set(done.stdout.split()).isdisjoint(HEAVY)
 
@@ -224,7 +224,8 @@ def program(text: str) -> subprocess.Popen[str]:
     """hotreload in a process of its own, with a verb ``trial`` that runs ``text``."""
     lines = (
         "import sys, time",
-        "from hotreload import __main__, cli",
+        "from hotreload import __main__",
+        "from hotreload.cli import main as cli",
         "@cli.verb('trial')",
         f"def trial(_options): {text}",
         "sys.exit(__main__.main())",

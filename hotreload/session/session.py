@@ -25,19 +25,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from hotreload.boot import Booted, boot
 from hotreload.build.compile import prepare
 from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.external_module import MAKEFILE_NAME, sha256
 from hotreload.build.kernel_tree import KernelTree, check_fit
 from hotreload.config import Config
-from hotreload.control import report_object
 from hotreload.errors import GuestCrashedError, GuestUnreachableError, HotReloadError
-from hotreload.loss import crashed_report, loss, trouble_of
 from hotreload.paths import state_folder, writing_to
 from hotreload.report.console import Console
 from hotreload.report.ndjson import EventSink, closing_event
 from hotreload.report.outcome import Outcome, ReloadReport
+from hotreload.session.boot import Booted, boot
+from hotreload.session.control import report_object
+from hotreload.session.loss import crashed_report, loss, trouble_of
 from hotreload.watch.watcher import Watcher
 
 if TYPE_CHECKING:

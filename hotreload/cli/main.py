@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import click
 
-from hotreload import __version__, guest_verbs, play_verbs, verbs
-from hotreload.command import Globals, cli, json_option, load_option, max_rung_option, setting, verb
+from hotreload import __version__
+from hotreload.cli import guest_verbs, play_verbs, verbs
+from hotreload.cli.command import Globals, cli, json_option, load_option, max_rung_option, setting, verb
 from hotreload.config import wants_color
 from hotreload.errors import EnvironmentFault, HotReloadError
 

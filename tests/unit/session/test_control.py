@@ -14,9 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.control import Message, RemoteError, Send, answer, ask, report_from, report_object, serving
 from hotreload.errors import CompileError, GuestBusyError, GuestUnreachableError, InputError
-from hotreload.guests import (
+from hotreload.paths import runtime_folder
+from hotreload.report.outcome import Outcome, Reason, ReloadReport
+from hotreload.session.control import (
+    Message,
+    RemoteError,
+    Send,
+    answer,
+    ask,
+    report_from,
+    report_object,
+    serving,
+)
+from hotreload.session.guests import (
     UNNAMED,
     About,
     Place,
@@ -27,8 +38,6 @@ from hotreload.guests import (
     place_of,
     sessions,
 )
-from hotreload.paths import runtime_folder
-from hotreload.report.outcome import Outcome, Reason, ReloadReport
 
 
 def about(name: str, folder: Path) -> About:
@@ -85,7 +94,7 @@ def test_only_the_user_may_enter_a_guests_folder(tmp_path: Path) -> None:
 
 def test_what_a_killed_session_left_is_no_session_and_is_removed(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from hotreload.guests import *\n"
+        "import sys, time; from pathlib import Path; from hotreload.session.guests import *\n"
         "with claim(About('one', Path(sys.argv[1]), 1, False, 0.0, Path('/s'))):\n"
         "    print('up', flush=True); time.sleep(60)"
     )

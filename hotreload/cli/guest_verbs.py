@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from hotreload.command import Commands, Globals, cli, json_option, load_option, verb, with_global_options
-from hotreload.errors import EnvironmentFault, GuestBusyError, InputError
-from hotreload.verbs import (
+from hotreload.cli.command import Commands, Globals, cli, json_option, load_option, verb, with_global_options
+from hotreload.cli.verbs import (
     WithCommand,
     answer_of,
     console_of,
@@ -28,9 +27,10 @@ from hotreload.verbs import (
     print_json,
     session_here,
 )
+from hotreload.errors import EnvironmentFault, GuestBusyError, InputError
 
 if TYPE_CHECKING:
-    from hotreload.guests import About
+    from hotreload.session.guests import About
 
 STOP_LIMIT = 60.0
 
@@ -57,9 +57,9 @@ def start(options: Globals, paths: tuple[Path, ...]) -> None:
 
 
 def _start(options: Globals, folder: Path) -> None:
-    from hotreload.background import in_background
-    from hotreload.cli import known
-    from hotreload.client import ready_text
+    from hotreload.cli.main import known
+    from hotreload.session.background import in_background
+    from hotreload.session.client import ready_text
 
     config = options.config(folder)
     console = console_of(options, config)
@@ -85,10 +85,10 @@ def _start(options: Globals, folder: Path) -> None:
 def _run_in_background(folder: Path, options: Globals, stream: TextIO) -> int:
     import asyncio
 
-    from hotreload.background import writer_to
-    from hotreload.client import facts_of
-    from hotreload.service import run_session
-    from hotreload.session import Session
+    from hotreload.session.background import writer_to
+    from hotreload.session.client import facts_of
+    from hotreload.session.service import run_session
+    from hotreload.session.session import Session
 
     config = options.config(folder)
     tell = writer_to(stream)
@@ -106,7 +106,7 @@ def _run_in_background(folder: Path, options: Globals, stream: TextIO) -> int:
 @click.option("--all", "everything", is_flag=True, help="Every guest of yours.")
 def stop(options: Globals, everything: bool) -> None:
     """End a guest and its session, whatever they are at."""
-    from hotreload.guests import sessions
+    from hotreload.session.guests import sessions
 
     console = console_of(options, options.config())
     for about in sessions() if everything else (session_here(options),):
@@ -117,7 +117,7 @@ def stop(options: Globals, everything: bool) -> None:
 def _stop(about: About) -> None:
     """Ask the session to end, and wait until nothing of it is left."""
     from hotreload.errors import GuestUnreachableError
-    from hotreload.guests import sessions
+    from hotreload.session.guests import sessions
 
     with contextlib.suppress(GuestUnreachableError):  # its end is the answer
         answer_of(about, "stop")
@@ -145,8 +145,8 @@ def restart(options: Globals) -> None:
 @json_option
 def list_guests(options: Globals) -> None:
     """The guests that run now."""
-    from hotreload.guests import sessions
     from hotreload.report.table import align
+    from hotreload.session.guests import sessions
 
     alive = sessions()
     if options.json:
@@ -205,7 +205,7 @@ def ssh(options: Globals) -> None:
 @verb("console", guest)
 def console(options: Globals) -> None:
     """The guest's serial console on this terminal, until Ctrl-]."""
-    from hotreload.terminal import connect_terminal
+    from hotreload.cli.terminal import connect_terminal
 
     facts = answer_of(session_here(options), "show")
     if not options.quiet:
@@ -258,8 +258,8 @@ def logs(options: Globals, follow: bool) -> None:
 
 def _console_log(options: Globals) -> Path:
     from hotreload.errors import GuestUnreachableError
-    from hotreload.guests import guest_name
     from hotreload.paths import state_folder
+    from hotreload.session.guests import guest_name
 
     try:
         return session_here(options).state / "console.log"
