@@ -129,6 +129,10 @@ class Reloader:
             cycle, self._walk(cycle, self._history.after(), Outcome.REDONE, "nothing to redo")
         )
 
+    async def prepare(self) -> None:
+        """Do ahead what the first edit would have to wait for. Raises GuestUnreachableError, InputError."""
+        await self._learn()
+
     def why(self, number: int | None = None) -> str:
         """The long answer about reload ``number``, or the last refusal. Raises InputError: there is none."""
         return why(self._history.reports, number)

@@ -22,7 +22,7 @@ from hotreload.config import wants_color
 )
 def demo(options: Globals, keep: Path | None) -> int:
     """Watch the main job on an example driver, from nothing: every edit, and what the guest shows of it."""
-    from hotreload.demo import play
+    from hotreload.demo.play import play
 
     color = wants_color(options.color, sys.stdout)
     return play(options.config(), sys.stdout, color=color, keep=keep)
@@ -40,7 +40,7 @@ def demo(options: Globals, keep: Path | None) -> int:
 @json_option
 def bench(options: Globals, edits: int) -> int:
     """Time each stage here, beside the bare compile, the module-reload loop and the reboot loop."""
-    from hotreload.bench import measure
+    from hotreload.demo.bench import measure
 
     config = options.config()
     color = wants_color(options.color, sys.stdout)

@@ -217,8 +217,10 @@ def _locals_of(symbol: Symbol) -> dict[str, list[Symbol]]:
 
 
 def _is_open(symbol: Symbol, name: str, paired: dict[Symbol, Symbol]) -> bool:
+    # An empty one (a lock_class_key without lockdep) has no value to keep.
     return (
         symbol.is_defined
+        and symbol.size > 0
         and symbol not in paired
         and is_static_local(symbol)
         and not is_place_static(symbol)

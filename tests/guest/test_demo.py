@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.examples.ticker_edits import STEPS
-from hotreload.idle import PROC, descendants, parents, stat_fields
+from hotreload.demo.examples.ticker_edits import STEPS
+from hotreload.demo.idle import PROC, descendants, parents, stat_fields
 from hotreload.paths import runtime_folder
 from hotreload.vm.image import GuestImage
 

@@ -15,7 +15,8 @@ from hotreload.elf.reader import read_object
 # The flags of a 6.1 kernel that shape an object, and the two of hotreload/build/replay.py.
 FLAGS: Final = """-std=gnu11 -O2 -mcmodel=kernel -fno-PIE -fno-strict-aliasing -fno-common -fshort-wchar
     -mno-red-zone -mno-sse -mno-80387 -mpreferred-stack-boundary=3 -fno-jump-tables
-    -fno-asynchronous-unwind-tables -fcf-protection=none -pg -mrecord-mcount -mfentry -fno-delete-null-pointer-checks -fno-strict-overflow
+    -fno-asynchronous-unwind-tables -fcf-protection=none -pg -mrecord-mcount -mfentry
+    -fno-delete-null-pointer-checks -fno-strict-overflow
     -fno-allow-store-data-races -falign-jumps=1 -falign-loops=1 -fno-stack-protector
     -ffunction-sections -fdata-sections -w""".split()
 

@@ -293,6 +293,13 @@ def test_two_static_locals_of_one_name_in_one_changed_function_are_refused(tmp_p
     assert codes(diff) == ["HR2104"]
 
 
+def test_empty_static_locals_of_one_name_have_nothing_to_lose(tmp_path: Path) -> None:
+    # netdev_lockdep_set_classes() without lockdep
+    source = "struct key {}; int f(int i) { static struct key k __attribute__((used)); return END; } int g(void) { static struct key k __attribute__((used)); return 3; }"
+    diff = difference(tmp_path, source.replace("END", "1"), source.replace("END", "2"))
+    assert (diff.verdict, diff.changed_functions) == ("patchable", ("f",))
+
+
 def test_a_static_local_that_moved_to_another_function_is_refused(tmp_path: Path) -> None:
     before = "int f(void) { static int n; return ++n; } int g(void) { return 1; }"
     after = "int f(void) { return 1; } int g(void) { static int n; return ++n; }"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.examples import WAYS_TO_SAVE, Edit, copy_example, sources
-from hotreload.examples.ticker_edits import STEPS, Step, Unexpected, View, check_state, parse_view
+from hotreload.demo.examples import WAYS_TO_SAVE, Edit, copy_example, sources
+from hotreload.demo.examples.ticker_edits import STEPS, Step, Unexpected, View, check_state, parse_view
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 
 LOOKED = """\

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hotreload.examples import Edit, sources
+from hotreload.demo.examples import Edit, sources
 from hotreload.report.outcome import Outcome, ReloadReport
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hotreload.demo import WIDTH, changed_lines, times_table, without_folders
+from hotreload.demo.play import WIDTH, changed_lines, times_table, without_folders
 from hotreload.report.outcome import Outcome, ReloadReport
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.bench import Result, as_object, as_text, copy_twin, edit_of
-from hotreload.examples import sources
-from hotreload.idle import Idle, cpu_seconds, descendants, measure_idle, parents, rss_kb, stat_fields
+from hotreload.demo.bench import Result, as_object, as_text, copy_twin, edit_of
+from hotreload.demo.examples import sources
+from hotreload.demo.idle import Idle, cpu_seconds, descendants, measure_idle, parents, rss_kb, stat_fields
 
 RESULT = Result(
     "6.1.0-56-cloud-amd64",

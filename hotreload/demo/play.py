@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TextIO
 
 from hotreload.config import Config
-from hotreload.driven import Driven, guest_name
+from hotreload.demo.driven import Driven, guest_name
 from hotreload.errors import HotReloadError, InputError
-from hotreload.examples import WAYS_TO_SAVE, copy_example, sources
-from hotreload.examples.ticker_edits import (
+from hotreload.demo.examples import WAYS_TO_SAVE, copy_example, sources
+from hotreload.demo.examples.ticker_edits import (
     LOOK,
     START_HOLDING,
     STEPS,

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The demo and the bench: both drive the real ``hotreload watch`` on the example driver."""
