@@ -106,7 +106,7 @@ class Cycle:
         )
 
     def note_times(self, applied: AppliedPatch) -> None:
-        """``push``: on the way; ``load``: insmod; ``complete``: from then until all tasks run the new code."""
+        """``push``: on the way; ``load``: insmod; ``complete``: from then until all tasks run new code."""
         self.milliseconds |= {
             "push": applied.push_ms,
             "load": applied.load_ms,

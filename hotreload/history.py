@@ -52,7 +52,7 @@ class History:
         return self.current
 
     def before(self, number: int | None) -> int | None:
-        """The place to go back to, to undo reload ``number`` (None: the last) and all after it, if there is one."""
+        """Where to go back to, to undo reload ``number`` (None: the last) and all after it."""
         if number is None:
             return self.place - 1 if self.place else None
         places = [i for i, step in enumerate(self.steps[: self.place + 1]) if step.number == number and i]

@@ -41,7 +41,7 @@ async def learn(module: ExternalModule, base: Base, glue: Path, guest: Guest) ->
 
 async def _unique_in_guest(guest: Guest) -> frozenset[str]:
     """Which of TRANSITION_SYMBOLS the kernel has just once, and not in a module."""
-    # Fixed strings: an emulated guest needs 0.3 s for its 100,000 symbols, and 1.1 s for a regular expression.
+    # Fixed strings: an emulated guest needs 0.3 s for 100,000 symbols, 1.1 s for a regular expression.
     patterns = " ".join(f"-e ' {name}'" for name in TRANSITION_SYMBOLS)
     answer = await guest.run(f"grep -F {patterns} /proc/kallsyms")
     names = [line.split()[2] for line in answer.text.splitlines()]

@@ -272,10 +272,11 @@ class Reloader:
                 )
                 for module in self.base.modules
                 for unit in module.units
-                if (compared := self._edited.get(unit.object)) is not None and compared.diff.changed
+                if (compared := self._edited.get(unit.object)) is not None and compared.diff.carried
             ]
             try:
-                return plan_patch(units, self._knowledge.symbols) if units else None
+                changed = any(unit.diff.changed for unit in units)
+                return plan_patch(units, self._knowledge.symbols) if changed else None
             except PlanRefused as refusal:
                 raise NotPatchableError(refusal.obstacles) from refusal
 

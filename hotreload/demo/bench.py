@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from hotreload import process
-from hotreload.demo.play import without_folders
 from hotreload.demo.driven import Driven, guest_name
-from hotreload.errors import HotReloadError
 from hotreload.demo.examples import NAME, Edit, copy_example, sources
 from hotreload.demo.idle import Idle, measure_idle
+from hotreload.demo.play import without_folders
+from hotreload.errors import HotReloadError
 from hotreload.report.outcome import STAGES, Outcome
 from hotreload.report.table import align
 from hotreload.report.text import styled

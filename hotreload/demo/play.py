@@ -21,7 +21,6 @@ from typing import TextIO
 
 from hotreload.config import Config
 from hotreload.demo.driven import Driven, guest_name
-from hotreload.errors import HotReloadError, InputError
 from hotreload.demo.examples import WAYS_TO_SAVE, copy_example, sources
 from hotreload.demo.examples.ticker_edits import (
     LOOK,
@@ -34,6 +33,7 @@ from hotreload.demo.examples.ticker_edits import (
     expect,
     parse_view,
 )
+from hotreload.errors import HotReloadError, InputError
 from hotreload.report.console import WORDS, render
 from hotreload.report.outcome import ReloadReport
 from hotreload.report.table import align

@@ -234,10 +234,11 @@ def _tell_moved(result: Correlation, original: ObjectFile, patched: ObjectFile) 
     told = {obstacle.symbol for obstacle in result.obstacles}
     for symbol in original.symbols:
         name = base_name(symbol.name)
-        if name not in told and _is_open(symbol, name, result.patched_of):
-            if any(_is_open(other, name, result.original_of) for other in patched.symbols):
-                told.add(name)
-                result.obstacles.append(_doubt(name, "the functions that use it have changed places"))
+        if name in told or not _is_open(symbol, name, result.patched_of):
+            continue
+        if any(_is_open(other, name, result.original_of) for other in patched.symbols):
+            told.add(name)
+            result.obstacles.append(_doubt(name, "the functions that use it have changed places"))
 
 
 def _doubt(name: str, why: str) -> Obstacle:

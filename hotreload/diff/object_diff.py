@@ -427,10 +427,12 @@ class _Differ:
 
     def _carried(self, new_functions: Iterable[Symbol]) -> set[Symbol]:
         """What travels: the changed functions, and all that is new or has no identity and that they reach."""
-        if not self.work.changed:
+        # New global functions and variables travel alone, too: another unit's change may be to use them.
+        new = [*new_functions, *self._new_globals()]
+        if not self.work.changed and all(symbol.is_local for symbol in new):
             return set()
         carried: set[Symbol] = set()
-        todo = [*self.work.changed, *new_functions]
+        todo = [*self.work.changed, *new]
         while todo:
             symbol = todo.pop()
             if symbol in carried:
@@ -440,6 +442,14 @@ class _Differ:
                 if target not in carried and self._must_travel(target):
                     todo.append(target)
         return carried
+
+    def _new_globals(self) -> Iterator[Symbol]:
+        for symbol in self.patched.symbols:
+            section = symbol.section
+            if section is None or not symbol.is_object or symbol.is_local or not is_ordinary(section):
+                continue
+            if symbol not in self.correlation.original_of:
+                yield symbol
 
     def _refuse_shifted_neighbours(self, carried: Iterable[Symbol]) -> None:
         """Where variables share a section, ``a[-1]`` and the end of ``a`` are places in a neighbour.

@@ -20,7 +20,7 @@ from hotreload.elf.model import ObjectFile, Relocation, Section, Symbol, SymbolR
 
 @dataclass(frozen=True, slots=True)
 class SpecialSection:
-    """``per_entry``: how many relocations an entry may have, the likeliest first; the first names the code."""
+    """``per_entry``: how many relocations an entry may have, likeliest first; the first names the code."""
 
     name: str
     per_entry: tuple[int, ...]

@@ -47,12 +47,14 @@ def diff_unit(
         # No code of this unit knows of the new layouts; another unit whose code does is told there.
         return diff
     types = compare_layouts(original.layouts, section_of(patched), exported_functions(original.object))
-    if types.obstacles:
-        types = located(types, sources)
     if types_known and not types.compared:
         refusals = tuple(Obstacle(note.code, note.symbol, note.message, NO_TYPES) for note in types.notes)
         types = replace(types, obstacles=refusals, notes=())
-    return replace(diff, obstacles=diff.obstacles + types.obstacles, notes=diff.notes + types.notes)
+    # A variable that grew with its type has been told of by its type.
+    grown = {obstacle.code for obstacle in types.obstacles}
+    kept = tuple(o for o in diff.obstacles if o.code != "HR2101" or "HR2101" not in grown)
+    types = located(replace(types, obstacles=kept + types.obstacles), sources)
+    return replace(diff, obstacles=types.obstacles, notes=diff.notes + types.notes)
 
 
 def exported_functions(obj: ObjectFile) -> frozenset[str]:

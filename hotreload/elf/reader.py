@@ -268,8 +268,8 @@ class _Reader:
     def _at(
         self, target: Section, section: Section, offset: int, kind: int, addend: int
     ) -> tuple[Target, int]:
-        """What stands at ``target + addend``, for a relocation of ``section`` at ``offset``; and the rest of the
-        addend."""
+        """What stands at ``target + addend``, for a relocation of ``section`` at ``offset``, and the addend
+        that counts from its start."""
         after = self._bytes_to_end(target, section, offset) if kind in PC_RELATIVE and section.is_code else 0
         place = addend + after
         if target.flags & SHF_MERGE:

@@ -119,7 +119,7 @@ class _Image:
                 info,
                 section.align,
                 section.entry_size,
-            )  # fmt: skip
+            )
         )
         self.data += section.data
 

@@ -25,6 +25,7 @@ from hotreload.diff.special_sections import DYNAMIC_DEBUG, REPLACEMENTS, Entry
 from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE
 from hotreload.elf.model import ConstRef, Relocation, StringRef, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start, takes_address
+from hotreload.patch.escapes import escapes
 from hotreload.patch.symbols import VMLINUX, KernelSymbols, SymbolPosition
 
 
@@ -215,7 +216,7 @@ class _Planner:
         return self._planned(relocation, self._target(unit, holder, relocation))
 
     def _entry_relocation(self, unit: UnitDiff, place: str, relocation: Relocation) -> PlannedRelocation:
-        """As another, but the kernel reads entries before it applies the livepatch relocations of a module."""
+        """As another, but the kernel reads entries before it applies a module's livepatch relocations."""
         target = self._target(unit, None, relocation)
         if isinstance(target, SymbolPosition) and unit.module != VMLINUX:
             message = f"{place} needs {target.name} of module {target.object} before the kernel can find it"
@@ -227,6 +228,12 @@ class _Planner:
 
     def _target(self, unit: UnitDiff, holder: Symbol | None, relocation: Relocation) -> PlannedTarget:
         if not isinstance(relocation.target, SymbolRef):
+            if (
+                isinstance(relocation.target, StringRef)
+                and holder is not None
+                and escapes(holder, relocation)
+            ):
+                self.keep.append(f"a string of {holder.name}")
             return relocation.target
         symbol = relocation.target.symbol
         if not symbol.is_defined:
@@ -240,7 +247,7 @@ class _Planner:
         if symbol in self.numbers:
             if holder is not None and takes_address(holder, relocation):
                 if original is None:
-                    self._note_address(symbol)
+                    self._note_address(symbol, holder, relocation)
                 # A place inside of a function (a switch's table, a computed goto) is the new function's.
                 elif symbol.is_function and points_at_start(holder, relocation):
                     return self._original_or_refuse(unit, original)
@@ -298,11 +305,11 @@ class _Planner:
             "end hotreload and start it again: the guest boots what is built",
         )
 
-    def _note_address(self, symbol: Symbol) -> None:
+    def _note_address(self, symbol: Symbol, holder: Symbol, relocation: Relocation) -> None:
         """The kernel may keep the address of something new: its module must stay when it is replaced."""
         if is_place_static(symbol) or (symbol.is_function and ".cold" in symbol.name) or symbol.anonymous:
             return
-        if not (is_constant(symbol) and not symbol.relocations):
+        if not is_constant(symbol) or symbol.relocations or escapes(holder, relocation):
             self.keep.append(symbol.name)
 
     def _refuse(self, code: str, symbol: str, message: str, hint: str | None = None) -> None:

@@ -346,8 +346,9 @@ class Session:
             await _cancelled(ahead)
 
     async def _compile_ahead(self) -> None:
-        await asyncio.sleep(IDLE)
         try:
+            await self.reloader.prepare()
+            await asyncio.sleep(IDLE)
             await prepare(self.booted.base)
         except HotReloadError as error:
             # Told when it matters: with the first edit of that unit.
