@@ -57,7 +57,7 @@ def planned(tmp_path: Path, units: Mapping[str, tuple[str, str]], *flags: str) -
         assert diff.obstacles == ()
         running = match_running(read_object(plain[name]), base)
         diffs.append(UnitDiff("drv", symbols.block_of(name, 0), diff, running))
-    return plan_patch([d for d in diffs if d.diff.changed], KernelSymbols(EXPORTS, {"drv": symbols}))
+    return plan_patch([d for d in diffs if d.diff.carried], KernelSymbols(EXPORTS, {"drv": symbols}))
 
 
 def refusal(tmp_path: Path, units: Mapping[str, tuple[str, str]], *flags: str) -> list[str]:
@@ -211,6 +211,35 @@ def test_a_change_in_one_unit_calls_the_changed_function_of_another(tmp_path: Pa
     two = edit("int helper(int); int f(int i) { return helper(i) + OLD; }")
     plan = planned(tmp_path, {"one.c": one, "two.c": two})
     assert targets(plan, "f") == [number(plan, "helper")]
+
+
+def test_a_new_function_and_variable_of_another_unit_travel_with_the_change_that_uses_them(
+    tmp_path: Path,
+) -> None:
+    units = {
+        "main.c": (
+            "int f(void) { return 1; }",
+            "int help(int); extern int level; int f(void) { return help(level); }",
+        ),
+        "util.c": (
+            "int g(void) { return 2; }",
+            "int level = 3; int help(int a) { return a * 2; } int g(void) { return 2; }",
+        ),
+    }
+    plan = planned(tmp_path, units)
+    assert set(targets(plan, "f")) == {number(plan, "help"), number(plan, "level")}
+    assert [[func.old_name for func in obj.funcs] for obj in plan.objects] == [["f"]]
+
+
+def test_a_string_that_is_stored_keeps_the_patch_loaded_and_one_that_is_printed_does_not(
+    tmp_path: Path,
+) -> None:
+    before = "const char *name; void f(void) { name = 0; }"
+    stored = planned(tmp_path / "1", {"a.c": (before, 'const char *name; void f(void) { name = "new"; }')})
+    printed = planned(
+        tmp_path / "2", {"a.c": (before, 'const char *name; void f(void) { name = 0; printk("new"); }')}
+    )
+    assert (stored.keep_loaded, printed.keep_loaded) == (("a string of f",), ())
 
 
 def test_what_is_not_exported_is_refused(tmp_path: Path) -> None:

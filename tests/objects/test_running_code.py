@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+# ruff: noqa: E501 - C that stands on one line reads better than C cut into strings.
+"""kbuild's object and the one with a section for each symbol: the same code, told by its meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hotreload.diff.running_code import RunningCode, match_running
+from hotreload.elf.reader import read_object
+from tests.objects.compiling import compiled
+
+PLAIN = ("-fno-function-sections", "-fno-data-sections")
+
+
+def matched(tmp_path: Path, running: str, base: str) -> RunningCode:
+    return match_running(
+        read_object(compiled(running, tmp_path / "plain", *PLAIN)),
+        read_object(compiled(base, tmp_path / "base")),
+    )
+
+
+def names(found: RunningCode) -> set[str]:
+    return {symbol.name for symbol in found.different}
+
+
+NEIGHBOURS = (
+    'static noinline int last(int a) { printk("%d", a); return a * 7; } int f(int a) { return last(a + 1); }'
+)
+
+
+def test_a_jump_to_a_neighbour_is_short_in_one_and_long_in_the_other_and_the_same(tmp_path: Path) -> None:
+    plain = read_object(compiled(NEIGHBOURS, tmp_path / "plain", *PLAIN)).symbol("f")
+    base = read_object(compiled(NEIGHBOURS, tmp_path / "base")).symbol("f")
+    assert plain is not None
+    assert base is not None
+    assert plain.size < base.size  # else this proves nothing
+    assert names(matched(tmp_path, NEIGHBOURS, NEIGHBOURS)) == set()
+
+
+def test_a_jump_to_another_neighbour_is_told(tmp_path: Path) -> None:
+    other = NEIGHBOURS.replace("return last(a + 1)", "return other(a + 1)")
+    both = 'static noinline int other(int a) { printk("%d", a); return a * 9; } int g(int a) { return other(a); } int h(int a) { return last(a); }'
+    declared = "static int last(int); static int other(int);"
+    assert "f" in names(matched(tmp_path, declared + NEIGHBOURS + both, declared + other + both))
+
+
+def test_the_end_of_an_array_is_not_taken_for_what_stands_behind_it(tmp_path: Path) -> None:
+    source = "static int a[8], b[8]; int f(void) { int s = 0; for (int *p = a; p != a + 8; p++) s += *p; return s; } int *g(void) { return b; } void h(int i) { a[i] = b[i] = i; }"
+    assert names(matched(tmp_path, source, source)) == set()
+
+
+def test_another_constant_another_call_and_another_variable_are_told(tmp_path: Path) -> None:
+    source = 'static int x, y; int f(void) { return x; } int g(void) { return 5; } void h(void) { printk("a"); } int k(int a) { if (a > 3) return x; return y++; } void set(int a) { x = a; y = a; }'
+    other = source.replace("f(void) { return x", "f(void) { return y").replace("5", "6").replace('"a"', '"b"')
+    other = other.replace("a > 3", "a < 3")
+    assert names(matched(tmp_path, source, other)) == {"f", "g", "h", "k"}
+
+
+def test_a_symbol_is_found_under_the_name_that_the_running_module_has(tmp_path: Path) -> None:
+    source = "int f(void) { static int n; return ++n; } int g(void) { static int n; return n += 2; }"
+    found = matched(tmp_path, source, source)
+    assert {
+        base.name: running.name for base, running in found.symbol_of.items() if base.name.startswith("n.")
+    }
+    assert all(base.name == running.name for base, running in found.symbol_of.items())
