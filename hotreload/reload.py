@@ -79,7 +79,7 @@ class Reloader:
         self._broken: dict[Path, TranslationUnit] = {}  # units that have to be compiled at the next chance
         self._history = History()
         self._live: LivePatch | None = None
-        self._kept: set[str] = set()  # patch modules that must stay loaded, though replaced
+        self._kept: dict[str, tuple[str, ...]] = {}  # patch modules that must stay loaded, and why
         self._serial = 0
         self._tidying: asyncio.Task[None] | None = None
 
@@ -94,9 +94,9 @@ class Reloader:
         return self._history.running
 
     @property
-    def kept_loaded(self) -> frozenset[str]:
-        """Patch modules that stay loaded though replaced: something new of theirs may still be pointed at."""
-        return frozenset(self._kept)
+    def kept_loaded(self) -> Mapping[str, tuple[str, ...]]:
+        """Patch modules that stay loaded though replaced: what of each may still be pointed at."""
+        return self._kept
 
     async def reload(
         self, paths: Iterable[Path], saved_at: float, *, started: Announce = _silently
@@ -296,7 +296,7 @@ class Reloader:
             cycle.note_times(await self._while_alive(applying))
             self._live = patch
             if patch.keep_loaded:
-                self._kept.add(patch.name)
+                self._kept[patch.name] = patch.keep_loaded
         elif self._live is not None:
             with cycle.stage("complete"):
                 await self._while_alive(

@@ -7,7 +7,7 @@
 # the shell does itself: it starts cat, insmod and rm. Every wait has a limit: whoever called may be gone.
 #
 #   agent apply NAME SECONDS      load the patch module on standard input, see its transition through
-#   agent disable NAME SECONDS    back to the kernel's own functions, module removed
+#   agent disable NAME SECONDS    back to the kernel's own functions; sweep removes the module
 #   agent sweep [KEEP..]          remove our replaced patch modules, but no code that a task stands in
 #   agent status                  the live patches, and what holds up a transition
 #   agent load NAME [PARAMETERS]  load an ordinary module from standard input
@@ -212,9 +212,8 @@ disable() { # NAME SECONDS
     fi
     now_us
     us=$((us - start))
-    removed=true
-    remove "$1" || removed=false
-    printf '{"ok":true,"complete_ms":%d.%03d,"removed":%s}\n' $((us / 1000)) $((us % 1000)) $removed
+    # The module goes with the next sweep: something may point into it, or a task stand in it.
+    printf '{"ok":true,"complete_ms":%d.%03d}\n' $((us / 1000)) $((us % 1000))
 }
 
 replaced() { # our patch modules that are loaded and live no more, into $names

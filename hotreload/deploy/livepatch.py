@@ -82,7 +82,7 @@ async def apply_patch(guest: Guest, name: str, module: bytes, *, timeout: float)
 
 
 async def disable_patch(guest: Guest, name: str, *, timeout: float) -> bool:
-    """Go back to the kernel's own functions and remove the patch module, at most ``timeout`` seconds.
+    """Go back to the kernel's own functions, at most ``timeout`` seconds; ``sweep`` removes the module.
 
     False when there is no such live patch. Raises PatchRejectedError (HR3103), TransitionStalledError
     (HR3104; the patch is live again then), GuestUnreachableError (HR4103).

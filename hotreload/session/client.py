@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hotreload.deploy.guest import CommandResult
 from hotreload.errors import GuestUnreachableError
 from hotreload.report.console import Console
+from hotreload.report.text import enumerate_names
 from hotreload.session.control import Message, answer, ask, report_from
 from hotreload.session.guests import About, place_of
 
@@ -187,5 +188,9 @@ def _patch_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
             waits = "" if each["patched"] else "  (not loaded)"
             rows.append(("", f"{each['name']}: {functions}{waits}"))
     rows += [("held up", task["told"]) for task in facts.get("tasks", ())]
-    rows += [("replaced", f"{name}  kept: a task may stand in it") for name in facts.get("replaced", ())]
+    kept = facts.get("kept", {})
+    for name in facts.get("replaced", ()):
+        reasons = enumerate_names(kept.get(name, []), 60)
+        why = f"{reasons} may still be pointed at" if reasons else "a task may stand in it"
+        rows.append(("replaced", f"{name}  stays loaded: {why}"))
     return rows

@@ -155,6 +155,7 @@ class Service:
             "modules": list(booted.loaded),
             "running": session.reloader.running,
             "reloads": len(session.reloader.history),
+            "kept": {name: list(reasons) for name, reasons in session.reloader.kept_loaded.items()},
         }
         return facts if trouble else facts | await self._patches()
 

@@ -244,6 +244,9 @@ def test_a_patch_goes_live_is_replaced_swept_and_taken_back(deploying: Deploying
 
     assert deploying.wait(livepatch.disable_patch(deploying.guest, "hotreload_2", timeout=10))
     assert deploying.read("/proc/cmdline") == before
+    # Something may point into the module of a patch that was taken back as well as of a replaced one.
+    assert deploying.wait(livepatch.sweep(deploying.guest, ["hotreload_2"])).left == ("hotreload_2",)
+    assert deploying.wait(livepatch.sweep(deploying.guest)).removed == ("hotreload_2",)
     assert not deploying.loaded
     assert not deploying.wait(livepatch.disable_patch(deploying.guest, "hotreload_2", timeout=10))
 
