@@ -29,14 +29,12 @@ Argument = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Completed:
-    """A program that ended: its exit status (negative: killed by that signal) and output."""
+class CommandResult:
+    """What a command left: its exit status and output."""
 
-    argv: tuple[str, ...]
     status: int
     stdout: bytes
     stderr: bytes
-    seconds: float
 
     @property
     def ok(self) -> bool:
@@ -51,6 +49,14 @@ class Completed:
     def complaint(self) -> str:
         """Standard error, decoded and stripped."""
         return self.stderr.decode(errors="replace").strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Completed(CommandResult):
+    """A program of this machine that ended; a negative status: killed by that signal."""
+
+    argv: tuple[str, ...]
+    seconds: float
 
 
 def paste_ready(argv: Sequence[Argument], cwd: Path | None = None) -> str:
@@ -120,9 +126,8 @@ async def run(
         await end(process)
     assert process.returncode is not None
     status = process.returncode
-    return Completed(
-        tuple(os.fspath(word) for word in argv), status, stdout, stderr, time.monotonic() - started
-    )
+    words = tuple(os.fspath(word) for word in argv)
+    return Completed(status, stdout, stderr, words, time.monotonic() - started)
 
 
 async def end(process: asyncio.subprocess.Process, *, grace: float = 0.0) -> None:

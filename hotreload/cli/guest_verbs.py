@@ -57,7 +57,7 @@ def start(options: Globals, paths: tuple[Path, ...]) -> None:
 
 
 def _start(options: Globals, folder: Path) -> None:
-    from hotreload.cli.main import known
+    from hotreload.cli.failures import known
     from hotreload.session.background import in_background
     from hotreload.session.client import ready_text
 

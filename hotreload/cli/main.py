@@ -10,18 +10,17 @@ from collections.abc import Sequence
 
 import click
 
-from hotreload import __version__
 from hotreload.cli import guest_verbs, play_verbs, verbs
 from hotreload.cli.command import Globals, cli, json_option, load_option, max_rung_option, setting, verb
+from hotreload.cli.failures import Bug, known
 from hotreload.config import wants_color
-from hotreload.errors import EnvironmentFault, HotReloadError
+from hotreload.errors import HotReloadError
 
 __all__ = ["Globals", "cli", "json_option", "load_option", "main", "max_rung_option", "setting", "verb"]
 
 INTERRUPTED = 130
 READER_GONE = 141  # what a shell reports for a program that died of SIGPIPE
 USAGE = 2
-BUG = 70  # EX_SOFTWARE of sysexits.h
 
 # Each of these modules makes its functions verbs while it is imported.
 VERBS = (verbs, guest_verbs, play_verbs)
@@ -60,53 +59,10 @@ def _run(words: list[str], options: Globals) -> int:
         return end.exit_code
 
 
-def known(error: BaseException) -> HotReloadError:
-    """The error of ours that this is, or the bug that it shows; of several at once, the first of ours."""
-    import errno
-
-    while isinstance(error, BaseExceptionGroup):
-        ours, _others = error.split(HotReloadError)
-        error = (ours or error).exceptions[0]
-    if isinstance(error, HotReloadError):
-        return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        place = error.filename or "the disk"
-        fault = EnvironmentFault(f"no space left: {place}", code="HR5107", hint="free some space: df -h")
-        return fault.with_traceback(error.__traceback__)
-    return _Bug(error)
-
-
-class _Bug(HotReloadError):
-    """An exception that nobody raised on purpose; its story is kept in a file."""
-
-    exit_status = BUG
-
-    def __init__(self, error: BaseException) -> None:
-        import traceback
-
-        text = "".join(traceback.format_exception(error))
-        last = traceback.format_exception_only(error)[-1].strip()
-        super().__init__(f"hotreload failed: {last}", hint=f"please report it, with {_kept(text)}")
-        self.story = text
-
-
-def _kept(story: str) -> str:
-    """Keep what is needed to report a bug; returns where it is."""
-    from hotreload.paths import state_folder
-
-    about = f"hotreload {__version__}, Python {sys.version}\n{' '.join(sys.argv)}\n\n"
-    try:
-        file = state_folder() / "last-failure.txt"
-        file.write_text(about + story, encoding="utf-8")
-    except (HotReloadError, OSError):
-        return "what -vv shows"
-    return str(file)
-
-
 def _tell(error: HotReloadError, options: Globals) -> int:
     """One line, and one that says what to do; what the compiler or the console said comes before them."""
     said = getattr(error, "diagnostics", "") or getattr(error, "excerpt", "")
-    if isinstance(error, _Bug) and options.verbose == 2:
+    if isinstance(error, Bug) and options.verbose == 2:
         said = error.story
     if said:
         click.echo(said.rstrip("\n"), err=True)

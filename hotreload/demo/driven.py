@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from hotreload import process
-from hotreload.deploy.guest import CommandResult
 from hotreload.errors import GuestUnreachableError, HotReloadError
+from hotreload.process import CommandResult
 from hotreload.report.outcome import ReloadReport
 from hotreload.session.control import Message, RemoteError, answer, ask, report_from
 from hotreload.session.guests import place_of

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from hotreload.errors import GuestUnreachableError
-from hotreload.process import paste_ready
+from hotreload.process import CommandResult, paste_ready
 
 if TYPE_CHECKING:
     import asyncssh
@@ -35,31 +34,8 @@ KEEPALIVE_COUNT = 3
 LOGIN_LIMIT = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class CommandResult:
-    """What a command in the guest left: its exit status (128 + N: killed by signal N) and output."""
-
-    status: int
-    stdout: bytes
-    stderr: bytes
-
-    @property
-    def ok(self) -> bool:
-        return self.status == 0
-
-    @property
-    def text(self) -> str:
-        """Standard output, decoded; bytes that are not UTF-8 are replaced."""
-        return self.stdout.decode(errors="replace")
-
-    @property
-    def complaint(self) -> str:
-        """Standard error, decoded and stripped."""
-        return self.stderr.decode(errors="replace").strip()
-
-
 class Guest(Protocol):
-    """A running guest that takes commands."""
+    """A running guest that takes commands. A command's status is 128 + N when signal N killed it."""
 
     async def run(self, command: str, *, stdin: bytes | None = None, timeout: float = 30.0) -> CommandResult:
         """Run a shell command. A non-zero status is not an error here.

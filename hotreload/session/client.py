@@ -11,8 +11,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hotreload.deploy.guest import CommandResult
 from hotreload.errors import GuestUnreachableError
+from hotreload.process import CommandResult
 from hotreload.report.console import Console
 from hotreload.report.text import enumerate_names
 from hotreload.session.control import Message, answer, ask, report_from

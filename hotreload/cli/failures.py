@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""Which error of ours an exception is; what nobody raised on purpose is a bug, and its story is kept."""
+
+from __future__ import annotations
+
+import sys
+
+from hotreload import __version__
+from hotreload.errors import EnvironmentFault, HotReloadError
+
+BUG = 70  # EX_SOFTWARE of sysexits.h
+
+
+def known(error: BaseException) -> HotReloadError:
+    """The error of ours that this is, or the bug that it shows; of several at once, the first of ours."""
+    import errno
+
+    while isinstance(error, BaseExceptionGroup):
+        ours, _others = error.split(HotReloadError)
+        error = (ours or error).exceptions[0]
+    if isinstance(error, HotReloadError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = error.filename or "the disk"
+        fault = EnvironmentFault(f"no space left: {place}", code="HR5107", hint="free some space: df -h")
+        return fault.with_traceback(error.__traceback__)
+    return Bug(error)
+
+
+class Bug(HotReloadError):
+    """An exception that nobody raised on purpose; its story is kept in a file."""
+
+    exit_status = BUG
+
+    def __init__(self, error: BaseException) -> None:
+        import traceback
+
+        text = "".join(traceback.format_exception(error))
+        last = traceback.format_exception_only(error)[-1].strip()
+        super().__init__(f"hotreload failed: {last}", hint=f"please report it, with {_kept(text)}")
+        self.story = text
+
+
+def _kept(story: str) -> str:
+    """Keep what is needed to report a bug; returns where it is."""
+    from hotreload.paths import state_folder
+
+    about = f"hotreload {__version__}, Python {sys.version}\n{' '.join(sys.argv)}\n\n"
+    try:
+        file = state_folder() / "last-failure.txt"
+        file.write_text(about + story, encoding="utf-8")
+    except (HotReloadError, OSError):
+        return "what -vv shows"
+    return str(file)
