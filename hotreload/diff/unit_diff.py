@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from hotreload.diff.definitions import located
+from hotreload.diff.layouts import Layouts, parse, section_of
 from hotreload.diff.object_diff import ObjectDiff, diff_objects
 from hotreload.diff.obstacles import Obstacle
-from hotreload.diff.types import Layouts, compare_layouts, global_functions, located, parse, section_of
+from hotreload.diff.types import compare_layouts, global_functions
 from hotreload.elf.btf import BtfError
 from hotreload.elf.model import ObjectFile
 

@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 import pytest
 
-from hotreload.diff.types import LayoutDiff, compare_layouts, compare_objects, located, section_of
+from hotreload.diff.definitions import located
+from hotreload.diff.layouts import section_of
+from hotreload.diff.type_pair import LayoutDiff
+from hotreload.diff.types import compare_layouts, compare_objects
 from hotreload.elf.reader import read_object
 from tests.conftest import require
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What cannot be had from gcc 12: odd shapes as data, and the search for definitions."""
+"""What cannot be had from gcc 12: odd shapes as data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import struct
 
 import pytest
 
-from hotreload.diff.types import Layouts, compare_layouts, find_definition, parse, spelled
+from hotreload.diff.layouts import Layouts, parse
+from hotreload.diff.spelling import spelled
+from hotreload.diff.types import compare_layouts
 from hotreload.elf import btf
 
 INT = ("int", 4, 1 << 24)
@@ -97,47 +99,3 @@ def test_types_that_no_c_can_mean_do_not_hang_the_comparison(types: list[tuple[i
 )
 def test_a_shape_is_spelled_as_in_c(shape: tuple[object, ...], text: str) -> None:
     assert spelled(shape) == text
-
-
-SOURCE = """\
-/* struct foo { old } */
-struct foo *first; // struct foo {
-struct __packed foo {
-	int a;
-	struct { int mode; } u;
-};
-typedef struct foo_alias { int z; } other;
-typedef struct {
-	long q;
-} twin;
-enum state { IDLE, RUN = 4 };
-enum { LONE,
-       NEXT };
-int probe(struct foo *f);
-static int tail(struct foo *f) { return probe(f); }
-int probe(struct foo *f)
-{
-	return f->a;
-}
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "member", "line"),
-    [
-        ("struct foo", "", 3),
-        ("struct foo", "a", 4),
-        ("struct foo", "u.mode", 5),
-        ("struct foo", "gone", 3),
-        ("twin", "q", 9),
-        ("enum state", "RUN", 11),
-        ("the enum of LONE", "NEXT", 13),
-        ("probe", "", 16),
-    ],
-)
-def test_a_definition_is_found_by_its_name(name: str, member: str, line: int) -> None:
-    assert find_definition(name, {"b.h": "int x;\n", "foo.h": SOURCE}, member) == f"foo.h:{line}"
-
-
-def test_what_no_source_defines_has_no_place() -> None:
-    assert find_definition("struct bar", {"foo.h": SOURCE}) is None

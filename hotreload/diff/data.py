@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: MIT
+"""Passes over data: constants may travel, and what the running kernel holds must stay as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hotreload.diff.correlate import base_name, is_constant, is_place_static
+from hotreload.diff.pair import (
+    Pair,
+    defined_targets,
+    is_bystander,
+    is_for_init,
+    referrers_of,
+    takes_address_of,
+)
+from hotreload.diff.special_sections import is_entry_section, is_ordinary
+from hotreload.elf.model import Relocation, Section, StringRef, Symbol, SymbolRef
+
+
+def let_constants_travel(pair: Pair) -> None:
+    """A changed constant that only code reads is another one now: its readers change, and bring it."""
+    before, after = referrers_of(pair.original), referrers_of(pair.patched)
+    for original, patched in list(pair.correlation.patched_of.items()):
+        if not is_constant(original):
+            continue
+        readers = before[original] | after[patched]
+        if all(reader.is_function and not is_for_init(reader) for reader in readers) and (
+            not is_constant(patched)
+            or (not pair.comparison.same(original, patched) and not _is_registered(original, before))
+        ):
+            pair.correlation.unpair(original)
+    pair.compare_anew()
+
+
+def _is_registered(constant: Symbol, referrers: Mapping[Symbol, set[Symbol]]) -> bool:
+    """Whether code may have handed a table of functions to the kernel, which goes on to use the old one."""
+    return any(target.is_function for target in defined_targets(constant.relocations)) and any(
+        takes_address_of(reader, constant) for reader in referrers[constant]
+    )
+
+
+def refuse_changed_common(pair: Pair) -> None:
+    """A variable that the linker allots (-fcommon) has a size, and no section: its size must stay."""
+    sizes = {s.name: s.size for s in pair.original.symbols if not s.is_defined}
+    for symbol in pair.patched.symbols:
+        if not symbol.is_defined and sizes.get(symbol.name, symbol.size) != symbol.size:
+            was = sizes[symbol.name]
+            message = f"'{symbol.name}' changed its size from {was} to {symbol.size} bytes"
+            pair.refuse("HR2101", symbol.name, message)
+
+
+def refuse_changed_data(pair: Pair) -> None:
+    """Data that the running kernel holds stays: another place, size or initial value cannot be brought."""
+    for patched, original in pair.correlation.original_of.items():
+        if not original.is_object or is_bystander(original):
+            continue
+        if refusal := _other_storage(original, patched):
+            code, message = refusal
+            pair.refuse(code, original.name, message)
+        elif pair.comparison.same(original, patched):
+            continue
+        elif is_for_init(original):
+            pair.init_changed.append(original.name)
+        else:
+            what = _difference(pair, original, patched)
+            message = f"the initial value of '{original.name}' changed{what}"
+            pair.refuse("HR2103", original.name, message)
+
+
+def _other_storage(original: Symbol, patched: Symbol) -> tuple[str, str] | None:
+    """The code and message of why the memory of a variable cannot hold it any more, if so."""
+    name = original.name
+    if _memory(original) != _memory(patched):
+        assert original.section is not None
+        assert patched.section is not None
+        return "HR2105", f"'{name}' moved from {original.section.name} to {patched.section.name}"
+    if original.size != patched.size:
+        return "HR2101", f"'{name}' changed its size from {original.size} to {patched.size} bytes"
+    if _alignment(original) < _alignment(patched):
+        return "HR2101", f"'{name}' needs another alignment: {_alignment(patched)} bytes"
+    return None
+
+
+def _memory(symbol: Symbol) -> object:
+    """What kind of memory holds a variable: a section of its own kind counts by its name."""
+    section = symbol.section
+    assert section is not None
+    return section.is_writable if is_ordinary(section) else section.name
+
+
+def _alignment(symbol: Symbol) -> int:
+    """The alignment in bytes that a variable asks for; 1 where it shares its section, and that is unknown."""
+    section = symbol.section
+    return section.align if section is not None and section.symbols == [symbol] else 1
+
+
+def _difference(pair: Pair, original: Symbol, patched: Symbol) -> str:
+    """Where two objects of one size first differ, for a message."""
+    if original.content != patched.content:
+        bytes_of_both = zip(original.content, patched.content, strict=True)
+        at = next(i for i, (a, b) in enumerate(bytes_of_both) if a != b)
+        start = at - at % 4
+        was, now = (int.from_bytes(s.content[start : start + 4], "little") for s in (original, patched))
+        return f" at offset {start}: {was:#x} -> {now:#x}"
+    for one, other in zip(original.relocations, patched.relocations, strict=False):
+        if not pair.comparison.same_relocations([one], [other]):
+            return f" at offset {one.offset}: {_described(one)} -> {_described(other)}"
+    return ""
+
+
+def _described(relocation: Relocation) -> str:
+    target = relocation.target
+    if isinstance(target, SymbolRef):
+        return target.symbol.name + (f"+{relocation.addend:#x}" if relocation.addend > 0 else "")
+    return repr(target.text.decode(errors="replace")) if isinstance(target, StringRef) else "a constant"
+
+
+def refuse_data_out_of_place(pair: Pair) -> None:
+    """A symbol that came to, or left, a section which the kernel reads at load only would have no effect."""
+    for symbol in pair.patched.symbols:
+        if symbol in pair.correlation.original_of or not (section := _read_at_load(symbol)):
+            continue
+        if is_for_init(symbol):
+            pair.init_changed.append(symbol.name)
+        else:
+            pair.refuse("HR2105", symbol.name, f"'{symbol.name}' is new in {section.name}")
+    for symbol in pair.original.symbols:
+        if symbol in pair.correlation.patched_of or not (section := _read_at_load(symbol)):
+            continue
+        if not is_for_init(symbol):
+            pair.refuse("HR2105", symbol.name, f"'{symbol.name}' is gone from {section.name}")
+
+
+def _read_at_load(symbol: Symbol) -> Section | None:
+    """The section of a named symbol where the kernel looks for it while it loads a module, if it does."""
+    section = symbol.section
+    if section is None or not symbol.size or symbol.anonymous:
+        return None
+    return None if is_bystander(symbol) or is_ordinary(section) else section
+
+
+def refuse_shifted_neighbours(pair: Pair) -> None:
+    """Where variables share a section, ``a[-1]`` and the end of ``a`` are places in a neighbour.
+
+    That does not matter as long as the neighbours are the same ones.
+    """
+    used = {target.section for symbol in pair.carried for target in pair.targets(symbol)}
+    for section in pair.patched.sections:
+        if section not in used or not section.is_writable or is_entry_section(section):
+            continue
+        if _has_new_neighbours(pair, section):
+            message = f"the variables that share section {section.name} are not the same ones any more"
+            pair.refuse("HR2105", section.name, message)
+
+
+def _has_new_neighbours(pair: Pair, section: Section) -> bool:
+    original = pair.original.section(section.name)
+    after = [s for s in section.symbols if s.is_object]
+    before = [s for s in original.symbols if s.is_object] if original is not None else []
+    if len(after) < 2 or all(is_place_static(symbol) for symbol in after):
+        return False
+    twins = pair.correlation.original_of
+    # The statics of macros have no twins, and nothing is counted from them.
+    ours: list[object] = [base_name(s.name) if is_place_static(s) else s for s in before]
+    theirs = [base_name(s.name) if is_place_static(s) else twins.get(s) for s in after]
+    places = [s.value for s in before] == [s.value for s in after]
+    return bool(before) and not (places and ours == theirs)

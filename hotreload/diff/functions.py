@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""Passes over functions: which of them changed, and how the new code of each can be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from hotreload.diff.correlate import is_child, is_constant, parent_name
+from hotreload.diff.pair import Pair, entry_targets, is_for_init, referrers_of, takes_address_of
+from hotreload.diff.special_sections import is_ordinary
+from hotreload.elf.constants import STB_WEAK
+from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
+from hotreload.elf.references import points_at_start
+
+# How far a change may climb from a function that cannot be traced to callers that can.
+PROMOTION_BOUND: Final = 16
+
+
+def find_changed_functions(pair: Pair) -> None:
+    """A function whose code, or whose entries in special sections, differ is changed."""
+    for patched, original in pair.correlation.original_of.items():
+        if original.is_function and not pair.comparison.same(original, patched):
+            if is_for_init(original) or is_for_init(patched):
+                pair.init_changed.append(original.name)
+            else:
+                pair.changed[patched] = original
+
+
+def join_children(pair: Pair) -> None:
+    """A part that gcc split off cannot be redirected by itself: its parent changes with it."""
+    twins = pair.correlation.original_of
+    parents = {symbol.name: symbol for symbol in pair.patched.functions}
+    for child in [symbol for symbol in pair.changed if is_child(symbol)]:
+        original = pair.changed.pop(child)
+        parent = parents.get(child.name[: child.name.index(".cold")])
+        if parent is None or parent not in twins:
+            pair.refuse("HR2202", original.name, f"the parent of {original.name} was not found")
+        else:
+            pair.changed[parent] = twins[parent]
+
+
+def promote_callers(pair: Pair) -> None:
+    """A function without an ftrace site cannot be redirected: its callers are, and call the new one."""
+    callers = referrers_of(pair.patched)
+    for owner, target in _called_by_entries(pair):
+        callers[target].add(owner)
+    for _ in range(PROMOTION_BOUND):
+        stuck = _out_of_reach(pair)
+        if not stuck:
+            return
+        for patched in stuck:
+            _promote(pair, patched, callers[patched])
+    for patched in _out_of_reach(pair):
+        _refuse_untraceable(pair, pair.changed[patched], "the chain of its callers is too long")
+
+
+def _called_by_entries(pair: Pair) -> Iterator[tuple[Symbol, Symbol]]:
+    """Each function that an alternative or the like calls for another one."""
+    for owner, entries in pair.after.of.items():
+        for target in {target for entry in entries for target in entry_targets(entry)} - {owner}:
+            if target.is_function:
+                yield owner, target
+
+
+def _out_of_reach(pair: Pair) -> list[Symbol]:
+    """The changed functions that neither ftrace nor their callers lead to yet."""
+    return [p for p, o in pair.changed.items() if p not in pair.copied and not _is_traceable(pair, o)]
+
+
+def _is_traceable(pair: Pair, original: Symbol) -> bool:
+    """Whether ftrace can redirect a function: it begins with a call of __fentry__, or a note of one."""
+    if any(entry.row.name == "__mcount_loc" for entry in pair.before.of.get(original, ())):
+        return True
+    # Behind ENDBR64 with IBT. Objects that recordmcount is still to see have the call and no note.
+    return any(
+        isinstance(r.target, SymbolRef) and r.target.symbol.name == "__fentry__" and r.offset <= 5
+        for r in original.relocations[:1]
+    )
+
+
+def _promote(pair: Pair, patched: Symbol, callers: set[Symbol]) -> None:
+    """Let the callers of a changed function travel with it, if all of them are known."""
+    original = pair.changed[patched]
+    pair.copied.add(patched)
+    if (
+        not original.is_local
+        or not callers - {patched}
+        or any(not _is_plain_code(caller) or takes_address_of(caller, patched) for caller in callers)
+    ):
+        _refuse_untraceable(pair, original, "and not all of its callers are known")
+        return
+    twins = pair.correlation.original_of
+    for caller in callers:
+        if caller in twins and caller not in pair.changed:
+            pair.changed[caller] = twins[caller]
+            name = parent_name(twins[caller].name)
+            pair.promoted[name] = f"calls {original.name}, which is not traceable"
+
+
+def _is_plain_code(symbol: Symbol) -> bool:
+    return symbol.is_function and symbol.section is not None and is_ordinary(symbol.section)
+
+
+def _refuse_untraceable(pair: Pair, original: Symbol, why: str) -> None:
+    name = original.name
+    pair.refuse("HR2202", name, f"{name} cannot be traced (it has no __fentry__ call), {why}")
+
+
+def bring_labels(pair: Pair) -> None:
+    """What holds places inside of a changed function, as a computed goto does, means the new one's."""
+    readers = referrers_of(pair.patched)
+    for patched, original in list(pair.correlation.original_of.items()):
+        if patched in pair.changed or is_child(patched) or is_for_init(patched):
+            continue
+        if not _holds_labels(pair, patched):
+            continue
+        if is_constant(original) and all(reader in pair.changed for reader in readers[patched]):
+            pair.correlation.unpair(original)
+        else:
+            message = f"{original.name} refers to places inside of a function that changed"
+            pair.refuse("HR2103", original.name, message)
+
+
+def _holds_labels(pair: Pair, patched: Symbol) -> bool:
+    return any(
+        isinstance(r.target, SymbolRef)
+        and r.target.symbol in pair.changed
+        and not points_at_start(patched, r)
+        for r in patched.relocations
+    )
+
+
+def refuse_weak(pair: Pair) -> None:
+    """Another file's function of the same name may have taken a weak one's place."""
+    for patched, original in pair.changed.items():
+        if STB_WEAK in (original.binding, patched.binding):
+            message = f"{original.name} is weak, and another file may define the one that runs"
+            pair.refuse("HR2202", original.name, message)
+
+
+def refuse_other_names(pair: Pair) -> None:
+    """Two names of one function or variable that part or join: users of one would need the other."""
+    ours, theirs = _names_of(pair.original), _names_of(pair.patched)
+    for patched, original in pair.correlation.original_of.items():
+        if not original.aliases and not patched.aliases:
+            continue
+        before, after = {original.name, *original.aliases}, {patched.name, *patched.aliases}
+        parted = sorted((before - after) & theirs)
+        joined = sorted((after - before) & ours)
+        for name in (*parted, *joined):
+            message = f"'{original.name}' and '{name}' are one on one side of the edit only"
+            pair.refuse("HR2208", original.name, message)
+
+
+def _names_of(obj: ObjectFile) -> set[str]:
+    """All names of functions and data."""
+    return {
+        name
+        for symbol in obj.symbols
+        if symbol.is_defined and (symbol.is_function or symbol.is_object)
+        for name in (symbol.name, *symbol.aliases)
+    }

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""Two objects of one unit, how their symbols correspond, and what the passes found so far.
+
+The predicates that several passes share stand below: who refers to whom, and what a symbol is to the kernel.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from hotreload.diff.compare import Comparison
+from hotreload.diff.correlate import Correlation, correlate, is_child, is_place_static
+from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
+from hotreload.diff.special_sections import (
+    Entry,
+    EntryTable,
+    is_entry_section,
+    is_inert,
+    is_init,
+    read_entries,
+)
+from hotreload.elf.model import ObjectFile, Relocation, Section, Symbol, SymbolRef
+from hotreload.elf.references import takes_address
+
+
+@dataclass(slots=True)
+class Pair:
+    """What every pass reads and fills in.
+
+    ``before``, ``after``  the special-section entries of the original and of the patched object
+    ``changed``            patched function -> the original that it replaces
+    ``copied``             those of ``changed`` that are reached through their callers only
+    ``promoted``           functions that did not change themselves, and why they travel
+    ``init_changed``       what differs, and matters while the module is loaded or unloaded only
+    ``carried``            the patched symbols that travel
+    """
+
+    original: ObjectFile
+    patched: ObjectFile
+    before: EntryTable
+    after: EntryTable
+    correlation: Correlation
+    comparison: Comparison
+    changed: dict[Symbol, Symbol] = field(default_factory=dict)
+    copied: set[Symbol] = field(default_factory=set)
+    promoted: dict[str, str] = field(default_factory=dict)
+    init_changed: list[str] = field(default_factory=list)
+    carried: set[Symbol] = field(default_factory=set)
+    notes: list[Note] = field(default_factory=list)
+    obstacles: list[Obstacle] = field(default_factory=list)
+
+    def refuse(self, code: str, symbol: str, message: str, hint: str = RELOAD_MODULE) -> None:
+        self.obstacles.append(Obstacle(code, symbol, message, hint))
+
+    def tell(self, code: str, symbol: str, message: str) -> None:
+        self.notes.append(Note(code, symbol, message))
+
+    def compare_anew(self) -> None:
+        """Forget what was found the same: it rests on twins, and there are fewer of them now."""
+        self.comparison = Comparison(self.correlation, self.before, self.after)
+
+    @property
+    def new_functions(self) -> list[Symbol]:
+        """Running code of the patched object without a twin; what gcc split off counts with its parent."""
+        known = self.correlation.original_of
+        return [s for s in self.patched.functions if s not in known and _stands_alone(s)]
+
+    @property
+    def removed_functions(self) -> list[Symbol]:
+        """Running code of the original object without a twin."""
+        known = self.correlation.patched_of
+        return [s for s in self.original.functions if s not in known and _stands_alone(s)]
+
+    def targets(self, patched: Symbol) -> Iterator[Symbol]:
+        """The defined symbols that a patched symbol, or an entry of it, refers to."""
+        yield from defined_targets(patched.relocations)
+        for entry in self.after.of.get(patched, ()):
+            yield from entry_targets(entry)
+
+
+def pair_objects(original: ObjectFile, patched: ObjectFile) -> Pair:
+    """Read the entries of two objects and correlate their symbols."""
+    before, after = read_entries(original), read_entries(patched)
+    correlation = correlate(original, patched)
+    return Pair(original, patched, before, after, correlation, Comparison(correlation, before, after))
+
+
+def referrers_of(obj: ObjectFile) -> dict[Symbol, set[Symbol]]:
+    """Which symbols refer to each symbol; entries and what the kernel never looks at do not count."""
+    found: dict[Symbol, set[Symbol]] = defaultdict(set)
+    for symbol in obj.symbols:
+        section = symbol.section
+        if section is None or is_explained_elsewhere(section):
+            continue
+        for relocation in symbol.relocations:
+            if isinstance(relocation.target, SymbolRef):
+                found[relocation.target.symbol].add(symbol)
+    return found
+
+
+def defined_targets(relocations: Iterable[Relocation]) -> Iterator[Symbol]:
+    for relocation in relocations:
+        if isinstance(relocation.target, SymbolRef) and relocation.target.symbol.is_defined:
+            yield relocation.target.symbol
+
+
+def entry_targets(entry: Entry) -> Iterator[Symbol]:
+    """What an entry refers to; an alternative's is what the code that it may put in place refers to."""
+    return defined_targets(entry.relocations if entry.replacement is None else entry.replacement[1])
+
+
+def takes_address_of(referrer: Symbol, target: Symbol) -> bool:
+    """Whether a symbol uses the address of a function for more than to call it."""
+    return any(
+        isinstance(relocation.target, SymbolRef)
+        and relocation.target.symbol is target
+        and takes_address(referrer, relocation)
+        for relocation in referrer.relocations
+    )
+
+
+def is_for_init(symbol: Symbol) -> bool:
+    """Whether a symbol is for loading and unloading only."""
+    return symbol.section is not None and is_init(symbol.section)
+
+
+def is_explained_elsewhere(section: Section) -> bool:
+    """Whether a section is entries, which count with their code, or nothing the kernel looks at."""
+    return is_inert(section) or is_entry_section(section)
+
+
+def is_bystander(symbol: Symbol) -> bool:
+    """Whether a variable is no state of the driver's: it has no section here, is a macro's, or an entry."""
+    section = symbol.section
+    return section is None or is_explained_elsewhere(section) or is_place_static(symbol)
+
+
+def _stands_alone(function: Symbol) -> bool:
+    return not is_for_init(function) and not is_child(function)

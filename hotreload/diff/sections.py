@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""Passes over all that no function or variable stands for: it must be the same, or be explained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from hotreload.diff.pair import Pair, entry_targets, is_explained_elsewhere, referrers_of
+from hotreload.diff.special_sections import AUXILIARY, EntryTable, is_init, is_ordinary
+from hotreload.elf.constants import SHF_MERGE
+from hotreload.elf.model import ObjectFile, Section, Symbol
+
+DESCRIPTION = ".modinfo"
+
+
+def explain_other_sections(pair: Pair) -> None:
+    """Sections without symbols that no table explains must say the same on both sides."""
+    ours = _other_sections(pair.original, pair.before)
+    theirs = _other_sections(pair.patched, pair.after)
+    for name in sorted(ours.keys() | theirs.keys()):
+        before, after = ours.get(name, []), theirs.get(name, [])
+        if _same_stretches(pair, name, before, after):
+            continue
+        section = (before or after)[0].section
+        if name == DESCRIPTION:
+            message = "the module's description changed; modinfo shows it after the next load of the module"
+            pair.tell("HR2105", name, message)
+        elif section is not None and is_init(section):
+            pair.init_changed.append(name)
+        else:
+            pair.refuse("HR2208", name, f"section {name} changed, and what it means is not known")
+
+
+def _other_sections(obj: ObjectFile, entries: EntryTable) -> dict[str, list[Symbol]]:
+    """The anonymous stretches of sections that are neither inert nor entries.
+
+    In ordinary sections only those that nothing refers to: the others count with their referrers.
+    """
+    found: dict[str, list[Symbol]] = {}
+    used = {symbol for symbol, referrers in referrers_of(obj).items() if referrers}
+    used |= {target for group in entries.of.values() for entry in group for target in entry_targets(entry)}
+    for section in obj.sections:
+        if is_explained_elsewhere(section) or not section.size or _is_merged(section):
+            continue
+        explained = is_ordinary(section) or section.name == AUXILIARY
+        stretches = [s for s in section.symbols if s.anonymous and not (explained and s in used)]
+        if stretches:
+            found.setdefault(section.name, []).extend(stretches)
+    return found
+
+
+def _is_merged(section: Section) -> bool:
+    return section.flags & SHF_MERGE != 0
+
+
+def _same_stretches(pair: Pair, name: str, ours: list[Symbol], theirs: list[Symbol]) -> bool:
+    if ours and theirs and name == DESCRIPTION:
+        return sorted(_strings(ours)) == sorted(_strings(theirs))
+    return len(ours) == len(theirs) and all(map(pair.comparison.same, ours, theirs))
+
+
+def _strings(stretches: Iterable[Symbol]) -> list[bytes]:
+    return [text for symbol in stretches for text in symbol.content.split(b"\0") if text]
+
+
+def explain_stray_entries(pair: Pair) -> None:
+    """Entries of special sections that belong to no function must be the same."""
+    ours, theirs = _stray_entries(pair.before), _stray_entries(pair.after)
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours[name] != theirs[name]:
+            pair.refuse("HR2208", name, f"entries of {name} that belong to no function changed")
+
+
+def _stray_entries(table: EntryTable) -> Counter[str]:
+    """How many entries of each special section belong to something else than a function."""
+    return Counter(
+        entry.row.name
+        for symbol, entries in table.of.items()
+        if not symbol.is_function
+        for entry in entries
+        if entry.row.compared
+    )
+
+
+def weigh_init(pair: Pair) -> None:
+    """Code for loading and unloading runs once: beside other changes it waits, alone it is refused."""
+    for name in dict.fromkeys(pair.init_changed):
+        if pair.changed:
+            message = f"{name} runs when the module is loaded or unloaded; its change waits for the next load"
+            pair.tell("HR2201", name, message)
+        else:
+            pair.refuse("HR2201", name, f"only code for loading or unloading changed: {name}")

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""Passes over what the patch carries, and over what it leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hotreload.diff.correlate import base_name, is_child
+from hotreload.diff.pair import Pair, is_bystander, is_for_init
+from hotreload.diff.special_sections import is_ordinary
+from hotreload.elf.model import Symbol
+
+
+def collect_carried(pair: Pair) -> None:
+    """The changed functions travel, and all that is new or has no identity and that they reach."""
+    # New global functions and variables travel alone, too: another unit's change may be to use them.
+    new = [*pair.new_functions, *_new_globals(pair)]
+    if not pair.changed and all(symbol.is_local for symbol in new):
+        return
+    todo = [*pair.changed, *new]
+    while todo:
+        symbol = todo.pop()
+        if symbol in pair.carried:
+            continue
+        pair.carried.add(symbol)
+        for target in pair.targets(symbol):
+            if target not in pair.carried and _must_travel(pair, target):
+                todo.append(target)
+
+
+def _new_globals(pair: Pair) -> Iterator[Symbol]:
+    for symbol in pair.patched.symbols:
+        section = symbol.section
+        if section is None or not symbol.is_object or symbol.is_local or not is_ordinary(section):
+            continue
+        if symbol not in pair.correlation.original_of:
+            yield symbol
+
+
+def _must_travel(pair: Pair, target: Symbol) -> bool:
+    """Whether the running kernel has not got what changed code refers to; refuses what cannot be brought."""
+    if is_child(target):
+        return True
+    if target in pair.correlation.original_of:
+        return target in pair.changed
+    section = target.section
+    assert section is not None
+    name = target.name
+    if is_for_init(target):
+        pair.refuse("HR2201", name, f"running code refers to {name}, which is freed after init")
+    elif target.anonymous and section.is_writable:
+        what = f"data of {section.name} that has no symbol, and may have a value by now"
+        pair.refuse("HR2105", name, f"changed code uses {what}")
+    elif not is_ordinary(section) and not (target.anonymous and section.is_code):
+        # A pass over data may have told of this one.
+        if all(obstacle.symbol != name for obstacle in pair.obstacles):
+            pair.refuse("HR2105", name, f"changed code needs '{name}' of {section.name}")
+    else:
+        return True
+    return False
+
+
+def tell_lost_statics(pair: Pair) -> None:
+    """A variable that the source has no more keeps its value where no code looks at it."""
+    if not pair.changed:
+        return
+    for symbol in pair.original.symbols:
+        section = symbol.section
+        if not symbol.is_object or symbol in pair.correlation.patched_of or is_bystander(symbol):
+            continue
+        if symbol.is_defined and section is not None and section.is_writable:
+            name = base_name(symbol.name)
+            message = f"the variable '{name}' is not there any more; its value stays behind"
+            pair.tell("HR2104", name, message)
