@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 KINDS = ("unit", "objects", "guest")
+
+# A shell that starts the tests in the background has interrupts ignored, and every program that a test
+# starts and interrupts would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def require(condition: object, what: str, command: str) -> None:
