@@ -128,6 +128,9 @@ class Cycle:
         ]
         if undone:
             notes.append(f"back to what the guest booted: {', '.join(undone)}")
+        anew = [name for name in step.variables if name in before.variables]
+        if anew:
+            notes.append(f"HR2104 starts anew with each patch: {', '.join(anew)}")
         outcome = Outcome.LIVE if step.plan else Outcome.UNDONE
         return ReloadReport(
             outcome,

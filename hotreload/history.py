@@ -15,11 +15,15 @@ from hotreload.report.outcome import ReloadReport
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """``plan`` is None where the guest runs what it booted; ``number`` of the reload, 0 for the boot."""
+    """``plan`` is None where the guest runs what it booted; ``number`` of the reload, 0 for the boot.
+
+    ``symbols``: the functions that run anew; ``variables``: those that live in the patch module.
+    """
 
     number: int
     plan: PatchPlan | None
     symbols: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
 
 
 BOOT = Step(0, None)
@@ -43,11 +47,11 @@ class History:
         """The number of the reload whose code the guest runs; None: what it booted."""
         return self.current.number or None
 
-    def add(self, plan: PatchPlan | None, symbols: tuple[str, ...]) -> Step:
+    def add(self, plan: PatchPlan | None, symbols: tuple[str, ...], variables: tuple[str, ...] = ()) -> Step:
         """A reload went live; returns its step, with the next number."""
         self.last_number += 1
         del self.steps[self.place + 1 :]
-        self.steps.append(Step(self.last_number, plan, symbols))
+        self.steps.append(Step(self.last_number, plan, symbols, variables))
         self.place += 1
         return self.current
 

@@ -23,6 +23,7 @@ from hotreload.build.units import units_for
 from hotreload.cycle import Announce, Compared, Cycle, NotPatchableError, Original, read_original
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
+from hotreload.diff.correlate import base_name
 from hotreload.diff.obstacles import Obstacle
 from hotreload.diff.unit_diff import diff_unit
 from hotreload.elf.reader import read_object
@@ -176,7 +177,7 @@ class Reloader:
         # The guest has not been touched so far. This is the first line that does.
         await self._bring(cycle, plan)
 
-        step = self._history.add(plan, self._symbols())
+        step = self._history.add(plan, self._symbols(), self._variables())
         self._stages.keep(step.number, cycle.compared, self._live)
         return cycle.went_live(step, before)
 
@@ -342,3 +343,8 @@ class Reloader:
     def _symbols(self) -> tuple[str, ...]:
         names = [name for compared in self._edited.values() for name in compared.diff.changed_functions]
         return tuple(dict.fromkeys(names))
+
+    def _variables(self) -> tuple[str, ...]:
+        """The variables that were added since boot: they live in the patch module, and start anew with it."""
+        added = [symbol for compared in self._edited.values() for symbol in compared.diff.new_data]
+        return tuple(base_name(s.name) for s in added if s.section is not None and s.section.is_writable)
