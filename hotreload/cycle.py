@@ -20,6 +20,7 @@ from hotreload.elf.reader import read_object
 from hotreload.errors import (
     CompileError,
     EditError,
+    EnvironmentFault,
     GuestCrashedError,
     PatchRejectedError,
     TransitionStalledError,
@@ -80,6 +81,7 @@ class Cycle:
     announce: Announce
     compared: list[Compared] = field(default_factory=list)
     milliseconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -131,6 +133,7 @@ class Cycle:
         anew = [name for name in step.variables if name in before.variables]
         if anew:
             notes.append(f"HR2104 starts anew with each patch: {', '.join(anew)}")
+        notes += self.notes
         outcome = Outcome.LIVE if step.plan else Outcome.UNDONE
         return ReloadReport(
             outcome,
@@ -149,13 +152,13 @@ class Cycle:
 
     def no_change(self, still_runs: int | None) -> ReloadReport:
         """The compiler made the same code of it."""
-        note = "the code is the same" if self.compared else "no unit of this build includes it"
+        notes = [note.message for each in self.compared for note in each.diff.notes] + self.notes
         return ReloadReport(
             Outcome.NO_CHANGE,
             None,
             self.files,
             milliseconds=self.milliseconds,
-            notes=(note,),
+            notes=tuple(notes) or ("the code is the same",),
             still_runs=still_runs,
         )
 
@@ -172,7 +175,7 @@ class Cycle:
             still_runs=still_runs,
         )
 
-    def failed(self, error: EditError, still_runs: int | None) -> ReloadReport:
+    def failed(self, error: EditError | EnvironmentFault, still_runs: int | None) -> ReloadReport:
         """The edit failed, and the guest was left as it was (or died)."""
         outcome = next(
             (_OUTCOMES[kind] for kind in type(error).__mro__ if kind in _OUTCOMES), Outcome.REFUSED
@@ -200,11 +203,13 @@ class Cycle:
 
 def _reason(obstacle: Obstacle) -> Reason:
     file, _, line = (obstacle.where or "").rpartition(":")
+    if not line.isdigit():  # a file alone
+        file, line = obstacle.where or "", ""
     return Reason(
         obstacle.code,
         obstacle.message,
         obstacle.symbol,
         obstacle.hint,
         Path(file) if file else None,
-        int(line) if file and line.isdigit() else None,
+        int(line) if file and line else None,
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,8 +28,8 @@ from hotreload.diff.correlate import base_name
 from hotreload.diff.obstacles import Obstacle
 from hotreload.diff.unit_diff import diff_unit
 from hotreload.elf.reader import read_object
-from hotreload.errors import EditError, GuestUnreachableError
-from hotreload.history import History
+from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError
+from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.patch.module import NAME_PREFIX, LivePatch, write_module
 from hotreload.patch.plan import PatchPlan, PlanRefused, UnitDiff, plan_patch
@@ -43,6 +44,14 @@ T = TypeVar("T")
 # How often a guest that takes a patch is looked at for a panic, in seconds.
 TROUBLE_INTERVAL = 0.05
 RESTART = "end hotreload and start it again: it builds the module anew, and the guest boots with it"
+
+
+def _digest(file: Path) -> str | None:
+    """The content of a file that may be gone."""
+    try:
+        return sha256(file)
+    except OSError:
+        return None
 
 
 def _silently(_type: str, _fields: object) -> None:
@@ -75,6 +84,7 @@ class Reloader:
         self._stages = StageKeeper(folder / "reloads")
         self._objects = folder / "objects"
         self._knowledge: KernelKnowledge | None = None
+        self._makefiles = {path: _digest(path) for path in module.makefiles}
         self._originals: dict[Path, Original] = {}
         self._edited: dict[Path, Compared] = {}  # units compiled since boot, by object
         self._broken: dict[Path, TranslationUnit] = {}  # units that have to be compiled at the next chance
@@ -148,7 +158,8 @@ class Reloader:
         """The one place where an EditError becomes an outcome."""
         try:
             report = await ending
-        except EditError as error:
+        except (EditError, EnvironmentFault) as error:
+            # A full disk, say: the guest is as it was, and the next save may find some space.
             report = cycle.failed(error, self.running)
         if report.number is not None or report.reasons or report.error:
             self._history.reports.append(report)
@@ -167,6 +178,10 @@ class Reloader:
         # Which of it can be patched, over all units edited since boot? All obstacles are told at once.
         plan = self._plan(cycle)
 
+        changed = [path.name for path, held in self._makefiles.items() if _digest(path) != held]
+        if changed:
+            cycle.notes.append(f"HR1004 {', '.join(changed)} changed; the build is still the one before")
+
         before = self._history.current
         if plan == before.plan:
             return cycle.no_change(self.running)
@@ -178,8 +193,15 @@ class Reloader:
         await self._bring(cycle, plan)
 
         step = self._history.add(plan, self._symbols(), self._variables())
-        self._stages.keep(step.number, cycle.compared, self._live)
+        self._keep_stages(cycle, step)
         return cycle.went_live(step, before)
+
+    def _keep_stages(self, cycle: Cycle, step: Step) -> None:
+        try:
+            self._stages.keep(step.number, cycle.compared, self._live)
+        except EnvironmentFault as fault:
+            # The new code is live; that its stages are not on disk is no reason to say otherwise.
+            cycle.notes.append(f"{fault.code} {fault.message}: the stages of this reload were not kept")
 
     async def _walk(self, cycle: Cycle, place: int | None, outcome: Outcome, nothing: str) -> ReloadReport:
         """Go to another step of the history; ``place`` None: there is none, because of ``nothing``."""
@@ -206,13 +228,16 @@ class Reloader:
         if not files:
             return self._all_that_may_differ()
         selection = units_for(files, self.module, self._objects)
-        if selection.makefiles_changed:
-            names = ", ".join(path.name for path in selection.makefiles_changed)
+        differing = [
+            path for path in selection.makefiles_changed if _digest(path) != self._makefiles.get(path)
+        ]
+        if differing:
+            names = ", ".join(path.name for path in differing)
             message = f"{names} changed: what is built, and how, is settled when the guest boots"
             raise NotPatchableError([Obstacle("HR1004", names, message, RESTART)])
         # A unit that did not compile may do so now: because of a header that has come into being, say.
         chosen = {unit.object: unit for unit in (*selection.units, *self._broken.values())}
-        if not chosen:
+        if not chosen and not selection.makefiles_changed:
             names = ", ".join(path.name for path in selection.not_part_of_build)
             message = f"{names} is not part of this build: no unit includes it"
             hint = "add it to the module's Makefile and start hotreload again, or include it"
@@ -263,13 +288,21 @@ class Reloader:
     def _plan(self, cycle: Cycle) -> PatchPlan | None:
         """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""
         with cycle.stage("link"):
-            obstacles = [o for compared in self._edited.values() for o in compared.diff.obstacles]
+            obstacles = [
+                obstacle if obstacle.where else replace(obstacle, where=str(compared.pair.unit.source))
+                for compared in self._edited.values()
+                for obstacle in compared.diff.obstacles
+            ]
             if obstacles:
                 raise NotPatchableError(obstacles)
             assert self._knowledge is not None, "learnt while building"
             units = [
                 UnitDiff(
-                    module.name, self._block(module.name, unit), compared.diff, compared.original.running
+                    module.name,
+                    str(unit.source),
+                    self._block(module.name, unit),
+                    compared.diff,
+                    compared.original.running,
                 )
                 for module in self.base.modules
                 for unit in module.units

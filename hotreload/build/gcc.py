@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from hotreload.paths import writing_to
 
 # __DATE__ and __TIME__ are errors in kbuild, but a module may allow them; base and patch must agree.
 ENVIRONMENT = {"SOURCE_DATE_EPOCH": "0"}
-_counter = itertools.count()
 _btf_known: dict[str, bool] = {}
 
 
@@ -50,18 +49,17 @@ async def compile_object(unit: TranslationUnit, target: Path, shadow: Shadow | N
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[tuple[Path, Path]]:
-    stem = f".{target.stem}.{os.getpid()}-{next(_counter)}"
-    output, dependencies = target.parent / f"{stem}.o", target.parent / f"{stem}.d"
-    try:
-        with writing_to(target.parent):
-            target.parent.mkdir(parents=True, exist_ok=True)
+    """Names for an object and its dependencies, in a folder of their own: a compiler that is killed leaves
+    its temporary files there, too."""
+    with writing_to(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.stem}-", dir=target.parent, ignore_cleanup_errors=True
+        ) as folder:
+            output = Path(folder, target.name)
             # gcc would report an unwritable or full folder as a compile error; ask first.
             output.touch()
-            yield output, dependencies
-    finally:
-        with contextlib.suppress(OSError):
-            output.unlink(missing_ok=True)
-            dependencies.unlink(missing_ok=True)
+            yield output, output.with_suffix(".d")
 
 
 def _on_object(step: Sequence[str], unit: TranslationUnit, output: Path) -> tuple[str, ...]:
@@ -70,7 +68,9 @@ def _on_object(step: Sequence[str], unit: TranslationUnit, output: Path) -> tupl
 
 async def _step(argv: Sequence[str], unit: TranslationUnit, output: Path) -> str:
     program = os.path.join(unit.cwd, argv[0]) if "/" in argv[0] else argv[0]
-    done = await process.run([program, *argv[1:]], cwd=unit.cwd, env=ENVIRONMENT)
+    done = await process.run(
+        [program, *argv[1:]], cwd=unit.cwd, env=ENVIRONMENT | {"TMPDIR": str(output.parent)}
+    )
     # objtool names the object it looks at: say the name that the user knows.
     said = (done.stdout + done.stderr).decode(errors="replace").replace(str(output), str(unit.object))
     if done.ok:

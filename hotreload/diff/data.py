@@ -17,6 +17,9 @@ from hotreload.diff.pair import (
 from hotreload.diff.special_sections import is_entry_section, is_ordinary
 from hotreload.elf.model import Relocation, Section, StringRef, Symbol, SymbolRef
 
+# struct kernel_param, one for each module_param() (include/linux/moduleparam.h)
+PARAMETERS = "__param"
+
 
 def let_constants_travel(pair: Pair) -> None:
     """A changed constant that only code reads is another one now: its readers change, and bring it."""
@@ -64,13 +67,13 @@ def refuse_changed_data(pair: Pair) -> None:
             pair.init_changed.append(original.name)
         else:
             what = _difference(pair, original, patched)
-            message = f"the initial value of '{original.name}' changed{what}"
+            message = f"the initial value of '{base_name(original.name)}' changed{what}"
             pair.refuse("HR2103", original.name, message)
 
 
 def _other_storage(original: Symbol, patched: Symbol) -> tuple[str, str] | None:
     """The code and message of why the memory of a variable cannot hold it any more, if so."""
-    name = original.name
+    name = base_name(original.name)
     if _memory(original) != _memory(patched):
         assert original.section is not None
         assert patched.section is not None
@@ -124,12 +127,12 @@ def refuse_data_out_of_place(pair: Pair) -> None:
         if is_for_init(symbol):
             pair.init_changed.append(symbol.name)
         else:
-            pair.refuse("HR2105", symbol.name, f"'{symbol.name}' is new in {section.name}")
+            pair.refuse("HR2105", symbol.name, _named_at_load(symbol, section, "new in"))
     for symbol in pair.original.symbols:
         if symbol in pair.correlation.patched_of or not (section := _read_at_load(symbol)):
             continue
         if not is_for_init(symbol):
-            pair.refuse("HR2105", symbol.name, f"'{symbol.name}' is gone from {section.name}")
+            pair.refuse("HR2105", symbol.name, _named_at_load(symbol, section, "gone from"))
 
 
 def _read_at_load(symbol: Symbol) -> Section | None:
@@ -166,3 +169,11 @@ def _has_new_neighbours(pair: Pair, section: Section) -> bool:
     theirs = [base_name(s.name) if is_place_static(s) else twins.get(s) for s in after]
     places = [s.value for s in before] == [s.value for s in after]
     return bool(before) and not (places and ours == theirs)
+
+
+def _named_at_load(symbol: Symbol, section: Section, how: str) -> str:
+    """What it means that a symbol is new in, or gone from, a section that is read when a module is loaded."""
+    if section.name == PARAMETERS:
+        parameter = symbol.name.removeprefix("__param_")
+        return f"the module parameter '{parameter}' is {how.split()[0]}: parameters are settled at load"
+    return f"'{symbol.name}' is {how} {section.name}"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -12,6 +13,9 @@ from hotreload.elf.constants import SHF_MERGE
 from hotreload.elf.model import ObjectFile, Section, Symbol
 
 DESCRIPTION = ".modinfo"
+# A section for each EXPORT_SYMBOL (include/asm-generic/export.h), and what all of them have beside it.
+EXPORT = re.compile(r"___k(?:symtab|crctab)(?:_gpl)?\+(\w+)$")
+EXPORT_TABLES = frozenset(("__ksymtab_strings", "__ksymtab", "__ksymtab_gpl", "__kcrctab", "__kcrctab_gpl"))
 
 
 def explain_other_sections(pair: Pair) -> None:
@@ -28,7 +32,10 @@ def explain_other_sections(pair: Pair) -> None:
             pair.tell("HR2105", name, message)
         elif section is not None and is_init(section):
             pair.init_changed.append(name)
-        else:
+        elif export := EXPORT.match(name):
+            message = f"what the module exports changed ({export[1]}): exports are settled when it is loaded"
+            pair.refuse("HR2105", export[1], message)
+        elif name not in EXPORT_TABLES:
             pair.refuse("HR2208", name, f"section {name} changed, and what it means is not known")
 
 

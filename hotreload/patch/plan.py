@@ -19,7 +19,7 @@ from math import gcd
 
 from hotreload.diff.correlate import is_constant, is_place_static
 from hotreload.diff.object_diff import ObjectDiff
-from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
 from hotreload.diff.running_code import RunningCode
 from hotreload.diff.special_sections import DYNAMIC_DEBUG, REPLACEMENTS, Entry
 from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE
@@ -100,6 +100,7 @@ class UnitDiff:
     number of its block in that module's symbols, and what of its base object the guest runs."""
 
     module: str
+    source: str
     block: int | None
     diff: ObjectDiff
     running: RunningCode
@@ -132,6 +133,7 @@ class _Planner:
     numbers: dict[Symbol, int] = field(default_factory=dict)  # a carried symbol -> its piece
     globals: dict[tuple[str, str], Symbol] = field(default_factory=dict)  # (module, name) -> carried symbol
     unit_of: dict[Symbol, UnitDiff] = field(default_factory=dict)
+    at_work: UnitDiff | None = None  # whom an obstacle is blamed on
 
     def __post_init__(self) -> None:
         for unit in self.units:
@@ -158,6 +160,7 @@ class _Planner:
             for unit in self.units:
                 if unit.module != module:
                     continue
+                self.at_work = unit
                 for twins in unit.diff.changed:
                     if twins.original in unit.running.different:
                         self._refuse_other_build(unit, twins.original)
@@ -172,7 +175,7 @@ class _Planner:
     def _piece(self, symbol: Symbol) -> Piece:
         section = symbol.section
         assert section is not None
-        unit = self.unit_of[symbol]
+        unit = self.at_work = self.unit_of[symbol]
         self._refuse_moved(unit, symbol)
         relocations = tuple(self._relocation(unit, symbol, relocation) for relocation in symbol.relocations)
         # A symbol in the middle of a section has its own place's alignment, at most its section's.
@@ -189,7 +192,8 @@ class _Planner:
             self._refuse("HR2207" if symbol.is_function else "HR2104", symbol.name, message)
 
     def _entry_pieces(self, owner: Symbol, entry: Entry, number: int) -> Iterator[Piece]:
-        unit, row = self.unit_of[owner], entry.row
+        unit = self.at_work = self.unit_of[owner]
+        row = entry.row
         place = f"{row.name} of {owner.name}"
         relocations: list[PlannedRelocation] = []
         for relocation in entry.relocations:
@@ -313,8 +317,8 @@ class _Planner:
             self.keep.append(symbol.name)
 
     def _refuse(self, code: str, symbol: str, message: str, hint: str | None = None) -> None:
-        obstacle = Obstacle(code, symbol, message, hint) if hint else Obstacle(code, symbol, message)
-        self.obstacles.append(obstacle)
+        where = self.at_work.source if self.at_work else None
+        self.obstacles.append(Obstacle(code, symbol, message, hint or RELOAD_MODULE, where))
 
 
 def _output_section(symbol: Symbol) -> str:

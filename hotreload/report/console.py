@@ -111,6 +111,9 @@ def _reason_lines(report: ReloadReport, width: int | None, color: bool, cwd: Pat
         # A crash is told by its own report, the notes say where that is.
         why = "" if report.outcome is Outcome.CRASHED else f"hotreload why {reason.code}".replace(" ", NBSP)
         hint = one_line(reason.hint or "")
+        following = report.reasons[position + 1 : position + 2]
+        if following and following[0].hint == reason.hint and following[0].code == reason.code:
+            continue  # said once, below the last of them
         if hint or why:
             lines += _wrapped(f"{hint}      {why}".strip() if hint else why, width)
     if len(report.reasons) > SHOWN_REASONS:

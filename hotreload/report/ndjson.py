@@ -11,6 +11,7 @@ fields are always there, others may be, and new ones may come without a new ``v`
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ from typing import Any, Self, TextIO
 
 from hotreload.paths import writing_to
 from hotreload.report.outcome import STAGES, Outcome, Reason, ReloadReport
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 
@@ -137,12 +140,19 @@ class EventSink:
         event = Event(self._seq, round(self._clock(), 3), type, cycle, plain)
         line = event.line()
         if self._descriptor is not None and self._path is not None:
-            with writing_to(self._path.parent):
-                os.write(self._descriptor, line.encode("ascii"))
+            self._record(line)
         if self._stream is not None:
             self._stream.write(line)
             self._stream.flush()
         return event
+
+    def _record(self, line: str) -> None:
+        assert self._descriptor is not None
+        try:
+            os.write(self._descriptor, line.encode("ascii"))
+        except OSError as error:
+            # A record is not worth a guest and its state: a full disk costs lines, not the session.
+            log.warning("%s: %s", self._path, error.strerror)
 
 
 def closing_event(report: ReloadReport) -> tuple[str, dict[str, Any]]:

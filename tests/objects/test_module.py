@@ -56,7 +56,7 @@ def planned(tmp_path: Path, units: Mapping[str, tuple[str, str]], *flags: str) -
         diff = diff_objects(base, read_object(compiled(after, tmp_path / "patched", *flags, name=name)))
         assert diff.obstacles == ()
         running = match_running(read_object(plain[name]), base)
-        diffs.append(UnitDiff("drv", symbols.block_of(name, 0), diff, running))
+        diffs.append(UnitDiff("drv", name, symbols.block_of(name, 0), diff, running))
     return plan_patch([d for d in diffs if d.diff.carried], KernelSymbols(EXPORTS, {"drv": symbols}))
 
 
@@ -140,7 +140,7 @@ def test_a_guest_with_another_build_is_refused(tmp_path: Path) -> None:
     base = read_object(compiled(old, tmp_path / "base"))
     diff = diff_objects(base, read_object(compiled(new, tmp_path / "new")))
     other = compiled("int f(int i) { return i * 78 + i / 3; }", tmp_path / "other")
-    unit = UnitDiff("drv", 0, diff, match_running(read_object(other), base))
+    unit = UnitDiff("drv", "drv.c", 0, diff, match_running(read_object(other), base))
     with pytest.raises(PlanRefused) as caught:
         plan_patch([unit], KernelSymbols(EXPORTS, {"drv": ModuleSymbols("drv", other)}))
     assert {obstacle.code for obstacle in caught.value.obstacles} == {"HR3101"}
@@ -149,7 +149,7 @@ def test_a_guest_with_another_build_is_refused(tmp_path: Path) -> None:
 def test_a_module_whose_function_has_another_size_is_refused(tmp_path: Path) -> None:
     old, new = edit("int f(int i) { return i * 77 + OLD; }")
     base = read_object(compiled(old, tmp_path / "base"))
-    unit = UnitDiff("drv", 0, diff_objects(base, read_object(compiled(new, tmp_path / "new"))), match_running(base, base))  # fmt: skip
+    unit = UnitDiff("drv", "drv.c", 0, diff_objects(base, read_object(compiled(new, tmp_path / "new"))), match_running(base, base))  # fmt: skip
     loaded = ModuleSymbols("drv", compiled("int f(int i) { return i * 78 + i / 3; }", tmp_path / "loaded"))
     with pytest.raises(PlanRefused) as caught:
         plan_patch([unit], KernelSymbols(EXPORTS, {"drv": loaded}))
@@ -472,7 +472,7 @@ def test_assembly_has_no_place_to_hide_a_relocation_the_loader_does_not_know(tmp
     """
     old, new = (assembled(text.replace("VALUE", v), tmp_path / v) for v in ("1", "2"))
     base = read_object(old)
-    unit = UnitDiff("drv", None, diff_objects(base, read_object(new)), match_running(base, base))
+    unit = UnitDiff("drv", "drv.c", None, diff_objects(base, read_object(new)), match_running(base, base))
     exports = {**EXPORTS, "target": Export(0, VMLINUX)}
     with pytest.raises(PlanRefused) as caught:
         plan_patch([unit], KernelSymbols(exports, {"drv": ModuleSymbols("drv", old)}))

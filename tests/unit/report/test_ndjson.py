@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from hotreload.errors import EnvironmentFault
 from hotreload.report.ndjson import FIELDS, EventSink, closing_event
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 
@@ -140,8 +139,9 @@ def test_a_refusal_carries_every_reason_whole() -> None:
     }
 
 
-def test_a_folder_that_cannot_be_written_is_a_fault_with_its_name() -> None:
-    full = Path("/dev/full")
-    with EventSink(full) as sink, pytest.raises(EnvironmentFault, match="no space left") as caught:
-        sink.emit("watch.change", files=[])
-    assert caught.value.code == "HR5107"
+def test_a_full_disk_costs_the_records_lines_and_not_the_session(caplog: pytest.LogCaptureFixture) -> None:
+    said = io.StringIO()
+    with EventSink(Path("/dev/full"), said) as sink:
+        sink.emit("guest.state", guest="g", state="ready")
+    assert "No space left on device" in caplog.text
+    assert json.loads(said.getvalue())["state"] == "ready"
