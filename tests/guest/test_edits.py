@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""Edits of a driver of two units in one session: the guest does what the sources say, or is told why not."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from hotreload.build.kernel_tree import KernelTree
+from hotreload.demo.driven import Driven, guest_name
+from hotreload.report.outcome import Outcome, ReloadReport
+from tests.conftest import require
+from tests.guest.conftest import PROGRAMS
+
+MAIN = """\
+#include <linux/module.h>
+#include <linux/proc_fs.h>
+#include <linux/seq_file.h>
+#include "pair.h"
+
+static int reads;
+
+static int show(struct seq_file *m, void *v)
+{
+	reads++;
+	seq_printf(m, "hello %d %d\\n", reads, twice(reads));
+	return 0;
+}
+
+static int __init pair_init(void)
+{
+	proc_create_single("pair", 0, NULL, show);
+	return 0;
+}
+
+static void __exit pair_exit(void)
+{
+	remove_proc_entry("pair", NULL);
+}
+module_init(pair_init);
+module_exit(pair_exit);
+MODULE_LICENSE("GPL");
+"""
+HELP = """\
+#include <linux/kernel.h>
+#include "pair.h"
+
+int twice(int n)
+{
+	return 2 * n;
+}
+"""
+FILES = {
+    "Kbuild": "obj-m := pair.o\npair-y := main.o help.o\n",
+    "pair.h": "int twice(int n);\n",
+    "main.c": MAIN,
+    "help.c": HELP,
+}
+
+Save = Callable[..., Awaitable[ReloadReport]]
+Read = Callable[[], Awaitable[str]]
+
+
+@pytest.fixture
+def in_session(debian_kernel: KernelTree, tmp_path: Path) -> Callable[..., None]:
+    """Run a coroutine function with ``save(name=text, ..)``, which awaits the cycle, and ``read()``."""
+    assert debian_kernel.image.is_file()
+    for program, package in PROGRAMS.items():
+        require(shutil.which(program), program, f"apt-get install {package}")
+    folder = tmp_path / "pair"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+
+    def run(story: Callable[[Save, Read], Awaitable[None]]) -> None:
+        async def within() -> None:
+            async with Driven(folder, guest_name("edits"), lambda _text: None) as watch:
+
+                async def save(**texts: str) -> ReloadReport:
+                    for name, text in texts.items():
+                        (folder / name.replace("_", ".")).write_text(text)
+                    return (await watch.next_cycle()).report
+
+                async def read() -> str:
+                    return (await watch.run("cat /proc/pair")).text
+
+                await story(save, read)
+                log = await watch.run("dmesg")
+                assert "Call Trace" not in log.text
+
+        asyncio.run(within())
+
+    return run
+
+
+def test_a_new_function_in_one_file_is_called_from_another(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read) -> None:
+        assert await read() == "hello 1 2\n"
+        report = await save(
+            pair_h=FILES["pair.h"] + "int thrice(int n);\nextern int calls;\n",
+            help_c=HELP + "int calls = 40;\nint thrice(int n)\n{\n\tcalls++;\n\treturn 3 * n;\n}\n",
+            main_c=MAIN.replace("twice(reads)", "thrice(reads) + calls"),
+        )
+        assert report.outcome is Outcome.LIVE, report
+        assert await read() == "hello 2 47\n"
+
+    in_session(story)
+
+
+def test_a_prototype_changes_with_its_callers_in_another_file(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read) -> None:
+        report = await save(
+            pair_h="int twice(int n, int m);\n",
+            help_c=HELP.replace("int n", "int n, int m").replace("2 * n", "m * n"),
+            main_c=MAIN.replace("twice(reads)", "twice(reads, 100)"),
+        )
+        assert report.outcome is Outcome.LIVE, report
+        assert await read() == "hello 1 100\n"
+
+    in_session(story)
+
+
+def test_a_change_for_the_next_load_is_told_beside_a_live_patch_and_refused_alone(
+    in_session: Callable[..., None],
+) -> None:
+    async def story(save: Save, read: Read) -> None:
+        other = MAIN.replace("{\n\tproc_create", '{\n\tpr_info("pair is here\\n");\n\tproc_create')
+        alone = await save(main_c=other)
+        assert [reason.code for reason in alone.reasons] == ["HR2201"]
+        beside = await save(main_c=other.replace('"hello', '"hello!'))
+        assert beside.outcome is Outcome.LIVE
+        assert any("waits for the next load" in note for note in beside.notes)
+        assert await read() == "hello! 1 2\n"
+        again = await save(main_c=other.replace('"hello', '"hello!').replace("is here", "is there"))
+        assert again.outcome is Outcome.NO_CHANGE
+        assert any("waits for the next load" in note for note in again.notes)
+
+    in_session(story)
+
+
+def test_a_makefile_is_refused_until_it_is_put_back(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read) -> None:
+        changed = await save(Kbuild=FILES["Kbuild"] + "ccflags-y := -DLOUD\n")
+        assert [reason.code for reason in changed.reasons] == ["HR1004"]
+        meanwhile = await save(help_c=HELP.replace("2 * n", "5 * n"))
+        assert meanwhile.outcome is Outcome.LIVE
+        assert any(note.startswith("HR1004 Kbuild changed") for note in meanwhile.notes)
+        assert await read() == "hello 1 5\n"
+        back = await save(Kbuild=FILES["Kbuild"])
+        assert back.outcome is Outcome.NO_CHANGE
+
+    in_session(story)
+
+
+def test_a_refused_unit_holds_up_the_others_and_is_named(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read) -> None:
+        await save(main_c=MAIN.replace("int reads;", "int reads = 7;"))
+        held = await save(help_c=HELP.replace("2 * n", "7 * n"))
+        assert held.outcome is Outcome.REFUSED
+        assert [(r.code, r.file and r.file.name) for r in held.reasons] == [("HR2103", "main.c")]
+        assert await read() == "hello 1 2\n"
+        freed = await save(main_c=MAIN)
+        assert freed.outcome is Outcome.LIVE
+        assert await read() == "hello 2 14\n"
+
+    in_session(story)
+
+
+def test_variables_of_an_earlier_reload_start_anew_and_that_is_told(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read) -> None:
+        counted = MAIN.replace("\tseq_printf", "\tstatic int mine;\n\n\tmine++;\n\tseq_printf").replace(
+            "twice(reads)", "mine"
+        )
+        first = await save(main_c=counted)
+        assert not any("anew" in note for note in first.notes)
+        assert [await read(), await read()] == ["hello 1 1\n", "hello 2 2\n"]
+        second = await save(help_c=HELP.replace("2 * n", "3 * n"))
+        assert "HR2104 starts anew with each patch: mine" in second.notes
+        assert await read() == "hello 3 1\n"
+
+    in_session(story)
