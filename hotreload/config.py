@@ -59,8 +59,15 @@ def _one_of(*choices: str) -> Callable[[object], str]:
     return convert
 
 
+def _plain(number: float) -> str:
+    """A bound as a person writes it."""
+    return str(int(number)) if number == int(number) else f"{number:g}"
+
+
 def _number(kind: type[int] | type[float], low: float, high: float, unit: str) -> Callable[[object], Any]:
-    expected = f"{'a whole number' if kind is int else 'a number'} of {unit} from {low:g} to {high:g}"
+    expected = (
+        f"{'a whole number' if kind is int else 'a number'} of {unit} from {_plain(low)} to {_plain(high)}"
+    )
 
     def convert(value: object) -> int | float:
         if isinstance(value, bool) or not isinstance(value, int | str | kind):
@@ -161,7 +168,10 @@ def _tables(file: Path) -> dict[str, Any] | None:
     except tomllib.TOMLDecodeError as error:
         if file.name == "pyproject.toml" and "tool.hotreload" not in file.read_text(encoding="utf-8"):
             return None  # not ours to judge
-        _broken(f"{file}: {str(error)[0].lower()}{str(error)[1:]}")
+        place = re.search(r" \(at line (\d+), column \d+\)$", str(error))
+        said = str(error)[: place.start()] if place else str(error)
+        line = f":{place[1]}" if place else ""
+        _broken(f"{file}{line}: not TOML: {said[0].lower()}{said[1:]}")
     except (OSError, UnicodeDecodeError) as error:
         _broken(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}")
     if file.name != "pyproject.toml":

@@ -225,10 +225,13 @@ def check_fit(kernel: KernelTree) -> None:
     if not unmet:
         return
     settings = (setting for need in unmet for setting in need.settings)
+    hint = f"scripts/config {' '.join(settings)}; make olddefconfig all"
+    if not (kernel.source / "init" / "main.c").is_file():
+        hint = "these are headers of a kernel that is built already; use another one: -K debian"
     raise KernelUnfitError(
         f"kernel {kernel.release} cannot be live patched: " + "; ".join(need.told for need in unmet),
         code=min(need.code for need in unmet),
-        hint=f"scripts/config {' '.join(settings)}; make olddefconfig all",
+        hint=hint,
     )
 
 

@@ -124,6 +124,8 @@ def test_a_kernel_that_meets_every_need_is_fit(tmp_path: Path) -> None:
 def test_every_unmet_need_is_told_at_once_with_the_command_that_meets_it(tmp_path: Path) -> None:
     options = {name: value for name, value in FIT.items() if name not in ("LIVEPATCH", "KALLSYMS_ALL")}
     kernel = find_kernel(str(built_tree(tmp_path, options | {"X86_KERNEL_IBT": "y"})))
+    (kernel.source / "init").mkdir()
+    (kernel.source / "init" / "main.c").touch()
     with pytest.raises(KernelUnfitError) as refused:
         check_fit(kernel)
     for name in ("LIVEPATCH is not set", "KALLSYMS_ALL is not set", "X86_KERNEL_IBT must not be set"):
@@ -131,6 +133,16 @@ def test_every_unmet_need_is_told_at_once_with_the_command_that_meets_it(tmp_pat
     assert refused.value.code == "HR3102"
     settings = "--enable LIVEPATCH --enable KALLSYMS_ALL --disable X86_KERNEL_IBT"
     assert refused.value.hint == f"scripts/config {settings}; make olddefconfig all"
+
+
+def test_headers_cannot_be_configured_so_another_kernel_is_the_way_out(tmp_path: Path) -> None:
+    kernel = find_kernel(str(built_tree(tmp_path, {"MODULES": "y"})))
+    with pytest.raises(KernelUnfitError) as refused:
+        check_fit(kernel)
+    assert (
+        refused.value.hint
+        == "these are headers of a kernel that is built already; use another one: -K debian"
+    )
 
 
 def test_either_kind_of_ftrace_registers_is_enough(tmp_path: Path) -> None:
