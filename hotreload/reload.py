@@ -178,9 +178,8 @@ class Reloader:
         # Which of it can be patched, over all units edited since boot? All obstacles are told at once.
         plan = self._plan(cycle)
 
-        changed = [path.name for path, held in self._makefiles.items() if _digest(path) != held]
-        if changed:
-            cycle.notes.append(f"HR1004 {', '.join(changed)} changed; the build is still the one before")
+        if changed := self._changed_makefiles(self._makefiles):
+            cycle.notes.append(f"HR1004 {changed} changed; the build is still the one before")
 
         before = self._history.current
         if plan == before.plan:
@@ -228,11 +227,9 @@ class Reloader:
         if not files:
             return self._all_that_may_differ()
         selection = units_for(files, self.module, self._objects)
-        differing = [
-            path for path in selection.makefiles_changed if _digest(path) != self._makefiles.get(path)
-        ]
-        if differing:
-            names = ", ".join(path.name for path in differing)
+        if names := self._changed_makefiles(selection.makefiles_changed):
+            # What was saved together with it is brought with the next save.
+            self._broken |= {unit.object: unit for unit in selection.units}
             message = f"{names} changed: what is built, and how, is settled when the guest boots"
             raise NotPatchableError([Obstacle("HR1004", names, message, RESTART)])
         # A unit that did not compile may do so now: because of a header that has come into being, say.
@@ -243,6 +240,10 @@ class Reloader:
             hint = "add it to the module's Makefile and start hotreload again, or include it"
             raise NotPatchableError([Obstacle("HR1002", names, message, hint)])
         return list(chosen.values())
+
+    def _changed_makefiles(self, makefiles: Iterable[Path]) -> str:
+        """The names of those that are not as they were when the guest booted."""
+        return ", ".join(path.name for path in makefiles if _digest(path) != self._makefiles.get(path))
 
     def _all_that_may_differ(self) -> list[TranslationUnit]:
         """The units of sources that are not the base's now, and those that were not at their last compile."""
@@ -276,6 +277,10 @@ class Reloader:
                 patched = read_object(pair.patched)
                 is_c = pair.unit.source.suffix == ".c"
                 diff = diff_unit(original.base, patched, self._texts(pair.unit), types_known=is_c)
+                if not is_c and diff.verdict != "unchanged":
+                    name = pair.unit.source.name
+                    message = f"{name} is not C: where its functions begin and end, nobody can tell for sure"
+                    diff = replace(diff, obstacles=(*diff.obstacles, Obstacle("HR2206", name, message)))
                 compared = Compared(pair, original, diff)
                 self._edited[key] = compared
                 cycle.compared.append(compared)

@@ -156,6 +156,18 @@ def test_a_makefile_is_refused_until_it_is_put_back(in_session: Callable[..., No
     in_session(story)
 
 
+def test_what_is_saved_together_with_a_makefile_is_not_forgotten(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read) -> None:
+        both = await save(Kbuild=FILES["Kbuild"] + "# later\n", help_c=HELP.replace("2 * n", "9 * n"))
+        assert [reason.code for reason in both.reasons] == ["HR1004"]
+        assert await read() == "hello 1 2\n"
+        other = await save(main_c=MAIN.replace("hello", "hi"))
+        assert other.outcome is Outcome.LIVE
+        assert await read() == "hi 2 18\n"
+
+    in_session(story)
+
+
 def test_a_refused_unit_holds_up_the_others_and_is_named(in_session: Callable[..., None]) -> None:
     async def story(save: Save, read: Read) -> None:
         await save(main_c=MAIN.replace("int reads;", "int reads = 7;"))
