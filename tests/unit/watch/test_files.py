@@ -31,7 +31,7 @@ MOUNTINFO = r"""22 27 0:21 / /proc rw,relatime - proc proc rw
 @pytest.mark.parametrize(
     ("path", "type", "polled"),
     [
-        ("/root/drv", "ext4", False),
+        ("/usr/src/drv", "ext4", False),
         ("/home/me/drv", "nfs4", True),
         ("/home/me/my linux/drv", "fuse.sshfs", True),
         ("/homer", "ext4", False),
