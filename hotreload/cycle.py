@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from hotreload.build.compile import ObjectPair
 from hotreload.deploy.livepatch import AppliedPatch
 from hotreload.diff.object_diff import ObjectDiff
-from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.running_code import RunningCode, match_running
 from hotreload.diff.unit_diff import BaseObject, base_object_of
 from hotreload.elf.reader import read_object
@@ -36,17 +36,6 @@ _OUTCOMES = {
     TransitionStalledError: Outcome.STALLED,
     GuestCrashedError: Outcome.CRASHED,
 }
-
-
-class NotPatchableError(EditError):
-    """The edit cannot become a live patch; ``obstacles`` are all the reasons."""
-
-    exit_status = 4
-    default_code = "HR2208"
-
-    def __init__(self, obstacles: Iterable[Obstacle]) -> None:
-        self.obstacles = tuple(dict.fromkeys(obstacles))
-        super().__init__(self.obstacles[0].message, code=self.obstacles[0].code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,19 +20,19 @@ from hotreload.build.base import Base
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair, rebuild
 from hotreload.build.external_module import ExternalModule, sha256
-from hotreload.build.units import units_for
-from hotreload.cycle import Announce, Compared, Cycle, NotPatchableError, Original, read_original
+from hotreload.build.units import inputs_now, units_for
+from hotreload.cycle import Announce, Compared, Cycle, Original, read_original
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
 from hotreload.diff.correlate import base_name
-from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import diff_unit
 from hotreload.elf.reader import read_object
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError
 from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.patch.module import NAME_PREFIX, LivePatch, write_module
-from hotreload.patch.plan import PatchPlan, PlanRefused, UnitDiff, plan_patch
+from hotreload.patch.plan import PatchPlan, UnitDiff, plan_patch
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why
 from hotreload.source_texts import SourceTexts
@@ -103,6 +103,10 @@ class Reloader:
     def running(self) -> int | None:
         """The number of the reload whose code the guest runs; None: what it booted."""
         return self._history.running
+
+    def inputs(self) -> frozenset[Path]:
+        """Every file of the user's that the units are made of by now."""
+        return inputs_now(self.module, self._objects)
 
     @property
     def kept_loaded(self) -> Mapping[str, tuple[str, ...]]:
@@ -313,11 +317,8 @@ class Reloader:
                 for unit in module.units
                 if (compared := self._edited.get(unit.object)) is not None and compared.diff.carried
             ]
-            try:
-                changed = any(unit.diff.changed for unit in units)
-                return plan_patch(units, self._knowledge.symbols) if changed else None
-            except PlanRefused as refusal:
-                raise NotPatchableError(refusal.obstacles) from refusal
+            changed = any(unit.diff.changed for unit in units)
+            return plan_patch(units, self._knowledge.symbols) if changed else None
 
     def _block(self, module: str, unit: TranslationUnit) -> int | None:
         """Which stretch of the module's symbols is the unit's: several may come from files of one name."""

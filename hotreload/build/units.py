@@ -48,6 +48,11 @@ def units_for(changed: Iterable[Path], module: ExternalModule, compiled: Path | 
     )
 
 
+def inputs_now(module: ExternalModule, compiled: Path) -> frozenset[Path]:
+    """Every file of the user's that a unit is made of, as of its last compile: an edit may add an include."""
+    return frozenset().union(*(_files(unit, module, compiled) for unit in module.units))
+
+
 def _is_makefile(path: Path, module: ExternalModule) -> bool:
     inside = path.is_relative_to(module.folder)
     return path in module.makefiles or (inside and bool(MAKEFILE_NAME.fullmatch(path.name)))

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
+
+from hotreload.errors import EditError
 
 RELOAD_MODULE: Final = "the module has to be loaded anew, and loses its state: hotreload guest restart"
 
@@ -30,3 +33,14 @@ class Note:
     code: str
     symbol: str
     message: str
+
+
+class NotPatchableError(EditError):
+    """The edit cannot become a live patch; ``obstacles`` are all the reasons."""
+
+    exit_status = 4
+    default_code = "HR2208"
+
+    def __init__(self, obstacles: Iterable[Obstacle]) -> None:
+        self.obstacles = tuple(dict.fromkeys(obstacles))
+        super().__init__(self.obstacles[0].message, code=self.obstacles[0].code)

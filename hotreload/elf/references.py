@@ -11,8 +11,14 @@ from hotreload.elf.instructions import Instruction, UndecodableError, instructio
 from hotreload.elf.model import Relocation, Symbol, SymbolRef
 
 _LEA, _CALL, _JMP = 0x8D, 0xE8, 0xE9
-# RET, and what branches to where a register or memory says (group 5 has INC and DEC, too).
-_LEAVES = frozenset((0xC2, 0xC3, 0xFF))
+# rdi rsi rdx rcx r8 r9: what is in one of these is gone after the call; rbx, say, would survive it.
+_ARGUMENTS = frozenset((7, 6, 2, 1, 8, 9))
+# Instructions that copy no register: MOV of an immediate, XOR, TEST, CMP, ADD and SUB of an immediate.
+_HARMLESS = frozenset(
+    (0xC6, 0xC7, *range(0xB8, 0xC0), 0x31, 0x33, 0x85, 0x38, 0x39, 0x3A, 0x3B, 0x3C, 0x3D, 0x81, 0x83)
+)
+# MOV, MOVZX, MOVSX and MOVSXD: harmless when they load from memory.
+_LOADS = frozenset((0x8A, 0x8B, 0x63, 0x0FB6, 0x0FB7, 0x0FBE, 0x0FBF))
 
 
 def is_direct_branch(code: bytes, offset: int) -> bool:
@@ -53,50 +59,65 @@ def points_at_start(holder: Symbol, relocation: Relocation) -> bool:
 
 
 def handed_to(holder: Symbol, relocation: Relocation) -> str | None:
-    """The function that an address is handed to: it is put into a register, and the next branch is that call.
+    """The function that an address is handed to, as an argument in a register that the call uses up.
 
-    None when it is stored, returned, or goes any other way.
+    None when it is stored, returned, copied, or goes any other way that is not known to be harmless.
     """
     stream = _decoded(holder.content)
     if stream is None:
         return None
     at = bisect_right(stream, relocation.offset, key=lambda instruction: instruction.start) - 1
     register = _loaded_register(holder.content, stream[at])
-    calls = {
-        other.offset: other.target.symbol.name
-        for other in holder.relocations
-        if isinstance(other.target, SymbolRef)
-    }
-    for instruction in stream[at + 1 :] if register is not None else ():
-        if instruction.is_relative_branch:
-            is_call = instruction.opcode in (_CALL, _JMP)
-            return calls.get(instruction.end - instruction.immediate) if is_call else None
-        if instruction.opcode in _LEAVES or _stored_register(holder.content, instruction) == register:
+    if register not in _ARGUMENTS:
+        return None
+    for instruction in stream[at + 1 :]:
+        if instruction.opcode in (_CALL, _JMP):
+            return _destination(holder, instruction)
+        if not _leaves_alone(holder.content, instruction, register):
             return None
+    return None
+
+
+def _destination(holder: Symbol, branch: Instruction) -> str | None:
+    """The name of what a CALL or JMP with a relocation goes to."""
+    for relocation in holder.relocations:
+        if relocation.offset == branch.end - branch.immediate and isinstance(relocation.target, SymbolRef):
+            return relocation.target.symbol.name
     return None
 
 
 def _loaded_register(code: bytes, instruction: Instruction) -> int | None:
     """The number of the register that ``mov $imm32, %reg`` loads; None for any other instruction."""
-    at = instruction.end - instruction.immediate - 1
-    if instruction.opcode == 0xC7 and code[at] >> 6 == 3:
-        rex = code[at - 2]
-        return code[at] & 7 | (8 if rex & 0xF1 == 0x41 else 0)
+    last = instruction.end - instruction.immediate - 1  # ModRM, or the opcode that holds the register
+    if instruction.opcode == 0xC7 and code[last] >> 6 == 3:
+        return code[last] & 7 | _rex(code, instruction, last - 1) << 3 & 8
     if 0xB8 <= instruction.opcode <= 0xBF:
-        rex = code[at - 1] if at > instruction.start else 0
-        return code[at] & 7 | (8 if rex & 0xF1 == 0x41 else 0)
+        return code[last] & 7 | _rex(code, instruction, last) << 3 & 8
     return None
 
 
-def _stored_register(code: bytes, instruction: Instruction) -> int | None:
-    """The number of the register that a MOV copies, to memory or to another register; or a PUSH."""
-    if 0x50 <= instruction.opcode <= 0x57:
-        return instruction.opcode & 7 | (8 if code[instruction.end - 2] == 0x41 else 0)
-    if instruction.opcode != 0x89:
-        return None
-    opcode_at = next(at for at in range(instruction.start, instruction.end) if code[at] == 0x89)
-    rex = code[opcode_at - 1] if opcode_at > instruction.start else 0
-    return code[opcode_at + 1] >> 3 & 7 | (8 if rex & 0xF4 == 0x44 else 0)
+def _leaves_alone(code: bytes, instruction: Instruction, register: int) -> bool:
+    """Whether an instruction surely copies nothing out of a register."""
+    opcode = instruction.opcode
+    if opcode in _HARMLESS:
+        return True
+    if opcode in _LOADS:
+        at = code.index(opcode & 0xFF, instruction.start) + 1
+        return code[at] >> 6 != 3
+    if opcode in (0x88, 0x89):
+        at = code.index(opcode, instruction.start)
+        return (code[at + 1] >> 3 & 7 | _rex(code, instruction, at) << 1 & 8) != register
+    # LEA with the stack pointer as base and no index: a local variable's address.
+    if opcode == _LEA:
+        at = code.index(opcode, instruction.start) + 1
+        return code[at] & 7 == 4 and code[at + 1] & 0x3F == 0x24
+    return False
+
+
+def _rex(code: bytes, instruction: Instruction, opcode_at: int) -> int:
+    """The REX prefix before an opcode: W 8, R 4, X 2, B 1; 0 when there is none."""
+    before = code[opcode_at - 1] if opcode_at > instruction.start else 0
+    return before & 0xF if before & 0xF0 == 0x40 else 0
 
 
 def _instruction_at(code: bytes, offset: int) -> Instruction | None:

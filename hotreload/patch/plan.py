@@ -19,7 +19,7 @@ from math import gcd
 
 from hotreload.diff.correlate import is_constant, is_place_static
 from hotreload.diff.object_diff import ObjectDiff
-from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
+from hotreload.diff.obstacles import RELOAD_MODULE, NotPatchableError, Obstacle
 from hotreload.diff.running_code import RunningCode
 from hotreload.diff.special_sections import DYNAMIC_DEBUG, REPLACEMENTS, Entry
 from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE
@@ -106,21 +106,13 @@ class UnitDiff:
     running: RunningCode
 
 
-class PlanRefused(Exception):
-    """The differences cannot be made a patch; ``obstacles`` has all the reasons."""
-
-    def __init__(self, obstacles: tuple[Obstacle, ...]) -> None:
-        super().__init__("; ".join(map(str, obstacles)))
-        self.obstacles = obstacles
-
-
 def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:
-    """Plan one patch for all units that differ from what the guest booted. Raises PlanRefused."""
+    """Plan one patch for all units that differ from what the guest booted. Raises NotPatchableError."""
     planner = _Planner(units, symbols)
     pieces = tuple(planner.pieces())
     objects = tuple(planner.objects())
     if planner.obstacles:
-        raise PlanRefused(tuple(dict.fromkeys(planner.obstacles)))
+        raise NotPatchableError(planner.obstacles)
     return PatchPlan(pieces, objects, tuple(dict.fromkeys(planner.keep)))
 
 

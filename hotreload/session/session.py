@@ -261,7 +261,10 @@ class Session:
             self._emit(type, cycle, **fields)
 
         reloading = self.reloader.reload(tuple(paths), saved_at, started=started)
-        return await self._told(reloading, cycle, watched=watched)
+        report = await self._told(reloading, cycle, watched=watched)
+        # An edit may have added the include of a header that nobody watched.
+        await self._watcher.also_watch(self.reloader.inputs() - self.booted.module.watched_files)
+        return report
 
     async def _told(
         self, work: Awaitable[ReloadReport], cycle: int | None = None, *, watched: bool = False

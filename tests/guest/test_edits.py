@@ -156,6 +156,23 @@ def test_a_makefile_is_refused_until_it_is_put_back(in_session: Callable[..., No
     in_session(story)
 
 
+def test_a_header_elsewhere_that_an_edit_includes_is_watched_from_then_on(
+    in_session: Callable[..., None], tmp_path: Path
+) -> None:
+    header = tmp_path / "common.h"
+    header.write_text("#define FACTOR 3\n")
+
+    async def story(save: Save, read: Read) -> None:
+        added = await save(help_c=f'#include "{header}"\n' + HELP.replace("2 * n", "FACTOR * n"))
+        assert added.outcome is Outcome.LIVE, added
+        assert await read() == "hello 1 3\n"
+        header.write_text("#define FACTOR 11\n")
+        assert (await save()).outcome is Outcome.LIVE
+        assert await read() == "hello 2 22\n"
+
+    in_session(story)
+
+
 def test_what_is_saved_together_with_a_makefile_is_not_forgotten(in_session: Callable[..., None]) -> None:
     async def story(save: Save, read: Read) -> None:
         both = await save(Kbuild=FILES["Kbuild"] + "# later\n", help_c=HELP.replace("2 * n", "9 * n"))

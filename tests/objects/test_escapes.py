@@ -12,7 +12,19 @@ from hotreload.elf.model import StringRef
 from hotreload.elf.reader import read_object
 from hotreload.elf.references import handed_to
 from hotreload.patch.escapes import escapes
-from tests.objects.compiling import compiled
+from tests.objects.compiling import assembled, compiled
+
+CODE = """
+    .section .rodata.str1.1, \"aMS\", @progbits, 1
+.LC0: .string \"text\"
+    .section .text.f, \"ax\", @progbits
+    .type f, @function
+f:  %s
+    %s
+    call printk
+1:  ret
+    .size f, . - f
+"""
 
 
 @pytest.mark.parametrize(
@@ -24,7 +36,8 @@ from tests.objects.compiling import compiled
         ('p->name = "text";', None),
         ('p->name = "text"; printk("text");', None),
         ('if (p->name) printk("text"); else register_it(1, "text");', "printk"),
-        ("p->call(1);", None),
+        ('printk("text %d", p->n);', "printk"),
+        ('int local; fill(&local); printk("text %d %p", p->n, &local);', "printk"),
         ('p->call2("text");', None),
     ],
 )
@@ -32,7 +45,8 @@ def test_a_string_is_handed_to_the_next_function_called_or_goes_its_own_way(
     body: str, reader: str | None, tmp_path: Path
 ) -> None:
     source = (
-        "struct p { const char *name; void (*call)(int); void (*call2)(const char *); };"
+        "struct p { int n; const char *name; void (*call)(int); void (*call2)(const char *); };"
+        "void fill(int *);"
         "void register_it(int, const char *);"
         f"void f(struct p *p) {{ {body} }}"
     )
@@ -68,3 +82,47 @@ def test_a_returned_string_escapes(tmp_path: Path) -> None:
     assert function is not None
     (string,) = [r for r in function.relocations if isinstance(r.target, StringRef)]
     assert escapes(function, string)
+
+
+@pytest.mark.parametrize(
+    ("between", "handed"),
+    [
+        ("", True),
+        ("xorl %eax, %eax; movq 8(%rdx), %rsi; leaq 8(%rsp), %rdx", True),
+        ("movq %rdi, %rbx", False),
+        ("movq %rdi, 8(%rdx)", False),
+        ("movq %rsi, 8(%rdx)", True),
+        ("pushq %rdi", False),
+        ("xchgq %rdi, %rbx", False),
+        ("cmovneq %rdi, %rbx", False),
+        ("leaq (%rdi), %rbx", False),
+        ("leaq 8(%rsp,%rdi), %rbx", False),
+        ("jne 1f", False),
+    ],
+)
+def test_an_address_that_is_copied_on_its_way_is_not_only_handed_on(
+    between: str, handed: bool, tmp_path: Path
+) -> None:
+    function = read_object(assembled(CODE % ("movq $.LC0, %rdi", between), tmp_path)).symbol("f")
+    assert function is not None
+    string = next(r for r in function.relocations if isinstance(r.target, StringRef))
+    assert (handed_to(function, string) == "printk") == handed
+
+
+@pytest.mark.parametrize("register", ["rbx", "rbp", "r12", "rax"])
+def test_an_address_in_a_register_that_is_no_argument_survives_the_call(
+    register: str, tmp_path: Path
+) -> None:
+    function = read_object(assembled(CODE % (f"movq $.LC0, %{register}", ""), tmp_path)).symbol("f")
+    assert function is not None
+    string = next(r for r in function.relocations if isinstance(r.target, StringRef))
+    assert handed_to(function, string) is None
+
+
+def test_the_last_byte_of_the_instruction_before_is_not_taken_for_a_prefix(tmp_path: Path) -> None:
+    # $0x41 ends in what would be REX.B: edi would be taken for r15d, whose copies nobody looks for.
+    code = CODE % ("movb $0x41, %al; .byte 0xc7, 0xc7; .long .LC0", "movq %rdi, 8(%rdx)")
+    function = read_object(assembled(code, tmp_path)).symbol("f")
+    assert function is not None
+    string = next(r for r in function.relocations if isinstance(r.target, StringRef))
+    assert handed_to(function, string) is None

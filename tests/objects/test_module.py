@@ -14,6 +14,7 @@ import pytest
 
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.diff.object_diff import diff_objects
+from hotreload.diff.obstacles import NotPatchableError
 from hotreload.diff.running_code import match_running
 from hotreload.elf.constants import SHF_RELA_LIVEPATCH, SHN_LIVEPATCH
 from hotreload.elf.model import StringRef, SymbolRef, Target
@@ -26,7 +27,6 @@ from hotreload.patch.plan import (
     Piece,
     PieceRef,
     PlannedTarget,
-    PlanRefused,
     UnitDiff,
     plan_patch,
 )
@@ -61,7 +61,7 @@ def planned(tmp_path: Path, units: Mapping[str, tuple[str, str]], *flags: str) -
 
 
 def refusal(tmp_path: Path, units: Mapping[str, tuple[str, str]], *flags: str) -> list[str]:
-    with pytest.raises(PlanRefused) as caught:
+    with pytest.raises(NotPatchableError) as caught:
         planned(tmp_path, units, *flags)
     return sorted({obstacle.code for obstacle in caught.value.obstacles})
 
@@ -141,7 +141,7 @@ def test_a_guest_with_another_build_is_refused(tmp_path: Path) -> None:
     diff = diff_objects(base, read_object(compiled(new, tmp_path / "new")))
     other = compiled("int f(int i) { return i * 78 + i / 3; }", tmp_path / "other")
     unit = UnitDiff("drv", "drv.c", 0, diff, match_running(read_object(other), base))
-    with pytest.raises(PlanRefused) as caught:
+    with pytest.raises(NotPatchableError) as caught:
         plan_patch([unit], KernelSymbols(EXPORTS, {"drv": ModuleSymbols("drv", other)}))
     assert {obstacle.code for obstacle in caught.value.obstacles} == {"HR3101"}
 
@@ -151,7 +151,7 @@ def test_a_module_whose_function_has_another_size_is_refused(tmp_path: Path) -> 
     base = read_object(compiled(old, tmp_path / "base"))
     unit = UnitDiff("drv", "drv.c", 0, diff_objects(base, read_object(compiled(new, tmp_path / "new"))), match_running(base, base))  # fmt: skip
     loaded = ModuleSymbols("drv", compiled("int f(int i) { return i * 78 + i / 3; }", tmp_path / "loaded"))
-    with pytest.raises(PlanRefused) as caught:
+    with pytest.raises(NotPatchableError) as caught:
         plan_patch([unit], KernelSymbols(EXPORTS, {"drv": loaded}))
     assert {obstacle.code for obstacle in caught.value.obstacles} == {"HR3101"}
 
@@ -474,6 +474,6 @@ def test_assembly_has_no_place_to_hide_a_relocation_the_loader_does_not_know(tmp
     base = read_object(old)
     unit = UnitDiff("drv", "drv.c", None, diff_objects(base, read_object(new)), match_running(base, base))
     exports = {**EXPORTS, "target": Export(0, VMLINUX)}
-    with pytest.raises(PlanRefused) as caught:
+    with pytest.raises(NotPatchableError) as caught:
         plan_patch([unit], KernelSymbols(exports, {"drv": ModuleSymbols("drv", old)}))
     assert [o.code for o in caught.value.obstacles] == ["HR2208"]
