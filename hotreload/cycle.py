@@ -26,6 +26,7 @@ from hotreload.errors import (
     TransitionStalledError,
 )
 from hotreload.history import Step
+from hotreload.patch.homes import Settlement
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 
 Announce = Callable[[str, Mapping[str, Any]], None]
@@ -104,6 +105,21 @@ class Cycle:
             "complete": max(0.0, applied.complete_ms - applied.load_ms),
         }
 
+    def note_settlement(self, settlement: Settlement) -> None:
+        """Tell what of the functions and variables that earlier reloads added is not as it was."""
+        if settlement.anew:
+            names = ", ".join(settlement.anew)
+            self.notes.append(f"HR2104 starts anew, with another type or initial value: {names}")
+        if settlement.stranded:
+            names = ", ".join(settlement.stranded)
+            self.notes.append(f"HR2202 not traceable; whoever has its address runs it as it was: {names}")
+
+    def note_gone(self, names: tuple[str, ...]) -> None:
+        """Tell of functions that earlier reloads added, and that are not there any more."""
+        if names:
+            told = ", ".join(names)
+            self.notes.append(f"HR2207 gone, and still run by whoever has its address: {told}")
+
     # --- endings ---
 
     def went_live(self, step: Step, before: Step) -> ReloadReport:
@@ -119,9 +135,6 @@ class Cycle:
         ]
         if undone:
             notes.append(f"back to what the guest booted: {', '.join(undone)}")
-        anew = [name for name in step.variables if name in before.variables]
-        if anew:
-            notes.append(f"HR2104 starts anew with each patch: {', '.join(anew)}")
         notes += self.notes
         outcome = Outcome.LIVE if step.plan else Outcome.UNDONE
         return ReloadReport(
@@ -131,7 +144,7 @@ class Cycle:
             changed if step.plan else tuple(undone),
             self.milliseconds,
             live_ms,
-            notes=tuple(notes) if step.plan else ("the sources are what the guest booted",),
+            notes=tuple(notes) if step.plan else ("the sources are what the guest booted", *self.notes),
             still_runs=step.number,
         )
 

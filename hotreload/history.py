@@ -17,13 +17,12 @@ from hotreload.report.outcome import ReloadReport
 class Step:
     """``plan`` is None where the guest runs what it booted; ``number`` of the reload, 0 for the boot.
 
-    ``symbols``: the functions that run anew; ``variables``: those that live in the patch module.
+    ``symbols``: the functions that run anew.
     """
 
     number: int
     plan: PatchPlan | None
     symbols: tuple[str, ...] = ()
-    variables: tuple[str, ...] = ()
 
 
 BOOT = Step(0, None)
@@ -47,11 +46,11 @@ class History:
         """The number of the reload whose code the guest runs; None: what it booted."""
         return self.current.number or None
 
-    def add(self, plan: PatchPlan | None, symbols: tuple[str, ...], variables: tuple[str, ...] = ()) -> Step:
+    def add(self, plan: PatchPlan | None, symbols: tuple[str, ...]) -> Step:
         """A reload went live; returns its step, with the next number."""
         self.last_number += 1
         del self.steps[self.place + 1 :]
-        self.steps.append(Step(self.last_number, plan, symbols, variables))
+        self.steps.append(Step(self.last_number, plan, symbols))
         self.place += 1
         return self.current
 

@@ -24,15 +24,15 @@ from hotreload.build.units import inputs_now, units_for
 from hotreload.cycle import Announce, Compared, Cycle, Original, read_original
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
-from hotreload.diff.correlate import base_name
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import diff_unit
 from hotreload.elf.reader import read_object
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError
 from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
+from hotreload.patch.homes import Home, gone
 from hotreload.patch.module import NAME_PREFIX, LivePatch, write_module
-from hotreload.patch.plan import PatchPlan, UnitDiff, plan_patch
+from hotreload.patch.plan import Identity, PatchPlan, UnitDiff, plan_patch
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why
 from hotreload.source_texts import SourceTexts
@@ -91,6 +91,7 @@ class Reloader:
         self._history = History()
         self._live: LivePatch | None = None
         self._kept: dict[str, tuple[str, ...]] = {}  # patch modules that must stay loaded, and why
+        self._homes: dict[Identity, Home] = {}  # where what the reloads added lives
         self._serial = 0
         self._tidying: asyncio.Task[None] | None = None
 
@@ -195,7 +196,7 @@ class Reloader:
         # The guest has not been touched so far. This is the first line that does.
         await self._bring(cycle, plan)
 
-        step = self._history.add(plan, self._symbols(), self._variables())
+        step = self._history.add(plan, self._symbols())
         self._keep_stages(cycle, step)
         return cycle.went_live(step, before)
 
@@ -221,7 +222,7 @@ class Reloader:
             symbols=moved.symbols,
             milliseconds=cycle.milliseconds,
             saved_to_live_ms=(time.monotonic() - cycle.saved_at) * 1000,
-            notes=(runs,),
+            notes=(runs, *cycle.notes),
             still_runs=self.running,
         )
 
@@ -329,12 +330,21 @@ class Reloader:
 
     async def _bring(self, cycle: Cycle, plan: PatchPlan | None) -> None:
         """Make the guest run ``plan``: its module replaces the one before; without a plan, what it booted."""
+        cycle.note_gone(gone(self._history.current.plan, plan, self._homes))
         if plan is not None:
             patch = self._write(cycle, plan)
             cycle.announce("apply.start", {"rung": "patch", "files": cycle.files, "symbols": self._symbols()})
-            applying = apply_patch(self.guest, patch.name, patch.module, timeout=self.transition_timeout)
-            cycle.note_times(await self._while_alive(applying))
+            applying = apply_patch(
+                self.guest,
+                patch.name,
+                patch.module,
+                timeout=self.transition_timeout,
+                sections=patch.settled_sections,
+            )
+            applied = await self._while_alive(applying)
+            cycle.note_times(applied)
             self._live = patch
+            self._homes |= patch.homes(applied.sections)
             if patch.keep_loaded:
                 self._kept[patch.name] = patch.keep_loaded
         elif self._live is not None:
@@ -350,7 +360,10 @@ class Reloader:
         assert self._knowledge is not None, "learnt while building"
         with cycle.stage("link"):
             self._serial += 1
-            return write_module(plan, f"{NAME_PREFIX}{self._serial}", self._knowledge.glue)
+            name = f"{NAME_PREFIX}{self._serial}"
+            patch = write_module(plan, name, self._knowledge.glue, self._homes)
+            cycle.note_settlement(patch.settlement)
+            return patch
 
     async def _while_alive(self, deployment: Awaitable[T]) -> T:
         """What a deployment answers, unless the guest dies of it. Raises GuestUnreachableError (HR4103)."""
@@ -382,8 +395,3 @@ class Reloader:
     def _symbols(self) -> tuple[str, ...]:
         names = [name for compared in self._edited.values() for name in compared.diff.changed_functions]
         return tuple(dict.fromkeys(names))
-
-    def _variables(self) -> tuple[str, ...]:
-        """The variables that were added since boot: they live in the patch module, and start anew with it."""
-        added = [symbol for compared in self._edited.values() for symbol in compared.diff.new_data]
-        return tuple(base_name(s.name) for s in added if s.section is not None and s.section.is_writable)

@@ -6,7 +6,9 @@
 # Without KVM each program costs the guest 5-15 ms, so the way of a patch that applies is paved with what
 # the shell does itself: it starts cat, insmod and rm. Every wait has a limit: whoever called may be gone.
 #
-#   agent apply NAME SECONDS      load the patch module on standard input, see its transition through
+#   agent apply NAME SECONDS [SECTION..]
+#                                 load the patch module on standard input, see its transition through; tell
+#                                 where these sections of it are
 #   agent disable NAME SECONDS    back to the kernel's own functions; sweep removes the module
 #   agent sweep [KEEP..]          remove our replaced patch modules, but no code that a task stands in
 #   agent status                  the live patches, and what holds up a transition
@@ -136,6 +138,17 @@ receive() { # standard input into a file, $file, that goes when we do
     fi
 }
 
+sections() { # NAME SECTION..: "section":"address", for the sections of a module
+    place=/sys/module/$1/sections
+    shift
+    comma=
+    for section; do
+        # Such a file can be read at one go only, which the shell does not.
+        printf '%s"%s":"%s"' "$comma" "$section" "$(cat "$place/$section")"
+        comma=,
+    done
+} 2>/dev/null
+
 enabled_patches() { # "name":enabled, for each live patch
     comma=
     for patch in "$LIVE"/*; do
@@ -146,7 +159,7 @@ enabled_patches() { # "name":enabled, for each live patch
     done
 }
 
-apply() { # NAME SECONDS
+apply() { # NAME SECONDS [SECTION..]
     now_cs
     limit=$((cs + $2 * 100))
     receive
@@ -181,6 +194,10 @@ apply() { # NAME SECONDS
     us=$((us - start))
     printf '"complete_ms":%d.%03d,"patches":{' $((us / 1000)) $((us % 1000))
     enabled_patches
+    printf '},"sections":{'
+    name=$1
+    shift 2
+    sections "$name" "$@"
     echo '}}'
 }
 

@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class AppliedPatch:
 
     ``load_ms``: insmod, which is when the first tasks ran the new code; ``complete_ms``: from the same start
     until every task did; ``push_ms``: the round trip less ``complete_ms``.
-    ``live``: the patches that the guest has now.
+    ``live``: the patches that the guest has now. ``sections``: the addresses that were asked for, and told.
     """
 
     name: str
@@ -48,6 +48,7 @@ class AppliedPatch:
     complete_ms: float
     push_ms: float
     live: tuple[str, ...]
+    sections: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +64,30 @@ def agent_source() -> bytes:
     return Path(__file__).with_name("agent.sh").read_bytes()
 
 
-async def apply_patch(guest: Guest, name: str, module: bytes, *, timeout: float) -> AppliedPatch:
+async def apply_patch(
+    guest: Guest, name: str, module: bytes, *, timeout: float, sections: Iterable[str] = ()
+) -> AppliedPatch:
     """Load the patch module ``name`` and see its transition through, at most ``timeout`` seconds.
 
-    A patch that fails leaves the guest as it was. Raises PatchRejectedError (HR3103 with the kernel's reason,
+    ``sections``: those of the module whose addresses are asked for. A patch that fails leaves the guest as it was. Raises PatchRejectedError (HR3103 with the kernel's reason,
     HR3105 signature or lockdown), TransitionStalledError (HR3104), GuestUnreachableError (HR4103).
     """
     started = time.monotonic()
-    answer = await _ask(guest, ("apply", name, _seconds(timeout)), stdin=module, timeout=timeout + MARGIN)
+    answer = await _ask(
+        guest, ("apply", name, _seconds(timeout), *sections), stdin=module, timeout=timeout + MARGIN
+    )
     round_trip = (time.monotonic() - started) * 1000
     if not answer["ok"]:
         raise _refusal(f"patch {name}", answer, timeout)
     try:
-        load, complete, live = answer["load_ms"], answer["complete_ms"], tuple(answer["patches"])
-        return AppliedPatch(name, float(load), float(complete), max(0.0, round_trip - float(complete)), live)
-    except (KeyError, TypeError, ValueError) as error:
+        load, complete = float(answer["load_ms"]), float(answer["complete_ms"])
+        # A guest that hides addresses tells zeros.
+        found = {section: int(address or "0", 16) for section, address in answer["sections"].items()}
+        known = {section: address for section, address in found.items() if address}
+        return AppliedPatch(
+            name, load, complete, max(0.0, round_trip - complete), tuple(answer["patches"]), known
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise nonsense(repr(answer)) from error
 
 

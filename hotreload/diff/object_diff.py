@@ -9,7 +9,7 @@ may look at is either the same, or explained by a change that a patch can carry,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hotreload.diff.correlate import is_place_static, parent_name
 from hotreload.diff.data import (
@@ -52,6 +52,7 @@ class ObjectDiff:
     ``original_of``       patched symbol -> the one that the running kernel has
     ``entries``           the special-section entries that travel with a carried symbol
     ``callers_promoted``  functions that did not change themselves, and why they travel
+    ``types``             of new variables, as C spells them, where the object tells (unit_diff.py)
     """
 
     changed: tuple[Twins, ...]
@@ -64,6 +65,7 @@ class ObjectDiff:
     callers_promoted: Mapping[str, str]
     notes: tuple[Note, ...]
     obstacles: tuple[Obstacle, ...]
+    types: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hotreload.diff.definitions import located
 from hotreload.diff.layouts import Layouts, parse, section_of
 from hotreload.diff.object_diff import ObjectDiff, diff_objects
 from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.spelling import spelled
 from hotreload.diff.types import compare_layouts, global_functions
 from hotreload.elf.btf import BtfError
-from hotreload.elf.model import ObjectFile
+from hotreload.elf.model import ObjectFile, Symbol
 
 # What EXPORT_SYMBOL makes beside a function: up to v6.4, and since.
 EXPORT_MARKS = ("__ksymtab_", "__export_symbol_")
@@ -56,7 +57,25 @@ def diff_unit(
     grown = {obstacle.code for obstacle in types.obstacles}
     kept = tuple(o for o in diff.obstacles if o.code != "HR2101" or "HR2101" not in grown)
     types = located(replace(types, obstacles=kept + types.obstacles), sources)
-    return replace(diff, obstacles=types.obstacles, notes=diff.notes + types.notes)
+    return replace(
+        diff,
+        obstacles=types.obstacles,
+        notes=diff.notes + types.notes,
+        types=_types_of(diff.new_data, patched),
+    )
+
+
+def _types_of(variables: Sequence[Symbol], patched: ObjectFile) -> dict[str, str]:
+    """The types of variables as C spells them; gcc 12 tells none of a static local."""
+    section = section_of(patched)
+    if not variables or section is None:
+        return {}
+    try:
+        shapes = parse(section).variables
+    except BtfError:
+        return {}
+    names = {symbol.name for symbol in variables}
+    return {name: ", ".join(map(spelled, shapes[name])) for name in names & shapes.keys()}
 
 
 def exported_functions(obj: ObjectFile) -> frozenset[str]:

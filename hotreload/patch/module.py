@@ -5,7 +5,8 @@ The template (glue.py) brings what the kernel's headers lay out: struct module, 
 klp_patch. What is added here, in the order of ``write_module``:
 
 1. the pieces: code, data and entries go behind what the template has in sections of the same name,
-   because the module loader takes one section of each special name;
+   because the module loader takes one section of each special name; what has its home in an earlier patch
+   is an address (homes.py);
 2. their relocations: ordinary ones, and for what only the patched object knows ``.klp.rela.OBJECT.SECTION``
    with symbols ``.klp.sym.OBJECT.NAME,SYMPOS`` (Documentation/livepatch/module-elf-format.rst);
 3. the table of functions that the template's init reads;
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,7 @@ from hotreload.elf.constants import (
     SHF_INFO_LINK,
     SHF_RELA_LIVEPATCH,
     SHF_WRITE,
+    SHN_ABS,
     SHN_LIVEPATCH,
     SHN_UNDEF,
     SHT_NOBITS,
@@ -55,7 +57,17 @@ from hotreload.patch.glue import (
     TABLE_TRANSITION_WORK,
     TEMPLATE_NAME,
 )
-from hotreload.patch.plan import Import, PatchPlan, Piece, PieceRef, PlannedRelocation, PlannedTarget
+from hotreload.patch.homes import Home, Settlement, reasons_to_stay, settle
+from hotreload.patch.plan import (
+    Identity,
+    Import,
+    KlpObject,
+    PatchPlan,
+    Piece,
+    PieceRef,
+    PlannedRelocation,
+    PlannedTarget,
+)
 from hotreload.patch.symbols import VMLINUX, SymbolPosition
 
 NAME_PREFIX: Final = "hotreload_"
@@ -73,16 +85,44 @@ _INT3: Final = b"\xcc"
 
 
 @dataclass(frozen=True, slots=True)
+class Settler:
+    """A function or variable that will have its home in a patch module, and its place there."""
+
+    section: str
+    offset: int
+    symbol: str
+    sympos: int
+    meaning: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class LivePatch:
-    """A patch module, to be loaded as ``name``; ``keep_loaded``: why it must stay when it is replaced."""
+    """A patch module, to be loaded as ``name``; ``keep_loaded``: why it must stay when it is replaced.
+
+    ``settlers``: what will have its home there.
+    """
 
     name: str
     module: bytes
-    plan: PatchPlan
+    settlement: Settlement
+    keep_loaded: tuple[str, ...] = ()
+    settlers: Mapping[Identity, Settler] = field(default_factory=dict)
 
     @property
-    def keep_loaded(self) -> tuple[str, ...]:
-        return self.plan.keep_loaded
+    def settled_sections(self) -> tuple[str, ...]:
+        """The sections of the module that have a settler: where they are will be asked."""
+        return tuple(dict.fromkeys(settler.section for settler in self.settlers.values()))
+
+    def homes(self, sections: Mapping[str, int]) -> dict[Identity, Home]:
+        """The homes in this patch once it is loaded, with its ``sections`` at these addresses."""
+        return {
+            identity: Home(
+                self.name, sections[settler.section] + settler.offset, settler.symbol, settler.sympos,
+                settler.meaning,
+            )
+            for identity, settler in self.settlers.items()
+            if sections.get(settler.section)
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +145,30 @@ def read_glue(template: Path, unique: Collection[str]) -> ModuleGlue:
     return ModuleGlue(template.read_bytes(), work, patch)
 
 
-def write_module(plan: PatchPlan, name: str, glue: ModuleGlue) -> LivePatch:
-    """The module file of a plan. ``name``: at most 55 bytes, unique among the modules of the guest."""
+def write_module(
+    plan: PatchPlan, name: str, glue: ModuleGlue, homes: Mapping[Identity, Home] | None = None
+) -> LivePatch:
+    """The module file of a plan. ``name``: at most 55 bytes, unique among the modules of the guest.
+
+    ``homes``: what earlier patches of the guest brought, and this one refers to where it is.
+    """
     if len(name) >= _NAME_LENGTH:
         raise ValueError(f"a module's name has at most {_NAME_LENGTH - 1} bytes: {name}")
-    module = _Module(glue.template)
+    settlement = settle(plan, homes or {}, name)
+    module = _Module(glue.template, settlement.elsewhere)
     module.add_pieces(plan.pieces)
     module.add_relocations(plan.pieces)
-    module.add_table(plan, glue)
+    module.add_table((*plan.objects, *settlement.redirected), glue)
     module.add_versions()
     module.set_name(name)
     module.set_build_id()
-    return LivePatch(name, write_object(list(module.sections.values()), module.symbols), plan)
+    return LivePatch(
+        name,
+        write_object(list(module.sections.values()), module.symbols),
+        settlement,
+        reasons_to_stay(plan, settlement),
+        dict(module.settlers(plan.pieces, settlement)),
+    )
 
 
 @dataclass(slots=True)
@@ -130,9 +182,10 @@ class _Module:
     """A module file that is being put together."""
 
     template: bytes
+    elsewhere: Mapping[int, int]  # the addresses of pieces that have their home in an earlier patch
     sections: dict[str, OutputSection] = field(default_factory=dict)
     symbols: list[OutputSymbol] = field(default_factory=list)
-    places: list[_Place] = field(default_factory=list)  # of each piece
+    places: dict[int, _Place] = field(default_factory=dict)  # of each piece
     piece_symbols: dict[int, OutputSymbol] = field(default_factory=dict)
     section_symbols: dict[str, OutputSymbol] = field(default_factory=dict)
     named: dict[str, OutputSymbol] = field(default_factory=dict)  # imports and .klp.sym symbols
@@ -140,6 +193,7 @@ class _Module:
         default_factory=dict
     )  # (content, align) -> place in .rodata
     imports: dict[str, int] = field(default_factory=dict)
+    absolutes: dict[int, OutputSymbol] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _read_template(self)
@@ -148,10 +202,12 @@ class _Module:
 
     def add_pieces(self, pieces: tuple[Piece, ...]) -> None:
         for number, piece in enumerate(pieces):
+            if number in self.elsewhere and piece.kind != STT_FUNC:
+                continue
             section = self.section(piece.section)
             filling = _INT3 if piece.section == ".text" else b"\0"
             offset = section.append(piece.content, piece.align, filling)
-            self.places.append(_Place(section, offset))
+            self.places[number] = _Place(section, offset)
             if piece.name and piece.kind in (STT_FUNC, STT_OBJECT):
                 symbol = OutputSymbol(piece.name, piece.kind, STB_LOCAL, section, offset, len(piece.content))
                 self.symbols.append(symbol)
@@ -169,9 +225,9 @@ class _Module:
     # --- 2. relocations ---
 
     def add_relocations(self, pieces: tuple[Piece, ...]) -> None:
-        for place, piece in zip(self.places, pieces, strict=True):
-            for relocation in piece.relocations:
-                self.relocate(place, piece.object, relocation)
+        for number, place in self.places.items():
+            for relocation in pieces[number].relocations:
+                self.relocate(place, pieces[number].object, relocation)
 
     def relocate(self, place: _Place, obj: str, relocation: PlannedRelocation) -> None:
         symbol, addend = self.resolve(relocation.target)
@@ -187,7 +243,9 @@ class _Module:
     def resolve(self, target: PlannedTarget) -> tuple[OutputSymbol, int]:
         """The symbol for a target, and what its place adds to the addend."""
         match target:
-            case PieceRef(number):
+            case PieceRef(number, kept):
+                if number in self.elsewhere and (kept or number not in self.places):
+                    return self.absolute(self.elsewhere[number]), 0
                 if number in self.piece_symbols:
                     return self.piece_symbols[number], 0
                 place = self.places[number]
@@ -215,6 +273,13 @@ class _Module:
             self.symbols.append(self.named[name])
         return self.named[name]
 
+    def absolute(self, address: int) -> OutputSymbol:
+        """A nameless symbol for an address of the running kernel: kallsyms does not show it."""
+        if address not in self.absolutes:
+            self.absolutes[address] = OutputSymbol("", STT_NOTYPE, STB_LOCAL, value=address, index=SHN_ABS)
+            self.symbols.append(self.absolutes[address])
+        return self.absolutes[address]
+
     def section_symbol(self, section: OutputSection) -> OutputSymbol:
         if section.name not in self.section_symbols:
             self.section_symbols[section.name] = OutputSymbol("", STT_SECTION, STB_LOCAL, section)
@@ -230,10 +295,10 @@ class _Module:
 
     # --- 3. the table of functions ---
 
-    def add_table(self, plan: PatchPlan, glue: ModuleGlue) -> None:
+    def add_table(self, objects: Iterable[KlpObject], glue: ModuleGlue) -> None:
         funcs = self.section(".hotreload.funcs")
         count = 0
-        for obj in plan.objects:
+        for obj in objects:
             for func in obj.funcs:
                 start = funcs.append(bytes(FUNC_SIZE), 8)
                 struct.pack_into("<Q", funcs.data, start + FUNC_OLD_SYMPOS, func.old_sympos)
@@ -254,6 +319,22 @@ class _Module:
             if position is not None:
                 symbol, addend = self.resolve(position)
                 self.livepatch(table, VMLINUX, OutputRelocation(offset, R_X86_64_64, symbol, addend))
+
+    def settlers(
+        self, pieces: tuple[Piece, ...], settlement: Settlement
+    ) -> Iterator[tuple[Identity, Settler]]:
+        """What has its home here. Its sympos: the rank among all symbols of its name, locals first."""
+        ordered = sorted(self.symbols, key=lambda symbol: symbol.binding != STB_LOCAL)
+        for number, meaning in settlement.settling.items():
+            identity, place = pieces[number].identity, self.places[number]
+            assert identity is not None, "settled by it"
+            symbol = self.piece_symbols[number]
+            namesakes = [s for s in ordered if s.name == symbol.name and s.kind != STT_SECTION]
+            shown = [s for s in namesakes if s.section is not None or s.index != SHN_UNDEF]
+            yield (
+                identity,
+                Settler(place.section.name, place.offset, symbol.name, shown.index(symbol) + 1, meaning),
+            )
 
     # --- 4. what identifies the module ---
 

@@ -9,15 +9,24 @@ Which relocation is which:
 
 An address of a changed function that is taken, not called, stays the *original's*: it may be stored
 and used after the patch is gone (kpatch issue 755), and must compare equal to what is stored already.
+What the patch itself adds has no original. Its *identity* tells it in the patches to come (homes.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import gcd
 
-from hotreload.diff.correlate import is_constant, is_place_static
+from hotreload.diff.correlate import (
+    base_name,
+    is_child,
+    is_constant,
+    is_place_static,
+    is_static_local,
+    parent_name,
+)
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.obstacles import RELOAD_MODULE, NotPatchableError, Obstacle
 from hotreload.diff.running_code import RunningCode
@@ -39,9 +48,23 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class PieceRef:
-    """A piece of this patch, by its number."""
+    """A piece of this patch, by its number; ``kept``: its address may outlive the patch."""
 
     number: int
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes a function or variable that an edit added the same one in the next patch.
+
+    ``owners``: the functions that a static local belongs to; empty for all else.
+    """
+
+    module: str
+    source: str
+    owners: tuple[str, ...]
+    name: str
 
 
 PlannedTarget = PieceRef | Import | SymbolPosition | StringRef | ConstRef
@@ -57,7 +80,14 @@ class PlannedRelocation:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of an output section. ``object``: whom its livepatch relocations wait for."""
+    """A stretch of an output section.
+
+    ``object``    whom its livepatch relocations wait for
+    ``owner``     of an entry of a special section: the number of the piece that it says something about
+    ``identity``  of what an edit added, where no other has the same
+    ``type``      of such a variable, where the object tells it
+    ``escapes``   whether the kernel may keep its address
+    """
 
     name: str
     kind: int
@@ -66,6 +96,10 @@ class Piece:
     content: bytes
     relocations: tuple[PlannedRelocation, ...]
     object: str
+    owner: int | None = None
+    identity: Identity | None = None
+    type: str = ""
+    escapes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +121,11 @@ class KlpObject:
 
 @dataclass(frozen=True, slots=True)
 class PatchPlan:
-    """A whole patch. ``keep_loaded``: why its module must outlive its replacement; empty: it need not."""
+    """A whole patch. ``strings``: those that the kernel may keep the address of, told for people."""
 
     pieces: tuple[Piece, ...]
     objects: tuple[KlpObject, ...]
-    keep_loaded: tuple[str, ...]
+    strings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +147,9 @@ def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:
     objects = tuple(planner.objects())
     if planner.obstacles:
         raise NotPatchableError(planner.obstacles)
-    return PatchPlan(pieces, objects, tuple(dict.fromkeys(planner.keep)))
+    escaped = {planner.numbers[symbol] for symbol in planner.escaped}
+    pieces = tuple(replace(p, escapes=True) if n in escaped else p for n, p in enumerate(pieces))
+    return PatchPlan(pieces, objects, tuple(dict.fromkeys(planner.strings)))
 
 
 @dataclass(slots=True)
@@ -121,7 +157,9 @@ class _Planner:
     units: Sequence[UnitDiff]
     symbols: KernelSymbols
     obstacles: list[Obstacle] = field(default_factory=list)
-    keep: list[str] = field(default_factory=list)
+    strings: list[str] = field(default_factory=list)
+    escaped: set[Symbol] = field(default_factory=set)
+    identities: Mapping[Symbol, Identity] = field(default_factory=dict)
     numbers: dict[Symbol, int] = field(default_factory=dict)  # a carried symbol -> its piece
     globals: dict[tuple[str, str], Symbol] = field(default_factory=dict)  # (module, name) -> carried symbol
     unit_of: dict[Symbol, UnitDiff] = field(default_factory=dict)
@@ -134,6 +172,7 @@ class _Planner:
                 self.unit_of[symbol] = unit
                 if not symbol.is_local:
                     self.globals[unit.module, symbol.name] = symbol
+        self.identities = _identities(self.units)
 
     def pieces(self) -> Iterator[Piece]:
         """First the carried symbols, in the order of ``numbers``; then entries of special sections."""
@@ -144,7 +183,7 @@ class _Planner:
             for entry in self.unit_of[symbol].diff.entries.get(symbol, ()):
                 for piece in self._entry_pieces(symbol, entry, number):
                     number += 1
-                    yield piece
+                    yield replace(piece, owner=self.numbers[symbol])
 
     def objects(self) -> Iterator[KlpObject]:
         for module in dict.fromkeys(unit.module for unit in self.units):
@@ -173,7 +212,15 @@ class _Planner:
         # A symbol in the middle of a section has its own place's alignment, at most its section's.
         align = gcd(section.align, symbol.value) if symbol.value else section.align
         return Piece(
-            symbol.name, symbol.kind, _output_section(symbol), align, symbol.content, relocations, unit.module
+            symbol.name,
+            symbol.kind,
+            _output_section(symbol),
+            align,
+            symbol.content,
+            relocations,
+            unit.module,
+            identity=self.identities.get(symbol),
+            type=unit.diff.types.get(symbol.name, ""),
         )
 
     def _refuse_moved(self, unit: UnitDiff, symbol: Symbol) -> None:
@@ -229,7 +276,7 @@ class _Planner:
                 and holder is not None
                 and escapes(holder, relocation)
             ):
-                self.keep.append(f"a string of {holder.name}")
+                self.strings.append(f"a string of {holder.name}")
             return relocation.target
         symbol = relocation.target.symbol
         if not symbol.is_defined:
@@ -244,6 +291,8 @@ class _Planner:
             if holder is not None and takes_address(holder, relocation):
                 if original is None:
                     self._note_address(symbol, holder, relocation)
+                    kept = symbol.is_function and points_at_start(holder, relocation)
+                    return PieceRef(self.numbers[symbol], kept)
                 # A place inside of a function (a switch's table, a computed goto) is the new function's.
                 elif symbol.is_function and points_at_start(holder, relocation):
                     return self._original_or_refuse(unit, original)
@@ -303,14 +352,41 @@ class _Planner:
 
     def _note_address(self, symbol: Symbol, holder: Symbol, relocation: Relocation) -> None:
         """The kernel may keep the address of something new: its module must stay when it is replaced."""
-        if is_place_static(symbol) or (symbol.is_function and ".cold" in symbol.name) or symbol.anonymous:
+        if not _can_be_told(symbol):
             return
         if not is_constant(symbol) or symbol.relocations or escapes(holder, relocation):
-            self.keep.append(symbol.name)
+            self.escaped.add(symbol)
 
     def _refuse(self, code: str, symbol: str, message: str, hint: str | None = None) -> None:
         where = self.at_work.source if self.at_work else None
         self.obstacles.append(Obstacle(code, symbol, message, hint or RELOAD_MODULE, where))
+
+
+def _identities(units: Sequence[UnitDiff]) -> dict[Symbol, Identity]:
+    """The identity of all that is new and has a name; what several share tells none of them."""
+    found: dict[Symbol, Identity] = {}
+    for unit in units:
+        new = [s for s in unit.diff.carried if s not in unit.diff.original_of and _can_be_told(s)]
+        owners = _owners(unit.diff.carried)
+        for symbol in new:
+            of = owners[symbol] if is_static_local(symbol) else set()
+            found[symbol] = Identity(unit.module, unit.source, tuple(sorted(of)), base_name(symbol.name))
+    shared = Counter(found.values())
+    return {symbol: identity for symbol, identity in found.items() if shared[identity] == 1}
+
+
+def _can_be_told(symbol: Symbol) -> bool:
+    return not symbol.anonymous and not is_child(symbol) and not is_place_static(symbol)
+
+
+def _owners(carried: Sequence[Symbol]) -> Mapping[Symbol, set[str]]:
+    """The functions of the source that refer to each symbol."""
+    found: dict[Symbol, set[str]] = defaultdict(set)
+    for symbol in carried:
+        for relocation in symbol.relocations:
+            if isinstance(relocation.target, SymbolRef):
+                found[relocation.target.symbol].add(base_name(parent_name(symbol.name)))
+    return found
 
 
 def _output_section(symbol: Symbol) -> str:

@@ -191,6 +191,6 @@ def _patch_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     kept = facts.get("kept", {})
     for name in facts.get("replaced", ()):
         reasons = enumerate_names(kept.get(name, []), 60)
-        why = f"{reasons} may still be pointed at" if reasons else "a task may stand in it"
+        why = f"for {reasons}" if reasons else "a task may stand in it"
         rows.append(("replaced", f"{name}  stays loaded: {why}"))
     return rows

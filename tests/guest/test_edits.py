@@ -199,16 +199,128 @@ def test_a_refused_unit_holds_up_the_others_and_is_named(in_session: Callable[..
     in_session(story)
 
 
-def test_variables_of_an_earlier_reload_start_anew_and_that_is_told(in_session: Callable[..., None]) -> None:
+COUNTED = MAIN.replace("\tseq_printf", "\tstatic int mine = 10;\n\n\tmine++;\n\tseq_printf").replace(
+    "twice(reads)", "mine"
+)
+
+
+def test_a_variable_that_a_reload_added_keeps_its_value_through_later_ones(
+    in_session: Callable[..., None],
+) -> None:
     async def story(save: Save, read: Read) -> None:
-        counted = MAIN.replace("\tseq_printf", "\tstatic int mine;\n\n\tmine++;\n\tseq_printf").replace(
-            "twice(reads)", "mine"
+        await save(main_c=COUNTED)
+        assert [await read(), await read()] == ["hello 1 11\n", "hello 2 12\n"]
+        await save(help_c=HELP.replace("2 * n", "3 * n"))
+        assert await read() == "hello 3 13\n"
+        own = await save(main_c=COUNTED.replace('"hello', '"hey'))
+        assert await read() == "hey 4 14\n"
+        assert not any("anew" in note for note in own.notes)
+        retyped = await save(
+            main_c=COUNTED.replace("int mine = 10", "long mine = 20").replace("%d\\n", "%ld\\n")
         )
-        first = await save(main_c=counted)
-        assert not any("anew" in note for note in first.notes)
-        assert [await read(), await read()] == ["hello 1 1\n", "hello 2 2\n"]
-        second = await save(help_c=HELP.replace("2 * n", "3 * n"))
-        assert "HR2104 starts anew with each patch: mine" in second.notes
-        assert await read() == "hello 3 1\n"
+        assert "HR2104 starts anew, with another type or initial value: mine" in retyped.notes
+        assert await read() == "hello 5 21\n"
+
+    in_session(story)
+
+
+TIMER = (
+    MAIN.replace(
+        "static int show",
+        """\
+static void beat(struct timer_list *timer);
+static DEFINE_TIMER(heart, beat);
+static int beats;
+
+static noinline int step(void)
+{
+	return 1;
+}
+
+static void beat(struct timer_list *timer)
+{
+	beats += step();
+	mod_timer(&heart, jiffies + 2);
+}
+
+static int show""",
+    )
+    .replace("reads, twice(reads)", "reads, beats")
+    .replace("\treads++;\n", "\treads++;\n\tmod_timer(&heart, jiffies + 2);\n")
+)
+
+
+async def beats(read: Read) -> int:
+    return int((await read()).split()[2])
+
+
+def test_a_timer_that_an_edit_started_runs_what_is_saved_later(in_session: Callable[..., None]) -> None:
+    async def until(read: Read, wanted: Callable[[int], bool]) -> bool:
+        for _ in range(50):
+            if wanted(await beats(read)):
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    async def story(save: Save, read: Read) -> None:
+        first = await save(main_c=TIMER)
+        assert first.outcome is Outcome.LIVE, first
+        assert await until(read, lambda n: n > 3)
+        # Nothing arms the timer anew: the function that it has the address of is the first reload's.
+        unarmed = TIMER.replace("reads++;\n\tmod_timer(", "reads++;\n\tif (reads == 1)\n\t\tmod_timer(")
+        await save(main_c=unarmed.replace("beats += step();", "beats -= 1000;"))
+        assert await until(read, lambda n: n < -3000)
+        # The change may be deeper, in what it calls.
+        await save(main_c=unarmed.replace("return 1;", "return 100000;"))
+        assert await until(read, lambda n: n > 300000)
+        gone = await save(main_c=MAIN)
+        assert "HR2207 gone, and still run by whoever has its address: beat" in gone.notes
+
+    in_session(story)
+
+
+THREAD = (
+    MAIN.replace("<linux/module.h>", "<linux/module.h>\n#include <linux/kthread.h>\n#include <linux/delay.h>")
+    .replace(
+        "static int show",
+        """\
+static int rounds;
+
+static int walk(void *unused)
+{
+	while (!kthread_should_stop()) {
+		rounds++;
+		msleep(10);
+	}
+	return 0;
+}
+
+static struct task_struct *walker;
+
+static int show""",
+    )
+    .replace("\treads++;\n", '\treads++;\n\tif (!walker)\n\t\twalker = kthread_run(walk, NULL, "walker");\n')
+    .replace("twice(reads)", "rounds > 0")
+)
+
+
+def test_a_thread_in_a_function_that_an_edit_added_holds_up_only_edits_of_that_function(
+    in_session: Callable[..., None],
+) -> None:
+    async def story(save: Save, read: Read) -> None:
+        await save(main_c=THREAD)
+        await read()
+        await asyncio.sleep(0.2)
+        assert await read() == "hello 2 1\n"
+        other = await save(main_c=THREAD.replace('"hello', '"hey'))
+        assert other.outcome is Outcome.LIVE, other
+        assert await read() == "hey 3 1\n"
+        loop = await save(main_c=THREAD.replace("rounds++", "rounds += 2"))
+        assert loop.outcome is Outcome.STALLED, loop
+        assert "walker" in loop.reasons[0].message
+        stopped = THREAD.replace("if (!walker)", "if (walker)").replace(
+            'kthread_run(walk, NULL, "walker")', "NULL"
+        )
+        assert (await save(main_c=stopped)).outcome is Outcome.LIVE
 
     in_session(story)

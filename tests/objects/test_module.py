@@ -20,6 +20,7 @@ from hotreload.elf.constants import SHF_RELA_LIVEPATCH, SHN_LIVEPATCH
 from hotreload.elf.model import StringRef, SymbolRef, Target
 from hotreload.elf.reader import parse_object, read_object
 from hotreload.patch.glue import TABLE_SECTION, build_glue
+from hotreload.patch.homes import reasons_to_stay, settle
 from hotreload.patch.module import ModuleGlue, write_module
 from hotreload.patch.plan import (
     Import,
@@ -78,6 +79,11 @@ def targets(plan: PatchPlan, name: str) -> list[PlannedTarget]:
 
 def number(plan: PatchPlan, name: str) -> PieceRef:
     return PieceRef([piece.name for piece in plan.pieces].index(name))
+
+
+def kept(plan: PatchPlan) -> tuple[str, ...]:
+    """Why the first module of this plan has to stay."""
+    return reasons_to_stay(plan, settle(plan, {}, "hotreload_1"))
 
 
 def edit(source: str, old: str = "OLD", before: str = "1", after: str = "2") -> tuple[str, str]:
@@ -169,7 +175,7 @@ def test_a_changed_function_is_called_directly_but_its_address_stays_the_origina
     found = targets(plan, "f")
     assert number(plan, "work") in found
     assert SymbolPosition("drv", "work", 1) in found
-    assert plan.keep_loaded == ()
+    assert kept(plan) == ()
 
 
 def test_a_function_that_stores_its_own_address_stores_the_originals(tmp_path: Path) -> None:
@@ -196,14 +202,14 @@ def test_a_new_function_whose_address_is_taken_keeps_the_patch_loaded(tmp_path: 
     before = "void *keep; int f(void) { return 1; }"
     after = 'void *keep; static void fresh(void) { printk("x"); } int f(void) { keep = fresh; return 1; }'
     plan = planned(tmp_path, {"unit.c": (before, after)})
-    assert plan.keep_loaded == ("fresh",)
-    assert number(plan, "fresh") in targets(plan, "f")
+    assert kept(plan) == ("fresh",)
+    assert PieceRef(number(plan, "fresh").number, kept=True) in targets(plan, "f")
 
 
 def test_a_new_function_that_is_only_called_does_not_keep_the_patch_loaded(tmp_path: Path) -> None:
     before = "int f(int i) { return 1; }"
     after = 'static noinline int fresh(int i) { return printk("x"); } int f(int i) { return fresh(i) + 2; }'
-    assert planned(tmp_path, {"unit.c": (before, after)}).keep_loaded == ()
+    assert kept(planned(tmp_path, {"unit.c": (before, after)})) == ()
 
 
 def test_a_change_in_one_unit_calls_the_changed_function_of_another(tmp_path: Path) -> None:
@@ -239,7 +245,7 @@ def test_a_string_that_is_stored_keeps_the_patch_loaded_and_one_that_is_printed_
     printed = planned(
         tmp_path / "2", {"a.c": (before, 'const char *name; void f(void) { name = 0; printk("new"); }')}
     )
-    assert (stored.keep_loaded, printed.keep_loaded) == (("a string of f",), ())
+    assert (kept(stored), kept(printed)) == (("a string of f",), ())
 
 
 def test_what_is_not_exported_is_refused(tmp_path: Path) -> None:
@@ -440,7 +446,7 @@ def test_the_module_is_called_as_asked_in_both_places_and_is_a_livepatch(patch: 
 
 def test_a_name_that_is_too_long_for_the_kernel_is_refused(glue: ModuleGlue) -> None:
     with pytest.raises(ValueError, match="at most 55"):
-        write_module(PatchPlan((), (), ()), "x" * 56, glue)
+        write_module(PatchPlan((), ()), "x" * 56, glue)
 
 
 def test_one_plan_makes_one_file_and_another_name_another(glue: ModuleGlue, tmp_path: Path) -> None:

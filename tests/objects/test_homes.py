@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+# ruff: noqa: E501 - C that stands on one line reads better than C cut into strings.
+"""What an edit adds keeps its home in the patch modules to come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from hotreload.patch.homes import Home, Settlement, gone, reasons_to_stay, settle
+from hotreload.patch.plan import Identity, PatchPlan
+from tests.objects.test_module import planned
+
+BEFORE = "void *keep; int f(int i) { return i; }"
+COUNTER = "void *keep; int f(int i) { static int count = FIRST; return i + count++; }"
+# A function that the kernel keeps the address of, and what it calls and writes to.
+BEAT = """
+    void *keep; static int beats;
+    static noinline int step(int i) { return i * 3; }
+    static void beat(void) { beats += step(beats); }
+    int f(int i) { keep = beat; return i; }
+"""
+
+
+def of(tmp_path: Path, after: str) -> PatchPlan:
+    return planned(tmp_path, {"unit.c": (BEFORE, after)})
+
+
+def settled(
+    plan: PatchPlan, patch: str, known: Mapping[Identity, Home]
+) -> tuple[Settlement, dict[Identity, Home]]:
+    """What a plan finds, and the homes there are when it is loaded: a piece's address is its number."""
+    found = settle(plan, known, patch)
+    homes = dict(known)
+    for number, meaning in found.settling.items():
+        piece = plan.pieces[number]
+        assert piece.identity is not None
+        homes[piece.identity] = Home(patch, 4096 + number, piece.name, 1, meaning)
+    return found, homes
+
+
+def told(found: Settlement, plan: PatchPlan) -> dict[str, int]:
+    return {
+        plan.pieces[number].name.partition(".")[0]: address for number, address in found.elsewhere.items()
+    }
+
+
+def redirected(found: Settlement, plan: PatchPlan) -> list[tuple[str | None, str, str]]:
+    return [(o.name, f.old_name, plan.pieces[f.new_func].name) for o in found.redirected for f in o.funcs]
+
+
+def test_the_first_patch_is_the_home_of_what_it_adds_and_stays_for_it(tmp_path: Path) -> None:
+    plan = of(tmp_path, BEAT)
+    found, homes = settled(plan, "hotreload_1", {})
+    assert found.elsewhere == {}
+    assert sorted(identity.name for identity in homes) == ["beat", "beats"]
+    assert sorted(reasons_to_stay(plan, found)) == ["beat", "beats"]
+
+
+def test_a_later_patch_shares_the_variable_and_need_not_stay(tmp_path: Path) -> None:
+    _, homes = settled(of(tmp_path / "1", COUNTER.replace("FIRST", "5")), "hotreload_1", {})
+    plan = of(tmp_path / "2", COUNTER.replace("FIRST", "5").replace("i + count++", "i - count++"))
+    found, _ = settled(plan, "hotreload_2", homes)
+    assert told(found, plan) == {"count": next(iter(homes.values())).address}
+    assert (found.anew, reasons_to_stay(plan, found)) == ((), ())
+
+
+@pytest.mark.parametrize(
+    "other", [COUNTER.replace("FIRST", "6"), COUNTER.replace("int count = FIRST", "long count = 5")]
+)
+def test_another_initial_value_or_size_is_another_variable_and_that_is_told(
+    other: str, tmp_path: Path
+) -> None:
+    _, homes = settled(of(tmp_path / "1", COUNTER.replace("FIRST", "5")), "hotreload_1", {})
+    plan = of(tmp_path / "2", other)
+    found, later = settled(plan, "hotreload_2", homes)
+    assert (found.elsewhere, found.anew) == ({}, ("count",))
+    assert [home.patch for home in later.values()] == ["hotreload_2"]
+
+
+def test_static_locals_of_one_name_are_told_apart_by_their_functions(tmp_path: Path) -> None:
+    two = "void *keep; int f(int i) { static int n = 1; return i + n++; } int g(int i) { static int n = 2; return i - n++; }"
+    swapped = "void *keep; int g(int i) { static int n = 2; return i - n++; } int f(int i) { static int n = 1; return i + n++; }"
+    _, homes = settled(of(tmp_path / "1", two), "hotreload_1", {})
+    plan = of(tmp_path / "2", swapped)
+    found, _ = settled(plan, "hotreload_2", homes)
+    where = {identity.owners: home.address for identity, home in homes.items()}
+    assert {plan.pieces[n].identity.owners: address for n, address in found.elsewhere.items()} == where  # type: ignore[union-attr]
+    assert set(where) == {("f",), ("g",)}
+
+
+def test_two_statics_that_nothing_tells_apart_have_no_home(tmp_path: Path) -> None:
+    after = (
+        "void *keep; int f(int i) { { static int n = 1; i += n++; } { static int n = 1; return i - n++; } }"
+    )
+    found, homes = settled(of(tmp_path, after), "hotreload_1", {})
+    assert (homes, found.settling) == ({}, {})
+
+
+def test_a_function_whose_address_is_kept_is_redirected_when_it_changes(tmp_path: Path) -> None:
+    first = of(tmp_path / "1", BEAT)
+    _, homes = settled(first, "hotreload_1", {})
+    same, _ = settled(first, "hotreload_2", homes)
+    assert same.redirected == ()
+    plan = of(tmp_path / "2", BEAT.replace("beats += step", "beats -= step"))
+    changed, _ = settled(plan, "hotreload_2", homes)
+    assert redirected(changed, plan) == [("hotreload_1", "beat", "beat")]
+
+
+def test_it_is_redirected_when_something_changes_that_it_calls(tmp_path: Path) -> None:
+    _, homes = settled(of(tmp_path / "1", BEAT), "hotreload_1", {})
+    plan = of(tmp_path / "2", BEAT.replace("i * 3", "i * 5"))
+    found, _ = settled(plan, "hotreload_2", homes)
+    assert redirected(found, plan) == [("hotreload_1", "beat", "beat")]
+
+
+def test_it_is_redirected_when_its_variable_starts_anew(tmp_path: Path) -> None:
+    _, homes = settled(of(tmp_path / "1", BEAT), "hotreload_1", {})
+    plan = of(tmp_path / "2", BEAT.replace("int beats;", "int beats = 7;"))
+    found, later = settled(plan, "hotreload_2", homes)
+    assert (found.anew, redirected(found, plan)) == (("beats",), [("hotreload_1", "beat", "beat")])
+    # The home of the function is the first patch's, its variable's the second's: that stays so.
+    again, _ = settled(plan, "hotreload_3", later)
+    assert (again.anew, redirected(again, plan)) == ((), [("hotreload_1", "beat", "beat")])
+
+
+def test_what_cannot_be_traced_stays_as_it_was_and_that_is_told(tmp_path: Path) -> None:
+    untraced = BEAT.replace("static void beat", "static notrace void beat")
+    _, homes = settled(of(tmp_path / "1", untraced), "hotreload_1", {})
+    plan = of(tmp_path / "2", untraced.replace("+= step", "-= step"))
+    found, _ = settled(plan, "hotreload_2", homes)
+    assert (found.redirected, found.stranded) == ((), ("beat",))
+
+
+def test_a_function_that_left_the_sources_is_told(tmp_path: Path) -> None:
+    first = of(tmp_path / "1", BEAT)
+    _, homes = settled(first, "hotreload_1", {})
+    later = of(tmp_path / "2", BEFORE.replace("return i", "return i + 1"))
+    assert (gone(first, later, homes), gone(first, None, homes), gone(later, later, homes)) == (
+        ("beat",),
+        ("beat",),
+        (),
+    )
