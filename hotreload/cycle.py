@@ -149,7 +149,7 @@ class Cycle:
         )
 
     def _of_this_edit(self, step: Step) -> tuple[str, ...]:
-        names = [name for each in self.compared for name in each.diff.changed_functions]
+        names = [name for each in self.compared for name in each.diff.changed_names]
         return tuple(name for name in dict.fromkeys(names) if name in step.symbols)
 
     def no_change(self, still_runs: int | None) -> ReloadReport:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a session has to know of its kernel to patch it; learnt once, while the first edit compiles."""
+"""What has to be known of a kernel to patch it; a session learns it once, while the first edit compiles."""
 
 from __future__ import annotations
 
@@ -24,19 +24,33 @@ class KernelKnowledge:
 
 async def learn(module: ExternalModule, base: Base, glue: Path, guest: Guest) -> KernelKnowledge:
     """Read exports and module symbols, ask the guest's kallsyms. Raises GuestUnreachableError, InputError."""
-    symvers = [
-        file
-        for file in (base.tree.output / "Module.symvers", module.folder / "Module.symvers")
-        if file.is_file()
-    ]
-    files = {built.name: built.ko for built in base.modules}
     asking = asyncio.create_task(_unique_in_guest(guest))
     try:
-        symbols = await asyncio.to_thread(read_symbols, symvers, files)
+        symbols = await asyncio.to_thread(_symbols, module, base)
         return KernelKnowledge(symbols, read_glue(glue, await asking))
     finally:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
+
+
+def learn_offline(module: ExternalModule, base: Base, glue: Path) -> KernelKnowledge:
+    """The same without a guest, from the kernel's System.map where there is a real one. Raises InputError."""
+    return KernelKnowledge(_symbols(module, base), read_glue(glue, _unique_in_map(base.tree.system_map)))
+
+
+def _symbols(module: ExternalModule, base: Base) -> KernelSymbols:
+    places = (base.tree.output / "Module.symvers", module.folder / "Module.symvers")
+    symvers = [file for file in places if file.is_file()]
+    return read_symbols(symvers, {built.name: built.ko for built in base.modules})
+
+
+def _unique_in_map(system_map: Path) -> frozenset[str]:
+    """Which of TRANSITION_SYMBOLS a System.map has just once. Debian packages a stub, which has neither."""
+    try:
+        names = [line.split()[-1] for line in system_map.read_text(errors="replace").splitlines() if line]
+    except OSError:
+        return frozenset()
+    return frozenset(name for name in TRANSITION_SYMBOLS if names.count(name) == 1)
 
 
 async def _unique_in_guest(guest: Guest) -> frozenset[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,14 +24,14 @@ from hotreload.cycle import Announce, Compared, Cycle, Original, read_original
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
-from hotreload.diff.unit_diff import diff_unit
-from hotreload.elf.reader import read_object
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError
 from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.patch.homes import Home, gone
 from hotreload.patch.module import NAME_PREFIX, LivePatch, write_module
-from hotreload.patch.plan import Identity, PatchPlan, UnitDiff, plan_patch
+from hotreload.patch.plan import Identity, PatchPlan
+from hotreload.patch.writes import Place, Written
+from hotreload.plan_units import compare_unit, plan_units
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why
 from hotreload.source_texts import SourceTexts
@@ -92,6 +91,7 @@ class Reloader:
         self._live: LivePatch | None = None
         self._kept: dict[str, tuple[str, ...]] = {}  # patch modules that must stay loaded, and why
         self._homes: dict[Identity, Home] = {}  # where what the reloads added lives
+        self._written: dict[Place, Written] = {}  # values that the live patch wrote into data
         self._serial = 0
         self._tidying: asyncio.Task[None] | None = None
 
@@ -278,15 +278,7 @@ class Reloader:
                 key = pair.unit.object
                 if key not in self._originals:
                     self._originals[key] = read_original(pair.original, self.base.plain_object(pair.unit))
-                original = self._originals[key]
-                patched = read_object(pair.patched)
-                is_c = pair.unit.source.suffix == ".c"
-                diff = diff_unit(original.base, patched, self._texts(pair.unit), types_known=is_c)
-                if not is_c and diff.verdict != "unchanged":
-                    name = pair.unit.source.name
-                    message = f"{name} is not C: where its functions begin and end, nobody can tell for sure"
-                    diff = replace(diff, obstacles=(*diff.obstacles, Obstacle("HR2206", name, message)))
-                compared = Compared(pair, original, diff)
+                compared = compare_unit(pair, self._originals[key], self._texts(pair.unit))
                 self._edited[key] = compared
                 cycle.compared.append(compared)
 
@@ -298,35 +290,8 @@ class Reloader:
     def _plan(self, cycle: Cycle) -> PatchPlan | None:
         """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""
         with cycle.stage("link"):
-            obstacles = [
-                obstacle if obstacle.where else replace(obstacle, where=str(compared.pair.unit.source))
-                for compared in self._edited.values()
-                for obstacle in compared.diff.obstacles
-            ]
-            if obstacles:
-                raise NotPatchableError(obstacles)
             assert self._knowledge is not None, "learnt while building"
-            units = [
-                UnitDiff(
-                    module.name,
-                    str(unit.source),
-                    self._block(module.name, unit),
-                    compared.diff,
-                    compared.original.running,
-                )
-                for module in self.base.modules
-                for unit in module.units
-                if (compared := self._edited.get(unit.object)) is not None and compared.diff.carried
-            ]
-            changed = any(unit.diff.changed for unit in units)
-            return plan_patch(units, self._knowledge.symbols) if changed else None
-
-    def _block(self, module: str, unit: TranslationUnit) -> int | None:
-        """Which stretch of the module's symbols is the unit's: several may come from files of one name."""
-        assert self._knowledge is not None, "learnt while building"
-        units = next(built.units for built in self.base.modules if built.name == module)
-        namesakes = [other for other in units if other.source.name == unit.source.name]
-        return self._knowledge.symbols.modules[module].block_of(unit.source.name, namesakes.index(unit))
+            return plan_units(self.base, self._edited, self._knowledge.symbols)
 
     async def _bring(self, cycle: Cycle, plan: PatchPlan | None) -> None:
         """Make the guest run ``plan``: its module replaces the one before; without a plan, what it booted."""
@@ -339,12 +304,13 @@ class Reloader:
                 patch.name,
                 patch.module,
                 timeout=self.transition_timeout,
-                sections=patch.settled_sections,
+                sections=patch.sections_to_tell,
             )
             applied = await self._while_alive(applying)
             cycle.note_times(applied)
             self._live = patch
             self._homes |= patch.homes(applied.sections)
+            self._written = patch.written(applied.sections)
             if patch.keep_loaded:
                 self._kept[patch.name] = patch.keep_loaded
         elif self._live is not None:
@@ -352,7 +318,7 @@ class Reloader:
                 await self._while_alive(
                     disable_patch(self.guest, self._live.name, timeout=self.transition_timeout)
                 )
-            self._live = None
+            self._live, self._written = None, {}
         await self.close()
         self._tidying = asyncio.create_task(self._tidy())
 
@@ -361,7 +327,7 @@ class Reloader:
         with cycle.stage("link"):
             self._serial += 1
             name = f"{NAME_PREFIX}{self._serial}"
-            patch = write_module(plan, name, self._knowledge.glue, self._homes)
+            patch = write_module(plan, name, self._knowledge.glue, self._homes, self._written)
             cycle.note_settlement(patch.settlement)
             return patch
 
@@ -393,5 +359,5 @@ class Reloader:
             return
 
     def _symbols(self) -> tuple[str, ...]:
-        names = [name for compared in self._edited.values() for name in compared.diff.changed_functions]
+        names = [name for compared in self._edited.values() for name in compared.diff.changed_names]
         return tuple(dict.fromkeys(names))

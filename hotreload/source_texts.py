@@ -8,14 +8,20 @@ from pathlib import Path
 
 
 class SourceTexts(Mapping[str, str]):
-    """A mapping from path to text, in the order given. A file that cannot be read is empty."""
+    """A mapping from path to text, in the order given. A file that cannot be read is empty.
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    ``instead``: what some of the files say, whatever is on disk.
+    """
+
+    def __init__(self, files: Sequence[Path], instead: Mapping[Path, bytes] | None = None) -> None:
         self._files = tuple(map(str, files))
+        self._instead = {str(file): text for file, text in (instead or {}).items()}
 
     def __getitem__(self, file: str) -> str:
         if file not in self._files:
             raise KeyError(file)
+        if file in self._instead:
+            return self._instead[file].decode(errors="replace")
         try:
             return Path(file).read_text(errors="replace")
         except OSError:

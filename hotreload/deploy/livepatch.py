@@ -25,9 +25,11 @@ PLAIN_LIMIT = 30.0
 
 # Lines of the kernel's log that accompany every patch, good or bad.
 NOISE = re.compile(
-    r"hotreload: |loading out-of-tree module taints|tainting kernel|module verification failed: signature and"
+    r"hotreload: (?!value of )|loading out-of-tree module taints|tainting kernel|module verification failed: signature and"
     r"|enabling patch|initializing patching transition|starting (?:un)?patching|(?:un)?patching complete"
 )
+# What the template says of a value that it would have to write (patch/csource).
+EVOLVED = re.compile(r"value of (\S+) is not the one it was loaded with")
 UNSIGNED = re.compile(
     r"Lockdown: |Key was rejected by service|Required key not available|signature", re.IGNORECASE
 )
@@ -189,6 +191,12 @@ def kernel_reason(dmesg: str, complaint: str) -> str:
 def rejection(what: str, reason: str) -> PatchRejectedError:
     """The error for a module that the kernel does not take."""
     code, hint = "HR3103", "hotreload guest logs shows all that the kernel said"
+    if evolved := EVOLVED.search(reason):
+        return PatchRejectedError(
+            f"{evolved[1]} has a new initial value in the source, and the kernel has changed the old one",
+            code="HR2103",
+            hint="write the value in the guest yourself, or load the module anew: hotreload guest restart",
+        )
     if UNSIGNED.search(reason):
         code, hint = "HR3105", "boot the guest with a kernel that loads unsigned modules"
     elif "version magic" in reason or "disagrees about version" in reason:

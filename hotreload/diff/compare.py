@@ -74,7 +74,8 @@ class Comparison:
             return (
                 not one.is_defined
                 and not other.is_defined
-                and (one.name, one.value, one.size) == (other.name, other.value, other.size)
+                and (one.name, one.index, one.value, one.size)
+                == (other.name, other.index, other.value, other.size)
             )
         twin = self.correlation.original_of.get(other)
         if twin is not None or one in self.correlation.patched_of:
@@ -96,6 +97,7 @@ class Comparison:
         # Where the replacement stands in its section says nothing; what it is does.
         return (
             self.same_relocations(one.relocations[:1], other.relocations[:1])
+            and one.relocations[1].type == other.relocations[1].type
             and one.replacement[0] == other.replacement[0]
             and self.same_relocations(one.replacement[1], other.replacement[1])
         )

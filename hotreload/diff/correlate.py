@@ -19,7 +19,7 @@ from typing import Final
 
 from hotreload.diff.obstacles import Obstacle
 from hotreload.diff.special_sections import DYNAMIC_DEBUG, is_entry_section, is_inert, is_init
-from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
+from hotreload.elf.model import ObjectFile, StringRef, Symbol, SymbolRef
 
 # Statics that macros make, one for each place in the source: they tell a place, hold once-only or debugging
 # state, and must never be taken for the one of another place (kpatch's and objtool's lists are the same).
@@ -28,6 +28,8 @@ _PLACE_STATICS: Final = frozenset(
     """__key __warned __already_done __func__ __FUNCTION__ __PRETTY_FUNCTION__ _rs CSWTCH _entry _entry_ptr
     __print_once __print_deferred_once ___done ___tp_str __msg""".split()
 )
+# What tracepoint_string() makes (include/linux/tracepoint.h).
+TRACE_STRINGS: Final = "__tracepoint_str"
 _NUMBER: Final = re.compile(r"\.\d+")
 _UNIQUE: Final = re.compile(r"(__UNIQUE_ID_\w*?)\d+\b")
 # gcc's numbers for the clones of a function: foo.isra.0, foo.constprop.1, foo.part.0, foo.cold
@@ -93,6 +95,7 @@ def correlate(original: ObjectFile, patched: ObjectFile) -> Correlation:
     """Pair the defined functions and objects of two objects."""
     result = Correlation()
     pair_by_name(result, original, patched)
+    pair_trace_strings(result, original, patched)
     pair_static_locals(result, original, patched)
     return result
 
@@ -105,6 +108,29 @@ def pair_by_name(result: Correlation, original: ObjectFile, patched: ObjectFile)
         for name, symbol in after.items():
             if name in before:
                 result.pair(before[name], symbol)
+
+
+def pair_trace_strings(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
+    """Pair the pointers that tracepoint_string() makes, by their texts: nothing ever writes to them.
+
+    The kernel prints such a string of its own; of one in a patch it would warn (trace_safe_str() in
+    kernel/trace/trace.c).
+    """
+    known: dict[object, list[Symbol]] = defaultdict(list)
+    for symbol in original.symbols:
+        if (text := _traced_text(symbol)) is not None:
+            known[text].append(symbol)
+    for symbol in patched.symbols:
+        if (text := _traced_text(symbol)) is not None and known[text]:
+            result.pair(known[text].pop(0), symbol)
+
+
+def _traced_text(symbol: Symbol) -> bytes | None:
+    section = symbol.section
+    if section is None or section.name != TRACE_STRINGS or not symbol.is_object:
+        return None
+    targets = [relocation.target for relocation in symbol.relocations]
+    return targets[0].text if len(targets) == 1 and isinstance(targets[0], StringRef) else None
 
 
 def _is_named(symbol: Symbol) -> bool:

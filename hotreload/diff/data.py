@@ -14,26 +14,39 @@ from hotreload.diff.pair import (
     referrers_of,
     takes_address_of,
 )
+from hotreload.diff.rewrites import UnwritableError, find_rewrite
 from hotreload.diff.special_sections import is_entry_section, is_ordinary
 from hotreload.elf.model import Relocation, Section, StringRef, Symbol, SymbolRef
 
 # struct kernel_param, one for each module_param() (include/linux/moduleparam.h)
 PARAMETERS = "__param"
+# __ro_after_init (include/linux/cache.h)
+READ_ONLY_AFTER_INIT = ".data..ro_after_init"
 
 
 def let_constants_travel(pair: Pair) -> None:
-    """A changed constant that only code reads is another one now: its readers change, and bring it."""
+    """A changed constant that only code reads is another one now: its readers change, and bring it.
+
+    So does a table that has outgrown its place, and that only variables point at: their pointers change.
+    """
     before, after = referrers_of(pair.original), referrers_of(pair.patched)
     for original, patched in list(pair.correlation.patched_of.items()):
-        if not is_constant(original):
+        # A module parameter is constant, too, and the kernel has known it since it was loaded.
+        if not is_constant(original) or _read_at_load(original):
             continue
         readers = before[original] | after[patched]
-        if all(reader.is_function and not is_for_init(reader) for reader in readers) and (
-            not is_constant(patched)
-            or (not pair.comparison.same(original, patched) and not _is_registered(original, before))
-        ):
+        if all(reader.is_function and not is_for_init(reader) for reader in readers):
+            same = is_constant(patched) and pair.comparison.same(original, patched)
+            if not same and not (is_constant(patched) and _is_registered(original, before)):
+                pair.correlation.unpair(original)
+        elif is_constant(patched) and patched.size > original.size and all(map(_can_be_rewritten, readers)):
             pair.correlation.unpair(original)
     pair.compare_anew()
+
+
+def _can_be_rewritten(reader: Symbol) -> bool:
+    section = reader.section
+    return reader.is_object and section is not None and is_ordinary(section)
 
 
 def _is_registered(constant: Symbol, referrers: Mapping[Symbol, set[Symbol]]) -> bool:
@@ -54,7 +67,7 @@ def refuse_changed_common(pair: Pair) -> None:
 
 
 def refuse_changed_data(pair: Pair) -> None:
-    """Data that the running kernel holds stays: another place, size or initial value cannot be brought."""
+    """Data that the running kernel holds stays where it is: another place or size cannot be brought."""
     for patched, original in pair.correlation.original_of.items():
         if not original.is_object or is_bystander(original):
             continue
@@ -66,9 +79,21 @@ def refuse_changed_data(pair: Pair) -> None:
         elif is_for_init(original):
             pair.init_changed.append(original.name)
         else:
-            what = _difference(pair, original, patched)
-            message = f"the initial value of '{base_name(original.name)}' changed{what}"
-            pair.refuse("HR2103", original.name, message)
+            _rewrite_or_refuse(pair, original, patched)
+
+
+def _rewrite_or_refuse(pair: Pair, original: Symbol, patched: Symbol) -> None:
+    """Another initial value is written where the old one stands, if it can be."""
+    try:
+        section = original.section
+        assert section is not None
+        if not is_ordinary(section) and section.name != READ_ONLY_AFTER_INIT:
+            raise UnwritableError(f"{section.name} is read when the module is loaded")
+        pair.rewrites.append(find_rewrite(original, patched, pair.comparison, pair.layouts))
+    except UnwritableError as why:
+        what = _difference(pair, original, patched)
+        message = f"the initial value of '{base_name(original.name)}' changed{what}; {why}"
+        pair.refuse("HR2103", original.name, message)
 
 
 def _other_storage(original: Symbol, patched: Symbol) -> tuple[str, str] | None:

@@ -50,6 +50,7 @@ class Layouts:
     """The types of one object, by name. A name may stand for several types, each local to a function.
 
     ``constants`` are the (name, value) of all enums, with the enum they belong to: in C they share one scope.
+    ``variables`` are those that can be written, ``shapes`` are of all.
     """
 
     aggregates: Mapping[Shape, tuple[Layout, ...]]
@@ -58,6 +59,7 @@ class Layouts:
     functions: Mapping[str, tuple[Shape, ...]]
     exported: frozenset[str]
     variables: Mapping[str, tuple[Shape, ...]]
+    shapes: Mapping[str, Shape]
     settled: btf.Settled
 
     def size(self, shape: Shape) -> int:
@@ -188,6 +190,7 @@ class _Collector:
     functions: dict[str, list[Shape]] = field(default_factory=dict)
     exported: set[str] = field(default_factory=set)
     variables: dict[str, list[Shape]] = field(default_factory=dict)
+    shapes: dict[str, Shape] = field(default_factory=dict)
 
     def add(self, number: int, of: btf.Type) -> None:
         reader, kind = self.reader, of.kind
@@ -206,8 +209,10 @@ class _Collector:
             self.functions.setdefault(of.name, []).append(reader.shape(of.size))
             if of.vlen == btf.GLOBAL:
                 self.exported.add(of.name)
-        elif kind == btf.VAR and of.tail[0] != btf.EXTERN and not reader.is_constant(of.size):
-            self.variables.setdefault(of.name, []).append(reader.shape(of.size))
+        elif kind == btf.VAR and of.tail[0] != btf.EXTERN:
+            self.shapes.setdefault(of.name, reader.shape(of.size))
+            if not reader.is_constant(of.size):
+                self.variables.setdefault(of.name, []).append(reader.shape(of.size))
 
     def result(self) -> Layouts:
         return Layouts(
@@ -217,5 +222,6 @@ class _Collector:
             {name: tuple(found) for name, found in self.functions.items() if name},
             frozenset(self.exported),
             {name: tuple(found) for name, found in self.variables.items() if name},
+            self.shapes,
             self.reader.table.settled,
         )

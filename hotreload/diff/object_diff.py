@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hotreload.diff.correlate import is_place_static, parent_name
+from hotreload.diff.correlate import base_name, is_place_static, parent_name
 from hotreload.diff.data import (
     let_constants_travel,
     refuse_changed_common,
@@ -27,9 +27,16 @@ from hotreload.diff.functions import (
     refuse_other_names,
     refuse_weak,
 )
+from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.pair import Pair, pair_objects
-from hotreload.diff.sections import explain_other_sections, explain_stray_entries, weigh_init
+from hotreload.diff.rewrites import Rewrite
+from hotreload.diff.sections import (
+    explain_other_sections,
+    explain_stray_entries,
+    weigh_exports,
+    weigh_init,
+)
 from hotreload.diff.special_sections import Entry
 from hotreload.diff.travel import collect_carried, tell_lost_statics
 from hotreload.elf.model import ObjectFile, Symbol
@@ -51,6 +58,7 @@ class ObjectDiff:
     ``carried``           the patched symbols that travel in the patch, functions and data, in file order
     ``original_of``       patched symbol -> the one that the running kernel has
     ``entries``           the special-section entries that travel with a carried symbol
+    ``rewrites``          variables whose new initial value is written where they are
     ``callers_promoted``  functions that did not change themselves, and why they travel
     ``types``             of new variables, as C spells them, where the object tells (unit_diff.py)
     """
@@ -62,6 +70,7 @@ class ObjectDiff:
     carried: tuple[Symbol, ...]
     original_of: Mapping[Symbol, Symbol]
     entries: Mapping[Symbol, tuple[Entry, ...]]
+    rewrites: tuple[Rewrite, ...]
     callers_promoted: Mapping[str, str]
     notes: tuple[Note, ...]
     obstacles: tuple[Obstacle, ...]
@@ -72,17 +81,31 @@ class ObjectDiff:
         """unchanged, patchable or refused."""
         if self.obstacles:
             return "refused"
-        return "patchable" if self.changed else "unchanged"
+        return "patchable" if self.changed or self.rewrites else "unchanged"
 
     @property
     def changed_functions(self) -> tuple[str, ...]:
         """Names as the source has them: a part that gcc split off counts as its parent."""
         return tuple(dict.fromkeys(parent_name(twins.original.name) for twins in self.changed))
 
+    @property
+    def changed_names(self) -> tuple[str, ...]:
+        """The changed functions, and the variables whose initial value did."""
+        variables = (base_name(rewrite.original.name) for rewrite in self.rewrites)
+        return tuple(dict.fromkeys((*self.changed_functions, *variables)))
 
-def diff_objects(original: ObjectFile, patched: ObjectFile) -> ObjectDiff:
-    """Compare the object the guest booted with the one of the source as it is now. Pure."""
-    pair = pair_objects(original, patched)
+    @property
+    def brings(self) -> bool:
+        """Whether anything of it goes into a patch."""
+        return bool(self.carried or self.rewrites)
+
+
+def diff_objects(original: ObjectFile, patched: ObjectFile, layouts: Layouts | None = None) -> ObjectDiff:
+    """Compare the object the guest booted with the one of the source as it is now. Pure.
+
+    ``layouts``: the types of the original, to tell where in a variable one value ends and the next begins.
+    """
+    pair = pair_objects(original, patched, layouts)
 
     # What could not be read or paired without doubt stops everything that would build on it.
     take_over_doubts(pair)
@@ -106,6 +129,7 @@ def diff_objects(original: ObjectFile, patched: ObjectFile) -> ObjectDiff:
     # All the rest must be explained.
     explain_other_sections(pair)
     explain_stray_entries(pair)
+    weigh_exports(pair)
     weigh_init(pair)
 
     # Which code is new is settled: what it needs travels with it, and what it drops is told.
@@ -136,6 +160,7 @@ def _result(pair: Pair) -> ObjectDiff:
         carried=tuple(carried),
         original_of=twins,
         entries={symbol: tuple(pair.after.of.get(symbol, ())) for symbol in carried},
+        rewrites=tuple(pair.rewrites),
         callers_promoted=pair.promoted,
         notes=tuple(pair.notes),
         obstacles=tuple(dict.fromkeys(pair.obstacles)),

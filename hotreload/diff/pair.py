@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 from hotreload.diff.compare import Comparison
 from hotreload.diff.correlate import Correlation, correlate, is_child, is_place_static
+from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
+from hotreload.diff.rewrites import Rewrite
 from hotreload.diff.special_sections import (
     Entry,
     EntryTable,
@@ -30,10 +32,12 @@ class Pair:
     """What every pass reads and fills in.
 
     ``before``, ``after``  the special-section entries of the original and of the patched object
+    ``layouts``            the types of the original, where its object tells them
     ``changed``            patched function -> the original that it replaces
     ``copied``             those of ``changed`` that are reached through their callers only
     ``promoted``           functions that did not change themselves, and why they travel
     ``init_changed``       what differs, and matters while the module is loaded or unloaded only
+    ``rewrites``           variables with another initial value, to be written where they are
     ``carried``            the patched symbols that travel
     """
 
@@ -43,10 +47,12 @@ class Pair:
     after: EntryTable
     correlation: Correlation
     comparison: Comparison
+    layouts: Layouts | None = None
     changed: dict[Symbol, Symbol] = field(default_factory=dict)
     copied: set[Symbol] = field(default_factory=set)
     promoted: dict[str, str] = field(default_factory=dict)
     init_changed: list[str] = field(default_factory=list)
+    rewrites: list[Rewrite] = field(default_factory=list)
     carried: set[Symbol] = field(default_factory=set)
     notes: list[Note] = field(default_factory=list)
     obstacles: list[Obstacle] = field(default_factory=list)
@@ -80,11 +86,12 @@ class Pair:
             yield from entry_targets(entry)
 
 
-def pair_objects(original: ObjectFile, patched: ObjectFile) -> Pair:
+def pair_objects(original: ObjectFile, patched: ObjectFile, layouts: Layouts | None = None) -> Pair:
     """Read the entries of two objects and correlate their symbols."""
     before, after = read_entries(original), read_entries(patched)
     correlation = correlate(original, patched)
-    return Pair(original, patched, before, after, correlation, Comparison(correlation, before, after))
+    comparison = Comparison(correlation, before, after)
+    return Pair(original, patched, before, after, correlation, comparison, layouts)
 
 
 def referrers_of(obj: ObjectFile) -> dict[Symbol, set[Symbol]]:

@@ -10,12 +10,15 @@ from collections.abc import Iterable
 from hotreload.diff.pair import Pair, entry_targets, is_explained_elsewhere, referrers_of
 from hotreload.diff.special_sections import AUXILIARY, EntryTable, is_init, is_ordinary
 from hotreload.elf.constants import SHF_MERGE
-from hotreload.elf.model import ObjectFile, Section, Symbol
+from hotreload.elf.model import ObjectFile, Section, StringRef, Symbol
 
 DESCRIPTION = ".modinfo"
-# A section for each EXPORT_SYMBOL (include/asm-generic/export.h), and what all of them have beside it.
-EXPORT = re.compile(r"___k(?:symtab|crctab)(?:_gpl)?\+(\w+)$")
-EXPORT_TABLES = frozenset(("__ksymtab_strings", "__ksymtab", "__ksymtab_gpl", "__kcrctab", "__kcrctab_gpl"))
+# What EXPORT_SYMBOL leaves (include/asm-generic/export.h, include/linux/export.h): up to v6.4 a section each,
+# named for the table it is going to; then a label each in one section, which modpost reads and no kernel has
+# (Linux commit ddb5cdbafaaa "kbuild: generate KSYMTAB entries by modpost", in v6.5).
+EXPORT = re.compile(r"___ksymtab(?:_gpl)?\+(\w+)$")
+EXPORT_LABEL = "__export_symbol_"
+EXPORT_TABLES = re.compile(r"__ksymtab_strings$|___?k(?:symtab|crctab)|\.export_symbol$")
 
 
 def explain_other_sections(pair: Pair) -> None:
@@ -32,10 +35,7 @@ def explain_other_sections(pair: Pair) -> None:
             pair.tell("HR2105", name, message)
         elif section is not None and is_init(section):
             pair.init_changed.append(name)
-        elif export := EXPORT.match(name):
-            message = f"what the module exports changed ({export[1]}): exports are settled when it is loaded"
-            pair.refuse("HR2105", export[1], message)
-        elif name not in EXPORT_TABLES:
+        elif not EXPORT_TABLES.match(name):
             pair.refuse("HR2208", name, f"section {name} changed, and what it means is not known")
 
 
@@ -54,6 +54,35 @@ def _other_sections(obj: ObjectFile, entries: EntryTable) -> dict[str, list[Symb
         stretches = [s for s in section.symbols if s.anonymous and not (explained and s in used)]
         if stretches:
             found.setdefault(section.name, []).extend(stretches)
+    return found
+
+
+def weigh_exports(pair: Pair) -> None:
+    """A new export waits for the next load; one that is gone would leave others without what they use."""
+    before, after = _exports(pair.original), _exports(pair.patched)
+    for name in sorted(after.keys() - before.keys()):
+        message = f"{name} is exported now; other modules see that after the next load or boot"
+        pair.tell("HR2105", name, message)
+    for name in sorted(before.keys() - after.keys()):
+        message = f"{name} is not exported any more, and other modules may be using it"
+        pair.refuse("HR2105", name, message)
+    for name in sorted(before.keys() & after.keys()):
+        if before[name] != after[name]:
+            message = f"{name} is exported to others than before; that is settled at the next load or boot"
+            pair.tell("HR2105", name, message)
+
+
+def _exports(obj: ObjectFile) -> dict[str, object]:
+    """What an object exports, and to whom: all or GPL modules only, and in which namespace."""
+    found: dict[str, object] = {}
+    for section in obj.sections:
+        if export := EXPORT.match(section.name):
+            texts = [r.target.text for r in section.relocations if isinstance(r.target, StringRef)]
+            found[export[1]] = section.name.partition("+")[0], texts
+    for label in obj.symbols:
+        if label.name.startswith(EXPORT_LABEL) and label.section is not None:
+            texts = label.section.data[label.value :].split(b"\0", 2)[:2]
+            found[label.name.removeprefix(EXPORT_LABEL)] = label.section.name, texts
     return found
 
 
@@ -93,7 +122,7 @@ def _stray_entries(table: EntryTable) -> Counter[str]:
 def weigh_init(pair: Pair) -> None:
     """Code for loading and unloading runs once: beside other changes it waits, alone it is refused."""
     for name in dict.fromkeys(pair.init_changed):
-        if pair.changed:
+        if pair.changed or pair.rewrites:
             message = f"{name} runs when the module is loaded or unloaded; its change waits for the next load"
             pair.tell("HR2201", name, message)
         else:

@@ -119,9 +119,8 @@ def _entries(obj: ObjectFile, row: SpecialSection, section: Section) -> Iterator
     companion = obj.section(row.companion) if row.companion else None
     for number, start in enumerate(range(0, section.size, size)):
         end = min(start + size, section.size)
-        relocations = relocations_between(section, start, end)
-        if len(relocations) != per_entry or not isinstance(relocations[0].target, SymbolRef):
-            raise AssertionError(f"{section.name}: entry {number} has no place in code")
+        own = section.relocations[number * per_entry : (number + 1) * per_entry]
+        relocations = tuple(Relocation(r.offset - start, r.type, r.target, r.addend) for r in own)
         content = section.data[start:end].ljust(size, b"\0")
         beside = b""
         if companion is not None:
@@ -150,14 +149,19 @@ def _entry_size(section: Section, per_entry: int) -> int:
     return size
 
 
-def _replacement(content: bytes, relocations: tuple[Relocation, ...]) -> tuple[bytes, tuple[Relocation, ...]]:
-    """The replacement code of an alternative: ``replacementlen`` bytes at its second relocation's place."""
+def _replacement(
+    content: bytes, relocations: tuple[Relocation, ...]
+) -> tuple[bytes, tuple[Relocation, ...]] | None:
+    """The replacement code of an alternative: ``replacementlen`` bytes at its second relocation's place.
+
+    None for code of another object: the thunks of retpolines from v5.13 to v5.15.
+    """
     # { s32 instr, repl; u16 cpuid; u8 instrlen, replacementlen; } is 12 bytes, 14 with a u32 of flags
     # since v6.2; before v5.13 a padlen stood behind them (13 bytes).
     length = content[11] if len(content) != 14 else content[13]
     target = relocations[1].target
     if not isinstance(target, SymbolRef) or target.symbol.section is None:
-        return b"", ()
+        return None
     section = target.symbol.section
     start = target.symbol.value + relocations[1].addend
     return section.data[start : start + length], relocations_between(section, start, start + length)

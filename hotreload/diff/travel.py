@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hotreload.diff.correlate import base_name, is_child
-from hotreload.diff.pair import Pair, is_bystander, is_for_init
+from hotreload.diff.pair import Pair, defined_targets, is_bystander, is_for_init
 from hotreload.diff.special_sections import is_ordinary
 from hotreload.elf.model import Symbol
 
@@ -15,9 +15,11 @@ def collect_carried(pair: Pair) -> None:
     """The changed functions travel, and all that is new or has no identity and that they reach."""
     # New global functions and variables travel alone, too: another unit's change may be to use them.
     new = [*pair.new_functions, *_new_globals(pair)]
-    if not pair.changed and all(symbol.is_local for symbol in new):
+    if not pair.changed and not pair.rewrites and all(symbol.is_local for symbol in new):
         return
     todo = [*pair.changed, *new]
+    # What a rewritten pointer points at travels as well; the variable itself stays where it is.
+    todo += [target for target in _newly_pointed_at(pair) if _must_travel(pair, target)]
     while todo:
         symbol = todo.pop()
         if symbol in pair.carried:
@@ -26,6 +28,12 @@ def collect_carried(pair: Pair) -> None:
         for target in pair.targets(symbol):
             if target not in pair.carried and _must_travel(pair, target):
                 todo.append(target)
+
+
+def _newly_pointed_at(pair: Pair) -> Iterator[Symbol]:
+    for rewrite in pair.rewrites:
+        places = {offset for offset, _ in rewrite.places}
+        yield from defined_targets(r for r in rewrite.patched.relocations if r.offset in places)
 
 
 def _new_globals(pair: Pair) -> Iterator[Symbol]:

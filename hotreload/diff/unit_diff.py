@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from hotreload.diff.correlate import base_name
 from hotreload.diff.definitions import located
 from hotreload.diff.layouts import Layouts, parse, section_of
 from hotreload.diff.object_diff import ObjectDiff, diff_objects
-from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.obstacles import Note, Obstacle
+from hotreload.diff.rewrites import Rewrite, name_of_place
 from hotreload.diff.spelling import spelled
 from hotreload.diff.types import compare_layouts, global_functions
 from hotreload.elf.btf import BtfError
+from hotreload.elf.garbage import uncollected
 from hotreload.elf.model import ObjectFile, Symbol
 
 # What EXPORT_SYMBOL makes beside a function: up to v6.4, and since.
@@ -28,6 +31,7 @@ class BaseObject:
     layouts: Layouts | None
 
 
+@uncollected()
 def base_object_of(obj: ObjectFile) -> BaseObject:
     """Parse the types of a base object once, for all the edits to come."""
     section = section_of(obj)
@@ -37,6 +41,7 @@ def base_object_of(obj: ObjectFile) -> BaseObject:
         return BaseObject(obj, None)
 
 
+@uncollected()
 def diff_unit(
     original: BaseObject, patched: ObjectFile, sources: Mapping[str, str], *, types_known: bool = False
 ) -> ObjectDiff:
@@ -45,7 +50,7 @@ def diff_unit(
     ``sources``: texts by path, nearest first, to find the line of a definition in. ``types_known``: refuse
     (HR2101) where types cannot be compared, instead of telling so.
     """
-    diff = diff_objects(original.object, patched)
+    diff = diff_objects(original.object, patched, original.layouts)
     if diff.verdict == "unchanged":
         # No code of this unit knows of the new layouts; another unit whose code does is told there.
         return diff
@@ -60,9 +65,19 @@ def diff_unit(
     return replace(
         diff,
         obstacles=types.obstacles,
-        notes=diff.notes + types.notes,
+        notes=diff.notes + types.notes + tuple(_rewritten(diff.rewrites, original.layouts)),
         types=_types_of(diff.new_data, patched),
     )
+
+
+def _rewritten(rewrites: Sequence[Rewrite], layouts: Layouts | None) -> Iterator[Note]:
+    """Tell which values are written in place, by their names in C."""
+    for rewrite in rewrites:
+        name = base_name(rewrite.original.name)
+        places = [name_of_place(layouts, rewrite.original, name, offset) for offset, _ in rewrite.places]
+        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+        told = f"new initial value written in place: {', '.join(places[:3])}{more}"
+        yield Note("HR2103", name, f"{told}; what was made from the old one stays")
 
 
 def _types_of(variables: Sequence[Symbol], patched: ObjectFile) -> dict[str, str]:

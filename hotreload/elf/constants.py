@@ -30,6 +30,7 @@ SHN_UNDEF: Final = 0
 SHN_LORESERVE: Final = 0xFF00
 SHN_LIVEPATCH: Final = 0xFF20
 SHN_ABS: Final = 0xFFF1
+SHN_COMMON: Final = 0xFFF2
 
 
 SHN_XINDEX: Final = 0xFFFF
@@ -51,6 +52,9 @@ R_X86_64_PC32: Final = 2  # S + A - P, 4 bytes
 R_X86_64_PLT32: Final = 4  # L + A - P, 4 bytes; the kernel has no PLT: as PC32
 R_X86_64_32: Final = 10  # S + A, 4 bytes, zero-extended
 R_X86_64_32S: Final = 11  # S + A, 4 bytes, sign-extended
+R_X86_64_16: Final = 12  # S + A, 2 bytes
+R_X86_64_PC16: Final = 13  # S + A - P, 2 bytes
+R_X86_64_8: Final = 14  # S + A, 1 byte
 R_X86_64_PC8: Final = 15  # S + A - P, 1 byte
 R_X86_64_PC64: Final = 24  # S + A - P, 8 bytes
 

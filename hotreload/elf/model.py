@@ -21,6 +21,7 @@ from hotreload.elf.constants import (
     SHF_ALLOC,
     SHF_EXECINSTR,
     SHF_WRITE,
+    SHN_UNDEF,
     SHT_NOBITS,
     STB_LOCAL,
     STT_FUNC,
@@ -69,7 +70,8 @@ class Symbol:
     """A named stretch ``section[value:value + size]``; ``section`` is None for an undefined symbol.
 
     ``aliases`` are the other names of the same stretch. An anonymous symbol is named for its place
-    (``.rodata+0x40``) and stands for bytes that no symbol of the file covers.
+    (``.rodata+0x40``) and stands for bytes that no symbol of the file covers. ``index`` is SHN_ABS,
+    SHN_COMMON or SHN_LIVEPATCH for a symbol of that kind, which has no section either.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Symbol:
     size: int
     aliases: tuple[str, ...] = ()
     anonymous: bool = False
+    index: int = SHN_UNDEF
 
     @property
     def is_function(self) -> bool:

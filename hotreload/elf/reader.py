@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Read a relocatable object into names (see model.py).
 
-pyelftools checks the header; the tables, where a large object has thousands of entries, are read with
-struct: 1 ms instead of 100. Four accidents of the format end here:
+The tables, where a large object has thousands of entries, are read with struct: 1 ms instead of pyelftools'
+100. Four accidents of the format end here:
 
 1. a relocation against a section's symbol is turned into one against the function, object, string or
    constant that stands at that place; a PC-relative one counts from the end of its instruction,
@@ -15,17 +15,23 @@ struct: 1 ms instead of 100. Four accidents of the format end here:
 
 from __future__ import annotations
 
-import io
 import struct
 from bisect import bisect_right
 from pathlib import Path
 
 from hotreload.elf.constants import (
     PC_RELATIVE,
+    R_X86_64_8,
+    R_X86_64_16,
+    R_X86_64_64,
     R_X86_64_PC8,
+    R_X86_64_PC16,
     R_X86_64_PC32,
+    R_X86_64_PC64,
     SHF_MERGE,
     SHF_STRINGS,
+    SHN_ABS,
+    SHN_COMMON,
     SHN_LIVEPATCH,
     SHN_LORESERVE,
     SHN_UNDEF,
@@ -44,6 +50,8 @@ from hotreload.elf.constants import (
     STT_OBJECT,
     STT_SECTION,
 )
+from hotreload.elf.garbage import uncollected
+from hotreload.elf.input_check import DamagedError, check_header, check_sections, no_symbols, read_image
 from hotreload.elf.instructions import Instruction, UndecodableError, instructions
 from hotreload.elf.model import (
     ConstRef,
@@ -60,6 +68,8 @@ from hotreload.errors import InputError
 _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _RELA = struct.Struct("<QIIq")
+# How many bytes a relocation writes, where they are not four.
+_WRITES = {R_X86_64_64: 8, R_X86_64_PC64: 8, R_X86_64_16: 2, R_X86_64_PC16: 2, R_X86_64_8: 1, R_X86_64_PC8: 1}
 # Which of two names of one stretch is the one to call it by.
 _RANK = {STB_GLOBAL: 2, STB_WEAK: 1}
 
@@ -68,33 +78,20 @@ _RawRelocation = tuple[int, int, int, int]  # offset, type, symbol, addend
 
 def read_object(path: Path) -> ObjectFile:
     """Read an object file. Raises InputError (HR1009) when it is not a relocatable object for x86-64."""
-    try:
-        return parse_object(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}", hint="name an object file (.o or .ko)") from error
+    return parse_object(read_image(path), str(path))
 
 
+@uncollected()
 def parse_object(image: bytes, name: str) -> ObjectFile:
     """Parse the bytes of an object file; ``name`` is for messages. Raises InputError (HR1009)."""
-    _check_header(image, name)
+    check_header(image[:64], len(image), name)
     try:
         return _Reader(image, name).read()
+    except DamagedError as error:
+        raise InputError(f"{name}: damaged: {error}", hint="compile it again") from error
     except (struct.error, IndexError, KeyError, ValueError, OverflowError) as error:
-        raise InputError(f"{name}: damaged object file: {error}", hint="compile it again") from error
-
-
-def _check_header(image: bytes, name: str) -> None:
-    from elftools.common.exceptions import ELFError
-    from elftools.elf.elffile import ELFFile
-
-    hint = "an object that gcc made for x86-64 is needed: FILE.o or MODULE.ko"
-    try:
-        header = ELFFile(io.BytesIO(image)).header
-    except (ELFError, OverflowError, ValueError) as error:
-        raise InputError(f"{name}: not an object file: {error or 'no ELF header'}", hint=hint) from error
-    kinds = (header["e_type"], header["e_machine"], header["e_ident"]["EI_CLASS"])
-    if kinds != ("ET_REL", "EM_X86_64", "ELFCLASS64"):
-        raise InputError(f"{name}: not a relocatable x86-64 object ({', '.join(map(str, kinds))})", hint=hint)
+        text = "damaged: its tables contradict each other"
+        raise InputError(f"{name}: {text}", hint="compile it again") from error
 
 
 class _Reader:
@@ -129,26 +126,26 @@ class _Reader:
     def read_sections(self) -> None:
         (table,) = struct.unpack_from("<Q", self.image, 40)
         entry_size, count, names = struct.unpack_from("<HHH", self.image, 58)
-        if entry_size != _SECTION_HEADER.size:
-            raise IndexError(f"section headers of {entry_size} bytes")
         first = _SECTION_HEADER.unpack_from(self.image, table)
         # gABI: more than 0xff00 sections put count and name index into header 0.
         count = count or first[5]
         names = first[6] if names == SHN_XINDEX else names
         self.headers = [_SECTION_HEADER.unpack_from(self.image, table + i * entry_size) for i in range(count)]
         name_table = self._bytes_of(names)
+        texts = [_text(name_table, header[0]) for header in self.headers]
+        check_sections(self.headers, texts, len(self.image), self.name)
         for index, header in enumerate(self.headers):
-            name, kind, flags, _, _, size, _, _, align, entry = header
+            _, kind, flags, _, _, size, _, _, align, entry = header
             if index and kind not in (SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_SYMTAB_SHNDX):
                 data = b"" if kind == SHT_NOBITS else self._bytes_of(index)
                 self.sections[index] = Section(
-                    index, _text(name_table, name), kind, flags, align or 1, entry, size, data
+                    index, texts[index], kind, flags, align or 1, entry, size, data
                 )
 
     def read_symbols(self) -> None:
         table = next((i for i, h in enumerate(self.headers) if h[1] == SHT_SYMTAB), None)
         if table is None:
-            raise IndexError("no symbol table")
+            raise no_symbols(self.headers, self.name)
         names = self._bytes_of(self.headers[table][6])
         extended = self._extended_indices(table)
         stretches: dict[tuple[int, int, int, bool], Symbol] = {}
@@ -162,17 +159,24 @@ class _Reader:
                 self.files.append(_text(names, name_at))
                 continue
             if kind == STT_SECTION:
+                if value:
+                    raise DamagedError(f"symbol {index} stands for a section, and has a value")
                 if where in self.sections:
                     self.section_of[index] = self.sections[where]
                 continue
             if index == 0:
                 continue
             section = self.sections.get(where) if in_section else None
+            if section is None and in_section and where != SHN_UNDEF:
+                raise DamagedError(f"symbol {index} stands in section {where}, which holds nothing")
             if section is not None and value + size > section.size:
-                raise IndexError(f"symbol {index} reaches past the end of {section.name}")
+                raise DamagedError(f"symbol {index} reaches past the end of {section.name}")
             # An absolute or common symbol has a value, and no stretch that could be compared.
             kind = kind if section is not None or where in (SHN_UNDEF, SHN_LIVEPATCH) else STT_NOTYPE
+            if not in_section and where not in (SHN_ABS, SHN_COMMON, SHN_LIVEPATCH):
+                raise DamagedError(f"symbol {index} stands in section {where:#x}, which means nothing")
             symbol = Symbol(_text(names, name_at), kind, binding, section, value, size)
+            symbol.index = SHN_UNDEF if in_section else where
             self.by_index[index] = symbol
             if section is None or kind not in (STT_FUNC, STT_OBJECT):
                 self.symbols.append(symbol)
@@ -201,7 +205,9 @@ class _Reader:
     def read_relocations(self) -> dict[int, list[_RawRelocation]]:
         raw: dict[int, list[_RawRelocation]] = {}
         for index, header in enumerate(self.headers):
-            if header[1] == SHT_RELA and header[7] in self.sections:
+            if header[1] == SHT_RELA:
+                if header[7] not in self.sections:
+                    raise DamagedError(f"section {index} relocates section {header[7]}, which holds nothing")
                 entries = [
                     (offset, kind, symbol, addend)
                     for offset, kind, symbol, addend in self._entries(index)
@@ -209,15 +215,17 @@ class _Reader:
                     if kind or self.sections[header[7]].is_code
                 ]
                 raw.setdefault(header[7], []).extend(entries)
-        for entries in raw.values():
+        for target, entries in raw.items():
             entries.sort()
+            if self.sections[target].is_allocated:
+                _check_places(self.sections[target], entries)
         return raw
 
     def _entries(self, index: int) -> list[_RawRelocation]:
         entries: list[_RawRelocation] = list(_RELA.iter_unpack(self._bytes_of(index)))
         size = self.sections[self.headers[index][7]].size
         if any(entry[0] >= size for entry in entries):
-            raise IndexError(f"section {index} relocates what lies outside its section")
+            raise DamagedError(f"section {index} relocates what lies outside its section")
         return entries
 
     # --- accident 4: bytes without a symbol ---
@@ -259,7 +267,12 @@ class _Reader:
             elif index in self.section_of:
                 target, addend = self._at(self.section_of[index], section, offset, kind, addend)
             else:
-                raise IndexError(f"a relocation in {section.name} names symbol {index}, which does not exist")
+                raise DamagedError(
+                    f"a relocation in {section.name} names symbol {index}, which does not exist"
+                )
+            where = self.section_of[index] if symbol is None else symbol.section
+            if section.is_allocated and where is not None and not where.is_allocated:
+                raise DamagedError(f"{section.name} refers to {where.name}, which is not loaded")
             section.relocations.append(Relocation(offset, kind, target, addend))
 
     def _is_label(self, symbol: Symbol) -> bool:
@@ -373,7 +386,7 @@ class _Reader:
     def _bytes_of(self, index: int) -> bytes:
         _, _, _, _, offset, size, *_ = self.headers[index]
         if offset + size > len(self.image):
-            raise IndexError(f"section {index} lies outside the file")
+            raise DamagedError(f"section {index} lies outside the file")
         return self.image[offset : offset + size]
 
 
@@ -393,6 +406,16 @@ def _give_sizes(section: Section) -> None:
         if symbol.is_function and not symbol.size:
             later = (s.value for s in section.symbols[number + 1 :] if s.value > symbol.value)
             symbol.size = next(later, section.size) - symbol.value
+
+
+def _check_places(section: Section, entries: list[_RawRelocation]) -> None:
+    """No two relocations write to one place; those of type NONE write nothing."""
+    end = 0
+    for offset, kind, _, _ in entries:
+        if kind:
+            if offset < end:
+                raise DamagedError(f"two relocations write to {section.name}+{offset:#x}")
+            end = offset + _WRITES.get(kind, 4)
 
 
 def _starts_string(section: Section, place: int) -> bool:
@@ -425,4 +448,7 @@ def _is_filling(section: Section, start: int, end: int) -> bool:
 
 
 def _text(table: bytes, offset: int) -> str:
-    return table[offset : table.index(b"\0", offset)].decode()
+    end = table.find(b"\0", offset)
+    if end < 0:
+        raise DamagedError("a name lies outside the table of names")
+    return table[offset:end].decode()

@@ -31,13 +31,22 @@ TEMPLATE_NAME = "hotreload_template"
 """The template's own name: in ``.gnu.linkonce.this_module``, and behind ``name=`` in ``.modinfo``."""
 
 TABLE_SECTION = ".hotreload.table"
-TABLE_SIZE = 32
+TABLE_SIZE = 64
 # Offsets of the 8-byte fields of the table, all zero in the template, to be filled by relocations
-# (a number, the count, by the bytes themselves).
+# (a number, a count, by the bytes themselves).
 TABLE_FUNCS, TABLE_COUNT, TABLE_TRANSITION_WORK, TABLE_TRANSITION_PATCH = 0, 8, 16, 24
+TABLE_WRITES, TABLE_WRITE_COUNT, TABLE_CALLBACKS, TABLE_CALLBACK_COUNT = 32, 40, 48, 56
 # One entry of the array that TABLE_FUNCS points to; the entries for one object stand together.
 FUNC_SIZE = 32
 FUNC_OBJECT, FUNC_OLD_NAME, FUNC_NEW_FUNC, FUNC_OLD_SYMPOS = 0, 8, 16, 24
+# One entry of the array that TABLE_WRITES points to.
+WRITE_ENTRY_SIZE = 64
+WRITE_OBJECT, WRITE_NAME, WRITE_PLACE, WRITE_SIZE = 0, 8, 16, 24
+WRITE_BASE, WRITE_EXPECTED, WRITE_VALUE, WRITE_LENIENT = 32, 40, 48, 56
+# One entry of the array that TABLE_CALLBACKS points to; a kind is one of enum hotreload_callback_kind.
+CALLBACK_ENTRY_SIZE = 24
+CALLBACK_OBJECT, CALLBACK_KIND, CALLBACK_FUNC = 0, 8, 16
+CALLBACK_KINDS = ("pre_patch", "post_patch", "pre_unpatch", "post_unpatch")
 
 # Neither debugging information nor BTF of its own: it would be dropped from every patch. Without the
 # first, pahole would fail for the second.

@@ -8,10 +8,10 @@ address was stored, whatever is saved since.
 
 The choice: a patch module whose variables or addresses are in use stays loaded, and later patches refer to
 them there. A variable is not emitted again: old and new code share it, locks, lists and pointers to it
-included. The address of a function is always that of its home, so that it compares equal, and livepatch redirects
-the home's code to the newest version, as it does with a function of any module; as soon as the two
-mean the same, it does not. Rejected: copying values, which tears a list from its neighbours and
-loses what is written meanwhile.
+included. The address of a function is always that of its home, so that it compares equal, and livepatch
+redirects the home's code to the newest version, as it does with a function of any module; as long as the two
+mean the same, it does not. Rejected: copying values, which tears a list from its neighbours and loses what
+is written meanwhile.
 
 Who changes the type or the initial value of an added variable asks for another one: it starts anew, and
 that is told.

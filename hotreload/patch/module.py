@@ -55,10 +55,22 @@ from hotreload.patch.glue import (
     TABLE_SECTION,
     TABLE_TRANSITION_PATCH,
     TABLE_TRANSITION_WORK,
+    TABLE_WRITE_COUNT,
+    TABLE_WRITES,
     TEMPLATE_NAME,
+    WRITE_BASE,
+    WRITE_ENTRY_SIZE,
+    WRITE_EXPECTED,
+    WRITE_LENIENT,
+    WRITE_NAME,
+    WRITE_OBJECT,
+    WRITE_PLACE,
+    WRITE_SIZE,
+    WRITE_VALUE,
 )
 from hotreload.patch.homes import Home, Settlement, reasons_to_stay, settle
 from hotreload.patch.plan import (
+    Absolute,
     Identity,
     Import,
     KlpObject,
@@ -67,8 +79,11 @@ from hotreload.patch.plan import (
     PieceRef,
     PlannedRelocation,
     PlannedTarget,
+    Pointer,
+    Value,
 )
 from hotreload.patch.symbols import VMLINUX, SymbolPosition
+from hotreload.patch.writes import PendingWrite, Place, Written, pending_writes, written
 
 NAME_PREFIX: Final = "hotreload_"
 # MODULE_NAME_LEN of include/linux/moduleparam.h is 64 - sizeof(unsigned long) since v2.6.
@@ -77,7 +92,7 @@ _NAME_LENGTH: Final = 56
 _VERSION: Final = struct.Struct("<Q56s")
 # Sections whose entries the kernel writes to; those of code are executable; all others are read only.
 _WRITABLE: Final = frozenset(
-    (".data", ".bss", "__bug_table", "__jump_table", ".static_call_sites", "__dyndbg")
+    (".data", ".bss", "__bug_table", "__jump_table", ".static_call_sites", "__dyndbg", "__verbose")
 )
 _CODE: Final = frozenset((".text", ".altinstr_replacement"))
 _KLP_FLAGS: Final = SHF_ALLOC | SHF_INFO_LINK | SHF_RELA_LIVEPATCH
@@ -99,7 +114,8 @@ class Settler:
 class LivePatch:
     """A patch module, to be loaded as ``name``; ``keep_loaded``: why it must stay when it is replaced.
 
-    ``settlers``: what will have its home there.
+    ``settlers``: what will have its home there; ``writes``: values that it writes, and ``pointed_at``: where
+    it has what these point at.
     """
 
     name: str
@@ -107,11 +123,23 @@ class LivePatch:
     settlement: Settlement
     keep_loaded: tuple[str, ...] = ()
     settlers: Mapping[Identity, Settler] = field(default_factory=dict)
+    writes: tuple[PendingWrite, ...] = ()
+    pointed_at: Mapping[Value, tuple[str, int]] = field(default_factory=dict)
 
     @property
-    def settled_sections(self) -> tuple[str, ...]:
-        """The sections of the module that have a settler: where they are will be asked."""
-        return tuple(dict.fromkeys(settler.section for settler in self.settlers.values()))
+    def sections_to_tell(self) -> tuple[str, ...]:
+        """The sections of the module whose addresses will be asked for."""
+        settled = [settler.section for settler in self.settlers.values()]
+        return tuple(dict.fromkeys((*settled, *(section for section, _ in self.pointed_at.values()))))
+
+    def written(self, sections: Mapping[str, int]) -> dict[Place, Written]:
+        """What stands written in the guest's data once this is live."""
+
+        def address_of(value: Value) -> int | None:
+            section, offset = self.pointed_at.get(value, ("", 0))
+            return sections[section] + offset if section in sections else None
+
+        return dict(written(self.writes, address_of))
 
     def homes(self, sections: Mapping[str, int]) -> dict[Identity, Home]:
         """The homes in this patch once it is loaded, with its ``sections`` at these addresses."""
@@ -146,19 +174,26 @@ def read_glue(template: Path, unique: Collection[str]) -> ModuleGlue:
 
 
 def write_module(
-    plan: PatchPlan, name: str, glue: ModuleGlue, homes: Mapping[Identity, Home] | None = None
+    plan: PatchPlan,
+    name: str,
+    glue: ModuleGlue,
+    homes: Mapping[Identity, Home] | None = None,
+    live_writes: Mapping[Place, Written] | None = None,
 ) -> LivePatch:
     """The module file of a plan. ``name``: at most 55 bytes, unique among the modules of the guest.
 
-    ``homes``: what earlier patches of the guest brought, and this one refers to where it is.
+    ``homes``: what earlier patches of the guest brought, and this one refers to where it is;
+    ``live_writes``: the values that the patch which is replaced wrote. Raises NotPatchableError (HR2103).
     """
     if len(name) >= _NAME_LENGTH:
         raise ValueError(f"a module's name has at most {_NAME_LENGTH - 1} bytes: {name}")
     settlement = settle(plan, homes or {}, name)
+    writes = pending_writes(plan.writes, live_writes or {}, settlement.elsewhere)
     module = _Module(glue.template, settlement.elsewhere)
     module.add_pieces(plan.pieces)
     module.add_relocations(plan.pieces)
-    module.add_table((*plan.objects, *settlement.redirected), glue)
+    module.add_table(_with_all(plan.objects, settlement.redirected, writes), glue)
+    module.add_writes(writes)
     module.add_versions()
     module.set_name(name)
     module.set_build_id()
@@ -168,7 +203,19 @@ def write_module(
         settlement,
         reasons_to_stay(plan, settlement),
         dict(module.settlers(plan.pieces, settlement)),
+        writes,
+        dict(module.pointed_at(writes)),
     )
+
+
+def _with_all(
+    objects: tuple[KlpObject, ...], redirected: tuple[KlpObject, ...], writes: tuple[PendingWrite, ...]
+) -> tuple[KlpObject, ...]:
+    """The livepatch objects, those included of which only data goes back to what it was."""
+    known = {obj.name for obj in objects}
+    others = {each.write.object for each in writes} - {VMLINUX if name is None else name for name in known}
+    alone = (KlpObject(None if name == VMLINUX else name, ()) for name in sorted(others))
+    return (*objects, *alone, *redirected)
 
 
 @dataclass(slots=True)
@@ -259,6 +306,8 @@ class _Module:
                 return self.constant(text + b"\0", align)
             case ConstRef(content):
                 return self.constant(content, len(content))
+            case Absolute(address):
+                return self.absolute(address), 0
 
     def livepatch(self, section: OutputSection, obj: str, entry: OutputRelocation) -> None:
         section.livepatch_flags = _KLP_FLAGS
@@ -299,19 +348,17 @@ class _Module:
         funcs = self.section(".hotreload.funcs")
         count = 0
         for obj in objects:
-            for func in obj.funcs:
+            for func in obj.funcs or (None,):
                 start = funcs.append(bytes(FUNC_SIZE), 8)
-                struct.pack_into("<Q", funcs.data, start + FUNC_OLD_SYMPOS, func.old_sympos)
-                pointers = {FUNC_OLD_NAME: self.constant(func.old_name.encode() + b"\0", 1)}
-                if obj.name is not None:
-                    pointers[FUNC_OBJECT] = self.constant(obj.name.encode() + b"\0", 1)
-                pointers[FUNC_NEW_FUNC] = self.resolve(PieceRef(func.new_func))
-                for offset, (symbol, addend) in pointers.items():
-                    funcs.relocations.append(OutputRelocation(start + offset, R_X86_64_64, symbol, addend))
+                place = _Place(funcs, start)
+                self.point_at_object(place, FUNC_OBJECT, obj.name)
+                if func is not None:
+                    struct.pack_into("<Q", funcs.data, start + FUNC_OLD_SYMPOS, func.old_sympos)
+                    self.point(place, FUNC_OLD_NAME, self.text(func.old_name))
+                    self.point(place, FUNC_NEW_FUNC, self.resolve(PieceRef(func.new_func)))
                 count += 1
         table = self.sections[TABLE_SECTION]
-        struct.pack_into("<Q", table.data, TABLE_COUNT, count)
-        table.relocations.append(OutputRelocation(TABLE_FUNCS, R_X86_64_64, self.section_symbol(funcs), 0))
+        self.hang_in(funcs, TABLE_FUNCS, TABLE_COUNT, count)
         for offset, position in (
             (TABLE_TRANSITION_WORK, glue.transition_work),
             (TABLE_TRANSITION_PATCH, glue.transition_patch),
@@ -319,6 +366,57 @@ class _Module:
             if position is not None:
                 symbol, addend = self.resolve(position)
                 self.livepatch(table, VMLINUX, OutputRelocation(offset, R_X86_64_64, symbol, addend))
+
+    def hang_in(self, array: OutputSection, at: int, count_at: int, count: int) -> None:
+        """Let the table point at an array of so many entries."""
+        table = self.sections[TABLE_SECTION]
+        struct.pack_into("<Q", table.data, count_at, count)
+        self.point(_Place(table, 0), at, (self.section_symbol(array), 0))
+
+    def point(self, place: _Place, offset: int, to: tuple[OutputSymbol, int]) -> None:
+        symbol, addend = to
+        place.section.relocations.append(OutputRelocation(place.offset + offset, R_X86_64_64, symbol, addend))
+
+    def point_at_object(self, place: _Place, offset: int, name: str | None) -> None:
+        """Name a module; NULL stands for vmlinux."""
+        if name not in (None, VMLINUX):
+            self.point(place, offset, self.text(str(name)))
+
+    def text(self, text: str) -> tuple[OutputSymbol, int]:
+        return self.constant(text.encode() + b"\0", 1)
+
+    # --- values that are written where they are ---
+
+    def add_writes(self, writes: tuple[PendingWrite, ...]) -> None:
+        if not writes:
+            return
+        section = self.section(".hotreload.writes")
+        for each in writes:
+            write = each.write
+            place = _Place(section, section.append(bytes(WRITE_ENTRY_SIZE), 8))
+            self.point_at_object(place, WRITE_OBJECT, write.object)
+            self.point(place, WRITE_NAME, self.text(write.name))
+            self.put_value(place, WRITE_PLACE, Pointer(write.place, write.offset), write.object)
+            self.put_value(place, WRITE_SIZE, write.size, write.object)
+            self.put_value(place, WRITE_BASE, each.base, write.object)
+            self.put_value(place, WRITE_EXPECTED, each.expected, write.object)
+            self.put_value(place, WRITE_VALUE, each.value, write.object)
+            self.put_value(place, WRITE_LENIENT, int(each.lenient), write.object)
+        self.hang_in(section, TABLE_WRITES, TABLE_WRITE_COUNT, len(writes))
+
+    def put_value(self, place: _Place, offset: int, value: Value, obj: str) -> None:
+        if isinstance(value, Pointer):
+            self.relocate(place, obj, PlannedRelocation(offset, R_X86_64_64, value.target, value.addend))
+        else:
+            struct.pack_into("<Q", place.section.data, place.offset + offset, value)
+
+    def pointed_at(self, writes: tuple[PendingWrite, ...]) -> Iterator[tuple[Value, tuple[str, int]]]:
+        """Where in this module the targets of written pointers are."""
+        for each in writes:
+            if isinstance(each.value, Pointer) and isinstance(each.value.target, PieceRef | StringRef):
+                symbol, addend = self.resolve(each.value.target)
+                assert symbol.section is not None, "absolute where its home is elsewhere"
+                yield each.value, (symbol.section.name, symbol.value + addend + each.value.addend)
 
     def settlers(
         self, pieces: tuple[Piece, ...], settlement: Settlement

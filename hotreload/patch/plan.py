@@ -67,7 +67,14 @@ class Identity:
     name: str
 
 
-PlannedTarget = PieceRef | Import | SymbolPosition | StringRef | ConstRef
+@dataclass(frozen=True, slots=True)
+class Absolute:
+    """A place in the running kernel, known by its address."""
+
+    address: int
+
+
+PlannedTarget = PieceRef | Import | SymbolPosition | StringRef | ConstRef | Absolute
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +127,40 @@ class KlpObject:
 
 
 @dataclass(frozen=True, slots=True)
+class Pointer:
+    """The address of a target, and so many bytes on."""
+
+    target: PlannedTarget
+    addend: int
+
+
+Value = int | Pointer
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A value of data that the running kernel holds: ``size`` bytes at ``place`` + ``offset``.
+
+    ``object``: the module whose data it is; ``before``: what the guest booted with; ``name``: as C calls it.
+    """
+
+    object: str
+    place: SymbolPosition
+    offset: int
+    size: int
+    before: Value
+    after: Value
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class PatchPlan:
     """A whole patch. ``strings``: those that the kernel may keep the address of, told for people."""
 
     pieces: tuple[Piece, ...]
     objects: tuple[KlpObject, ...]
     strings: tuple[str, ...] = ()
+    writes: tuple[Write, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +180,12 @@ def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:
     planner = _Planner(units, symbols)
     pieces = tuple(planner.pieces())
     objects = tuple(planner.objects())
+    writes = tuple(planner.writes())
     if planner.obstacles:
         raise NotPatchableError(planner.obstacles)
     escaped = {planner.numbers[symbol] for symbol in planner.escaped}
     pieces = tuple(replace(p, escapes=True) if n in escaped else p for n, p in enumerate(pieces))
-    return PatchPlan(pieces, objects, tuple(dict.fromkeys(planner.strings)))
+    return PatchPlan(pieces, objects, tuple(dict.fromkeys(planner.strings)), writes)
 
 
 @dataclass(slots=True)
@@ -198,8 +234,44 @@ class _Planner:
                     position = self._original(unit, twins.original)
                     if position is not None:
                         funcs.append(KlpFunc(position.name, position.sympos, self.numbers[twins.patched]))
-            if funcs:
+            if funcs or any(unit.diff.rewrites for unit in self.units if unit.module == module):
                 yield KlpObject(None if module == VMLINUX else module, tuple(funcs))
+
+    def writes(self) -> Iterator[Write]:
+        """What is written where it is, by module and then in the order of the units."""
+        for unit in self.units:
+            self.at_work = unit
+            for rewrite in unit.diff.rewrites:
+                place = self._original(unit, rewrite.original)
+                if place is None:
+                    continue
+                name = base_name(rewrite.original.name)
+                for offset, size in rewrite.places:
+                    before = self._value_before(unit, rewrite.original, offset, size)
+                    after = self._value_after(unit, rewrite.patched, offset, size)
+                    told = f"{name}+{offset}" if offset else name
+                    yield Write(unit.module, place, offset, size, before, after, told)
+
+    # --- values ---
+
+    def _value_before(self, unit: UnitDiff, variable: Symbol, offset: int, size: int) -> Value:
+        """A value of the running kernel. What it points at is the original's."""
+        relocation = _relocation_at(variable, offset)
+        if relocation is None:
+            return int.from_bytes(variable.content[offset : offset + size], "little")
+        assert isinstance(relocation.target, SymbolRef), "rewrites.py lets nothing else pass"
+        symbol = relocation.target.symbol
+        if symbol.is_defined:
+            return Pointer(self._original_or_refuse(unit, symbol), relocation.addend)
+        module = self.symbols.modules[unit.module]
+        position = module.position(symbol.name, None) if module.has_global(symbol.name) else None
+        return Pointer(position or self._undefined(unit, None, relocation, symbol), relocation.addend)
+
+    def _value_after(self, unit: UnitDiff, variable: Symbol, offset: int, size: int) -> Value:
+        relocation = _relocation_at(variable, offset)
+        if relocation is None:
+            return int.from_bytes(variable.content[offset : offset + size], "little")
+        return Pointer(self._target(unit, variable, relocation), relocation.addend)
 
     # --- pieces ---
 
@@ -294,7 +366,7 @@ class _Planner:
                     kept = symbol.is_function and points_at_start(holder, relocation)
                     return PieceRef(self.numbers[symbol], kept)
                 # A place inside of a function (a switch's table, a computed goto) is the new function's.
-                elif symbol.is_function and points_at_start(holder, relocation):
+                if symbol.is_function and points_at_start(holder, relocation):
                     return self._original_or_refuse(unit, original)
             return PieceRef(self.numbers[symbol])
         if original is None:
@@ -360,6 +432,10 @@ class _Planner:
     def _refuse(self, code: str, symbol: str, message: str, hint: str | None = None) -> None:
         where = self.at_work.source if self.at_work else None
         self.obstacles.append(Obstacle(code, symbol, message, hint or RELOAD_MODULE, where))
+
+
+def _relocation_at(symbol: Symbol, offset: int) -> Relocation | None:
+    return next((r for r in symbol.relocations if r.offset == offset), None)
 
 
 def _identities(units: Sequence[UnitDiff]) -> dict[Symbol, Identity]:

@@ -117,7 +117,8 @@ def test_the_demo_shows_every_edit_in_the_guest_and_leaves_nothing(demo: Demo) -
     assert re.search(r"after +line 1 of this file: age \d+, feeling \w+", text)
     assert re.search(r"after +/proc/ticker has views \d+ \(nobody cares\)", text)
     assert re.search(r"main\.c:\d+:\d+: error: expected", text)
-    assert re.search(r"refused +main\.c +HR2103 .*interval_ms", text)
+    assert re.search(r"live +main\.c +.*interval_ms", text)
+    assert re.search(r"after +every 250 ms", text)
     assert re.search(r"refused +main\.c +HR2101 .*ticker_reader", text)
     ups = [tuple(map(float, pair)) for pair in re.findall(r"state +up ([\d.]+) -> ([\d.]+) s", text)]
     assert len(ups) == len(STEPS)

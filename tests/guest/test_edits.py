@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -73,10 +74,11 @@ def in_session(debian_kernel: KernelTree, tmp_path: Path) -> Callable[..., None]
         require(shutil.which(program), program, f"apt-get install {package}")
     folder = tmp_path / "pair"
     folder.mkdir()
-    for name, text in FILES.items():
-        (folder / name).write_text(text)
 
-    def run(story: Callable[[Save, Read], Awaitable[None]]) -> None:
+    def run(story: Callable[..., Awaitable[None]], files: Mapping[str, str] = FILES) -> None:
+        for name, text in files.items():
+            (folder / name).write_text(text)
+
         async def within() -> None:
             async with Driven(folder, guest_name("edits"), lambda _text: None) as watch:
 
@@ -88,7 +90,10 @@ def in_session(debian_kernel: KernelTree, tmp_path: Path) -> Callable[..., None]
                 async def read() -> str:
                     return (await watch.run("cat /proc/pair")).text
 
-                await story(save, read)
+                if "watch" in inspect.signature(story).parameters:
+                    await story(save, read, watch=watch)
+                else:
+                    await story(save, read)
                 log = await watch.run("dmesg")
                 assert "Call Trace" not in log.text
 
@@ -187,10 +192,10 @@ def test_what_is_saved_together_with_a_makefile_is_not_forgotten(in_session: Cal
 
 def test_a_refused_unit_holds_up_the_others_and_is_named(in_session: Callable[..., None]) -> None:
     async def story(save: Save, read: Read) -> None:
-        await save(main_c=MAIN.replace("int reads;", "int reads = 7;"))
+        await save(main_c=MAIN.replace("int reads;", "long reads;"))
         held = await save(help_c=HELP.replace("2 * n", "7 * n"))
         assert held.outcome is Outcome.REFUSED
-        assert [(r.code, r.file and r.file.name) for r in held.reasons] == [("HR2103", "main.c")]
+        assert [(r.code, r.file and r.file.name) for r in held.reasons] == [("HR2101", "main.c")]
         assert await read() == "hello 1 2\n"
         freed = await save(main_c=MAIN)
         assert freed.outcome is Outcome.LIVE
@@ -324,3 +329,127 @@ def test_a_thread_in_a_function_that_an_edit_added_holds_up_only_edits_of_that_f
         assert (await save(main_c=stopped)).outcome is Outcome.LIVE
 
     in_session(story)
+
+
+OPS = {
+    "Kbuild": "obj-m := pair.o\n",
+    "pair.c": """\
+#include <linux/module.h>
+#include <linux/proc_fs.h>
+#include <linux/uaccess.h>
+
+static int limit = 5;
+module_param(limit, int, 0644);
+static int state = 1;
+
+static ssize_t pair_read(struct file *file, char __user *to, size_t size, loff_t *at)
+{
+	char text[64];
+	int length = scnprintf(text, sizeof(text), "limit %d state %d\\n", limit, state);
+
+	if (!*at)
+		state++;
+	return simple_read_from_buffer(to, size, at, text, length);
+}
+
+static const struct proc_ops pair_ops = {
+	.proc_read = pair_read,
+};
+
+static int __init pair_init(void)
+{
+	proc_create("pair", 0666, NULL, &pair_ops);
+	return 0;
+}
+
+static void __exit pair_exit(void)
+{
+	remove_proc_entry("pair", NULL);
+}
+module_init(pair_init);
+module_exit(pair_exit);
+MODULE_LICENSE("GPL");
+""",
+}
+PAIR = OPS["pair.c"]
+
+
+def test_a_new_initial_value_is_written_while_the_old_one_stands_and_goes_back(
+    in_session: Callable[..., None],
+) -> None:
+    async def story(save: Save, read: Read) -> None:
+        assert await read() == "limit 5 state 1\n"
+        six = await save(pair_c=PAIR.replace("limit = 5", "limit = 6"))
+        assert (six.outcome, six.symbols) == (Outcome.LIVE, ("limit",)), six
+        assert "new initial value written in place: limit; what was made from the old one stays" in six.notes
+        assert await read() == "limit 6 state 2\n"
+        await save(pair_c=PAIR.replace("limit = 5", "limit = 0x10007"))
+        assert await read() == "limit 65543 state 3\n"
+        back = await save(pair_c=PAIR)
+        assert back.outcome is Outcome.UNDONE
+        assert await read() == "limit 5 state 4\n"
+
+    in_session(story, OPS)
+
+
+def test_a_value_that_the_kernel_has_changed_is_not_written_over(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read) -> None:
+        assert await read() == "limit 5 state 1\n"
+        both = PAIR.replace("limit = 5", "limit = 6").replace("state = 1", "state = 100")
+        refused = await save(pair_c=both)
+        assert [reason.code for reason in refused.reasons] == ["HR2103"], refused
+        assert "state has a new initial value" in refused.reasons[0].message
+        assert await read() == "limit 5 state 2\n"
+
+    in_session(story, OPS)
+
+
+def test_what_becomes_of_a_written_value_is_the_kernels(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read) -> None:
+        hundred = PAIR.replace("state = 1", "state = 100")
+        await save(pair_c=hundred)
+        assert [await read(), await read()] == ["limit 5 state 100\n", "limit 5 state 101\n"]
+        later = await save(pair_c=hundred.replace('"limit', '"Limit'))
+        assert later.outcome is Outcome.LIVE
+        assert await read() == "Limit 5 state 102\n"
+        await save(pair_c=PAIR)
+        assert await read() == "limit 5 state 103\n"
+
+    in_session(story, OPS)
+
+
+WRITE = PAIR.replace(
+    "static const struct proc_ops pair_ops = {\n",
+    """\
+static ssize_t pair_write(struct file *file, const char __user *from, size_t size, loff_t *at)
+{
+	limit = 1000;
+	return size;
+}
+
+static const struct proc_ops pair_ops = {
+	.proc_write = pair_write,
+""",
+)
+
+
+def test_a_function_is_added_to_a_table_that_the_kernel_holds(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        async def write() -> bool:
+            return (await watch.run("echo x >/proc/pair")).status == 0
+
+        assert not await write()
+        added = await save(pair_c=WRITE)
+        assert added.outcome is Outcome.LIVE, added
+        assert any("pair_ops.proc_write" in note for note in added.notes)
+        assert await write()
+        assert await read() == "limit 1000 state 1\n"
+        # The table goes on holding the address of the first version.
+        await save(pair_c=WRITE.replace("limit = 1000", "limit = 2000"))
+        assert await write()
+        assert await read() == "limit 2000 state 2\n"
+        await save(pair_c=PAIR.replace('"limit', '"Limit'))
+        assert not await write()
+        assert await read() == "Limit 2000 state 3\n"
+
+    in_session(story, OPS)

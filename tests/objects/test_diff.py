@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hotreload.diff.object_diff import ObjectDiff, diff_objects
+from hotreload.diff.unit_diff import base_object_of
 from hotreload.elf.model import Symbol
 from hotreload.elf.reader import read_object
 from tests.objects.compiling import assembled, compiled, difference
@@ -354,8 +355,7 @@ ONE = "int f(int i) { return x[i]++; }"
 @pytest.mark.parametrize(
     ("before", "after", "code"),
     [
-        ("int x[2] = {1, 2};", "int x[2] = {1, 3};", "HR2103"),
-        ("int x[2];", "int x[2] = {1, 3};", "HR2103"),
+        ('char *x[2] = {"a", 0};', 'char *x[2] = {"b", 0};', "HR2103"),
         ("int x[2] = {1, 2};", "int x[3] = {1, 2, 3};", "HR2101"),
         ("static int x[2];", "static int x[4];", "HR2101"),
         ("static int x[2];", "static int x[2] __attribute__((aligned(64)));", "HR2101"),
@@ -367,6 +367,7 @@ ONE = "int f(int i) { return x[i]++; }"
         ("int x[2];", "int x[2]; int y __section(\".data..percpu\");", "HR2105"),
         ("int x[2]; int y __section(\".data..percpu\");", "int x[2];", "HR2105"),
         ("int x[2];", "int x[2]; const int __param_y __section(\"__param\") = 1;", "HR2105"),
+        ("int x[2]; static const int __param_y __section(\"__param\") __attribute__((used)) = 1;", "int x[2]; static const int __param_y __section(\"__param\") __attribute__((used)) = 2;", "HR2103"),
         ("int x[2];", "int x[2]; __asm__(\".pushsection .mine, \\\"a\\\"\\n.quad f\\n.popsection\");", "HR2208"),
     ],
 )  # fmt: skip
@@ -381,10 +382,38 @@ def test_a_changed_size_of_common_storage_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_message_tells_where_a_value_changed(tmp_path: Path) -> None:
-    diff = difference(tmp_path, f"int x[2] = {{1, 2}}; {ONE}", f"int x[2] = {{1, 30}}; {ONE}")
+    tables = [f'const char *x[2] = {{"one", "{word}"}}; const char *f(int i) {{ return x[i]; }}' for word in ("two", "three")]
+    diff = difference(tmp_path, *tables)
     assert [o.message for o in diff.obstacles] == [
-        "the initial value of 'x' changed at offset 4: 0x2 -> 0x1e"
+        "the initial value of 'x' changed at offset 8: 'two' -> 'three'; "
+        "whether it still points at the old string cannot be told"
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "places"),
+    [
+        ("int x[4] = {1, 2};", "int x[4] = {1, 3};", ((4, 4),)),
+        ("int x[4];", "int x[4] = {0, 0, 0, 0x10000};", ((12, 4),)),
+        ("long x[2];", "long x[2] = {1, 2};", ((0, 8), (8, 8))),
+        ("short x[3] = {1, 2, 3};", "short x[3] = {1, 2, 4};", ((4, 2),)),
+        ("char x[] = \"abcde\";", "char x[] = \"abXde\";", ((2, 1),)),
+        ("struct { char c; int *p; } x[2];", "extern int y; struct { char c; int *p; } x[2] = {{0, &y}};", ((8, 8),)),
+        ("struct { char c; short s; int i; } x[2];", "struct { char c; short s; int i; } x[2] = {{}, {1, 2, 3}};", ((8, 1), (10, 2), (12, 4))),
+        ("struct { int a : 3, b : 5; } x[2];", "struct { int a : 3, b : 5; } x[2] = {{1, 2}};", ((0, 8),)),
+    ],
+)  # fmt: skip
+def test_a_new_initial_value_is_written_value_by_value(
+    before: str, after: str, places: tuple[tuple[int, int], ...], tmp_path: Path
+) -> None:
+    use = "void *keep; void f(void) { keep = &x; }"
+    base, patched = (
+        read_object(compiled(f"{source} {use}", tmp_path / name, "-gbtf"))
+        for name, source in (("before", before), ("after", after))
+    )
+    diff = diff_objects(base, patched, base_object_of(base).layouts)
+    assert [(rewrite.original.name, rewrite.places) for rewrite in diff.rewrites] == [("x", places)], told(diff)
+    assert (diff.verdict, diff.changed_functions, names(diff.carried)) == ("patchable", (), [])
 
 
 def test_new_data_travels(tmp_path: Path) -> None:
@@ -425,11 +454,47 @@ OPS = """
 
 
 @pytest.mark.parametrize("where", ["__init", ""], ids=["init", "a function that may have run"])
-def test_a_changed_table_of_functions_that_was_registered_is_refused(where: str, tmp_path: Path) -> None:
+def test_a_changed_table_of_functions_that_was_registered_is_written_where_it_is(
+    where: str, tmp_path: Path
+) -> None:
     source = OPS.replace("WHERE", where)
     diff = difference(tmp_path, source.replace("READ", "one"), source.replace("READ", "two"))
-    assert codes(diff) == ["HR2103"]
-    assert "one -> two" in told(diff)
+    assert [(rewrite.original.name, rewrite.places) for rewrite in diff.rewrites] == [("ops", ((0, 8),))]
+    assert (diff.verdict, names(diff.carried)) == ("patchable", [])
+
+
+TABLE = "struct driver { const char *name; const int *ids; }; static const int ids[] = {1, NEW 0}; struct driver driver = {0, ids}; int f(int i) { return i; }"
+
+
+def test_a_table_that_grew_travels_if_only_variables_point_at_it(tmp_path: Path) -> None:
+    diff = difference(tmp_path, TABLE.replace("NEW", ""), TABLE.replace("NEW", "2,"))
+    assert (diff.verdict, names(diff.carried)) == ("patchable", ["ids"]), told(diff)
+    assert [(rewrite.original.name, rewrite.places) for rewrite in diff.rewrites] == [("driver", ((8, 8),))]
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "more"),
+    [
+        pytest.param("", "2,", "const int *g(void) { return ids; }", id="code may hold places in it"),
+        pytest.param("2,", "", "", id="old code may count on what is gone"),
+    ],
+)
+def test_a_table_of_another_size_is_refused_where_it_may_be_used_on(
+    was: str, now: str, more: str, tmp_path: Path
+) -> None:
+    diff = difference(tmp_path, TABLE.replace("NEW", was) + more, TABLE.replace("NEW", now) + more)
+    assert codes(diff) == ["HR2101"], told(diff)
+
+
+def test_a_string_for_the_trace_buffer_stays_the_kernels(tmp_path: Path) -> None:
+    # tracepoint_string() of include/linux/tracepoint.h
+    use = '{ static const char *___tp_str __section("__tracepoint_str") = "TEXT"; trace(___tp_str); return END; }'
+    f, g = use.replace("TEXT", "f"), use.replace("TEXT", "g").replace("END", "i")
+    source = f"void trace(const char *); int f(int i) {f} int g(int i) {g}"
+    diff = difference(tmp_path, source.replace("END", "1"), source.replace("END", "2"))
+    assert (diff.verdict, names(diff.carried)) == ("patchable", ["f"]), told(diff)
+    fresh = difference(tmp_path, source.replace("END", "1"), source.replace("END", "1").replace('"f"', '"h"'))
+    assert codes(fresh) == ["HR2105"]
 
 
 def test_data_that_only_assembly_knows_is_refused(tmp_path: Path) -> None:
@@ -458,6 +523,43 @@ def test_new_neighbours_in_a_shared_section_are_refused(tmp_path: Path) -> None:
     )
     diff = difference(tmp_path / "2", plain, source.replace("NEW", fresh).replace("START", "1"))
     assert codes(diff) == ["HR2105"]
+
+
+# --- exports ---
+
+# include/linux/export.h of v6.1, and since v6.5.
+EXPORT_TABLE = """
+    #define EXPORT(sym, table, ns) __asm__(".section \\"__ksymtab_strings\\",\\"aMS\\",%progbits,1\\n" \\
+        "__kstrtab_" #sym ": .asciz \\"" #sym "\\"\\n __kstrtabns_" #sym ": .asciz \\"" ns "\\"\\n" \\
+        ".section \\"___ksymtab" table "+" #sym "\\", \\"a\\"\\n .balign 4\\n" "__ksymtab_" #sym ":\\n" \\
+        ".long " #sym "- .\\n .long __kstrtab_" #sym "- .\\n .long __kstrtabns_" #sym "- .\\n .previous");
+"""
+EXPORT_LABEL = """
+    #define EXPORT(sym, license, ns) __asm__(".section \\".export_symbol\\",\\"a\\"\\n __export_symbol_" #sym ":\\n" \\
+        ".asciz \\"" license "\\"\\n .asciz \\"" ns "\\"\\n .balign 8\\n .quad " #sym "\\n .previous");
+"""
+TWO = "int f(int i) { return i; } int g(int i) { return END; }"
+
+
+@pytest.mark.parametrize("how", [EXPORT_TABLE, EXPORT_LABEL], ids=["a table", "a label"])
+@pytest.mark.parametrize(
+    ("before", "after", "verdict", "told"),
+    [
+        ('EXPORT(g, "", "")', 'EXPORT(f, "", "") EXPORT(g, "", "")', "patchable", "f is exported now"),
+        ('EXPORT(g, "", "")', 'EXPORT(g, "_gpl", "")', "patchable", "g is exported to others"),
+        ('EXPORT(g, "", "ONE")', 'EXPORT(g, "", "TWO")', "patchable", "g is exported to others"),
+        ('EXPORT(f, "", "") EXPORT(g, "", "")', 'EXPORT(g, "", "")', "refused", "f is not exported any more"),
+        ('EXPORT(f, "", "") EXPORT(g, "", "")', 'EXPORT(g, "", "") EXPORT(f, "", "")', "patchable", ""),
+    ],
+)  # fmt: skip
+def test_a_new_export_waits_and_one_that_is_gone_is_refused(
+    how: str, before: str, after: str, verdict: str, told: str, tmp_path: Path
+) -> None:
+    diff = difference(tmp_path, how + TWO.replace("END", "1") + before, how + TWO.replace("END", "2") + after)
+    messages = [each.message for each in (*diff.obstacles, *diff.notes)]
+    assert (diff.verdict, diff.changed_functions) == (verdict, ("g",)), messages
+    assert len(messages) == bool(told)
+    assert all(message.startswith(told) for message in messages)
 
 
 # --- code that cannot be redirected ---
@@ -550,7 +652,7 @@ def test_a_circle_of_constants_is_compared_to_its_end(tmp_path: Path) -> None:
         int f(int i) { const struct node *p = &b; while (i--) p = p->next; return p->value; }
     """
     diff = difference(tmp_path, source.replace("VALUE", "1"), source.replace("VALUE", "2"))
-    assert (diff.verdict, codes(diff)) == ("refused", ["HR2103"])
+    assert (diff.verdict, [rewrite.original.name for rewrite in diff.rewrites]) == ("patchable", ["a"])
 
 
 # --- nothing changed ---

@@ -8,14 +8,17 @@
  *
  * Nothing is __init or __exit: two sections and their relocations fewer to merge, for 500 bytes.
  */
+#include <linux/atomic.h>
 #include <linux/delay.h>
 #include <linux/jiffies.h>
 #include <linux/kernel.h>
 #include <linux/livepatch.h>
+#include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/slab.h>
 #include <linux/string.h>
+#include <linux/vmalloc.h>
 #include <linux/workqueue.h>
 
 /* kcalloc() is a macro with a per-CPU counter of its own under CONFIG_MEM_ALLOC_PROFILING (v6.10). */
@@ -29,7 +32,10 @@
 #define KICK_AT_LOAD	30
 #define KICK_LONGEST	10000
 
-/* One function of the patch; the entries for one object stand together. */
+/*
+ * One function of the patch; the entries for one object stand together. Without a name it stands for the
+ * object alone, of which only data changes.
+ */
 struct hotreload_func {
 	const char *object;		/* a module's name, NULL: vmlinux */
 	const char *old_name;
@@ -38,7 +44,36 @@ struct hotreload_func {
 };
 
 /*
- * Written to by relocations only, hence volatile. The last two are the kernel's klp_transition_work and
+ * One value in the data of an object that another initial value was written for in the source: what it
+ * was when the guest booted, what it must be now, and what it becomes.
+ */
+struct hotreload_write {
+	const char *object;
+	const char *name;		/* for the log */
+	void *place;			/* aligned to its size */
+	unsigned long size;		/* 1, 2, 4 or 8 bytes */
+	unsigned long base;
+	unsigned long expected;
+	unsigned long value;
+	unsigned long lenient;		/* leave it alone when it is something else */
+};
+
+enum hotreload_callback_kind {
+	PRE_PATCH,
+	POST_PATCH,
+	PRE_UNPATCH,
+	POST_UNPATCH,
+};
+
+/* A function that the patch's author wants to be called with the object. */
+struct hotreload_callback {
+	const char *object;
+	unsigned long kind;
+	void *func;
+};
+
+/*
+ * Written to by relocations only, hence volatile. The two of the transition are the kernel's klp_transition_work and
  * the address of its klp_transition_patch; where they are NULL the transition takes its own time.
  */
 static volatile struct {
@@ -46,6 +81,10 @@ static volatile struct {
 	unsigned long count;
 	struct delayed_work *transition_work;
 	struct klp_patch **transition_patch;
+	struct hotreload_write *writes;
+	unsigned long write_count;
+	const struct hotreload_callback *callbacks;
+	unsigned long callback_count;
 } table __used __section(".hotreload.table");
 
 static struct klp_patch patch = {
@@ -99,15 +138,133 @@ static const struct kernel_param_ops kick_ops = {
 };
 module_param_cb(kick, &kick_ops, NULL, 0200);
 
+/* Both are NULL for vmlinux. */
+static bool same_object(const char *name, const char *other)
+{
+	return name == other || (name && other && !strcmp(name, other));
+}
+
 static bool starts_object(unsigned long i)
 {
-	const char *name = table.funcs[i].object;
-	const char *before;
+	return !i || !same_object(table.funcs[i].object, table.funcs[i - 1].object);
+}
 
-	if (!i)
-		return true;
-	before = table.funcs[i - 1].object;
-	return name != before && (!name || !before || strcmp(name, before));
+/*
+ * Put a value into a place that holds the old one. Constant data is mapped read-only, so the page gets a
+ * second mapping for the moment. True when the old value was there.
+ */
+static bool exchange(const struct hotreload_write *write, unsigned long old, unsigned long value)
+{
+	unsigned long address = (unsigned long)write->place;
+	struct page *page;
+	bool done;
+	void *alias, *at;
+
+	if (is_vmalloc_addr(write->place) || (address >= MODULES_VADDR && address < MODULES_END))
+		page = vmalloc_to_page(write->place);
+	else
+		page = pfn_to_page(__pa(address) >> PAGE_SHIFT);
+	alias = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
+	if (!alias)
+		return false;
+	at = alias + offset_in_page(address);
+	switch (write->size) {
+	case 1:
+		done = cmpxchg((u8 *)at, (u8)old, (u8)value) == (u8)old;
+		break;
+	case 2:
+		done = cmpxchg((u16 *)at, (u16)old, (u16)value) == (u16)old;
+		break;
+	case 4:
+		done = cmpxchg((u32 *)at, (u32)old, (u32)value) == (u32)old;
+		break;
+	default:
+		done = cmpxchg((u64 *)at, (u64)old, (u64)value) == (u64)old;
+	}
+	vunmap(alias);
+	return done;
+}
+
+/* Whether the patch is on its way already: an object that comes now is a module that is being loaded. */
+static bool enabled;
+/* Whether it arrived: from then on to take it back means to go back to what the guest booted. */
+static bool arrived;
+
+static bool write_value(const struct hotreload_write *write)
+{
+	if (enabled)
+		return exchange(write, write->base, write->value);
+	return write->expected == write->value || exchange(write, write->expected, write->value);
+}
+
+static void unwrite_value(const struct hotreload_write *write)
+{
+	/* What the running kernel has put there meanwhile is its own. */
+	exchange(write, write->value, arrived ? write->base : write->expected);
+}
+
+static int call_authors(struct klp_object *object, enum hotreload_callback_kind kind)
+{
+	unsigned long i;
+
+	for (i = 0; i < table.callback_count; i++) {
+		const struct hotreload_callback *callback = &table.callbacks[i];
+		int err = 0;
+
+		if (callback->kind != kind || !same_object(callback->object, object->name))
+			continue;
+		if (kind == PRE_PATCH)
+			err = ((int (*)(struct klp_object *))callback->func)(object);
+		else
+			((void (*)(struct klp_object *))callback->func)(object);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* Before any task runs new code. Data goes first: new code then finds what it was written for. */
+static int pre_patch(struct klp_object *object)
+{
+	int err = call_authors(object, PRE_PATCH);
+	unsigned long i;
+
+	if (err)
+		return err;
+	for (i = 0; i < table.write_count; i++) {
+		struct hotreload_write *write = &table.writes[i];
+
+		if (!same_object(write->object, object->name) || write_value(write) || write->lenient)
+			continue;
+		pr_err("hotreload: value of %s is not the one it was loaded with\n", write->name);
+		while (i--)
+			if (same_object(table.writes[i].object, object->name))
+				unwrite_value(&table.writes[i]);
+		return -ESTALE;
+	}
+	return 0;
+}
+
+static void post_patch(struct klp_object *object)
+{
+	arrived = true;
+	call_authors(object, POST_PATCH);
+}
+
+static void pre_unpatch(struct klp_object *object)
+{
+	call_authors(object, PRE_UNPATCH);
+}
+
+/* Also when a patch is taken back on its way, or when the object goes. */
+static void post_unpatch(struct klp_object *object)
+{
+	unsigned long i;
+
+	for (i = 0; i < table.write_count; i++)
+		if (same_object(table.writes[i].object, object->name))
+			unwrite_value(&table.writes[i]);
+	call_authors(object, POST_UNPATCH);
 }
 
 static void free_patch(void)
@@ -146,6 +303,14 @@ static int fill_patch(void)
 			object++;
 			object->name = table.funcs[i].object;
 			object->funcs = func;
+			object->callbacks.pre_patch = pre_patch;
+			object->callbacks.post_patch = post_patch;
+			object->callbacks.pre_unpatch = pre_unpatch;
+			object->callbacks.post_unpatch = post_unpatch;
+		}
+		if (!table.funcs[i].old_name) {
+			func--;
+			continue;
 		}
 		func->old_name = table.funcs[i].old_name;
 		func->new_func = table.funcs[i].new_func;
@@ -165,6 +330,7 @@ static int hotreload_init(void)
 		free_patch();
 		return err;
 	}
+	enabled = true;
 	/* The patch is on its way whatever this says: from here on nothing may fail. */
 	kick(KICK_AT_LOAD);
 	return 0;

@@ -26,6 +26,7 @@ ticks 41
 age   4
 opens 3
 lines 20
+interval 100
 
 hotreload_2
 """
@@ -39,7 +40,7 @@ def test_what_the_guest_answers_becomes_a_view() -> None:
     assert VIEW.uptime == 12.34
     assert VIEW.boot_id.startswith("6b1f0a52")
     assert (VIEW.ticks, VIEW.opens, VIEW.kept_number) == (41, 3, 17)
-    assert VIEW.proc == {"ticks": "41", "age": "4", "opens": "3", "lines": "20"}
+    assert VIEW.proc == {"ticks": "41", "age": "4", "opens": "3", "lines": "20", "interval": "100"}
     assert VIEW.patches == ("hotreload_2",)
 
 

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: MIT
+"""Whether a file is an object that can be read, and two objects are of one unit: a sentence where not.
+
+What a person hands over by mistake (an archive, a program, an object without symbols) is told apart by its
+own name here, before the reader looks at any table. The limits are what no compiler or kernel exceeds:
+they keep a damaged file from being taken at its word.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from collections.abc import Iterable, Sequence
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+from hotreload.elf.constants import EM_X86_64, ET_REL, SHF_ALLOC, SHT_NOBITS
+from hotreload.elf.model import ObjectFile, Symbol
+from hotreload.errors import InputError
+
+# KERNEL_IMAGE_SIZE of arch/x86/include/asm/page_64_types.h: no kernel, and no module, has more of anything.
+_MOST_BYTES: Final = 1 << 30
+# MAX_OFILE_ALIGNMENT of gcc for ELF.
+_MOST_ALIGNMENT: Final = 1 << 28
+
+_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+_SECTION_HEADER: Final = struct.Struct("<IIQQQQIIQQ")
+_TYPES: Final = {2: "a linked program", 3: "a shared library or program", 4: "a core dump"}
+_MACHINES: Final = {
+    3: "i386", 8: "MIPS", 20: "PowerPC", 21: "PowerPC 64", 22: "S390", 40: "ARM",
+    183: "AArch64", 243: "RISC-V", 258: "LoongArch",
+}  # fmt: skip
+# Files that stand beside objects in a build, by how they begin.
+_BEGINNINGS: Final = (
+    (b"!<arch>\n", "an archive of objects", "take one out of it: ar x FILE.a NAME.o"),
+    (b"!<thin>\n", "an archive of objects", "name one of the objects: ar t FILE.a lists them"),
+    (b"BC\xc0\xde", "LLVM bitcode, without machine code", "compile it without -flto"),
+)
+_WANTED: Final = "an object that gcc made for x86-64 is needed: FILE.o or MODULE.ko"
+_NAME_ONE: Final = "name an object file (.o or .ko)"
+_AGAIN: Final = "compile it again"
+
+
+class DamagedError(ValueError):
+    """What a table of an object says cannot be; the reader makes an InputError of it."""
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of a file that begins as an object does. Raises InputError (HR1009)."""
+    try:
+        with FileIO(path, opener=_open) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path}: a device, pipe or socket, not an object file", hint=_NAME_ONE)
+            return _read_whole(stream, status.st_size, str(path))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{path}: {reason}", hint=_NAME_ONE) from error
+
+
+def _open(path: str, flags: int) -> int:
+    # A pipe without a writer would let an ordinary open wait for ever.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _read_whole(stream: FileIO, size: int, name: str) -> bytes:
+    # A large file that is no object is not read to its end to find that out.
+    start = stream.read(_HEADER.size)
+    check_header(start, size, name)
+    if size > _MOST_BYTES:
+        raise InputError(f"{name}: {size >> 20} MB are too many for the object of a unit", hint=_WANTED)
+    return start + stream.readall()
+
+
+def check_header(start: bytes, size: int, name: str) -> None:
+    """Whether a file of ``size`` bytes that starts so is a relocatable x86-64 object. Raises InputError."""
+    if not size:
+        raise InputError(f"{name}: an empty file", hint=_AGAIN)
+    for beginning, what, hint in _BEGINNINGS:
+        if start.startswith(beginning):
+            raise InputError(f"{name}: {what}, not an object file", hint=hint)
+    if not start.startswith(b"\x7fELF"):
+        raise InputError(f"{name}: not an object file (no ELF header)", hint=_WANTED)
+    if len(start) < _HEADER.size:
+        raise InputError(f"{name}: cut off in its ELF header, after {len(start)} bytes", hint=_AGAIN)
+    identity, kind, machine, *_ = _HEADER.unpack_from(start)
+    if identity[5] == 2:
+        raise InputError(f"{name}: an object for a big-endian machine, not for x86-64", hint=_WANTED)
+    if machine != EM_X86_64:
+        what = _MACHINES.get(machine, f"machine {machine}")
+        raise InputError(f"{name}: an object for {what}, not for x86-64", hint=_WANTED)
+    if identity[4] != 2 or identity[5] != 1:
+        raise InputError(f"{name}: a 32-bit object, not a 64-bit one", hint="compile it with -m64")
+    if kind != ET_REL:
+        what = _TYPES.get(kind, f"an ELF file of type {kind}")
+        raise InputError(f"{name}: {what}, not a relocatable object", hint=_WANTED)
+    _check_end(start, size, name)
+
+
+def _check_end(start: bytes, size: int, name: str) -> None:
+    header = _HEADER.unpack_from(start)
+    table, width, count = header[6], header[11], header[12]
+    if not table:
+        raise InputError(f"{name}: an object without sections", hint=_AGAIN)
+    if width != _SECTION_HEADER.size:
+        raise InputError(f"{name}: damaged: section headers of {width} bytes", hint=_AGAIN)
+    # With no count, or more than 0xff00 sections, the first header has the count (gABI).
+    end = table + width * max(count, 1)
+    if end > size:
+        raise InputError(f"{name}: cut off: {end} bytes long by its header, {size} in fact", hint=_AGAIN)
+
+
+def check_sections(headers: Sequence[tuple[int, ...]], names: Iterable[str], size: int, name: str) -> None:
+    """Whether the sections of a file of ``size`` bytes can be what they say. Raises InputError.
+
+    ``headers`` are Elf64_Shdr, and ``names`` theirs.
+    """
+    in_file = zeros = 0
+    for header, section in zip(headers, names, strict=True):
+        kind, flags, start, length, align = header[1], header[2], header[4], header[5], header[8]
+        if section.startswith(".gnu.lto_"):
+            raise InputError(
+                f"{name}: compiled with -flto: its code is settled when it is linked",
+                hint="compile the unit without -flto, or with -fno-lto behind it",
+            )
+        if not kind:
+            continue
+        if align & (align - 1) or align > _MOST_ALIGNMENT:
+            raise InputError(f"{name}: damaged: {section} is aligned to {align} bytes", hint=_AGAIN)
+        if kind == SHT_NOBITS:
+            zeros += length
+            if zeros > _MOST_BYTES:
+                raise InputError(f"{name}: damaged: {section} has {length} bytes of zeros", hint=_AGAIN)
+        elif start + length > size:
+            raise InputError(f"{name}: cut off in section {section}", hint=_AGAIN)
+        else:
+            in_file += length
+        if flags & SHF_ALLOC and not section:
+            raise InputError(f"{name}: damaged: a section of code or data has no name", hint=_AGAIN)
+    if in_file > size:
+        raise InputError(f"{name}: damaged: its sections overlap", hint=_AGAIN)
+
+
+def no_symbols(headers: Sequence[tuple[int, ...]], name: str) -> InputError:
+    """The error for an object without a symbol table, which says nothing about what its bytes are."""
+    if not any(header[2] & SHF_ALLOC and header[5] for header in headers):
+        return InputError(f"{name}: an object with neither code nor data", hint=_AGAIN)
+    return InputError(f"{name}: stripped: it has no symbols", hint="take the object before it was stripped")
+
+
+def check_pair(original: ObjectFile, patched: ObjectFile) -> None:
+    """Whether two objects can be those of one unit before and after an edit. Raises InputError.
+
+    For objects that a person names: a session knows what it compiled.
+    """
+    for obj in (original, patched):
+        _check_unit(obj)
+    files = set(original.files), set(patched.files)
+    if all(files) and files[0].isdisjoint(files[1]):
+        ours, theirs = (", ".join(sorted(names)[:3]) for names in files)
+        raise _strangers(original, patched, f"{ours} was compiled to the first, {theirs} to the second")
+    if _defined(original).isdisjoint(_defined(patched)):
+        raise _strangers(original, patched, "they have no function and no variable in common")
+
+
+def _check_unit(obj: ObjectFile) -> None:
+    if not any(
+        section.is_allocated and section.size and not _is_note(section.name) for section in obj.sections
+    ):
+        raise InputError(f"{obj.name}: an object with neither code nor data", hint=_AGAIN)
+    # gcc names the source in each object, and each function and variable: `strip -g` drops the first, `strip
+    # --strip-unneeded` the static ones, too, and the values of these would be lost unseen.
+    comment = obj.section(".comment")
+    by_gcc = comment is not None and b"GCC:" in comment.data
+    if by_gcc and not obj.files and any(_is_nameless(symbol) for symbol in obj.symbols):
+        raise InputError(
+            f"{obj.name}: stripped: the names of its static functions and variables are gone",
+            hint="take the object before it was stripped; strip -g does no harm",
+        )
+
+
+def _is_nameless(symbol: Symbol) -> bool:
+    section = symbol.section
+    return symbol.anonymous and section is not None and section.name.startswith((".text", ".data", ".bss"))
+
+
+def _is_note(section: str) -> bool:
+    return section.startswith((".note", ".comment"))
+
+
+def _defined(obj: ObjectFile) -> set[str]:
+    return {
+        name
+        for symbol in obj.symbols
+        if symbol.is_defined and not symbol.anonymous and (symbol.is_function or symbol.is_object)
+        for name in (symbol.name, *symbol.aliases)
+    }
+
+
+def _strangers(original: ObjectFile, patched: ObjectFile, why: str) -> InputError:
+    return InputError(
+        f"{original.name} and {patched.name} are objects of two different units: {why}",
+        hint="name the objects of one source file, before and after an edit",
+    )

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""From the two objects of each unit to one plan for all of them; with a guest (reload.py) and without
+(patch_build.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hotreload.build.base import Base
+from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.compile import ObjectPair
+from hotreload.cycle import Compared, Original
+from hotreload.diff.obstacles import NotPatchableError, Obstacle
+from hotreload.diff.unit_diff import diff_unit
+from hotreload.elf.reader import read_object
+from hotreload.patch.plan import PatchPlan, UnitDiff, plan_patch
+from hotreload.patch.symbols import KernelSymbols
+
+
+def compare_unit(pair: ObjectPair, original: Original, sources: Mapping[str, str]) -> Compared:
+    """What a unit's objects differ in. ``sources``: its texts by path, its own file first.
+
+    Raises InputError (HR1009) when an object cannot be read.
+    """
+    is_c = pair.unit.source.suffix == ".c"
+    diff = diff_unit(original.base, read_object(pair.patched), sources, types_known=is_c)
+    if not is_c and diff.verdict != "unchanged":
+        name = pair.unit.source.name
+        message = f"{name} is not C: where its functions begin and end, nobody can tell for sure"
+        diff = replace(diff, obstacles=(*diff.obstacles, Obstacle("HR2206", name, message)))
+    return Compared(pair, original, diff)
+
+
+def plan_units(base: Base, compared: Mapping[Path, Compared], symbols: KernelSymbols) -> PatchPlan | None:
+    """One plan for all units, by object, that differ from the base; None: none does.
+
+    Raises NotPatchableError with the obstacles of all of them at once.
+    """
+    obstacles = obstacles_of(compared)
+    if obstacles:
+        raise NotPatchableError(obstacles)
+    units = [
+        UnitDiff(
+            module.name,
+            str(unit.source),
+            _block(base, module.name, unit, symbols),
+            one.diff,
+            one.original.running,
+        )
+        for module in base.modules
+        for unit in module.units
+        if (one := compared.get(unit.object)) is not None and one.diff.brings
+    ]
+    changed = any(unit.diff.verdict == "patchable" for unit in units)
+    return plan_patch(units, symbols) if changed else None
+
+
+def obstacles_of(compared: Mapping[Path, Compared]) -> tuple[Obstacle, ...]:
+    """What stands in the way in any unit; where no place is known, in its source."""
+    return tuple(
+        obstacle if obstacle.where else replace(obstacle, where=str(one.pair.unit.source))
+        for one in compared.values()
+        for obstacle in one.diff.obstacles
+    )
+
+
+def _block(base: Base, module: str, unit: TranslationUnit, symbols: KernelSymbols) -> int | None:
+    """Which stretch of the module's symbols is the unit's: several may come from files of one name."""
+    units = next(built.units for built in base.modules if built.name == module)
+    namesakes = [other for other in units if other.source.name == unit.source.name]
+    return symbols.modules[module].block_of(unit.source.name, namesakes.index(unit))
