@@ -55,11 +55,12 @@ def read_original(base: Path, plain: Path) -> Original:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A unit's two objects, and what they differ in."""
+    """A unit's two objects, and what they differ in; ``types``: the raw ``.BTF`` of the patched one."""
 
     pair: ObjectPair
     original: Original
     diff: ObjectDiff
+    types: bytes | None = None
 
 
 @dataclass(slots=True)

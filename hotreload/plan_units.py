@@ -12,6 +12,7 @@ from hotreload.build.base import Base
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.cycle import Compared, Original
+from hotreload.diff.layouts import section_of
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import diff_unit
 from hotreload.elf.reader import read_object
@@ -19,18 +20,22 @@ from hotreload.patch.plan import PatchPlan, UnitDiff, plan_patch
 from hotreload.patch.symbols import KernelSymbols
 
 
-def compare_unit(pair: ObjectPair, original: Original, sources: Mapping[str, str]) -> Compared:
-    """What a unit's objects differ in. ``sources``: its texts by path, its own file first.
+def compare_unit(
+    pair: ObjectPair, original: Original, sources: Mapping[str, str], live_types: bytes | None = None
+) -> Compared:
+    """What a unit's objects differ in. ``sources``: its texts by path, its own file first; ``live_types``: the
+    ``.BTF`` of the unit that the guest runs now.
 
     Raises InputError (HR1009) when an object cannot be read.
     """
     is_c = pair.unit.source.suffix == ".c"
-    diff = diff_unit(original.base, read_object(pair.patched), sources, types_known=is_c)
+    patched = read_object(pair.patched)
+    diff = diff_unit(original.base, patched, sources, types_known=is_c, live_types=live_types)
     if not is_c and diff.verdict != "unchanged":
         name = pair.unit.source.name
         message = f"{name} is not C: where its functions begin and end, nobody can tell for sure"
         diff = replace(diff, obstacles=(*diff.obstacles, Obstacle("HR2206", name, message)))
-    return Compared(pair, original, diff)
+    return Compared(pair, original, diff, section_of(patched))
 
 
 def plan_units(base: Base, compared: Mapping[Path, Compared], symbols: KernelSymbols) -> PatchPlan | None:

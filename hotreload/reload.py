@@ -91,6 +91,7 @@ class Reloader:
         self._live: LivePatch | None = None
         self._kept: dict[str, tuple[str, ...]] = {}  # patch modules that must stay loaded, and why
         self._homes: dict[Identity, Home] = {}  # where what the reloads added lives
+        self._live_types: dict[Path, bytes] = {}  # the .BTF of units as the guest runs them, by object
         self._written: dict[Place, Written] = {}  # values that the live patch wrote into data
         self._serial = 0
         self._tidying: asyncio.Task[None] | None = None
@@ -196,6 +197,7 @@ class Reloader:
         # The guest has not been touched so far. This is the first line that does.
         await self._bring(cycle, plan)
 
+        self._live_types = {key: each.types for key, each in self._edited.items() if each.types}
         step = self._history.add(plan, self._symbols())
         self._keep_stages(cycle, step)
         return cycle.went_live(step, before)
@@ -214,6 +216,8 @@ class Reloader:
         left, target = self._history.current, self._history.steps[place]
         await self._bring(cycle, target.plan)
         self._history.place = place
+        # Who takes a reload back knows that what it made is not in use any more.
+        self._live_types.clear()
         moved = left if outcome is Outcome.UNDONE else target
         runs = f"the guest runs #{target.number}" if target.number else "the guest runs what it booted"
         return ReloadReport(
@@ -278,7 +282,9 @@ class Reloader:
                 key = pair.unit.object
                 if key not in self._originals:
                     self._originals[key] = read_original(pair.original, self.base.plain_object(pair.unit))
-                compared = compare_unit(pair, self._originals[key], self._texts(pair.unit))
+                compared = compare_unit(
+                    pair, self._originals[key], self._texts(pair.unit), self._live_types.get(key)
+                )
                 self._edited[key] = compared
                 cycle.compared.append(compared)
 

@@ -164,10 +164,17 @@ class Driven:
     async def _follow(self) -> None:
         while not self._place.control.exists():  # noqa: ASYNC110 - it is made by another process
             await asyncio.sleep(SOCKET_INTERVAL)
-        # A watch that ends tells why by its exit and its error event.
-        with contextlib.suppress(HotReloadError):
+        try:
             async for message in ask(self._place, "watch"):
                 self._take(message)
+        except HotReloadError:
+            # A watch that ends tells why by its exit and its error event; one that goes on must not be
+            # waited for in vain.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GRACE):
+                    await self._process.wait()
+                    return
+            raise
 
     def _take(self, message: Message) -> None:
         if "progress" in message:

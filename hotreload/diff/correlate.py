@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from hotreload.diff.obstacles import Obstacle
-from hotreload.diff.special_sections import DYNAMIC_DEBUG, is_entry_section, is_inert, is_init
+from hotreload.diff.special_sections import LOADED, is_entry_section, is_inert, is_init
 from hotreload.elf.model import ObjectFile, StringRef, Symbol, SymbolRef
 
 # Statics that macros make, one for each place in the source: they tell a place, hold once-only or debugging
@@ -55,7 +55,7 @@ def is_child(symbol: Symbol) -> bool:
 
 def is_place_static(symbol: Symbol) -> bool:
     """Whether a macro made this variable for one place in the source."""
-    if symbol.section is not None and symbol.section.name in DYNAMIC_DEBUG:
+    if symbol.section is not None and symbol.section.name in LOADED:
         return True
     if not symbol.is_local or not symbol.is_object:
         return False

@@ -59,6 +59,7 @@ class ObjectDiff:
     ``original_of``       patched symbol -> the one that the running kernel has
     ``entries``           the special-section entries that travel with a carried symbol
     ``rewrites``          variables whose new initial value is written where they are
+    ``new_exports``       names that this unit exports, and did not before
     ``callers_promoted``  functions that did not change themselves, and why they travel
     ``types``             of new variables, as C spells them, where the object tells (unit_diff.py)
     """
@@ -71,6 +72,7 @@ class ObjectDiff:
     original_of: Mapping[Symbol, Symbol]
     entries: Mapping[Symbol, tuple[Entry, ...]]
     rewrites: tuple[Rewrite, ...]
+    new_exports: frozenset[str]
     callers_promoted: Mapping[str, str]
     notes: tuple[Note, ...]
     obstacles: tuple[Obstacle, ...]
@@ -96,8 +98,8 @@ class ObjectDiff:
 
     @property
     def brings(self) -> bool:
-        """Whether anything of it goes into a patch."""
-        return bool(self.carried or self.rewrites)
+        """Whether anything of it goes into a patch, or is what one of another unit needs."""
+        return bool(self.carried or self.rewrites or self.new_exports)
 
 
 def diff_objects(original: ObjectFile, patched: ObjectFile, layouts: Layouts | None = None) -> ObjectDiff:
@@ -161,6 +163,7 @@ def _result(pair: Pair) -> ObjectDiff:
         original_of=twins,
         entries={symbol: tuple(pair.after.of.get(symbol, ())) for symbol in carried},
         rewrites=tuple(pair.rewrites),
+        new_exports=pair.new_exports,
         callers_promoted=pair.promoted,
         notes=tuple(pair.notes),
         obstacles=tuple(dict.fromkeys(pair.obstacles)),

@@ -37,6 +37,7 @@ class Pair:
     ``copied``             those of ``changed`` that are reached through their callers only
     ``promoted``           functions that did not change themselves, and why they travel
     ``init_changed``       what differs, and matters while the module is loaded or unloaded only
+    ``new_exports``        names that other modules may use from now on
     ``rewrites``           variables with another initial value, to be written where they are
     ``carried``            the patched symbols that travel
     """
@@ -52,6 +53,7 @@ class Pair:
     copied: set[Symbol] = field(default_factory=set)
     promoted: dict[str, str] = field(default_factory=dict)
     init_changed: list[str] = field(default_factory=list)
+    new_exports: frozenset[str] = frozenset()
     rewrites: list[Rewrite] = field(default_factory=list)
     carried: set[Symbol] = field(default_factory=set)
     notes: list[Note] = field(default_factory=list)

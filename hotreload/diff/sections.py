@@ -60,7 +60,8 @@ def _other_sections(obj: ObjectFile, entries: EntryTable) -> dict[str, list[Symb
 def weigh_exports(pair: Pair) -> None:
     """A new export waits for the next load; one that is gone would leave others without what they use."""
     before, after = _exports(pair.original), _exports(pair.patched)
-    for name in sorted(after.keys() - before.keys()):
+    pair.new_exports = frozenset(after.keys() - before.keys())
+    for name in sorted(pair.new_exports):
         message = f"{name} is exported now; other modules see that after the next load or boot"
         pair.tell("HR2105", name, message)
     for name in sorted(before.keys() - after.keys()):

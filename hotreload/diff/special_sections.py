@@ -20,12 +20,14 @@ from hotreload.elf.model import ObjectFile, Relocation, Section, Symbol, SymbolR
 
 @dataclass(frozen=True, slots=True)
 class SpecialSection:
-    """``per_entry``: how many relocations an entry may have, likeliest first; the first names the code."""
+    """``per_entry``: how many relocations an entry may have, likeliest first; the first names the code.
+    ``carried``: whether an entry travels with its code."""
 
     name: str
     per_entry: tuple[int, ...]
     companion: str | None = None
     compared: bool = True
+    carried: bool = True
 
 
 TABLE: Final = (
@@ -47,8 +49,12 @@ TABLE: Final = (
     SpecialSection(".retpoline_sites", (1,)),
     SpecialSection(".return_sites", (1,)),
     SpecialSection(".call_sites", (1,)),
-    SpecialSection(".ibt_endbr_seal", (1,)),
+    # Functions that no pointer leads to, for all that this unit shows; another unit may know better. Not to
+    # take the ENDBR64 away is safe.
+    SpecialSection(".ibt_endbr_seal", (1,), compared=False, carried=False),
     SpecialSection("__mcount_loc", (1,)),
+    # Where the NOPs before a function begin (-fpatchable-function-entry=16,16); x86 goes by __mcount_loc.
+    SpecialSection("__patchable_function_entries", (1,), compared=False, carried=False),
     # Unwind data, by instruction (arch/x86/include/asm/orc_types.h). It follows from the code: not compared.
     SpecialSection(".orc_unwind_ip", (1,), companion=".orc_unwind", compared=False),
 )
@@ -61,6 +67,11 @@ AUXILIARY: Final = ".altinstr_aux"
 # Descriptors of pr_debug(); named __verbose before commit e5ebffe18e5a ("dyndbg: rename __verbose section
 # to __dyndbg") (in v5.9).
 DYNAMIC_DEBUG: Final = frozenset(("__dyndbg", "__verbose"))
+# Pointers to the formats of trace_printk(), one each (include/linux/kernel.h). When a module is loaded the
+# kernel copies what they point to, and lets them point at the copies (kernel/trace/trace_printk.c).
+TRACE_FORMATS: Final = "__trace_printk_fmt"
+# Variables that macros make for one place in the source, in sections that the module loader looks for.
+LOADED: Final = DYNAMIC_DEBUG | {TRACE_FORMATS}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,7 +202,7 @@ def is_ordinary(section: Section) -> bool:
     """Whether a new symbol of this section can live in a patch module as well as anywhere."""
     if section.is_code:
         return not is_init(section) and section.name not in (REPLACEMENTS, AUXILIARY, ".static_call.text")
-    if section.name in DYNAMIC_DEBUG:
+    if section.name in LOADED:
         return True
     if section.name.startswith((".data..percpu", ".data..ro_after_init", ".data..init")):
         return False

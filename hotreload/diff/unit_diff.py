@@ -14,12 +14,16 @@ from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.rewrites import Rewrite, name_of_place
 from hotreload.diff.spelling import spelled
 from hotreload.diff.types import compare_layouts, global_functions
-from hotreload.elf.btf import BtfError
+from hotreload.diff.type_pair import LayoutDiff
+from hotreload.elf.btf import BtfError, says_the_same
 from hotreload.elf.garbage import uncollected
 from hotreload.elf.model import ObjectFile, Symbol
 
 # What EXPORT_SYMBOL makes beside a function: up to v6.4, and since.
 EXPORT_MARKS = ("__ksymtab_", "__export_symbol_")
+UNDO_FIRST = (
+    "objects of that type may be in use: take the reload back that added it (hotreload undo), then save"
+)
 NO_TYPES = "compile with gcc 12 or later, which writes the types: hotreload doctor"
 
 
@@ -43,12 +47,18 @@ def base_object_of(obj: ObjectFile) -> BaseObject:
 
 @uncollected()
 def diff_unit(
-    original: BaseObject, patched: ObjectFile, sources: Mapping[str, str], *, types_known: bool = False
+    original: BaseObject,
+    patched: ObjectFile,
+    sources: Mapping[str, str],
+    *,
+    types_known: bool = False,
+    live_types: bytes | None = None,
 ) -> ObjectDiff:
     """Compare a unit's objects and, where its code changed, the types that live data may have.
 
     ``sources``: texts by path, nearest first, to find the line of a definition in. ``types_known``: refuse
-    (HR2101) where types cannot be compared, instead of telling so.
+    (HR2101) where types cannot be compared, instead of telling so. ``live_types``: the ``.BTF`` of the unit as
+    the guest runs it now, whose code may have made objects of types that the original has not.
     """
     diff = diff_objects(original.object, patched, original.layouts)
     if diff.verdict == "unchanged":
@@ -58,6 +68,9 @@ def diff_unit(
     if types_known and not types.compared:
         refusals = tuple(Obstacle(note.code, note.symbol, note.message, NO_TYPES) for note in types.notes)
         types = replace(types, obstacles=refusals, notes=())
+    if types.compared and live_types is not None:
+        added = _changed_since(live_types, original.layouts, section_of(patched), types)
+        types = replace(types, obstacles=types.obstacles + added)
     # A variable that grew with its type has been told of by its type.
     grown = {obstacle.code for obstacle in types.obstacles}
     kept = tuple(o for o in diff.obstacles if o.code != "HR2101" or "HR2101" not in grown)
@@ -67,6 +80,26 @@ def diff_unit(
         obstacles=types.obstacles,
         notes=diff.notes + types.notes + tuple(_rewritten(diff.rewrites, original.layouts)),
         types=_types_of(diff.new_data, patched),
+    )
+
+
+def _changed_since(
+    live: bytes, base: Layouts | None, patched: bytes | None, found: LayoutDiff
+) -> tuple[Obstacle, ...]:
+    """Types that an earlier reload added and this one changes: what is told of the base's is left out."""
+    if live == patched or base is None or says_the_same(base.settled, live):
+        return ()
+    told = {obstacle.symbol for obstacle in found.obstacles}
+    try:
+        before = parse(live)
+    except BtfError:
+        return ()
+    since = compare_layouts(before, patched)
+    # A variable of another type is another one (homes.py), and no one calls what a patch added.
+    return tuple(
+        replace(obstacle, hint=UNDO_FIRST)
+        for obstacle in since.obstacles
+        if obstacle.symbol not in told | before.variables.keys() and obstacle.code != "HR2205"
     )
 
 

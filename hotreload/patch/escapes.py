@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from hotreload.diff.special_sections import TRACE_FORMATS
 from hotreload.elf.model import Relocation, Symbol
 from hotreload.elf.references import handed_to
 
@@ -34,6 +35,8 @@ READER_PREFIX: Final = "_dev_"
 def escapes(holder: Symbol, relocation: Relocation) -> bool:
     """Whether the address that a relocation makes may be kept by somebody."""
     section = holder.section
+    if section is not None and section.name == TRACE_FORMATS:
+        return False  # the kernel reads its copy
     if section is None or not section.is_code:
         return True
     reader = handed_to(holder, relocation)

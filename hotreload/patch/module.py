@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from hotreload.diff.special_sections import LOADED
 from hotreload.elf.constants import (
     R_X86_64_64,
     SHF_ALLOC,
@@ -91,9 +92,7 @@ _NAME_LENGTH: Final = 56
 # struct modversion_info { unsigned long crc; char name[MODULE_NAME_LEN]; } (include/linux/module.h)
 _VERSION: Final = struct.Struct("<Q56s")
 # Sections whose entries the kernel writes to; those of code are executable; all others are read only.
-_WRITABLE: Final = frozenset(
-    (".data", ".bss", "__bug_table", "__jump_table", ".static_call_sites", "__dyndbg", "__verbose")
-)
+_WRITABLE: Final = frozenset((".data", ".bss", "__bug_table", "__jump_table", ".static_call_sites", *LOADED))
 _CODE: Final = frozenset((".text", ".altinstr_replacement"))
 _KLP_FLAGS: Final = SHF_ALLOC | SHF_INFO_LINK | SHF_RELA_LIVEPATCH
 _INT3: Final = b"\xcc"

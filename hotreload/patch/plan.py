@@ -30,7 +30,7 @@ from hotreload.diff.correlate import (
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.obstacles import RELOAD_MODULE, NotPatchableError, Obstacle
 from hotreload.diff.running_code import RunningCode
-from hotreload.diff.special_sections import DYNAMIC_DEBUG, REPLACEMENTS, Entry
+from hotreload.diff.special_sections import LOADED, REPLACEMENTS, Entry
 from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE
 from hotreload.elf.model import ConstRef, Relocation, StringRef, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start, takes_address
@@ -198,6 +198,7 @@ class _Planner:
     identities: Mapping[Symbol, Identity] = field(default_factory=dict)
     numbers: dict[Symbol, int] = field(default_factory=dict)  # a carried symbol -> its piece
     globals: dict[tuple[str, str], Symbol] = field(default_factory=dict)  # (module, name) -> carried symbol
+    exported: dict[str, tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # names that are exported now
     unit_of: dict[Symbol, UnitDiff] = field(default_factory=dict)
     at_work: UnitDiff | None = None  # whom an obstacle is blamed on
 
@@ -208,6 +209,9 @@ class _Planner:
                 self.unit_of[symbol] = unit
                 if not symbol.is_local:
                     self.globals[unit.module, symbol.name] = symbol
+            for symbol in {*unit.diff.carried, *unit.diff.original_of}:
+                if symbol.name in unit.diff.new_exports:
+                    self.exported[symbol.name] = unit, symbol
         self.identities = _identities(self.units)
 
     def pieces(self) -> Iterator[Piece]:
@@ -217,6 +221,8 @@ class _Planner:
         number = len(self.numbers)
         for symbol in self.numbers:
             for entry in self.unit_of[symbol].diff.entries.get(symbol, ()):
+                if not entry.row.carried:
+                    continue
                 for piece in self._entry_pieces(symbol, entry, number):
                     number += 1
                     yield replace(piece, owner=self.numbers[symbol])
@@ -385,6 +391,10 @@ class _Planner:
             position = module.position(symbol.name, None)
             if position is not None:
                 return position
+        if symbol.name in self.exported:
+            # The kernel will not know of this export; whoever is in the same patch does.
+            exporter, found = self.exported[symbol.name]
+            return self._defined(exporter, holder, relocation, found)
         export = self.symbols.exports.get(symbol.name)
         if export is None:
             if relocation.type != R_X86_64_NONE:
@@ -469,7 +479,7 @@ def _output_section(symbol: Symbol) -> str:
     """The section of the patch module for a carried symbol: few sections load faster than many."""
     section = symbol.section
     assert section is not None
-    if section.name in DYNAMIC_DEBUG:
+    if section.name in LOADED:
         return section.name
     if section.is_code:
         return ".text"

@@ -62,10 +62,13 @@ async def serving(place: Place, handler: Handler) -> AsyncIterator[None]:
 def _listening(place: Place) -> Iterator[socket.socket]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with writing_to(place.folder), contextlib.closing(listener), _short(place.control) as address:
-        listener.bind(address)
-        place.control.chmod(0o600)
+        # Under its final name is only what answers: between bind() and listen() a client is refused.
+        listener.bind(f"{address}.new")
+        new = place.control.with_name(f"{place.control.name}.new")
+        new.chmod(0o600)
         listener.listen()
         listener.setblocking(False)
+        new.rename(place.control)
         yield listener
 
 

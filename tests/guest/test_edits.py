@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import shutil
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from hotreload import process
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.demo.driven import Driven, guest_name
 from hotreload.report.outcome import Outcome, ReloadReport
@@ -453,3 +455,39 @@ def test_a_function_is_added_to_a_table_that_the_kernel_holds(in_session: Callab
         assert await read() == "Limit 2000 state 3\n"
 
     in_session(story, OPS)
+
+
+ITEM = (
+    MAIN.replace(
+        "static int show",
+        """\
+struct item {
+	int first;
+};
+
+static struct item *made;
+
+static int show""",
+    )
+    .replace("\treads++;\n", "\treads++;\n\tif (!made)\n\t\tmade = kzalloc(sizeof(*made), GFP_KERNEL);\n")
+    .replace("twice(reads)", "made->first")
+    .replace("<linux/module.h>", "<linux/module.h>\n#include <linux/slab.h>")
+)
+
+
+def test_a_struct_that_a_reload_added_cannot_grow_while_objects_of_it_may_be_there(
+    in_session: Callable[..., None],
+) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        await save(main_c=ITEM)
+        assert await read() == "hello 1 0\n"
+        grown = ITEM.replace("int first;", "long other;\n\tint first;")
+        refused = await save(main_c=grown)
+        assert [(r.code, r.symbol) for r in refused.reasons] == [("HR2101", "struct item")]
+        assert refused.reasons[0].hint and "hotreload undo" in refused.reasons[0].hint
+        undo = (sys.executable, "-m", "hotreload", "--guest", str(watch.facts["guest"]), "undo")
+        assert (await process.run(undo)).ok
+        assert (await watch.next_cycle()).report.outcome is Outcome.UNDONE
+        assert (await save(main_c=grown + "\n")).outcome is Outcome.LIVE
+
+    in_session(story)
