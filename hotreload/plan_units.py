@@ -23,8 +23,9 @@ from hotreload.patch.symbols import KernelSymbols
 def compare_unit(
     pair: ObjectPair, original: Original, sources: Mapping[str, str], live_types: bytes | None = None
 ) -> Compared:
-    """What a unit's objects differ in. ``sources``: its texts by path, its own file first; ``live_types``: the
-    ``.BTF`` of the unit that the guest runs now.
+    """What a unit's objects differ in. ``sources``: its texts by path, its own file first.
+
+    ``live_types``: the ``.BTF`` of the unit that the guest runs now.
 
     Raises InputError (HR1009) when an object cannot be read.
     """

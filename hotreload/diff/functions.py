@@ -7,12 +7,21 @@ from collections.abc import Iterator
 from typing import Final
 
 from hotreload.diff.correlate import is_child, is_constant, parent_name
-from hotreload.diff.pair import Pair, entry_targets, is_for_init, referrers_of, takes_address_of
-from hotreload.diff.special_sections import is_ordinary
+from hotreload.diff.pair import (
+    Pair,
+    defined_targets,
+    entry_targets,
+    is_for_init,
+    referrers_of,
+    takes_address_of,
+)
+from hotreload.diff.special_sections import CALLBACKS, is_ordinary
 from hotreload.elf.constants import STB_WEAK
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start
 
+# struct klp_callbacks (include/linux/livepatch.h)
+CALLBACK_KINDS: Final = ("pre_patch", "post_patch", "pre_unpatch", "post_unpatch")
 # How far a change may climb from a function that cannot be traced to callers that can.
 PROMOTION_BOUND: Final = 16
 
@@ -53,6 +62,19 @@ def promote_callers(pair: Pair) -> None:
             _promote(pair, patched, callers[patched])
     for patched in _out_of_reach(pair):
         _refuse_untraceable(pair, pair.changed[patched], "the chain of its callers is too long")
+
+
+def find_callbacks(pair: Pair) -> None:
+    """What the author wants the livepatch core to call; the base of a patch calls nothing."""
+    for section in pair.patched.sections:
+        if not section.name.startswith(CALLBACKS):
+            continue
+        kind = section.name.removeprefix(CALLBACKS)
+        for function in defined_targets(section.relocations):
+            if kind in CALLBACK_KINDS and function.is_function and not is_for_init(function):
+                pair.callbacks.append((kind, function))
+            else:
+                pair.refuse("HR2208", function.name, f"{function.name} cannot be a callback of kind '{kind}'")
 
 
 def _called_by_entries(pair: Pair) -> Iterator[tuple[Symbol, Symbol]]:

@@ -21,6 +21,7 @@ from hotreload.diff.data import (
 )
 from hotreload.diff.functions import (
     bring_labels,
+    find_callbacks,
     find_changed_functions,
     join_children,
     promote_callers,
@@ -59,6 +60,7 @@ class ObjectDiff:
     ``original_of``       patched symbol -> the one that the running kernel has
     ``entries``           the special-section entries that travel with a carried symbol
     ``rewrites``          variables whose new initial value is written where they are
+    ``callbacks``         (kind, patched function) that the livepatch core is to call
     ``new_exports``       names that this unit exports, and did not before
     ``callers_promoted``  functions that did not change themselves, and why they travel
     ``types``             of new variables, as C spells them, where the object tells (unit_diff.py)
@@ -72,6 +74,7 @@ class ObjectDiff:
     original_of: Mapping[Symbol, Symbol]
     entries: Mapping[Symbol, tuple[Entry, ...]]
     rewrites: tuple[Rewrite, ...]
+    callbacks: tuple[tuple[str, Symbol], ...]
     new_exports: frozenset[str]
     callers_promoted: Mapping[str, str]
     notes: tuple[Note, ...]
@@ -83,7 +86,7 @@ class ObjectDiff:
         """unchanged, patchable or refused."""
         if self.obstacles:
             return "refused"
-        return "patchable" if self.changed or self.rewrites else "unchanged"
+        return "patchable" if self.changed or self.rewrites or self.callbacks else "unchanged"
 
     @property
     def changed_functions(self) -> tuple[str, ...]:
@@ -99,7 +102,7 @@ class ObjectDiff:
     @property
     def brings(self) -> bool:
         """Whether anything of it goes into a patch, or is what one of another unit needs."""
-        return bool(self.carried or self.rewrites or self.new_exports)
+        return bool(self.carried or self.rewrites or self.callbacks or self.new_exports)
 
 
 def diff_objects(original: ObjectFile, patched: ObjectFile, layouts: Layouts | None = None) -> ObjectDiff:
@@ -120,6 +123,7 @@ def diff_objects(original: ObjectFile, patched: ObjectFile, layouts: Layouts | N
     join_children(pair)
     promote_callers(pair)
     bring_labels(pair)
+    find_callbacks(pair)
     refuse_weak(pair)
     refuse_other_names(pair)
 
@@ -163,6 +167,7 @@ def _result(pair: Pair) -> ObjectDiff:
         original_of=twins,
         entries={symbol: tuple(pair.after.of.get(symbol, ())) for symbol in carried},
         rewrites=tuple(pair.rewrites),
+        callbacks=tuple(pair.callbacks),
         new_exports=pair.new_exports,
         callers_promoted=pair.promoted,
         notes=tuple(pair.notes),

@@ -16,6 +16,7 @@ from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
 from hotreload.diff.rewrites import Rewrite
 from hotreload.diff.special_sections import (
+    CALLBACKS,
     Entry,
     EntryTable,
     is_entry_section,
@@ -38,6 +39,7 @@ class Pair:
     ``promoted``           functions that did not change themselves, and why they travel
     ``init_changed``       what differs, and matters while the module is loaded or unloaded only
     ``new_exports``        names that other modules may use from now on
+    ``callbacks``          patched functions that the livepatch core is to call, with the kind of call
     ``rewrites``           variables with another initial value, to be written where they are
     ``carried``            the patched symbols that travel
     """
@@ -54,6 +56,7 @@ class Pair:
     promoted: dict[str, str] = field(default_factory=dict)
     init_changed: list[str] = field(default_factory=list)
     new_exports: frozenset[str] = frozenset()
+    callbacks: list[tuple[str, Symbol]] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
     carried: set[Symbol] = field(default_factory=set)
     notes: list[Note] = field(default_factory=list)
@@ -68,6 +71,11 @@ class Pair:
     def compare_anew(self) -> None:
         """Forget what was found the same: it rests on twins, and there are fewer of them now."""
         self.comparison = Comparison(self.correlation, self.before, self.after)
+
+    @property
+    def is_patch(self) -> bool:
+        """Whether the running kernel does anything else with this change."""
+        return bool(self.changed or self.rewrites or self.callbacks)
 
     @property
     def new_functions(self) -> list[Symbol]:
@@ -137,7 +145,7 @@ def is_for_init(symbol: Symbol) -> bool:
 
 def is_explained_elsewhere(section: Section) -> bool:
     """Whether a section is entries, which count with their code, or nothing the kernel looks at."""
-    return is_inert(section) or is_entry_section(section)
+    return is_inert(section) or is_entry_section(section) or section.name.startswith(CALLBACKS)
 
 
 def is_bystander(symbol: Symbol) -> bool:

@@ -123,7 +123,7 @@ def _stray_entries(table: EntryTable) -> Counter[str]:
 def weigh_init(pair: Pair) -> None:
     """Code for loading and unloading runs once: beside other changes it waits, alone it is refused."""
     for name in dict.fromkeys(pair.init_changed):
-        if pair.changed or pair.rewrites:
+        if pair.is_patch:
             message = f"{name} runs when the module is loaded or unloaded; its change waits for the next load"
             pair.tell("HR2201", name, message)
         else:

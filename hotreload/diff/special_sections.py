@@ -70,6 +70,8 @@ DYNAMIC_DEBUG: Final = frozenset(("__dyndbg", "__verbose"))
 # Pointers to the formats of trace_printk(), one each (include/linux/kernel.h). When a module is loaded the
 # kernel copies what they point to, and lets them point at the copies (kernel/trace/trace_printk.c).
 TRACE_FORMATS: Final = "__trace_printk_fmt"
+# Pointers to functions that the patch's author wants called (build/include/hotreload.h); the kind follows.
+CALLBACKS: Final = ".hotreload.callbacks."
 # Variables that macros make for one place in the source, in sections that the module loader looks for.
 LOADED: Final = DYNAMIC_DEBUG | {TRACE_FORMATS}
 

@@ -15,9 +15,9 @@ def collect_carried(pair: Pair) -> None:
     """The changed functions travel, and all that is new or has no identity and that they reach."""
     # New global functions and variables travel alone, too: another unit's change may be to use them.
     new = [*pair.new_functions, *_new_globals(pair)]
-    if not pair.changed and not pair.rewrites and all(symbol.is_local for symbol in new):
+    if not pair.is_patch and all(symbol.is_local for symbol in new):
         return
-    todo = [*pair.changed, *new]
+    todo = [*pair.changed, *new, *(function for _, function in pair.callbacks)]
     # What a rewritten pointer points at travels as well; the variable itself stays where it is.
     todo += [target for target in _newly_pointed_at(pair) if _must_travel(pair, target)]
     while todo:
@@ -70,7 +70,7 @@ def _must_travel(pair: Pair, target: Symbol) -> bool:
 
 def tell_lost_statics(pair: Pair) -> None:
     """A variable that the source has no more keeps its value where no code looks at it."""
-    if not pair.changed:
+    if not pair.is_patch:
         return
     for symbol in pair.original.symbols:
         section = symbol.section

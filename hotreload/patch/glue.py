@@ -43,10 +43,9 @@ FUNC_OBJECT, FUNC_OLD_NAME, FUNC_NEW_FUNC, FUNC_OLD_SYMPOS = 0, 8, 16, 24
 WRITE_ENTRY_SIZE = 64
 WRITE_OBJECT, WRITE_NAME, WRITE_PLACE, WRITE_SIZE = 0, 8, 16, 24
 WRITE_BASE, WRITE_EXPECTED, WRITE_VALUE, WRITE_LENIENT = 32, 40, 48, 56
-# One entry of the array that TABLE_CALLBACKS points to; a kind is one of enum hotreload_callback_kind.
+# One entry of the array that TABLE_CALLBACKS points to; a kind is its number in CALLBACK_KINDS.
 CALLBACK_ENTRY_SIZE = 24
 CALLBACK_OBJECT, CALLBACK_KIND, CALLBACK_FUNC = 0, 8, 16
-CALLBACK_KINDS = ("pre_patch", "post_patch", "pre_unpatch", "post_unpatch")
 
 # Neither debugging information nor BTF of its own: it would be dropped from every patch. Without the
 # first, pahole would fail for the second.

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from hotreload.diff.functions import CALLBACK_KINDS
 from hotreload.diff.special_sections import LOADED
 from hotreload.elf.constants import (
     R_X86_64_64,
@@ -46,11 +47,17 @@ from hotreload.elf.model import ConstRef, StringRef
 from hotreload.elf.writer import OutputRelocation, OutputSection, OutputSymbol, write_object
 from hotreload.errors import InputError
 from hotreload.patch.glue import (
+    CALLBACK_ENTRY_SIZE,
+    CALLBACK_FUNC,
+    CALLBACK_KIND,
+    CALLBACK_OBJECT,
     FUNC_NEW_FUNC,
     FUNC_OBJECT,
     FUNC_OLD_NAME,
     FUNC_OLD_SYMPOS,
     FUNC_SIZE,
+    TABLE_CALLBACK_COUNT,
+    TABLE_CALLBACKS,
     TABLE_COUNT,
     TABLE_FUNCS,
     TABLE_SECTION,
@@ -72,6 +79,7 @@ from hotreload.patch.glue import (
 from hotreload.patch.homes import Home, Settlement, reasons_to_stay, settle
 from hotreload.patch.plan import (
     Absolute,
+    Callback,
     Identity,
     Import,
     KlpObject,
@@ -193,6 +201,7 @@ def write_module(
     module.add_relocations(plan.pieces)
     module.add_table(_with_all(plan.objects, settlement.redirected, writes), glue)
     module.add_writes(writes)
+    module.add_callbacks(plan.callbacks)
     module.add_versions()
     module.set_name(name)
     module.set_build_id()
@@ -402,6 +411,17 @@ class _Module:
             self.put_value(place, WRITE_VALUE, each.value, write.object)
             self.put_value(place, WRITE_LENIENT, int(each.lenient), write.object)
         self.hang_in(section, TABLE_WRITES, TABLE_WRITE_COUNT, len(writes))
+
+    def add_callbacks(self, callbacks: tuple[Callback, ...]) -> None:
+        if not callbacks:
+            return
+        section = self.section(".hotreload.callbacks")
+        for callback in callbacks:
+            place = _Place(section, section.append(bytes(CALLBACK_ENTRY_SIZE), 8))
+            self.point_at_object(place, CALLBACK_OBJECT, callback.object)
+            self.put_value(place, CALLBACK_KIND, CALLBACK_KINDS.index(callback.kind), callback.object)
+            self.point(place, CALLBACK_FUNC, self.resolve(PieceRef(callback.func)))
+        self.hang_in(section, TABLE_CALLBACKS, TABLE_CALLBACK_COUNT, len(callbacks))
 
     def put_value(self, place: _Place, offset: int, value: Value, obj: str) -> None:
         if isinstance(value, Pointer):

@@ -154,6 +154,15 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class Callback:
+    """A piece that the livepatch core calls with ``object``; ``kind``: a member of struct klp_callbacks."""
+
+    object: str
+    kind: str
+    func: int
+
+
+@dataclass(frozen=True, slots=True)
 class PatchPlan:
     """A whole patch. ``strings``: those that the kernel may keep the address of, told for people."""
 
@@ -161,6 +170,7 @@ class PatchPlan:
     objects: tuple[KlpObject, ...]
     strings: tuple[str, ...] = ()
     writes: tuple[Write, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +195,12 @@ def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:
         raise NotPatchableError(planner.obstacles)
     escaped = {planner.numbers[symbol] for symbol in planner.escaped}
     pieces = tuple(replace(p, escapes=True) if n in escaped else p for n, p in enumerate(pieces))
-    return PatchPlan(pieces, objects, tuple(dict.fromkeys(planner.strings)), writes)
+    callbacks = tuple(
+        Callback(unit.module, kind, planner.numbers[function])
+        for unit in units
+        for kind, function in unit.diff.callbacks
+    )
+    return PatchPlan(pieces, objects, tuple(dict.fromkeys(planner.strings)), writes, callbacks)
 
 
 @dataclass(slots=True)
@@ -240,7 +255,7 @@ class _Planner:
                     position = self._original(unit, twins.original)
                     if position is not None:
                         funcs.append(KlpFunc(position.name, position.sympos, self.numbers[twins.patched]))
-            if funcs or any(unit.diff.rewrites for unit in self.units if unit.module == module):
+            if funcs or any(u.diff.rewrites or u.diff.callbacks for u in self.units if u.module == module):
                 yield KlpObject(None if module == VMLINUX else module, tuple(funcs))
 
     def writes(self) -> Iterator[Write]:

@@ -491,3 +491,47 @@ def test_a_struct_that_a_reload_added_cannot_grow_while_objects_of_it_may_be_the
         assert (await save(main_c=grown + "\n")).outcome is Outcome.LIVE
 
     in_session(story)
+
+
+CALLED = PAIR.replace("<linux/uaccess.h>", "<linux/uaccess.h>\n#include <hotreload.h>").replace(
+    "static int __init pair_init",
+    """\
+static int before(struct klp_object *obj)
+{
+	pr_info("pair: before %s\\n", obj->name);
+	return limit == 99 ? -EPERM : 0;
+}
+HOTRELOAD_PRE_PATCH(before);
+
+static void after(struct klp_object *obj)
+{
+	state = 1000;
+}
+KLP_POST_PATCH_CALLBACK(after);
+
+static void undone(struct klp_object *obj)
+{
+	state = 2000;
+}
+KPATCH_POST_UNPATCH_CALLBACK(undone);
+
+static int __init pair_init""",
+)
+
+
+def test_callbacks_of_the_author_run_with_the_patch_and_may_refuse_it(
+    in_session: Callable[..., None],
+) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        called = await save(pair_c=CALLED)
+        assert called.outcome is Outcome.LIVE, called
+        assert await read() == "limit 5 state 1000\n"
+        assert "pair: before pair" in (await watch.run("dmesg")).text
+        assert (await save(pair_c=PAIR)).outcome is Outcome.UNDONE
+        assert await read() == "limit 5 state 2000\n"
+        await watch.run("echo 99 >/sys/module/pair/parameters/limit")
+        refused = await save(pair_c=CALLED)
+        assert [reason.code for reason in refused.reasons] == ["HR3103"]
+        assert await read() == "limit 99 state 2001\n"
+
+    in_session(story, OPS)
