@@ -13,8 +13,8 @@ from hotreload.diff.object_diff import ObjectDiff, diff_objects
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.rewrites import Rewrite, name_of_place
 from hotreload.diff.spelling import spelled
-from hotreload.diff.types import compare_layouts, global_functions
 from hotreload.diff.type_pair import LayoutDiff
+from hotreload.diff.types import compare_layouts, global_functions
 from hotreload.elf.btf import BtfError, says_the_same
 from hotreload.elf.garbage import uncollected
 from hotreload.elf.model import ObjectFile, Symbol
@@ -57,8 +57,8 @@ def diff_unit(
     """Compare a unit's objects and, where its code changed, the types that live data may have.
 
     ``sources``: texts by path, nearest first, to find the line of a definition in. ``types_known``: refuse
-    (HR2101) where types cannot be compared, instead of telling so. ``live_types``: the ``.BTF`` of the unit as
-    the guest runs it now, whose code may have made objects of types that the original has not.
+    (HR2101) where types cannot be compared, instead of telling so. ``live_types``: the ``.BTF`` of the unit
+    as the guest runs it now, whose code may have made objects of types that the original has not.
     """
     diff = diff_objects(original.object, patched, original.layouts)
     if diff.verdict == "unchanged":

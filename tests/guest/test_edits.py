@@ -535,3 +535,48 @@ def test_callbacks_of_the_author_run_with_the_patch_and_may_refuse_it(
         assert await read() == "limit 99 state 2001\n"
 
     in_session(story, OPS)
+
+
+GIVER = (
+    FILES["main.c"]
+    .replace(
+        "static int show",
+        """\
+int given(int n);
+int given(int n)
+{
+	return n + 1;
+}
+
+static int show""",
+    )
+    .replace("pair.h", "pair_h.h")
+    .replace('"hello', '"giver')
+)
+TAKER = (
+    MAIN.replace("pair_", "taker_")
+    .replace('"pair"', '"taker"')
+    .replace('#include "pair.h"', "int given(int n);")
+    .replace("twice(reads)", "0")
+)
+TWO_MODULES = {
+    "Kbuild": "obj-m := giver.o taker.o\n",
+    "pair_h.h": "static inline int twice(int n) { return 2 * n; }\n",
+    "giver.c": GIVER,
+    "taker.c": TAKER,
+}
+
+
+def test_a_new_export_is_used_by_another_module_in_the_same_patch(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        exported = GIVER.replace("\treturn n + 1;\n}\n", "\treturn n + 1;\n}\nEXPORT_SYMBOL_GPL(given);\n")
+        used = await save(giver_c=exported, taker_c=TAKER.replace(", reads, 0", ", reads, given(40)"))
+        assert used.outcome is Outcome.LIVE, used
+        assert any("given is exported now" in note for note in used.notes)
+        assert (await watch.run("cat /proc/taker")).text == "hello 1 41\n"
+        # The function itself changes, too: one patch over both modules.
+        both = await save(giver_c=exported.replace("n + 1", "n + 2"))
+        assert both.outcome is Outcome.LIVE, both
+        assert (await watch.run("cat /proc/taker")).text == "hello 2 42\n"
+
+    in_session(story, TWO_MODULES)

@@ -382,7 +382,10 @@ def test_a_changed_size_of_common_storage_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_message_tells_where_a_value_changed(tmp_path: Path) -> None:
-    tables = [f'const char *x[2] = {{"one", "{word}"}}; const char *f(int i) {{ return x[i]; }}' for word in ("two", "three")]
+    tables = [
+        f'const char *x[2] = {{"one", "{word}"}}; const char *f(int i) {{ return x[i]; }}'
+        for word in ("two", "three")
+    ]
     diff = difference(tmp_path, *tables)
     assert [o.message for o in diff.obstacles] == [
         "the initial value of 'x' changed at offset 8: 'two' -> 'three'; "
@@ -412,7 +415,9 @@ def test_a_new_initial_value_is_written_value_by_value(
         for name, source in (("before", before), ("after", after))
     )
     diff = diff_objects(base, patched, base_object_of(base).layouts)
-    assert [(rewrite.original.name, rewrite.places) for rewrite in diff.rewrites] == [("x", places)], told(diff)
+    assert [(rewrite.original.name, rewrite.places) for rewrite in diff.rewrites] == [("x", places)], told(
+        diff
+    )
     assert (diff.verdict, diff.changed_functions, names(diff.carried)) == ("patchable", (), [])
 
 

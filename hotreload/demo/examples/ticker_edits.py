@@ -58,8 +58,8 @@ START_HOLDING = f"setsid sh -c '{HOLD_OPEN}' </dev/null >/dev/null 2>&1 & sleep 
 # One round trip; what belongs to what is told by an empty line between.
 LOOK = (
     "cat /proc/uptime; echo; cat /proc/sys/kernel/random/boot_id; echo; cat /dev/ticker; echo; "
-    "cat /tmp/kept; echo; cat /proc/ticker; echo interval $(cat /sys/module/ticker/parameters/interval_ms); echo; "
-    "ls /sys/kernel/livepatch"
+    "cat /tmp/kept; echo; cat /proc/ticker; echo interval $(cat /sys/module/ticker/parameters/interval_ms); "
+    "echo; ls /sys/kernel/livepatch"
 )
 
 
@@ -270,9 +270,7 @@ STEPS: Sequence[Step] = (
         "An edit that cannot be patched: what an open file remembers grows, and one is open",
         Outcome.REFUSED,
         _nothing_differs,
-        edits=(
-            Edit("main.c", "\tunsigned int number;\n", "\tunsigned int number;\n\tu64 since;\n"),
-        ),
+        edits=(Edit("main.c", "\tunsigned int number;\n", "\tunsigned int number;\n\tu64 since;\n"),),
         code="HR2101",
     ),
     Step(
