@@ -248,6 +248,7 @@ class _Module:
         default_factory=dict
     )  # (content, align) -> place in .rodata
     imports: dict[str, int] = field(default_factory=dict)
+    namespaces: dict[str, None] = field(default_factory=dict)  # in the order of their first use
     absolutes: dict[int, OutputSymbol] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -307,8 +308,9 @@ class _Module:
                 return self.section_symbol(place.section), place.offset
             case SymbolPosition(obj, name, sympos):
                 return self.livepatch_symbol(obj, name, sympos), 0
-            case Import(name, crc):
+            case Import(name, crc, namespace):
                 self.imports[name] = crc
+                self.namespaces |= {namespace: None} if namespace else {}
                 return self.global_symbol(name, SHN_UNDEF), 0
             case StringRef(text, align):
                 return self.constant(text + b"\0", align)
@@ -466,6 +468,7 @@ class _Module:
                 versions.append(_VERSION.pack(crc, name.encode()))
 
     def set_name(self, name: str) -> None:
+        """The module's name in both its places, and the namespaces that it imports."""
         module = self.sections[".gnu.linkonce.this_module"]
         old = TEMPLATE_NAME.encode().ljust(_NAME_LENGTH, b"\0")
         at = module.data.find(old)
@@ -480,6 +483,8 @@ class _Module:
         module.data[at : at + _NAME_LENGTH] = name.encode().ljust(_NAME_LENGTH, b"\0")
         info.data[named : named + len(mine)] = bytes(len(mine))
         info.data += b"name=" + name.encode() + b"\0"
+        for namespace in self.namespaces:
+            info.data += b"import_ns=" + namespace.encode() + b"\0"
 
     def set_build_id(self) -> None:
         """A build-id of the content: /sys/module/NAME/notes then tells one patch from another."""

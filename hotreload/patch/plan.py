@@ -40,10 +40,11 @@ from hotreload.patch.symbols import VMLINUX, KernelSymbols, SymbolPosition
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """An export of vmlinux, which the module loader resolves."""
+    """An export of vmlinux, which the module loader resolves; ``namespace``: to be imported for it."""
 
     name: str
     crc: int
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,7 +420,7 @@ class _Planner:
                 )  # fmt: skip
             return Import(symbol.name, 0)
         if export.module == VMLINUX:
-            return Import(symbol.name, export.crc)
+            return Import(symbol.name, export.crc, export.namespace)
         return SymbolPosition(export.module, symbol.name, 0)
 
     def _original_or_refuse(self, unit: UnitDiff, original: Symbol) -> PlannedTarget:

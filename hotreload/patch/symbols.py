@@ -23,10 +23,11 @@ VMLINUX = "vmlinux"
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A line of Module.symvers: who exports a symbol, and the CRC of its prototype."""
+    """A line of Module.symvers: who exports a symbol, the CRC of its prototype, and its namespace if any."""
 
     crc: int
     module: str
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ def read_symvers(path: Path) -> dict[str, Export]:
     exports = {}
     try:
         for line in path.read_text().splitlines():
-            crc, name, module, *_ = line.split("\t")
-            exports[name] = Export(int(crc, 16), module_name(module))
+            crc, name, module, _type, *namespace = line.split("\t")
+            exports[name] = Export(int(crc, 16), module_name(module), "".join(namespace[:1]))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read: {error}", hint="build the kernel or module again"

@@ -39,6 +39,7 @@ EXPORTS = {
     "printk": Export(0x1234, VMLINUX),
     "__fentry__": Export(0x5678, VMLINUX),
     "other_call": Export(0, "other"),
+    "spaced": Export(0x9ABC, VMLINUX, "SPACE"),
 }
 
 
@@ -483,3 +484,10 @@ def test_assembly_has_no_place_to_hide_a_relocation_the_loader_does_not_know(tmp
     with pytest.raises(NotPatchableError) as caught:
         plan_patch([unit], KernelSymbols(exports, {"drv": ModuleSymbols("drv", old)}))
     assert [o.code for o in caught.value.obstacles] == ["HR2208"]
+
+
+def test_the_namespace_of_an_export_is_imported_once(glue: ModuleGlue, tmp_path: Path) -> None:
+    plan = planned(tmp_path, {"unit.c": edit("void spaced(int); void f(void) { spaced(OLD); spaced(3); }")})
+    info = parse_object(write_module(plan, "hotreload_1", glue).module, "patch").section(".modinfo")
+    assert info is not None
+    assert [text for text in info.data.split(b"\0") if text.startswith(b"import_ns=")] == [b"import_ns=SPACE"]
