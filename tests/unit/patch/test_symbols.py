@@ -28,7 +28,10 @@ def test_module_symvers_tells_crc_and_module(tmp_path: Path) -> None:
         "0xbf9a41cf\t_printk\tvmlinux\tEXPORT_SYMBOL\t\n"
         "0x00000000\tled_on\tdrivers/leds/led-core\tEXPORT_SYMBOL_GPL\tLEDS\n"
     )
-    assert read_symvers(file) == {"_printk": Export(0xBF9A41CF, "vmlinux"), "led_on": Export(0, "led_core")}
+    assert read_symvers(file) == {
+        "_printk": Export(0xBF9A41CF, "vmlinux"),
+        "led_on": Export(0, "led_core", "LEDS"),
+    }
 
 
 @pytest.mark.parametrize("text", ["no tabs here\n", "zz\tname\tvmlinux\tEXPORT_SYMBOL\n"])
