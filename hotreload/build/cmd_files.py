@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,8 @@ class TranslationUnit:
     """One source that becomes one object of one module.
 
     Paths are absolute. ``command`` is as kbuild recorded it (make's escapes undone), to be run in ``cwd``.
-    ``module`` is the module's name as the kernel knows it, with ``_``.
+    ``module`` is the module's name as the kernel knows it, with ``_``. ``late``: the calls of objtool that
+    kbuild makes when it has linked the module, as they are made on this object alone; mostly none.
     """
 
     source: Path
@@ -41,6 +43,7 @@ class TranslationUnit:
     command: str
     cwd: Path
     module: str
+    late: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,12 @@ def parse_dependency_file(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_unescaped(re.sub(r"\\([ \\:])", r"\1", word)) for word in words))
 
 
+def dependency_file(target: str, files: Iterable[str]) -> str:
+    """The text of a ``.d`` file, as parse_dependency_file reads it."""
+    names = (re.sub(r"([ \\:#])", r"\\\1", file).replace("$", "$$") for file in files)
+    return f"{target}: " + " \\\n ".join(names) + "\n"
+
+
 def split_command(command: str) -> RecordedCommand:
     """Split a recorded command into argument lists.
 
@@ -105,6 +114,21 @@ def split_command(command: str) -> RecordedCommand:
         if step[0].rpartition("/")[2] != "objtool":
             raise _refusal(f"it goes on with {step[0]}", command)
     return RecordedCommand(steps[0], steps[1:])
+
+
+def late_steps(link: str, target: str) -> str:
+    """The calls of objtool that follow the link of a module, on the object ``target`` instead.
+
+    With IBT (or LTO) kbuild runs objtool on linked modules, not on each object: delay-objtool in
+    scripts/Makefile.lib, Linux commit 753da4179d08 (in v5.19). Raises InputError (HR1009).
+    """
+    steps = [step for step in _steps(link)[1:] if step[0].rpartition("/")[2] == "objtool"]
+    return " ; ".join(shlex.join((*step[:-1], target)) for step in steps)
+
+
+def split_late(late: str) -> tuple[tuple[str, ...], ...]:
+    """The argument lists in what late_steps() gave."""
+    return _steps(late) if late else ()
 
 
 def is_compile(command: str) -> bool:

@@ -1,19 +1,37 @@
 # SPDX-License-Identifier: MIT
-"""Compile the changed units as they are now, beside the objects the guest booted."""
+"""Compile the changed units as they are now, beside the objects the guest booted.
+
+A unit in whose files lines have moved is compiled with the base's numbers for the lines that are as they
+were (``lines``), from a view of the file system that has such texts (``overlay``). Wherever that does not
+work out, and for everything that the compiler says, the unit is compiled from the files as they are.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import os
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hotreload.build.base import Base, base_object
-from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.cmd_files import (
+    TranslationUnit,
+    dependency_file,
+    parse_dependency_file,
+    split_command,
+)
+from hotreload.build.external_module import is_users
 from hotreload.build.gcc import compile_object
+from hotreload.build.kernel_tree import KernelTree
+from hotreload.build.lines import stabilised
+from hotreload.build.overlay import make_overlay
+from hotreload.build.replay import Shadow, include_folders
 from hotreload.errors import CompileError
+from hotreload.paths import writing_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +51,7 @@ def patched_object(unit: TranslationUnit, into: Path) -> Path:
 
 
 async def compile_patched(unit: TranslationUnit, into: Path) -> Path:
-    """Replay the unit's recorded command on its source as it is now.
+    """Replay the unit's recorded command on its source as it is now, every line with its own number.
 
     Raises CompileError with gcc's output as it is, EnvironmentFault when a program or space is missing.
     """
@@ -55,7 +73,7 @@ async def rebuild(base: Base, units: Iterable[TranslationUnit], into: Path) -> t
     try:
         async with asyncio.TaskGroup() as group:
             originals = {key: group.create_task(_original(base, unit, slots)) for key, unit in jobs.items()}
-            now = {key: group.create_task(_patched(unit, into, slots)) for key, unit in jobs.items()}
+            now = {key: group.create_task(_patched(base, unit, into, slots)) for key, unit in jobs.items()}
     except ExceptionGroup as several:
         raise several.exceptions[0] from None
     said = {key: task.result() for key, task in now.items()}
@@ -83,10 +101,113 @@ async def _original(base: Base, unit: TranslationUnit, slots: asyncio.Semaphore)
         return await base_object(base, unit)
 
 
-async def _patched(unit: TranslationUnit, into: Path, slots: asyncio.Semaphore) -> str | CompileError:
+async def _patched(
+    base: Base, unit: TranslationUnit, into: Path, slots: asyncio.Semaphore
+) -> str | CompileError:
     """The warnings; a CompileError is a result here, so that one bad unit does not silence the others."""
     async with slots:
         try:
-            return await compile_object(unit, patched_object(unit, into))
+            return await compile_stabilised(base, unit, into)
         except CompileError as error:
             return error
+
+
+# --- unchanged lines keep their numbers ---
+
+
+async def compile_stabilised(base: Base, unit: TranslationUnit, into: Path) -> str:
+    """Compile the unit as it is now, unchanged lines with their numbers in the base; return the warnings.
+
+    Raises what compile_patched raises: about the user's files, with the lines' own numbers.
+    """
+    target = patched_object(unit, into)
+    inputs = _inputs(base, unit, target)
+    texts = stabilised_texts(base, inputs) if unit.source.suffix == ".c" else {}
+    if not texts:
+        return await compile_object(unit, target)
+    with writing_to(into):
+        into.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.stem}-", dir=into, ignore_cleanup_errors=True
+        ) as folder:
+            said = await _compile_overlaid(base, unit, inputs, texts, Path(folder), target)
+            if said is None:
+                return await compile_object(unit, target)
+            # What is told must name the lines as the user sees them.
+            return await compile_object(unit, Path(folder, "told.o")) if said else ""
+
+
+def stabilised_texts(base: Base, inputs: Iterable[Path]) -> dict[str, bytes]:
+    """The texts, by real path, of the files in which lines have moved since the base."""
+    texts = {}
+    for file in inputs:
+        recorded = base.source(file)
+        try:
+            was, now = recorded.read_bytes() if recorded else None, file.read_bytes()
+        except OSError:
+            continue
+        # Whatever the encoding: each byte that is no UTF-8 comes back as it was.
+        if was is not None and was != now and (text := stabilised(_decoded(was), _decoded(now))):
+            texts[os.path.realpath(file)] = text.encode(errors="surrogateescape")
+    return texts
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode(errors="surrogateescape")
+
+
+async def _compile_overlaid(
+    base: Base,
+    unit: TranslationUnit,
+    inputs: frozenset[Path],
+    texts: Mapping[str, bytes],
+    folder: Path,
+    target: Path,
+) -> str | None:
+    """Compile with the other ``texts``; None when that failed, or did not use all of them."""
+    root, scratch = folder / "root", folder / target.name
+    spelled = include_folders(split_command(unit.command).compile)
+    folders = [os.path.join(unit.cwd, each) for each in spelled]
+    try:
+        root.mkdir()
+        users = [each for each in folders if base.shadow.is_users(Path(os.path.normpath(each)))]
+        overlay = make_overlay(root, inputs, users, texts)
+        if overlay is None:
+            return None
+        said = await compile_object(unit, scratch, Shadow(root, base.shadow.is_users, base.users_folder))
+    except (CompileError, FileNotFoundError, NotADirectoryError):
+        # A file that has gone in the meantime is the plain compile's to tell.
+        return None
+    notes = scratch.with_suffix(".d")
+    files = [os.path.join(unit.cwd, name) for name in parse_dependency_file(_read(notes))]
+    if not overlay.is_faithful(files):
+        return None
+    notes.write_text(
+        dependency_file(target.name, map(overlay.real, files)), encoding="utf-8", errors="surrogateescape"
+    )
+    notes.replace(target.with_suffix(".d"))
+    scratch.replace(target)
+    return said
+
+
+def _inputs(base: Base, unit: TranslationUnit, target: Path) -> frozenset[Path]:
+    """The user's files that a unit was made of when the guest booted, and at its last compile."""
+    files = frozenset(base.inputs[unit.object])
+    notes = target.with_suffix(".d")
+    return files | compiled_from(notes, unit.cwd, base.users_folder, base.tree) if notes.is_file() else files
+
+
+def compiled_from(notes: Path, cwd: Path, folder: Path, tree: KernelTree) -> frozenset[Path]:
+    """The user's files among those that a ``.d`` file names, absolute as gcc spelled them."""
+    return _compiled_from(notes, notes.stat().st_mtime_ns, cwd, folder, tree)
+
+
+# A unit includes some 600 kernel headers: read again only what was compiled again.
+@functools.lru_cache(maxsize=1024)
+def _compiled_from(notes: Path, _mtime_ns: int, cwd: Path, folder: Path, tree: KernelTree) -> frozenset[Path]:
+    files = (os.path.join(cwd, name) for name in parse_dependency_file(_read(notes)))
+    return frozenset(Path(file) for file in files if is_users(Path(os.path.normpath(file)), folder, tree))
+
+
+def _read(file: Path) -> str:
+    return file.read_text(errors="surrogateescape")

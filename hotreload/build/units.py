@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file
-from hotreload.build.compile import patched_object
-from hotreload.build.external_module import MAKEFILE_NAME, ExternalModule, is_users, names_of
-from hotreload.build.kernel_tree import KernelTree
+from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.compile import compiled_from, patched_object
+from hotreload.build.external_module import MAKEFILE_NAME, ExternalModule, names_of
 
 __all__ = ["TranslationUnit", "UnitSelection", "units_for"]
 
@@ -62,13 +59,5 @@ def _files(unit: TranslationUnit, module: ExternalModule, compiled: Path | None)
     files = set(module.inputs[unit.object])
     notes = patched_object(unit, compiled).with_suffix(".d") if compiled else None
     if notes and notes.is_file():
-        files |= _compiled_from(notes, notes.stat().st_mtime_ns, unit.cwd, module.folder, module.tree)
+        files |= compiled_from(notes, unit.cwd, module.folder, module.tree)
     return frozenset(name for file in files for name in names_of(file))
-
-
-# A unit includes some 600 kernel headers: read again only what was compiled again.
-@functools.lru_cache(maxsize=1024)
-def _compiled_from(notes: Path, _mtime_ns: int, cwd: Path, folder: Path, tree: KernelTree) -> frozenset[Path]:
-    spelled = parse_dependency_file(notes.read_text(errors="surrogateescape"))
-    files = (os.path.join(cwd, name) for name in spelled)
-    return frozenset(Path(file) for file in files if is_users(Path(os.path.normpath(file)), folder, tree))

@@ -6,12 +6,15 @@ from __future__ import annotations
 import pytest
 
 from hotreload.build.cmd_files import (
+    dependency_file,
     is_compile,
+    late_steps,
     parse_cmd_file,
     parse_dependency_file,
     parse_mod_file,
     parse_modules_order,
     split_command,
+    split_late,
 )
 from hotreload.errors import InputError
 
@@ -48,6 +51,19 @@ def test_the_command_is_split_into_compiler_and_objtool_without_makes_escapes() 
         *("-c", "-o", "/m/foo.o", "/m/foo.c"),
     )
     assert recorded.after == (("./tools/objtool/objtool", "--orc", "--module", "/m/foo.o"),)
+
+
+def test_objtools_call_on_a_linked_module_is_made_on_each_of_its_objects() -> None:
+    link = "ld -r -o /m/drv.o @/m/drv.mod  ; ./tools/objtool/objtool --ibt --orc   --link  --module /m/drv.o"
+    late = late_steps(link, "/m/foo.o")
+    assert split_late(late) == (
+        ("./tools/objtool/objtool", "--ibt", "--orc", "--link", "--module", "/m/foo.o"),
+    )
+
+
+@pytest.mark.parametrize("link", ["", "ld -r -o /m/drv.o @/m/drv.mod"])
+def test_a_link_that_objtool_does_not_follow_leaves_nothing_to_do(link: str) -> None:
+    assert split_late(late_steps(link, "/m/foo.o")) == ()
 
 
 def test_savedcmd_of_newer_kernels_is_read_and_pound_signs_are_restored() -> None:
@@ -104,6 +120,11 @@ def test_a_file_without_a_command_is_refused() -> None:
 def test_a_dependency_file_lists_the_source_first_and_each_file_once() -> None:
     text = "foo.o: /m/foo.c \\\n include/a.h /m/my\\ dir/b.h \\\n include/a.h\n"
     assert parse_dependency_file(text) == ("/m/foo.c", "include/a.h", "/m/my dir/b.h")
+
+
+def test_a_dependency_file_of_ours_reads_like_gccs() -> None:
+    files = ("/m/foo.c", "include/a.h", "/m/my dir/b.h", "/m/$x#y:z.h", "/m/back\\slash.h")
+    assert parse_dependency_file(dependency_file("foo.o", files)) == files
 
 
 @pytest.mark.parametrize("text", ["/m/a.o\n/m/sub/b.o\n", "/m/a.o /m/sub/b.o\n\n"])

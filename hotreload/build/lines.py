@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: MIT
+"""Texts whose unchanged lines keep their numbers. Pure: texts in, a text out.
+
+A line number is data: WARN() leaves one in the bug table, pr_debug() in its descriptor, lockdep and
+might_sleep() hand one on. A comment on top of a file would change each function below that has one. So the
+compiler is shown a copy in which ``#line`` gives every unchanged line the number it has in the base, and
+every other line its own. Whatever number a line gets, the code is the same: a directive that is missing, or
+skipped with its branch of an ``#if``, makes more functions differ and none wrong. Where one would become
+part of a literal or a macro's body, behind a backslash, none is ever inserted.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+# Numbers of a generator's own (flex, bison): anywhere but at the start of a line they are in a comment.
+OWN_NUMBER = re.compile(r"#[ \t]*(?:line\b|\d)")
+RAW_STRING = re.compile(r'\b(?:u8|[uUL])?R"[^\s()\\]{0,16}\(')
+# Comments and literals. A backslash continues its line though blanks follow it (gcc's cpp manual, 1.2).
+NOT_CODE = re.compile(
+    r"/\*.*?(?:\*/|\Z)"
+    r"|//(?:\\[ \t\r\f\v]*\n|[^\n])*"
+    r'|"(?:\\[ \t\r\f\v]*\n|\\.|[^"\\\n])*"'
+    r"|'(?:\\[ \t\r\f\v]*\n|\\.|[^'\\\n])*'",
+    re.DOTALL,
+)
+CONDITIONAL = re.compile(r"\s*#\s*(if|else|el|endif)")
+TOP_LEVEL = re.compile(r"[A-Za-z_{}]")
+# Stands before a line of code that begins in a comment or literal.
+INSIDE = "\0"
+BLANK = f" \t\r\f\v\\{INSIDE}"
+# Stretches without a line of their own are compared all with all, up to this many pairs.
+FEW_PAIRS = 20_000
+
+
+def stabilised(base: str, now: str) -> str | None:
+    """``now`` with ``#line`` directives that give its unchanged lines their numbers in ``base``.
+
+    None when no unchanged line has another number, or when a text has line numbers of its own or is no
+    plain C.
+    """
+    if not (_is_plain(base) and _is_plain(now)):
+        return None
+    lines = now.removesuffix("\n").split("\n")
+    numbers = wanted_numbers(base.removesuffix("\n").split("\n"), lines)
+    if all(number == place for place, number in enumerate(numbers, 1)):
+        return None
+    return "\n".join(_numbered(lines, numbers, _code(now))) + now[len(now.removesuffix("\n")) :]
+
+
+def _is_plain(text: str) -> bool:
+    """Is it text without line numbers of its own, and whose lines and literals end where they seem to?"""
+    # A regular expression for all of it takes 15 ms for 7,400 lines, this takes 0.2.
+    if "\0" in text or "??/" in text or text.startswith("\ufeff"):
+        return False
+    if 'R"' in text and RAW_STRING.search(text):
+        return False
+    starts = (found.start() for found in OWN_NUMBER.finditer(text))
+    return all(text[text.rfind("\n", 0, start) + 1 : start].strip() for start in starts)
+
+
+def wanted_numbers(base: Sequence[str], now: Sequence[str]) -> list[int]:
+    """The number, from 1, of each line of ``now``: that of its counterpart in ``base``, or else its own."""
+    numbers = list(range(1, len(now) + 1))
+    for was, place in _unchanged(base, now):
+        numbers[place] = was + 1
+    return numbers
+
+
+# --- which lines are unchanged ---
+
+
+def _unchanged(base: Sequence[str], now: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Pairs of equal lines, by index, around lines that each text has once: a patience diff.
+
+    difflib alone takes 130 ms for two edits in 7,400 lines, and 10 when it leaves out frequent lines.
+    """
+    stretches = [(0, len(base), 0, len(now))]
+    while stretches:
+        was, was_end, place, end = stretches.pop()
+        while was < was_end and place < end and base[was] == now[place]:
+            yield was, place
+            was, place = was + 1, place + 1
+        while was < was_end and place < end and base[was_end - 1] == now[end - 1]:
+            was_end, end = was_end - 1, end - 1
+            yield was_end, end
+        if was == was_end or place == end:
+            continue
+        ends = [*_anchors(base, now, was, was_end, place, end), (was_end, end)]
+        if len(ends) == 1:
+            yield from _all_with_all(base, now, was, was_end, place, end)
+            continue
+        # Each stretch but the first begins with its anchor.
+        for next_was, next_place in ends:
+            stretches.append((was, next_was, place, next_place))
+            was, place = next_was, next_place
+
+
+def _anchors(
+    base: Sequence[str], now: Sequence[str], was: int, was_end: int, place: int, end: int
+) -> list[tuple[int, int]]:
+    """The longest chain of lines that both stretches have once, in the order of both."""
+    once_in_base = _once(base, was, was_end)
+    once_now = _once(now, place, end)
+    pairs = [(once_in_base[line], at) for line, at in once_now.items() if line in once_in_base]
+    # Patience: piles of pairs, each put on the first pile whose top is higher; ``before`` is the top of the
+    # pile to its left at that time.
+    tops: list[int] = []
+    piles: list[int] = []
+    before: list[int] = []
+    for number, (one, _) in enumerate(pairs):
+        pile = bisect_left(tops, one)
+        before.append(piles[pile - 1] if pile else -1)
+        tops[pile : pile + 1] = [one]
+        piles[pile : pile + 1] = [number]
+    chain = []
+    number = piles[-1] if piles else -1
+    while number >= 0:
+        chain.append(pairs[number])
+        number = before[number]
+    return chain[::-1]
+
+
+def _once(lines: Sequence[str], start: int, end: int) -> dict[str, int]:
+    """The lines of a stretch that are there once, with their indices, in order."""
+    places: dict[str, int] = {}
+    for place in range(start, end):
+        places[lines[place]] = -1 if lines[place] in places else place
+    return {line: place for line, place in places.items() if place >= 0}
+
+
+def _all_with_all(
+    base: Sequence[str], now: Sequence[str], was: int, was_end: int, place: int, end: int
+) -> Iterator[tuple[int, int]]:
+    if (was_end - was) * (end - place) > FEW_PAIRS:
+        return
+    matcher = SequenceMatcher(None, base[was:was_end], now[place:end], autojunk=False)
+    for one, other, size in matcher.get_matching_blocks():
+        yield from ((was + one + step, place + other + step) for step in range(size))
+
+
+# --- where a directive may stand, and which is needed ---
+
+
+def _code(text: str) -> list[str]:
+    """The lines without comments and literals; INSIDE stands before what follows one from lines above."""
+    return NOT_CODE.sub(lambda found: f"\n{INSIDE}" * found[0].count("\n") or " ", text).split("\n")
+
+
+def _numbered(lines: Sequence[str], numbers: Sequence[int], code: Sequence[str]) -> Iterator[str]:
+    count = _Count()
+    depth = 0
+    written = 0
+    for place, line in enumerate(lines):
+        clean = code[place]
+        if TOP_LEVEL.match(clean):
+            depth = 0
+        wrong = count.ahead != numbers[place] - written - 1
+        # gcc allows directives among a macro's arguments, the standard does not (C11 6.10.3).
+        if wrong and depth == 0 and _is_fresh(place, lines, code) and not _opens(place, code):
+            yield f"#line {numbers[place]}"
+            written += 1
+            count.ahead = numbers[place] - written - 1
+        yield line
+        written += 1
+        depth = max(0, depth + clean.count("(") - clean.count(")"))
+        if "#" in clean and (found := CONDITIONAL.match(clean)) and _is_fresh(place, lines, code):
+            count.meet(found[1])
+
+
+def _is_fresh(place: int, lines: Sequence[str], code: Sequence[str]) -> bool:
+    """Does a line begin outside of comments and literals, and not as the rest of the one above?"""
+    return not code[place].startswith(INSIDE) and not (place and lines[place - 1].rstrip().endswith("\\"))
+
+
+def _opens(place: int, code: Sequence[str]) -> bool:
+    """Is a parenthesis the next thing? A directive between a macro's name and it leaves the name as it is."""
+    rest = (code[later].strip(BLANK) for later in range(place, len(code)))
+    return next(filter(None, rest), "").startswith("(")
+
+
+@dataclass(slots=True)
+class _Branches:
+    """An open ``#if``: the count where each branch begins, and those where one may end."""
+
+    start: int | None
+    ends: list[int | None]
+    has_else: bool = False
+
+
+class _Count:
+    """How far gcc's line numbers are ahead of the lines it has read; None where that depends on an ``#if``.
+
+    gcc does not look at directives in a branch that it skips, but counts their lines.
+    """
+
+    def __init__(self) -> None:
+        self.ahead: int | None = 0
+        self._open: list[_Branches] = []
+
+    def meet(self, directive: str) -> None:
+        if directive == "if":
+            self._open.append(_Branches(self.ahead, []))
+        elif self._open and directive == "endif":
+            branches = self._open.pop()
+            ends = {*branches.ends, self.ahead, *(() if branches.has_else else (branches.start,))}
+            self.ahead = self.ahead if len(ends) == 1 else None
+        elif self._open:
+            branches = self._open[-1]
+            branches.ends.append(self.ahead)
+            branches.has_else |= directive == "else"
+            self.ahead = branches.start
