@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file, split_command
+from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file, split_command, split_late
 from hotreload.build.external_module import (
     BuiltModule,
     ExternalModule,
@@ -33,7 +33,7 @@ from hotreload.build.external_module import (
     is_users,
     sha256,
 )
-from hotreload.build.gcc import compile_object, program_identity
+from hotreload.build.gcc import compile_object, finish_object, program_identity
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.replay import Shadow, include_folders
 from hotreload.errors import CompileError, InputError
@@ -42,7 +42,7 @@ from hotreload.paths import cache_folder, writing_to
 MANIFEST = "base.json"
 TRIES = 5
 # Part of every base object's key: raise it when the way base objects are compiled changes.
-SCHEME = "1"
+SCHEME = "2"
 # Seconds after which an entry of the cache goes.
 HALF_MADE = 3600
 UNUSED = 30 * 24 * 3600
@@ -120,6 +120,8 @@ async def record_base(module: ExternalModule) -> Base:
         temporary = Path(tempfile.mkdtemp(prefix=".record-", dir=bases))
         try:
             _copy_all(module, temporary)
+            for unit in module.units:
+                await finish_object(unit, _plain(temporary, unit.object))
             base = _base_of(module, temporary)
             (temporary / MANIFEST).write_text(json.dumps(_to_json(base), indent=1))
             final = bases / _identity(base)
@@ -229,7 +231,9 @@ def _kernel_digest(tree: KernelTree, files: Iterable[Path]) -> str:
 def _identity(base: Base) -> str:
     digest = hashlib.sha256(f"{SCHEME}\0{base.kernel}\0".encode())
     for unit in base.units:
-        digest.update(f"{unit.object}\0{unit.command}\0{sha256(base.plain_object(unit))}\0".encode())
+        digest.update(
+            f"{unit.object}\0{unit.command}\0{unit.late}\0{sha256(base.plain_object(unit))}\0".encode()
+        )
     for built in base.modules:
         digest.update(f"{built.name}\0{sha256(built.ko)}\0".encode())
     for file, content in sorted(base.digests.items()):
@@ -269,7 +273,12 @@ def _from_json(data: Mapping[str, Any], folder: Path, tree: KernelTree) -> Base:
 def _module_from_json(item: Mapping[str, Any], folder: Path) -> BuiltModule:
     units = tuple(
         TranslationUnit(
-            Path(unit["source"]), Path(unit["object"]), unit["command"], Path(unit["cwd"]), unit["module"]
+            Path(unit["source"]),
+            Path(unit["object"]),
+            unit["command"],
+            Path(unit["cwd"]),
+            unit["module"],
+            unit["late"],
         )
         for unit in item["units"]
     )
@@ -328,8 +337,8 @@ def _read(file: Path) -> str:
 
 def _object_key(base: Base, unit: TranslationUnit) -> str:
     recorded = split_command(unit.command)
-    programs = [recorded.compile[0], *(step[0] for step in recorded.after)]
-    digest = hashlib.sha256(f"{SCHEME}\0{base.kernel}\0{unit.cwd}\0{unit.command}\0".encode())
+    programs = [recorded.compile[0], *(step[0] for step in (*recorded.after, *split_late(unit.late)))]
+    digest = hashlib.sha256(f"{SCHEME}\0{base.kernel}\0{unit.cwd}\0{unit.command}\0{unit.late}\0".encode())
     digest.update(program_identity(programs, unit.cwd).encode())
     for file in base.inputs[unit.object]:
         digest.update(f"{file}\0{base.digests[file]}\0".encode())

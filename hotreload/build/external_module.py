@@ -17,6 +17,7 @@ from hotreload.build.cmd_files import (
     CmdFile,
     TranslationUnit,
     is_compile,
+    late_steps,
     parse_cmd_file,
     parse_mod_file,
     parse_modules_order,
@@ -244,6 +245,7 @@ def _module(
 ) -> BuiltModule:
     name = stem.name.replace("-", "_")
     units = []
+    link = _link(stem.with_name(f"{stem.name}.o"))
     for spelled in parse_mod_file(stem.with_name(f"{stem.name}.mod").read_text()):
         target = Path(os.path.normpath(folder / spelled))
         notes = _notes(target)
@@ -257,8 +259,24 @@ def _module(
         ours = [file for file in files if is_users(Path(os.path.normpath(file)), folder, tree)]
         inputs[target] = tuple(dict.fromkeys(ours))
         kernel_files.update(set(files).difference(ours))
-        units.append(TranslationUnit(Path(os.path.normpath(files[0])), target, notes.command, cwd, name))
+        units.append(
+            TranslationUnit(
+                Path(os.path.normpath(files[0])),
+                target,
+                notes.command,
+                cwd,
+                name,
+                late_steps(link, notes.target),
+            )
+        )
     return BuiltModule(name, stem.with_name(f"{stem.name}.ko"), tuple(units))
+
+
+def _link(linked: Path) -> str:
+    """The command that linked a module's object; none for a module of one source."""
+    file = linked.with_name(f".{linked.name}.cmd")
+    command = parse_cmd_file(file.read_text(errors="surrogateescape")).command if file.is_file() else ""
+    return "" if is_compile(command) else command
 
 
 def _notes(target: Path) -> CmdFile | None:

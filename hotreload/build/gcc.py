@@ -12,13 +12,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hotreload import process
-from hotreload.build.cmd_files import TranslationUnit, split_command
+from hotreload.build.cmd_files import TranslationUnit, split_command, split_late
 from hotreload.build.replay import Shadow, replayed, shadowed
 from hotreload.errors import CompileError, EnvironmentFault
 from hotreload.paths import writing_to
 
 # __DATE__ and __TIME__ are errors in kbuild, but a module may allow them; base and patch must agree.
-ENVIRONMENT = {"SOURCE_DATE_EPOCH": "0"}
+# SRCARCH is kbuild's: Debian's objtool, of several architectures in 6.12, chooses by it.
+ENVIRONMENT = {"SOURCE_DATE_EPOCH": "0", "SRCARCH": "x86"}
+# The macros for authors of patches, behind all folders of the kernel's and of the module's own.
+AUTHORS_HEADERS = ("-idirafter", str(Path(__file__).with_name("include")))
 _btf_known: dict[str, bool] = {}
 
 
@@ -33,18 +36,27 @@ async def compile_object(unit: TranslationUnit, target: Path, shadow: Shadow | N
     debug = ("-gbtf",) if await _knows_btf(argv[0]) else ()
     with _temporary(target) as (output, dependencies):
         command = replayed(
-            argv,
+            (*argv, *AUTHORS_HEADERS),
             output=output,
             dependencies=dependencies,
             debug=debug,
             assembly=unit.source.suffix == ".S",
         )
         said = await _step(command, unit, output)
-        for step in recorded.after:
+        for step in (*recorded.after, *split_late(unit.late)):
             said += await _step(_on_object(step, unit, output), unit, output)
         dependencies.replace(target.with_suffix(".d"))
         output.replace(target)
     return said
+
+
+async def finish_object(unit: TranslationUnit, target: Path) -> None:
+    """Do to a copy of the unit's object, as kbuild made it, what kbuild did after it had linked the module.
+
+    Raises CompileError.
+    """
+    for step in split_late(unit.late):
+        await _step(_on_object(step, unit, target), unit, target)
 
 
 @contextlib.contextmanager

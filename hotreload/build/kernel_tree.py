@@ -200,10 +200,6 @@ NEEDS = (
         "it puts other random numbers into each compile, so nothing compares equal",
         forbidden=True,
     ),
-    # With IBT objtool runs on the linked module, not on each object (delay-objtool in
-    # scripts/Makefile.lib, Linux commit 753da4179d08 in v5.19): the recorded command leaves an object
-    # without its return and retpoline sites, and a patch made of it would run unpatched thunks.
-    Need(("X86_KERNEL_IBT",), "objtool then runs on linked modules only", forbidden=True),
     Need(("MODULE_SIG_FORCE",), "our modules are not signed", forbidden=True, code="HR3105"),
     Need(
         ("LOCK_DOWN_KERNEL_FORCE_INTEGRITY", "LOCK_DOWN_KERNEL_FORCE_CONFIDENTIALITY"),

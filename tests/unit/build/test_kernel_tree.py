@@ -123,15 +123,19 @@ def test_a_kernel_that_meets_every_need_is_fit(tmp_path: Path) -> None:
 
 def test_every_unmet_need_is_told_at_once_with_the_command_that_meets_it(tmp_path: Path) -> None:
     options = {name: value for name, value in FIT.items() if name not in ("LIVEPATCH", "KALLSYMS_ALL")}
-    kernel = find_kernel(str(built_tree(tmp_path, options | {"X86_KERNEL_IBT": "y"})))
+    kernel = find_kernel(str(built_tree(tmp_path, options | {"GCC_PLUGIN_LATENT_ENTROPY": "y"})))
     (kernel.source / "init").mkdir()
     (kernel.source / "init" / "main.c").touch()
     with pytest.raises(KernelUnfitError) as refused:
         check_fit(kernel)
-    for name in ("LIVEPATCH is not set", "KALLSYMS_ALL is not set", "X86_KERNEL_IBT must not be set"):
+    for name in (
+        "LIVEPATCH is not set",
+        "KALLSYMS_ALL is not set",
+        "GCC_PLUGIN_LATENT_ENTROPY must not be set",
+    ):
         assert name in refused.value.message
     assert refused.value.code == "HR3102"
-    settings = "--enable LIVEPATCH --enable KALLSYMS_ALL --disable X86_KERNEL_IBT"
+    settings = "--enable LIVEPATCH --enable KALLSYMS_ALL --disable GCC_PLUGIN_LATENT_ENTROPY"
     assert refused.value.hint == f"scripts/config {settings}; make olddefconfig all"
 
 
