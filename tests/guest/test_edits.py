@@ -580,3 +580,73 @@ def test_a_new_export_is_used_by_another_module_in_the_same_patch(in_session: Ca
         assert (await watch.run("cat /proc/taker")).text == "hello 2 42\n"
 
     in_session(story, TWO_MODULES)
+
+
+NUMBERED = MAIN.replace(
+    "\treads++;\n", '\treads++;\n\tWARN(reads == 3, "three");\n\tpr_debug("read %d times\\n", reads);\n'
+)
+
+
+def test_lines_that_only_move_change_nothing_and_a_new_line_tells_its_own_number(
+    in_session: Callable[..., None],
+) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        moved = await save(
+            main_c=NUMBERED.replace("static int reads;", "/* How often. */\n\nstatic int reads;")
+        )
+        assert moved.outcome is Outcome.NO_CHANGE, moved
+        inside = await save(main_c=NUMBERED.replace("\treads++;", "\t/* once more */\n\treads++;"))
+        assert inside.outcome is Outcome.NO_CHANGE, inside
+        header = await save(pair_h="/* what main.c and help.c share */\n" + FILES["pair.h"], main_c=NUMBERED)
+        assert header.outcome is Outcome.NO_CHANGE, header
+        warned = "/* one\n * two\n */\n" + NUMBERED.replace(
+            "\treads++;", '\tWARN(reads == 0, "new");\n\treads++;'
+        )
+        assert (await save(main_c=warned)).outcome is Outcome.LIVE
+        await read()
+        line = warned[: warned.index('"new"')].count("\n") + 1
+        await read()
+        assert f"main.c:{line} show+" in (await watch.run("dmesg -c")).text
+
+    in_session(story, {**FILES, "main.c": NUMBERED})
+
+
+STATIC_CALL = (
+    PAIR.replace("<linux/uaccess.h>", "<linux/uaccess.h>\n#include <linux/static_call.h>")
+    .replace(
+        "static ssize_t pair_read",
+        """\
+static int five(int n)
+{
+	return n * 5;
+}
+DEFINE_STATIC_CALL(times, five);
+
+static ssize_t pair_read""",
+    )
+    .replace("limit, state)", "static_call(times)(limit), state)")
+)
+SHADOWED = (
+    STATIC_CALL.replace("<linux/uaccess.h>", "<linux/uaccess.h>\n#include <hotreload.h>")
+    .replace("static_call(times)(limit), state)", "KLP_STATIC_CALL(times)(limit), ++*seen)")
+    .replace(
+        "\tchar text[64];\n",
+        "\tchar text[64];\n\tint *seen = klp_shadow_get_or_alloc(&limit, 1, sizeof(*seen), GFP_KERNEL, NULL, NULL);\n",
+    )
+)
+
+
+def test_macros_and_shadow_variables_work_in_patched_code(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read) -> None:
+        assert await read() == "limit 25 state 1\n"
+        site = await save(pair_c=STATIC_CALL.replace('"limit', '"Limit'))
+        assert [reason.code for reason in site.reasons] == ["HR2204"]
+        shadowed = await save(pair_c=SHADOWED)
+        assert shadowed.outcome is Outcome.LIVE, shadowed
+        counts = [int((await read()).split()[3]) for _ in range(2)]
+        await save(pair_c=SHADOWED.replace('"limit', '"Limit'))
+        text = await read()
+        assert text.startswith("Limit 25 ")
+        assert int(text.split()[3]) > counts[1] > counts[0] > 0
+
+    in_session(story, {**OPS, "pair.c": STATIC_CALL})

@@ -14,7 +14,8 @@
 #define HOTRELOAD_H
 
 #include <linux/compiler.h>
-#include <linux/livepatch.h>
+#include <linux/livepatch.h>	/* klp_shadow_get_or_alloc() and its kin: Documentation/livepatch/shadow-vars.rst */
+#include <linux/static_call.h>
 
 #define HOTRELOAD_CALLBACK(kind, result, func)						\
 	static result (*__hotreload_##kind##_##func)(struct klp_object *) __used		\
@@ -34,6 +35,32 @@
 #define KPATCH_POST_PATCH_CALLBACK(func)	HOTRELOAD_POST_PATCH(func)
 #define KPATCH_PRE_UNPATCH_CALLBACK(func)	HOTRELOAD_PRE_UNPATCH(func)
 #define KPATCH_POST_UNPATCH_CALLBACK(func)	HOTRELOAD_POST_UNPATCH(func)
+
+/*
+ * A static call whose key is in the module that is patched: the call goes through the key. (The site of an
+ * ordinary one would be patched before livepatch has found the key.)
+ */
+#define HOTRELOAD_STATIC_CALL(name)							\
+	((typeof(STATIC_CALL_TRAMP(name)) *)READ_ONCE(STATIC_CALL_KEY(name).func))
+#define KLP_STATIC_CALL(name)		HOTRELOAD_STATIC_CALL(name)
+#define KPATCH_STATIC_CALL(name)	HOTRELOAD_STATIC_CALL(name)
+
+/*
+ * Syscalls need no macro of their own here: where their inner functions cannot be traced, hotreload takes
+ * the outer ones.
+ */
+#define KLP_SYSCALL_DEFINE1(...)	SYSCALL_DEFINE1(__VA_ARGS__)
+#define KLP_SYSCALL_DEFINE2(...)	SYSCALL_DEFINE2(__VA_ARGS__)
+#define KLP_SYSCALL_DEFINE3(...)	SYSCALL_DEFINE3(__VA_ARGS__)
+#define KLP_SYSCALL_DEFINE4(...)	SYSCALL_DEFINE4(__VA_ARGS__)
+#define KLP_SYSCALL_DEFINE5(...)	SYSCALL_DEFINE5(__VA_ARGS__)
+#define KLP_SYSCALL_DEFINE6(...)	SYSCALL_DEFINE6(__VA_ARGS__)
+#define KPATCH_SYSCALL_DEFINE1(...)	SYSCALL_DEFINE1(__VA_ARGS__)
+#define KPATCH_SYSCALL_DEFINE2(...)	SYSCALL_DEFINE2(__VA_ARGS__)
+#define KPATCH_SYSCALL_DEFINE3(...)	SYSCALL_DEFINE3(__VA_ARGS__)
+#define KPATCH_SYSCALL_DEFINE4(...)	SYSCALL_DEFINE4(__VA_ARGS__)
+#define KPATCH_SYSCALL_DEFINE5(...)	SYSCALL_DEFINE5(__VA_ARGS__)
+#define KPATCH_SYSCALL_DEFINE6(...)	SYSCALL_DEFINE6(__VA_ARGS__)
 
 /* printk() is __cold, which can move code that follows it; hotreload follows code wherever it is. */
 #define KPATCH_PRINTK(...)	printk(__VA_ARGS__)
