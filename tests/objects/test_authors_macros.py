@@ -14,8 +14,10 @@ from hotreload.build.kernel_tree import KernelTree
 from hotreload.diff.object_diff import diff_objects
 from hotreload.elf.reader import read_object
 
+# Without its trace events, which modules cannot have, a syscall is defined as in vmlinux.
 SYSCALL = """\
 #include <linux/module.h>
+#undef CONFIG_FTRACE_SYSCALLS
 #include <linux/syscalls.h>
 INCLUDE
 MODULE_LICENSE("GPL");
