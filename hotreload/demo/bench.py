@@ -8,6 +8,8 @@ so that a noisy machine is noisy for all of them:
     compile     the recorded command of the edited unit, run plainly: nothing that compiles can be faster
     module      make, copy, rmmod, insmod: a twin of the driver under another name, in the same guest
     reboot      stop, make, boot, log in, insmod: in a guest of its own, every third round
+
+Before all that, objects of two sizes are read and compared, which the driver is too small to say much about.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, TextIO
 from hotreload import process
 from hotreload.demo.driven import Driven, guest_name
 from hotreload.demo.examples import NAME, Edit, copy_example, sources
+from hotreload.demo.generated import DiffTimes, measure_diffs
 from hotreload.demo.idle import Idle, measure_idle
 from hotreload.demo.play import without_folders
 from hotreload.errors import HotReloadError
@@ -60,7 +63,10 @@ WAYS = {
 
 @dataclass(slots=True)
 class Result:
-    """Milliseconds of each round, by way; of each stage of hotreload's; and what it costs to wait."""
+    """Milliseconds of each round, by way; of each stage of hotreload's; and what it costs to wait.
+
+    ``diffs``: how long objects of a known size take to be compared.
+    """
 
     kernel: str
     accel: str
@@ -68,6 +74,7 @@ class Result:
     samples: dict[str, list[float]] = field(default_factory=lambda: {way: [] for way in WAYS})
     stages: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
     idle: Idle | None = None
+    diffs: tuple[DiffTimes, ...] = ()
 
     def median(self, way: str) -> float | None:
         return statistics.median(self.samples[way]) if self.samples[way] else None
@@ -105,11 +112,13 @@ async def _measure(edits: int, config: Config, say: Callable[[str], None]) -> Re
         def progress(text: str) -> None:
             say(without_folders(text))
 
+        say("comparing generated objects")
+        diffs = await measure_diffs("gcc", Path(place, "generated"))
         async with contextlib.AsyncExitStack() as owned:
             watch = await owned.enter_async_context(Driven(watched, guest_name("bench"), progress, options))
             kernel = await open_kernel(config.kernel, progress)
             loops = await owned.enter_async_context(_Loops.open(kernel, twin, watch, place))
-            result = Result(kernel.release, str(watch.facts["accel"]), edits)
+            result = Result(kernel.release, str(watch.facts["accel"]), edits, diffs=diffs)
             say(f"idle for {IDLE_SECONDS:g} s")
             await asyncio.sleep(SETTLE)
             result.idle = await measure_idle(watch.pid, IDLE_SECONDS)
@@ -276,6 +285,17 @@ def as_object(result: Result) -> Mapping[str, object]:
         },
         "samples_ms": {way: [round(value, 1) for value in values] for way, values in result.samples.items()},
         "idle": result.idle and asdict(result.idle),
+        "diffs": [
+            {
+                "unit": times.name,
+                "symbols": times.symbols,
+                "relocations": times.relocations,
+                "goal_ms": times.goal_ms,
+                "median_ms": round(times.median_ms, 1),
+                "samples_ms": [round(value, 1) for value in times.samples_ms],
+            }
+            for times in result.diffs
+        ],
     }
 
 
@@ -295,6 +315,9 @@ def as_text(result: Result, color: bool = False) -> str:
         "",
         f"above the compile alone: {_s(above)} ({goal} the goal of {_s(GOAL_MS)})",
     ]
+    if result.diffs:
+        header = ["objects read and compared", "median", "from", "to", "symbols", "relocations", ""]
+        lines[-1:-1] = [align(header, _diff_rows(result), (1, 2, 3, 4, 5), color), ""]
     if result.idle is not None:
         lines.append(result.idle.text)
     return "\n".join(lines)
@@ -313,6 +336,13 @@ def _stage_rows(result: Result) -> Iterator[Sequence[str]]:
     for stage, values in result.stages.items():
         if values:
             yield f"  {stage}", *_spread(values)
+
+
+def _diff_rows(result: Result) -> Iterator[Sequence[str]]:
+    for times in result.diffs:
+        goal = "within" if times.median_ms <= times.goal_ms else "MISSED"
+        sizes = str(times.symbols), str(times.relocations)
+        yield f"  {times.name}", *_spread(times.samples_ms), *sizes, f"{goal}: {_s(times.goal_ms)}"
 
 
 def _spread(values: Sequence[float]) -> tuple[str, str, str]:

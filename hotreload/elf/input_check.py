@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
-from hotreload.elf.constants import EM_X86_64, ET_REL, SHF_ALLOC, SHT_NOBITS
+from hotreload.elf.constants import EM_X86_64, ET_REL, SHF_ALLOC, SHT_NOBITS, SHT_RELA, SHT_SYMTAB
 from hotreload.elf.model import ObjectFile, Symbol
 from hotreload.errors import InputError
 
@@ -27,6 +27,7 @@ _MOST_ALIGNMENT: Final = 1 << 28
 
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION_HEADER: Final = struct.Struct("<IIQQQQIIQQ")
+_ROW: Final = 24  # of Elf64_Sym as of Elf64_Rela
 _TYPES: Final = {2: "a linked program", 3: "a shared library or program", 4: "a core dump"}
 _MACHINES: Final = {
     3: "i386", 8: "MIPS", 20: "PowerPC", 21: "PowerPC 64", 22: "S390", 40: "ARM",
@@ -119,7 +120,7 @@ def check_sections(headers: Sequence[tuple[int, ...]], names: Iterable[str], siz
     """
     in_file = zeros = 0
     for header, section in zip(headers, names, strict=True):
-        kind, flags, start, length, align = header[1], header[2], header[4], header[5], header[8]
+        _, kind, flags, _, start, length, _, _, align, width = header
         if section.startswith(".gnu.lto_"):
             raise InputError(
                 f"{name}: compiled with -flto: its code is settled when it is linked",
@@ -127,6 +128,8 @@ def check_sections(headers: Sequence[tuple[int, ...]], names: Iterable[str], siz
             )
         if not kind:
             continue
+        if kind in (SHT_SYMTAB, SHT_RELA) and width != _ROW:
+            raise InputError(f"{name}: damaged: {section} has rows of {width} bytes", hint=_AGAIN)
         if align & (align - 1) or align > _MOST_ALIGNMENT:
             raise InputError(f"{name}: damaged: {section} is aligned to {align} bytes", hint=_AGAIN)
         if kind == SHT_NOBITS:

@@ -11,6 +11,7 @@ import pytest
 
 from hotreload.demo.bench import Result, as_object, as_text, copy_twin, edit_of
 from hotreload.demo.examples import sources
+from hotreload.demo.generated import SIZES, DiffTimes, source_of
 from hotreload.demo.idle import Idle, cpu_seconds, descendants, measure_idle, parents, rss_kb, stat_fields
 
 RESULT = Result(
@@ -25,6 +26,10 @@ RESULT = Result(
     },
     stages={"watch": [15.0, 16.0, 17.0], "build": [310.0, 410.0, 510.0]},
     idle=Idle(10.0, 0.1, 58368, 2.6, 235520),
+    diffs=(
+        DiffTimes("a median unit", 606, 1919, 60.0, (30.0, 31.0, 45.0)),
+        DiffTimes("a large unit", 2656, 10066, 600.0, (500.0, 700.0, 800.0)),
+    ),
 )
 
 
@@ -45,6 +50,36 @@ def test_the_text_has_a_row_for_each_way_and_stage() -> None:
     assert "above the compile alone: 0.150 s (within the goal of 0.600 s)" in text
     assert "idle: 0.10 % of a core and 57 MB, over 10 s (its guest: 2.6 %, 230 MB)" in text
     assert max(map(len, text.splitlines())) < 100
+
+
+def test_objects_of_each_size_have_a_row_with_their_goal() -> None:
+    rows = {line.strip().split("  ")[0]: line.split() for line in as_text(RESULT).splitlines() if line}
+    assert rows["a median unit"][3:] == "0.031 s 0.030 s 0.045 s 606 1919 within: 0.060 s".split()
+    assert rows["a large unit"][-3:] == ["MISSED:", "0.600", "s"]
+    said = as_object(RESULT)["diffs"]
+    assert isinstance(said, list)
+    assert said[0] == {
+        "unit": "a median unit",
+        "symbols": 606,
+        "relocations": 1919,
+        "goal_ms": 60.0,
+        "median_ms": 31.0,
+        "samples_ms": [30.0, 31.0, 45.0],
+    }
+
+
+def test_without_objects_there_are_no_rows() -> None:
+    bare = Result("6.1", "kvm", 1, samples=RESULT.samples, stages=RESULT.stages)
+    assert "objects read" not in as_text(bare)
+    assert as_object(bare)["diffs"] == []
+
+
+def test_the_edit_of_a_generated_unit_is_one_line() -> None:
+    for size in SIZES:
+        before, after = source_of(size).splitlines(), source_of(size, edited=True).splitlines()
+        assert len(before) == len(after)
+        assert sum(one != other for one, other in zip(before, after, strict=True)) == 1
+        assert source_of(size).count("__attribute__((noinline)) int step_") == size.functions
 
 
 def test_a_way_that_was_not_gone_has_no_row_and_no_median() -> None:
