@@ -106,11 +106,14 @@ class Cycle:
             "complete": max(0.0, applied.complete_ms - applied.load_ms),
         }
 
-    def note_settlement(self, settlement: Settlement) -> None:
+    def note_settlement(self, settlement: Settlement, reset: tuple[str, ...] = ()) -> None:
         """Tell what of the functions and variables that earlier reloads added is not as it was."""
         if settlement.anew:
             names = ", ".join(settlement.anew)
             self.notes.append(f"HR2104 starts anew, with another type or initial value: {names}")
+        if reset:
+            names = ", ".join(reset)
+            self.notes.append(f"HR2104 starts anew with each patch, for several have that name: {names}")
         if settlement.stranded:
             names = ", ".join(settlement.stranded)
             self.notes.append(f"HR2202 not traceable; whoever has its address runs it as it was: {names}")

@@ -7,9 +7,11 @@ steps; a reload after an undo drops the steps that were undone, as an editor doe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hotreload.patch.plan import PatchPlan
+from hotreload.patch.homes import Home
+from hotreload.patch.plan import Identity, PatchPlan
 from hotreload.report.outcome import ReloadReport
 
 
@@ -17,12 +19,13 @@ from hotreload.report.outcome import ReloadReport
 class Step:
     """``plan`` is None where the guest runs what it booted; ``number`` of the reload, 0 for the boot.
 
-    ``symbols``: the functions that run anew.
+    ``symbols``: the functions that run anew. ``homes``: where what the reloads up to here added lives.
     """
 
     number: int
     plan: PatchPlan | None
     symbols: tuple[str, ...] = ()
+    homes: Mapping[Identity, Home] = field(default_factory=dict)
 
 
 BOOT = Step(0, None)
@@ -46,11 +49,13 @@ class History:
         """The number of the reload whose code the guest runs; None: what it booted."""
         return self.current.number or None
 
-    def add(self, plan: PatchPlan | None, symbols: tuple[str, ...]) -> Step:
+    def add(
+        self, plan: PatchPlan | None, symbols: tuple[str, ...], homes: Mapping[Identity, Home] | None = None
+    ) -> Step:
         """A reload went live; returns its step, with the next number."""
         self.last_number += 1
         del self.steps[self.place + 1 :]
-        self.steps.append(Step(self.last_number, plan, symbols))
+        self.steps.append(Step(self.last_number, plan, symbols, homes or {}))
         self.place += 1
         return self.current
 

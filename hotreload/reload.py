@@ -27,7 +27,7 @@ from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError
 from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
-from hotreload.patch.homes import Home, gone
+from hotreload.patch.homes import Home, continued, gone, reset
 from hotreload.patch.module import NAME_PREFIX, LivePatch, write_module
 from hotreload.patch.plan import Identity, PatchPlan
 from hotreload.patch.writes import Place, Written
@@ -195,10 +195,10 @@ class Reloader:
         cycle.announce_difference()
 
         # The guest has not been touched so far. This is the first line that does.
-        await self._bring(cycle, plan)
+        await self._bring(cycle, plan, continued(self._homes, before.plan))
 
         self._live_types = {key: each.types for key, each in self._edited.items() if each.types}
-        step = self._history.add(plan, self._symbols())
+        step = self._history.add(plan, self._symbols(), self._homes)
         self._keep_stages(cycle, step)
         return cycle.went_live(step, before)
 
@@ -214,7 +214,7 @@ class Reloader:
         if place is None:
             return ReloadReport(Outcome.NO_CHANGE, notes=(nothing,), still_runs=self.running)
         left, target = self._history.current, self._history.steps[place]
-        await self._bring(cycle, target.plan)
+        await self._bring(cycle, target.plan, continued(self._homes, None) | dict(target.homes))
         self._history.place = place
         # Who takes a reload back knows that what it made is not in use any more.
         self._live_types.clear()
@@ -299,42 +299,51 @@ class Reloader:
             assert self._knowledge is not None, "learnt while building"
             return plan_units(self.base, self._edited, self._knowledge.symbols)
 
-    async def _bring(self, cycle: Cycle, plan: PatchPlan | None) -> None:
-        """Make the guest run ``plan``: its module replaces the one before; without a plan, what it booted."""
-        cycle.note_gone(gone(self._history.current.plan, plan, self._homes))
-        if plan is not None:
-            patch = self._write(cycle, plan)
-            cycle.announce("apply.start", {"rung": "patch", "files": cycle.files, "symbols": self._symbols()})
-            applying = apply_patch(
-                self.guest,
-                patch.name,
-                patch.module,
-                timeout=self.transition_timeout,
-                sections=patch.sections_to_tell,
-            )
-            applied = await self._while_alive(applying)
-            cycle.note_times(applied)
-            self._live = patch
-            self._homes |= patch.homes(applied.sections)
-            self._written = patch.written(applied.sections)
-            if patch.keep_loaded:
-                self._kept[patch.name] = patch.keep_loaded
-        elif self._live is not None:
-            with cycle.stage("complete"):
-                await self._while_alive(
-                    disable_patch(self.guest, self._live.name, timeout=self.transition_timeout)
-                )
-            self._live, self._written = None, {}
-        await self.close()
-        self._tidying = asyncio.create_task(self._tidy())
+    async def _bring(self, cycle: Cycle, plan: PatchPlan | None, homes: Mapping[Identity, Home]) -> None:
+        """Make the guest run ``plan``: its module replaces the one before; without a plan, what it booted.
 
-    def _write(self, cycle: Cycle, plan: PatchPlan) -> LivePatch:
+        ``homes``: where that of it lives which is there already.
+        """
+        cycle.note_gone(gone(self._history.current.plan, plan, self._homes))
+        try:
+            if plan is not None:
+                await self._apply(cycle, self._write(cycle, plan, homes), homes)
+            elif self._live is not None:
+                with cycle.stage("complete"):
+                    await self._while_alive(
+                        disable_patch(self.guest, self._live.name, timeout=self.transition_timeout)
+                    )
+                self._live, self._written, self._homes = None, {}, dict(homes)
+        finally:
+            await self.close()
+            self._tidying = asyncio.create_task(self._tidy())
+
+    async def _apply(self, cycle: Cycle, patch: LivePatch, homes: Mapping[Identity, Home]) -> None:
+        cycle.announce("apply.start", {"rung": "patch", "files": cycle.files, "symbols": self._symbols()})
+        if patch.keep_loaded:
+            # Also one that is taken back on its way: tasks that had changed over ran its code.
+            self._kept[patch.name] = patch.keep_loaded
+        applying = apply_patch(
+            self.guest,
+            patch.name,
+            patch.module,
+            timeout=self.transition_timeout,
+            sections=patch.sections_to_tell,
+        )
+        applied = await self._while_alive(applying)
+        cycle.note_times(applied)
+        self._live = patch
+        kept_functions = {identity: home for identity, home in homes.items() if home.is_function}
+        self._homes = kept_functions | patch.homes(applied.sections)
+        self._written = patch.written(applied.sections)
+
+    def _write(self, cycle: Cycle, plan: PatchPlan, homes: Mapping[Identity, Home]) -> LivePatch:
         assert self._knowledge is not None, "learnt while building"
         with cycle.stage("link"):
             self._serial += 1
             name = f"{NAME_PREFIX}{self._serial}"
-            patch = write_module(plan, name, self._knowledge.glue, self._homes, self._written)
-            cycle.note_settlement(patch.settlement)
+            patch = write_module(plan, name, self._knowledge.glue, homes, self._written)
+            cycle.note_settlement(patch.settlement, reset(self._history.current.plan, plan))
             return patch
 
     async def _while_alive(self, deployment: Awaitable[T]) -> T:

@@ -100,22 +100,13 @@ tasks() {
     done
 } 2>/dev/null
 
-remove() { # rmmod, once the kernel has dropped its reference, which it does a moment later
-    tries=0
-    until [ ! -e "/sys/module/$1" ] || rmmod "$1" 2>/dev/null; do
-        tries=$((tries + 1))
-        [ $tries -lt 40 ] || return 1
-        sleep 0.05
-    done
-}
-
 take_back() { # reverse the transition of $1 by writing $2 to it: $undone tells how that went
     undone=false
     # Between the last look and this it may have ended by itself; then it is turned around as a whole.
     echo "$2" >"$LIVE/$1/enabled"
     now_cs
+    # Its module goes with a sweep, if at all: tasks that had changed over may have left something in it.
     settle "$1" $((cs + UNDO_CS)) && undone=true
-    if [ "$2" = 0 ] && [ $undone = true ]; then remove "$1" || undone=false; fi
 } 2>/dev/null
 
 canary() { # marks the kernel's log: what it says from here on is about $1

@@ -26,7 +26,8 @@ PLAIN_LIMIT = 30.0
 # Lines of the kernel's log that accompany every patch, good or bad.
 NOISE = re.compile(
     r"hotreload: (?!value of )|loading out-of-tree module taints|tainting kernel"
-    r"|module verification failed: signature and|enabling patch|initializing patching transition|starting (?:un)?patching|(?:un)?patching complete"
+    r"|module verification failed: signature and|enabling patch|initializing patching transition"
+    r"|starting (?:un)?patching|(?:un)?patching complete"
 )
 # What the template says of a value that it would have to write (patch/csource).
 EVOLVED = re.compile(r"value of (\S+) is not the one it was loaded with")
@@ -72,8 +73,8 @@ async def apply_patch(
     """Load the patch module ``name`` and see its transition through, at most ``timeout`` seconds.
 
     ``sections``: those of the module whose addresses are asked for. A patch that fails leaves the guest as it
-    was. Raises PatchRejectedError (HR3103 with the kernel's reason, HR3105 signature or lockdown, HR2103 a value
-    that the kernel has changed), TransitionStalledError (HR3104), GuestUnreachableError (HR4103).
+    was. Raises PatchRejectedError (HR3103 with the kernel's reason, HR3105 signature or lockdown, HR2103 a
+    value that the kernel has changed), TransitionStalledError (HR3104), GuestUnreachableError (HR4103).
     """
     started = time.monotonic()
     answer = await _ask(

@@ -31,9 +31,16 @@ def find_changed_functions(pair: Pair) -> None:
     for patched, original in pair.correlation.original_of.items():
         if original.is_function and not pair.comparison.same(original, patched):
             if is_for_init(original) or is_for_init(patched):
-                pair.init_changed.append(original.name)
+                pair.init_changed.append(_written_name(original))
             else:
                 pair.changed[patched] = original
+
+
+def _written_name(function: Symbol) -> str:
+    """The author's name of a function that module_init() or module_exit() has given another one."""
+    if function.name in ("init_module", "cleanup_module") and function.aliases:
+        return function.aliases[0]
+    return function.name
 
 
 def join_children(pair: Pair) -> None:

@@ -57,7 +57,9 @@ def find_rewrite(
         if any(place[0] < pointer + WIDEST and pointer < sum(place) for pointer in either):
             raise UnwritableError("it is a pointer's in part")
         places.add(place)
-    return Rewrite(original, patched, tuple(sorted(places)))
+    # Places are nested or apart: of a union or beside a bit-field the wider one is the one to write.
+    wide = {p for p in places if not any(p != q and q[0] <= p[0] and sum(p) <= sum(q) for q in places)}
+    return Rewrite(original, patched, tuple(sorted(wide)))
 
 
 def _alignment(symbol: Symbol) -> int:
@@ -131,10 +133,11 @@ def _step(layouts: Layouts, shape: Shape, offset: int) -> tuple[str, int, Shape,
         size = layouts.size(shape[2])
         return (f"[{offset // size}]", offset - offset % size, shape[2], 0) if size else None
     fields = shape[2] if shape[0] == "{}" else next((x.fields for x in layouts.aggregates.get(shape, ())), ())
-    for field in reversed(fields):
-        if field.offset // 8 <= offset and offset * 8 < field.offset + layouts.width(field):
-            return f".{field.name}", field.offset // 8, field.shape, field.bits
-    return None
+    holding = [f for f in fields if f.offset // 8 <= offset and offset * 8 < f.offset + layouts.width(f)]
+    if not holding:
+        return None
+    field = max(holding, key=layouts.width)  # of a union, the widest
+    return f".{field.name}", field.offset // 8, field.shape, field.bits
 
 
 def name_of_place(layouts: Layouts | None, symbol: Symbol, name: str, offset: int) -> str:

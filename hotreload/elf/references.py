@@ -13,9 +13,27 @@ from hotreload.elf.model import Relocation, Symbol, SymbolRef
 _LEA, _CALL, _JMP = 0x8D, 0xE8, 0xE9
 # rdi rsi rdx rcx r8 r9: what is in one of these is gone after the call; rbx, say, would survive it.
 _ARGUMENTS = frozenset((7, 6, 2, 1, 8, 9))
-# Instructions that copy no register: MOV of an immediate, XOR, TEST, CMP, ADD and SUB of an immediate.
+# Instructions that copy no register: MOV of an immediate, XOR, TEST, CMP, ADD and SUB of an immediate, CDQE,
+# CDQ.
 _HARMLESS = frozenset(
-    (0xC6, 0xC7, *range(0xB8, 0xC0), 0x31, 0x33, 0x85, 0x38, 0x39, 0x3A, 0x3B, 0x3C, 0x3D, 0x81, 0x83)
+    (
+        0xC6,
+        0xC7,
+        *range(0xB8, 0xC0),
+        0x31,
+        0x33,
+        0x85,
+        0x38,
+        0x39,
+        0x3A,
+        0x3B,
+        0x3C,
+        0x3D,
+        0x81,
+        0x83,
+        0x98,
+        0x99,
+    )
 )
 # MOV, MOVZX, MOVSX and MOVSXD: harmless when they load from memory.
 _LOADS = frozenset((0x8A, 0x8B, 0x63, 0x0FB6, 0x0FB7, 0x0FBE, 0x0FBF))
@@ -107,11 +125,22 @@ def _leaves_alone(code: bytes, instruction: Instruction, register: int) -> bool:
     if opcode in (0x88, 0x89):
         at = code.index(opcode, instruction.start)
         return (code[at + 1] >> 3 & 7 | _rex(code, instruction, at) << 1 & 8) != register
-    # LEA with the stack pointer as base and no index: a local variable's address.
     if opcode == _LEA:
-        at = code.index(opcode, instruction.start) + 1
-        return code[at] & 7 == 4 and code[at + 1] & 0x3F == 0x24
+        return register not in _address_registers(code, instruction)
     return False
+
+
+def _address_registers(code: bytes, instruction: Instruction) -> set[int]:
+    """The base and index of a memory operand (Intel SDM volume 2, 2.1.5)."""
+    opcode_at = code.index(_LEA, instruction.start)
+    mod, rm = code[opcode_at + 1] >> 6, code[opcode_at + 1] & 7
+    rex = _rex(code, instruction, opcode_at)
+    if rm != 4:
+        return set() if mod == 0 and rm == 5 else {rm | rex << 3 & 8}
+    sib = code[opcode_at + 2]
+    base, index = sib & 7 | rex << 3 & 8, sib >> 3 & 7 | rex << 2 & 8
+    found = set() if mod == 0 and sib & 7 == 5 else {base}
+    return found if index == 4 else found | {index}
 
 
 def _rex(code: bytes, instruction: Instruction, opcode_at: int) -> int:

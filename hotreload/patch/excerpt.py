@@ -2,8 +2,8 @@
 """What a patch of one pair of objects carries, as a relocatable object of its own. Pure.
 
 For ``objdump -dr`` and for people who build the patch module themselves. In it are the changed functions,
-what is new and they reach, the entries of special sections about them, and the strings and constants they
-use, each in the section it has in the patched object. Its symbols:
+what is new and they reach, the author's callbacks, the entries of special sections about them, and the
+strings and constants they use, each in the section it has in the patched object. Its symbols:
 
     what travels           under its name. What has a twin in the original object is local, so that the
                            twin's name can be undefined beside it; what is new keeps its binding
@@ -28,8 +28,9 @@ from math import gcd
 from typing import Final
 
 from hotreload.diff.object_diff import ObjectDiff
-from hotreload.diff.special_sections import REPLACEMENTS, Entry
+from hotreload.diff.special_sections import CALLBACKS, REPLACEMENTS, Entry
 from hotreload.elf.constants import (
+    R_X86_64_64,
     SHF_ALLOC,
     SHF_EXECINSTR,
     SHF_MERGE,
@@ -61,6 +62,8 @@ def write_excerpt(diff: ObjectDiff, patched: ObjectFile) -> bytes:
         excerpt.relocate(symbol)
         for entry in diff.entries.get(symbol, ()):
             excerpt.add_entry(entry)
+    for kind, function in diff.callbacks:
+        excerpt.add_callback(kind, function)
     return write_object(list(excerpt.sections.values()), excerpt.symbols)
 
 
@@ -137,6 +140,13 @@ class _Excerpt:
         section = self.patched.section(name)
         assert section is not None, "an entry was read from it"
         return self.like(section)
+
+    def add_callback(self, kind: str, function: Symbol) -> None:
+        """A pointer to what the livepatch core is to call, in the section that the author's macro made."""
+        name = f"{CALLBACKS}{kind}"
+        section = self.sections.setdefault(name, OutputSection(name, SHT_PROGBITS, SHF_ALLOC | SHF_WRITE))
+        start = section.append(bytes(8), 8)
+        section.relocations.append(OutputRelocation(start, R_X86_64_64, self.carried[function], 0))
 
     # --- relocations ---
 

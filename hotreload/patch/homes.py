@@ -14,18 +14,30 @@ mean the same, it does not. Rejected: copying values, which tears a list from it
 is written meanwhile.
 
 Who changes the type or the initial value of an added variable asks for another one: it starts anew, and
-that is told.
+that is told. So does one that was not there for a while.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from hotreload.elf.constants import STT_FUNC
-from hotreload.patch.plan import Identity, Import, KlpFunc, KlpObject, PatchPlan, Piece, PieceRef
+from hotreload.patch.plan import (
+    Identity,
+    Import,
+    KlpFunc,
+    KlpObject,
+    PatchPlan,
+    Piece,
+    PieceRef,
+    PlannedTarget,
+)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +52,7 @@ class Home:
     symbol: str
     sympos: int
     meaning: bytes
+    is_function: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,7 @@ class Settlement:
     ``elsewhere``   the addresses of pieces that have a home already, by number
     ``redirected``  functions of earlier patch modules whose newest version is in this patch
     ``settling``    pieces that will have their home in this patch, with their meaning
+    ``at_home``     the homes of those elsewhere, by the identity that they have in this plan
     ``anew``        variables that had a home, and are other ones now
     ``stranded``    functions that stay as they were where somebody has their address
     """
@@ -56,29 +70,28 @@ class Settlement:
     elsewhere: Mapping[int, int] = field(default_factory=dict)
     redirected: tuple[KlpObject, ...] = ()
     settling: Mapping[int, bytes] = field(default_factory=dict)
+    at_home: Mapping[Identity, Home] = field(default_factory=dict)
     anew: tuple[str, ...] = ()
     stranded: tuple[str, ...] = ()
 
 
 def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settlement:
-    """Which pieces of ``plan``, to be loaded as ``patch``, have a home, and which will have one there."""
-    data = {n: p for n, p in enumerate(plan.pieces) if p.identity and p.kind != STT_FUNC}
-    functions = {n: p for n, p in enumerate(plan.pieces) if p.identity and p.kind == STT_FUNC}
-    meanings = _Meanings(plan)
-    elsewhere: dict[int, int] = {}
-    settling: dict[int, bytes] = {}
-    for number, piece in data.items():
-        home, meaning = homes.get(_identity(piece)), meanings.of_data(number)
-        if home is not None and home.meaning == meaning:
-            elsewhere[number] = home.address
-            meanings.patch_of[number] = home.patch
-        else:
-            settling[number] = meaning
-            meanings.patch_of[number] = patch
+    """Which pieces of ``plan``, to be loaded as ``patch``, have a home, and which will have one there.
+
+    ``homes``: of what the live patch has, and of all functions that somebody may have the address of.
+    """
+    meanings = _Meanings(plan, patch)
+    known = _known(plan, homes)
+    data = {n: p for n, p in enumerate(plan.pieces) if p.kind != STT_FUNC and _stays(p) and _tells(p)}
+    settling = _new_or_anew(data, {n: meanings.of_data(n) for n in data}, known)
+    elsewhere = {n: known[n].address for n in data if n not in settling}
+    meanings.patch_of = {n: patch if n in settling else known[n].patch for n in data}
     redirected: dict[str, list[KlpFunc]] = defaultdict(list)
     stranded = []
-    for number, piece in functions.items():
-        home = homes.get(_identity(piece))
+    for number, piece in enumerate(plan.pieces):
+        if piece.kind != STT_FUNC or not _tells(piece):
+            continue
+        home = known.get(number)
         if home is None:
             if piece.escapes:
                 settling[number] = meanings.of_code(number)
@@ -94,16 +107,98 @@ def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settl
         elsewhere,
         tuple(KlpObject(name, tuple(funcs)) for name, funcs in redirected.items()),
         settling,
-        tuple(_identity(data[n]).name for n in settling if n in data and _identity(data[n]) in homes),
+        {_identity(plan.pieces[n]): home for n, home in known.items() if n in elsewhere},
+        tuple(_identity(data[n]).name for n in settling if n in data and _has_namesake(data[n], homes)),
         tuple(stranded),
     )
 
 
+def _known(plan: PatchPlan, homes: Mapping[Identity, Home]) -> dict[int, Home]:
+    """The homes of a plan's pieces, by number.
+
+    Which functions refer to a static local depends on what is inlined: where one variable of its name was
+    there and one is there now, it is the same.
+    """
+    pieces = {n: _identity(p) for n, p in enumerate(plan.pieces) if _tells(p)}
+    found = {n: homes[identity] for n, identity in pieces.items() if identity in homes}
+    taken = {pieces[n] for n in found}
+    open_homes = _by_name((i, i) for i in homes if i.owners and i not in taken)
+    open_pieces = _by_name((i, n) for n, i in pieces.items() if i.owners and n not in found)
+    for name, numbers in open_pieces.items():
+        if len(numbers) == len(open_homes.get(name, ())) == 1:
+            found[numbers[0]] = homes[open_homes[name][0]]
+    return found
+
+
+def _by_name(items: Iterable[tuple[Identity, T]]) -> dict[tuple[str, str, str], list[T]]:
+    found: dict[tuple[str, str, str], list[T]] = defaultdict(list)
+    for identity, item in items:
+        found[identity.module, identity.source, identity.name].append(item)
+    return found
+
+
+def _new_or_anew(
+    data: Mapping[int, Piece], meanings: Mapping[int, bytes], known: Mapping[int, Home]
+) -> dict[int, bytes]:
+    """The variables that begin in this patch, with their meanings.
+
+    One that begins with a pointer to such a variable does so, too: it would go on to point at the old one.
+    """
+    new = {n for n in data if n not in known or known[n].meaning != meanings[n]}
+    while more := {n for n in data.keys() - new if _targets(data[n]) & new}:
+        new |= more
+    return {n: meanings[n] for n in data if n in new}
+
+
+def _targets(piece: Piece) -> set[int]:
+    return {r.target.number for r in piece.relocations if isinstance(r.target, PieceRef)}
+
+
+def _has_namesake(piece: Piece, homes: Mapping[Identity, Home]) -> bool:
+    identity = _identity(piece)
+    return any(
+        (i.module, i.source, i.name) == (identity.module, identity.source, identity.name) for i in homes
+    )
+
+
+def _stays(piece: Piece) -> bool:
+    """Whether a piece makes its module outlive its replacement. A constant is no more than its content."""
+    return piece.escapes or (piece.identity is not None and piece.section in (".data", ".bss"))
+
+
+def _tells(piece: Piece) -> bool:
+    """Whether it can be told in the patches to come which one this is."""
+    return piece.identity is not None and not piece.identity.shared
+
+
 def reasons_to_stay(plan: PatchPlan, settlement: Settlement) -> tuple[str, ...]:
     """Why the module of a plan must outlive its replacement, told for people; empty: it need not."""
-    here = (p for n, p in enumerate(plan.pieces) if n not in settlement.elsewhere)
-    reasons = [p.name for p in here if p.escapes or (p.identity and p.section in (".data", ".bss"))]
+    reasons = [p.name for n, p in enumerate(plan.pieces) if n not in settlement.elsewhere and _stays(p)]
     return tuple(dict.fromkeys((*reasons, *plan.strings)))
+
+
+def continued(homes: Mapping[Identity, Home], live: PatchPlan | None) -> dict[Identity, Home]:
+    """The homes that a save goes on with: what is live, and functions that somebody may have the address of.
+
+    A variable that the sources had no more, or that was taken back, begins anew when it returns: its old
+    value may be of another type.
+    """
+    there = {piece.identity for piece in live.pieces} if live else set()
+    return {identity: home for identity, home in homes.items() if home.is_function or identity in there}
+
+
+def reset(before: PatchPlan | None, now: PatchPlan) -> tuple[str, ...]:
+    """Variables of both plans that nothing tells apart, so that they begin anew with each patch."""
+    shared = _shared(before) & _shared(now) if before else set()
+    return tuple(sorted({identity.name for identity in shared}))
+
+
+def _shared(plan: PatchPlan) -> set[Identity]:
+    return {
+        p.identity
+        for p in plan.pieces
+        if p.identity and p.identity.shared and p.kind != STT_FUNC and _stays(p)
+    }
 
 
 def gone(before: PatchPlan | None, now: PatchPlan | None, homes: Mapping[Identity, Home]) -> tuple[str, ...]:
@@ -133,8 +228,9 @@ def _is_traceable(piece: Piece) -> bool:
 class _Meanings:
     """Digests of what pieces are and do: equal ones can stand for each other, in whichever patch."""
 
-    def __init__(self, plan: PatchPlan) -> None:
+    def __init__(self, plan: PatchPlan, patch: str) -> None:
         self.pieces = plan.pieces
+        self.patch = patch
         self.patch_of: dict[int, str] = {}  # of variables, once settled
         self.entries: dict[int, list[int]] = defaultdict(list)
         for number, piece in enumerate(plan.pieces):
@@ -142,12 +238,12 @@ class _Meanings:
                 self.entries[piece.owner].append(number)
 
     def of_data(self, number: int) -> bytes:
-        """What a variable begins with. What it points at counts by its identity, where it has one."""
-        return self._digest(number, lambda n: self.pieces[n].identity is not None)
+        """What a variable begins with. What has a name of its own counts by that."""
+        return self._digest(number, lambda n: _tells(self.pieces[n]) and _stays(self.pieces[n]))
 
     def of_code(self, number: int) -> bytes:
         """What a function does: its code, that of the functions it calls, and which variables it uses."""
-        return self._digest(number, lambda n: n in self.patch_of)
+        return self._digest(number, lambda n: self.pieces[n].kind != STT_FUNC and _stays(self.pieces[n]))
 
     def _digest(self, root: int, is_leaf: Callable[[int], bool]) -> bytes:
         order = {root: 0}
@@ -164,19 +260,24 @@ class _Meanings:
         piece = self.pieces[number]
         yield f"{piece.kind} {piece.section} {piece.align} {piece.type} {piece.content.hex()}"
         for r in piece.relocations:
-            if not isinstance(r.target, PieceRef):
-                yield f"{r.offset} {r.type} {r.addend} {r.target}"
-                continue
-            of = r.target.number
-            identity = self.pieces[of].identity
-            if identity is not None and (r.target.kept or is_leaf(of)):
-                yield f"{r.offset} {r.type} {r.addend} {identity} {self.patch_of.get(of)}"
-                continue
-            if of not in order:
-                order[of] = len(order)
-                queue.append(of)
-            yield f"{r.offset} {r.type} {r.addend} {order[of]}"
+            yield f"{r.offset} {r.type} {r.addend} {self._target_text(r.target, order, queue, is_leaf)}"
         for entry in self.entries[number]:
             if entry not in order:
                 order[entry] = len(order)
                 queue.append(entry)
+
+    def _target_text(
+        self, target: PlannedTarget, order: dict[int, int], queue: list[int], is_leaf: Callable[[int], bool]
+    ) -> str:
+        if not isinstance(target, PieceRef):
+            return str(target)
+        of = target.number
+        piece = self.pieces[of]
+        if _tells(piece) and (target.kept or is_leaf(of)):
+            return f"{piece.identity} {self.patch_of.get(of)}"
+        if is_leaf(of):
+            return f"{piece.name} of {self.patch} alone"
+        if of not in order:
+            order[of] = len(order)
+            queue.append(of)
+        return str(order[of])

@@ -115,6 +115,7 @@ class Settler:
     symbol: str
     sympos: int
     meaning: bytes
+    is_function: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +150,11 @@ class LivePatch:
         return dict(written(self.writes, address_of))
 
     def homes(self, sections: Mapping[str, int]) -> dict[Identity, Home]:
-        """The homes in this patch once it is loaded, with its ``sections`` at these addresses."""
-        return {
+        """The homes of all that it has once it is loaded, with its ``sections`` at these addresses."""
+        return dict(self.settlement.at_home) | {
             identity: Home(
                 self.name, sections[settler.section] + settler.offset, settler.symbol, settler.sympos,
-                settler.meaning,
+                settler.meaning, settler.is_function,
             )
             for identity, settler in self.settlers.items()
             if sections.get(settler.section)
@@ -450,9 +451,10 @@ class _Module:
             symbol = self.piece_symbols[number]
             namesakes = [s for s in ordered if s.name == symbol.name and s.kind != STT_SECTION]
             shown = [s for s in namesakes if s.section is not None or s.index != SHN_UNDEF]
+            sympos, is_function = shown.index(symbol) + 1, symbol.kind == STT_FUNC
             yield (
                 identity,
-                Settler(place.section.name, place.offset, symbol.name, shown.index(symbol) + 1, meaning),
+                Settler(place.section.name, place.offset, symbol.name, sympos, meaning, is_function),
             )
 
     # --- 4. what identifies the module ---

@@ -59,13 +59,15 @@ class PieceRef:
 class Identity:
     """What makes a function or variable that an edit added the same one in the next patch.
 
-    ``owners``: the functions that a static local belongs to; empty for all else.
+    ``owners``: the functions that a static local belongs to; empty for all else. ``shared``: several have it,
+    and nothing tells them apart.
     """
 
     module: str
     source: str
     owners: tuple[str, ...]
     name: str
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class Piece:
 
     ``object``    whom its livepatch relocations wait for
     ``owner``     of an entry of a special section: the number of the piece that it says something about
-    ``identity``  of what an edit added, where no other has the same
+    ``identity``  of what an edit added
     ``type``      of such a variable, where the object tells it
     ``escapes``   whether the kernel may keep its address
     """
@@ -365,12 +367,9 @@ class _Planner:
 
     def _target(self, unit: UnitDiff, holder: Symbol | None, relocation: Relocation) -> PlannedTarget:
         if not isinstance(relocation.target, SymbolRef):
-            if (
-                isinstance(relocation.target, StringRef)
-                and holder is not None
-                and escapes(holder, relocation)
-            ):
-                self.strings.append(f"a string of {holder.name}")
+            if holder is not None and takes_address(holder, relocation) and escapes(holder, relocation):
+                kind = "string" if isinstance(relocation.target, StringRef) else "constant"
+                self.strings.append(f"a {kind} of {holder.name}")
             return relocation.target
         symbol = relocation.target.symbol
         if not symbol.is_defined:
@@ -450,9 +449,10 @@ class _Planner:
 
     def _note_address(self, symbol: Symbol, holder: Symbol, relocation: Relocation) -> None:
         """The kernel may keep the address of something new: its module must stay when it is replaced."""
-        if not _can_be_told(symbol):
-            return
-        if not is_constant(symbol) or symbol.relocations or escapes(holder, relocation):
+        if is_child(symbol) or (is_place_static(symbol) and not is_constant(symbol)):
+            return  # nobody keeps the address of cold code; a lock class or a rate limit goes with its module
+        is_content = symbol.anonymous or (is_constant(symbol) and not symbol.relocations)
+        if not is_content or escapes(holder, relocation):
             self.escaped.add(symbol)
 
     def _refuse(self, code: str, symbol: str, message: str, hint: str | None = None) -> None:
@@ -465,7 +465,7 @@ def _relocation_at(symbol: Symbol, offset: int) -> Relocation | None:
 
 
 def _identities(units: Sequence[UnitDiff]) -> dict[Symbol, Identity]:
-    """The identity of all that is new and has a name; what several share tells none of them."""
+    """The identity of all that is new and has a name."""
     found: dict[Symbol, Identity] = {}
     for unit in units:
         new = [s for s in unit.diff.carried if s not in unit.diff.original_of and _can_be_told(s)]
@@ -473,8 +473,8 @@ def _identities(units: Sequence[UnitDiff]) -> dict[Symbol, Identity]:
         for symbol in new:
             of = owners[symbol] if is_static_local(symbol) else set()
             found[symbol] = Identity(unit.module, unit.source, tuple(sorted(of)), base_name(symbol.name))
-    shared = Counter(found.values())
-    return {symbol: identity for symbol, identity in found.items() if shared[identity] == 1}
+    count = Counter(found.values())
+    return {s: replace(i, shared=True) if count[i] > 1 else i for s, i in found.items()}
 
 
 def _can_be_told(symbol: Symbol) -> bool:

@@ -403,6 +403,8 @@ def test_a_message_tells_where_a_value_changed(tmp_path: Path) -> None:
         ("char x[] = \"abcde\";", "char x[] = \"abXde\";", ((2, 1),)),
         ("struct { char c; int *p; } x[2];", "extern int y; struct { char c; int *p; } x[2] = {{0, &y}};", ((8, 8),)),
         ("struct { char c; short s; int i; } x[2];", "struct { char c; short s; int i; } x[2] = {{}, {1, 2, 3}};", ((8, 1), (10, 2), (12, 4))),
+        ("struct { int b; int a : 3; int c : 5; long l; } x;", "struct { int b; int a : 3; int c : 5; long l; } x = {1, 2};", ((0, 8),)),
+        ("union { long l; int i; char c; } x;", "union { long l; int i; char c; } x = {0x600000006};", ((0, 8),)),
         ("struct { int a : 3, b : 5; } x[2];", "struct { int a : 3, b : 5; } x[2] = {{1, 2}};", ((0, 8),)),
     ],
 )  # fmt: skip

@@ -37,6 +37,7 @@ f:  %s
         ('p->name = "text"; printk("text");', None),
         ('if (p->name) printk("text"); else register_it(1, "text");', "printk"),
         ('printk("text %d", p->n);', "printk"),
+        ('int n = ++p->n; printk("text %d %d", n, p->table[n & 3]);', "printk"),
         ('int local; fill(&local); printk("text %d %p", p->n, &local);', "printk"),
         ('p->call2("text");', None),
     ],
@@ -45,7 +46,7 @@ def test_a_string_is_handed_to_the_next_function_called_or_goes_its_own_way(
     body: str, reader: str | None, tmp_path: Path
 ) -> None:
     source = (
-        "struct p { int n; const char *name; void (*call)(int); void (*call2)(const char *); };"
+        "struct p { int n; int table[4]; const char *name; void (*call)(int); void (*call2)(const char *); };"
         "void fill(int *);"
         "void register_it(int, const char *);"
         f"void f(struct p *p) {{ {body} }}"
@@ -97,6 +98,10 @@ def test_a_returned_string_escapes(tmp_path: Path) -> None:
         ("cmovneq %rdi, %rbx", False),
         ("leaq (%rdi), %rbx", False),
         ("leaq 8(%rsp,%rdi), %rbx", False),
+        ("leaq (%rax,%rdi,2), %rbx", False),
+        ("leaq 1(%rax), %rdx; cltq", True),
+        ("leaq 8(%r15), %rbx; leaq (%rax,%r15), %rbx", True),
+        ("leaq 8(,%rax,4), %rbx; leaq .LC0(%rip), %rbx", True),
         ("jne 1f", False),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hotreload.elf.constants import STT_FUNC
 from hotreload.patch.homes import Home, Settlement, gone, reasons_to_stay, settle
 from hotreload.patch.plan import Identity, PatchPlan
 from tests.objects.test_module import planned
@@ -33,11 +34,11 @@ def settled(
 ) -> tuple[Settlement, dict[Identity, Home]]:
     """What a plan finds, and the homes there are when it is loaded: a piece's address is its number."""
     found = settle(plan, known, patch)
-    homes = dict(known)
+    homes = dict(known) | dict(found.at_home)
     for number, meaning in found.settling.items():
         piece = plan.pieces[number]
         assert piece.identity is not None
-        homes[piece.identity] = Home(patch, 4096 + number, piece.name, 1, meaning)
+        homes[piece.identity] = Home(patch, 4096 + number, piece.name, 1, meaning, piece.kind == STT_FUNC)
     return found, homes
 
 

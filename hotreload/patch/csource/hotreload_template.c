@@ -81,7 +81,7 @@ static volatile struct {
 	unsigned long count;
 	struct delayed_work *transition_work;
 	struct klp_patch **transition_patch;
-	struct hotreload_write *writes;
+	const struct hotreload_write *writes;
 	unsigned long write_count;
 	const struct hotreload_callback *callbacks;
 	unsigned long callback_count;
@@ -190,35 +190,71 @@ static bool enabled;
 /* Whether it arrived: from then on to take it back means to go back to what the guest booted. */
 static bool arrived;
 
-static bool write_value(const struct hotreload_write *write)
+/* Which of the values this patch has put into their places itself. */
+static bool *written;
+
+static bool write_value(unsigned long i)
 {
-	if (enabled)
-		return exchange(write, write->base, write->value);
-	return write->expected == write->value || exchange(write, write->expected, write->value);
+	const struct hotreload_write *write = &table.writes[i];
+	unsigned long old = enabled ? write->base : write->expected;
+
+	if (old == write->value)
+		return true;
+	written[i] = exchange(write, old, write->value);
+	return written[i] || write->lenient;
 }
 
-static void unwrite_value(const struct hotreload_write *write)
+/* What the running kernel has put there meanwhile is its own. */
+static void unwrite_value(unsigned long i)
 {
-	/* What the running kernel has put there meanwhile is its own. */
-	exchange(write, write->value, arrived ? write->base : write->expected);
+	const struct hotreload_write *write = &table.writes[i];
+
+	if (arrived)
+		exchange(write, write->value, write->base);
+	else if (written[i])
+		exchange(write, write->value, write->expected);
+	written[i] = false;
 }
 
-static int call_authors(struct klp_object *object, enum hotreload_callback_kind kind)
+static void unwrite_values(const struct klp_object *object, unsigned long count)
+{
+	unsigned long i;
+
+	for (i = 0; i < count; i++)
+		if (same_object(table.writes[i].object, object->name))
+			unwrite_value(i);
+}
+
+static void call_authors(struct klp_object *object, enum hotreload_callback_kind kind)
 {
 	unsigned long i;
 
 	for (i = 0; i < table.callback_count; i++) {
 		const struct hotreload_callback *callback = &table.callbacks[i];
-		int err = 0;
 
-		if (callback->kind != kind || !same_object(callback->object, object->name))
-			continue;
-		if (kind == PRE_PATCH)
-			err = ((int (*)(struct klp_object *))callback->func)(object);
-		else
+		if (callback->kind == kind && same_object(callback->object, object->name))
 			((void (*)(struct klp_object *))callback->func)(object);
-		if (err)
+	}
+}
+
+/* Whether the patch may come: each author says. One who agreed hears when another one did not. */
+static int ask_authors(struct klp_object *object)
+{
+	unsigned long i, agreed = 0;
+
+	for (i = 0; i < table.callback_count; i++) {
+		const struct hotreload_callback *callback = &table.callbacks[i];
+		int err;
+
+		if (callback->kind != PRE_PATCH || !same_object(callback->object, object->name))
+			continue;
+		err = ((int (*)(struct klp_object *))callback->func)(object);
+		if (err) {
+			if (agreed)
+				call_authors(object, POST_UNPATCH);
 			return err;
+		}
+		agreed++;
 	}
 	return 0;
 }
@@ -226,23 +262,20 @@ static int call_authors(struct klp_object *object, enum hotreload_callback_kind 
 /* Before any task runs new code. Data goes first: new code then finds what it was written for. */
 static int pre_patch(struct klp_object *object)
 {
-	int err = call_authors(object, PRE_PATCH);
 	unsigned long i;
+	int err;
 
-	if (err)
-		return err;
 	for (i = 0; i < table.write_count; i++) {
-		struct hotreload_write *write = &table.writes[i];
-
-		if (!same_object(write->object, object->name) || write_value(write) || write->lenient)
+		if (!same_object(table.writes[i].object, object->name) || write_value(i))
 			continue;
-		pr_err("hotreload: value of %s is not the one it was loaded with\n", write->name);
-		while (i--)
-			if (same_object(table.writes[i].object, object->name))
-				unwrite_value(&table.writes[i]);
+		pr_err("hotreload: value of %s is not the one it was loaded with\n", table.writes[i].name);
+		unwrite_values(object, i);
 		return -ESTALE;
 	}
-	return 0;
+	err = ask_authors(object);
+	if (err)
+		unwrite_values(object, table.write_count);
+	return err;
 }
 
 static void post_patch(struct klp_object *object)
@@ -259,11 +292,7 @@ static void pre_unpatch(struct klp_object *object)
 /* Also when a patch is taken back on its way, or when the object goes. */
 static void post_unpatch(struct klp_object *object)
 {
-	unsigned long i;
-
-	for (i = 0; i < table.write_count; i++)
-		if (same_object(table.writes[i].object, object->name))
-			unwrite_value(&table.writes[i]);
+	unwrite_values(object, table.write_count);
 	call_authors(object, POST_UNPATCH);
 }
 
@@ -271,6 +300,7 @@ static void free_patch(void)
 {
 	kfree(patch.objs);
 	kfree(patch_funcs);
+	kfree(written);
 }
 
 /* Lay out what livepatch wants: objects, each with its functions, every array with a zero entry behind. */
@@ -287,9 +317,10 @@ static int fill_patch(void)
 
 	object = hotreload_kcalloc(objects + 1, sizeof(*object), GFP_KERNEL);
 	func = hotreload_kcalloc(table.count + objects, sizeof(*func), GFP_KERNEL);
+	written = hotreload_kcalloc(table.write_count + 1, sizeof(*written), GFP_KERNEL);
 	patch.objs = object;
 	patch_funcs = func;
-	if (!object || !func) {
+	if (!object || !func || !written) {
 		free_patch();
 		return -ENOMEM;
 	}
