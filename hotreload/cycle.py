@@ -116,7 +116,8 @@ class Cycle:
             self.notes.append(f"HR2104 starts anew with each patch, for several have that name: {names}")
         if settlement.stranded:
             names = ", ".join(settlement.stranded)
-            self.notes.append(f"HR2202 not traceable; whoever has its address runs it as it was: {names}")
+            why = "not traceable, or declared in another way"
+            self.notes.append(f"HR2202 {why}; whoever has its address runs it as it was: {names}")
 
     def note_gone(self, names: tuple[str, ...]) -> None:
         """Tell of functions that earlier reloads added, and that are not there any more."""

@@ -214,7 +214,7 @@ class Reloader:
         if place is None:
             return ReloadReport(Outcome.NO_CHANGE, notes=(nothing,), still_runs=self.running)
         left, target = self._history.current, self._history.steps[place]
-        await self._bring(cycle, target.plan, continued(self._homes, None) | dict(target.homes))
+        await self._bring(cycle, target.plan, target.homes)
         self._history.place = place
         # Who takes a reload back knows that what it made is not in use any more.
         self._live_types.clear()
@@ -307,18 +307,18 @@ class Reloader:
         cycle.note_gone(gone(self._history.current.plan, plan, self._homes))
         try:
             if plan is not None:
-                await self._apply(cycle, self._write(cycle, plan, homes), homes)
+                await self._apply(cycle, self._write(cycle, plan, homes))
             elif self._live is not None:
                 with cycle.stage("complete"):
                     await self._while_alive(
                         disable_patch(self.guest, self._live.name, timeout=self.transition_timeout)
                     )
-                self._live, self._written, self._homes = None, {}, dict(homes)
+                self._live, self._written, self._homes = None, {}, {}
         finally:
             await self.close()
             self._tidying = asyncio.create_task(self._tidy())
 
-    async def _apply(self, cycle: Cycle, patch: LivePatch, homes: Mapping[Identity, Home]) -> None:
+    async def _apply(self, cycle: Cycle, patch: LivePatch) -> None:
         cycle.announce("apply.start", {"rung": "patch", "files": cycle.files, "symbols": self._symbols()})
         if patch.keep_loaded:
             # Also one that is taken back on its way: tasks that had changed over ran its code.
@@ -333,8 +333,7 @@ class Reloader:
         applied = await self._while_alive(applying)
         cycle.note_times(applied)
         self._live = patch
-        kept_functions = {identity: home for identity, home in homes.items() if home.is_function}
-        self._homes = kept_functions | patch.homes(applied.sections)
+        self._homes = patch.homes(applied.sections)
         self._written = patch.written(applied.sections)
 
     def _write(self, cycle: Cycle, plan: PatchPlan, homes: Mapping[Identity, Home]) -> LivePatch:

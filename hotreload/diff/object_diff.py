@@ -63,7 +63,7 @@ class ObjectDiff:
     ``callbacks``         (kind, patched function) that the livepatch core is to call
     ``new_exports``       names that this unit exports, and did not before
     ``callers_promoted``  functions that did not change themselves, and why they travel
-    ``types``             of new variables, as C spells them, where the object tells (unit_diff.py)
+    ``types``             of new functions and variables, as C spells them, where known (unit_diff.py)
     """
 
     changed: tuple[Twins, ...]

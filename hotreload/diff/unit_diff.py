@@ -79,7 +79,7 @@ def diff_unit(
         diff,
         obstacles=types.obstacles,
         notes=diff.notes + types.notes + tuple(_rewritten(diff.rewrites, original.layouts)),
-        types=_types_of(diff.new_data, patched),
+        types=_types_of((*diff.new_data, *diff.new_functions), patched),
     )
 
 
@@ -113,16 +113,17 @@ def _rewritten(rewrites: Sequence[Rewrite], layouts: Layouts | None) -> Iterator
         yield Note("HR2103", name, f"{told}; what was made from the old one stays")
 
 
-def _types_of(variables: Sequence[Symbol], patched: ObjectFile) -> dict[str, str]:
-    """The types of variables as C spells them; gcc 12 tells none of a static local."""
+def _types_of(symbols: Sequence[Symbol], patched: ObjectFile) -> dict[str, str]:
+    """The types of variables and functions as C spells them; gcc 12 tells none of a static local."""
     section = section_of(patched)
-    if not variables or section is None:
+    if not symbols or section is None:
         return {}
     try:
-        shapes = parse(section).variables
+        layouts = parse(section)
     except BtfError:
         return {}
-    names = {symbol.name for symbol in variables}
+    shapes = {**layouts.functions, **layouts.variables}
+    names = {symbol.name for symbol in symbols}
     return {name: ", ".join(map(spelled, shapes[name])) for name in names & shapes.keys()}
 
 

@@ -44,7 +44,8 @@ T = TypeVar("T")
 class Home:
     """The place of a function or variable: ``address`` in the patch module ``patch``, which stays loaded.
 
-    ``symbol`` and ``sympos`` find it in that module's kallsyms. ``meaning``: a digest of what it is there.
+    ``symbol`` and ``sympos`` find it in that module's kallsyms. ``meaning``: a digest of what it is there;
+    ``type``: as C spells it, where the object told.
     """
 
     patch: str
@@ -52,7 +53,7 @@ class Home:
     symbol: str
     sympos: int
     meaning: bytes
-    is_function: bool
+    type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class Settlement:
 def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settlement:
     """Which pieces of ``plan``, to be loaded as ``patch``, have a home, and which will have one there.
 
-    ``homes``: of what the live patch has, and of all functions that somebody may have the address of.
+    ``homes``: of what the live patch has.
     """
     meanings = _Meanings(plan, patch)
     known = _known(plan, homes)
@@ -92,6 +93,10 @@ def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settl
         if piece.kind != STT_FUNC or not _tells(piece):
             continue
         home = known.get(number)
+        if home is not None and home.type != piece.type:
+            # Whoever has its address calls it as it was declared then.
+            stranded.append(piece.name)
+            home = None
         if home is None:
             if piece.escapes:
                 settling[number] = meanings.of_code(number)
@@ -116,8 +121,8 @@ def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settl
 def _known(plan: PatchPlan, homes: Mapping[Identity, Home]) -> dict[int, Home]:
     """The homes of a plan's pieces, by number.
 
-    Which functions refer to a static local depends on what is inlined: where one variable of its name was
-    there and one is there now, it is the same.
+    Which functions lead to a static local depends on what is inlined: where one variable of its name was
+    there and one is there now, and they have one of these functions in common, it is the same.
     """
     pieces = {n: _identity(p) for n, p in enumerate(plan.pieces) if _tells(p)}
     found = {n: homes[identity] for n, identity in pieces.items() if identity in homes}
@@ -125,8 +130,9 @@ def _known(plan: PatchPlan, homes: Mapping[Identity, Home]) -> dict[int, Home]:
     open_homes = _by_name((i, i) for i in homes if i.owners and i not in taken)
     open_pieces = _by_name((i, n) for n, i in pieces.items() if i.owners and n not in found)
     for name, numbers in open_pieces.items():
-        if len(numbers) == len(open_homes.get(name, ())) == 1:
-            found[numbers[0]] = homes[open_homes[name][0]]
+        same = open_homes.get(name, ())
+        if len(numbers) == len(same) == 1 and set(pieces[numbers[0]].owners) & set(same[0].owners):
+            found[numbers[0]] = homes[same[0]]
     return found
 
 
@@ -178,13 +184,13 @@ def reasons_to_stay(plan: PatchPlan, settlement: Settlement) -> tuple[str, ...]:
 
 
 def continued(homes: Mapping[Identity, Home], live: PatchPlan | None) -> dict[Identity, Home]:
-    """The homes that a save goes on with: what is live, and functions that somebody may have the address of.
+    """The homes that a save goes on with: those of what is live.
 
-    A variable that the sources had no more, or that was taken back, begins anew when it returns: its old
-    value may be of another type.
+    What the sources had no more, or what was taken back, is new when it returns: a variable's old value
+    may be of another type, and whoever has a function's address has data of that time with it.
     """
     there = {piece.identity for piece in live.pieces} if live else set()
-    return {identity: home for identity, home in homes.items() if home.is_function or identity in there}
+    return {identity: home for identity, home in homes.items() if identity in there}
 
 
 def reset(before: PatchPlan | None, now: PatchPlan) -> tuple[str, ...]:

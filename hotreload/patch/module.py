@@ -115,7 +115,7 @@ class Settler:
     symbol: str
     sympos: int
     meaning: bytes
-    is_function: bool
+    type: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class LivePatch:
         return dict(self.settlement.at_home) | {
             identity: Home(
                 self.name, sections[settler.section] + settler.offset, settler.symbol, settler.sympos,
-                settler.meaning, settler.is_function,
+                settler.meaning, settler.type,
             )
             for identity, settler in self.settlers.items()
             if sections.get(settler.section)
@@ -451,10 +451,10 @@ class _Module:
             symbol = self.piece_symbols[number]
             namesakes = [s for s in ordered if s.name == symbol.name and s.kind != STT_SECTION]
             shown = [s for s in namesakes if s.section is not None or s.index != SHN_UNDEF]
-            sympos, is_function = shown.index(symbol) + 1, symbol.kind == STT_FUNC
+            sympos, spelled = shown.index(symbol) + 1, pieces[number].type
             yield (
                 identity,
-                Settler(place.section.name, place.offset, symbol.name, sympos, meaning, is_function),
+                Settler(place.section.name, place.offset, symbol.name, sympos, meaning, spelled),
             )
 
     # --- 4. what identifies the module ---

@@ -482,12 +482,24 @@ def _can_be_told(symbol: Symbol) -> bool:
 
 
 def _owners(carried: Sequence[Symbol]) -> Mapping[Symbol, set[str]]:
-    """The functions of the source that refer to each symbol."""
-    found: dict[Symbol, set[str]] = defaultdict(set)
+    """The functions of the source that lead to each symbol, themselves or by what they call.
+
+    With those in between, a static local keeps one of them when its function is inlined, or is no more.
+    """
+    users: dict[Symbol, set[Symbol]] = defaultdict(set)
     for symbol in carried:
         for relocation in symbol.relocations:
             if isinstance(relocation.target, SymbolRef):
-                found[relocation.target.symbol].add(base_name(parent_name(symbol.name)))
+                users[relocation.target.symbol].add(symbol)
+    found = {}
+    for symbol in carried:
+        reached = {symbol}
+        todo = [symbol]
+        while todo:
+            more = users.get(todo.pop(), set()) - reached
+            reached |= more
+            todo += more
+        found[symbol] = {base_name(parent_name(s.name)) for s in reached if s.is_function}
     return found
 
 

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from hotreload.elf.constants import STT_FUNC
-from hotreload.patch.homes import Home, Settlement, gone, reasons_to_stay, settle
+from hotreload.patch.homes import Home, Settlement, continued, gone, reasons_to_stay, settle
 from hotreload.patch.plan import Identity, PatchPlan
 from tests.objects.test_module import planned
 
@@ -38,7 +38,7 @@ def settled(
     for number, meaning in found.settling.items():
         piece = plan.pieces[number]
         assert piece.identity is not None
-        homes[piece.identity] = Home(patch, 4096 + number, piece.name, 1, meaning, piece.kind == STT_FUNC)
+        homes[piece.identity] = Home(patch, 4096 + number, piece.name, 1, meaning, piece.type)
     return found, homes
 
 
@@ -144,3 +144,62 @@ def test_a_function_that_left_the_sources_is_told(tmp_path: Path) -> None:
         ("beat",),
         (),
     )
+
+
+def test_a_function_that_is_declared_in_another_way_is_another_one(tmp_path: Path) -> None:
+    # Who has the address of a work item's function calls it with a work item.
+    plan = of(tmp_path, BEAT)
+    _, homes = settled(plan, "hotreload_1", {})
+    other = {
+        identity: replace(home, type="void (*)(struct work_struct *)") for identity, home in homes.items()
+    }
+    found, later = settled(plan, "hotreload_2", other)
+    assert (found.redirected, found.stranded) == ((), ("beat",))
+    assert {home.patch for identity, home in later.items() if identity.name == "beat"} == {"hotreload_2"}
+
+
+def test_what_was_gone_for_a_while_is_new_when_it_returns(tmp_path: Path) -> None:
+    plan = of(tmp_path / "1", BEAT)
+    _, homes = settled(plan, "hotreload_1", {})
+    without = of(tmp_path / "2", BEFORE.replace("return i", "return i + 1"))
+    assert continued(homes, plan) == homes
+    assert continued(homes, without) == continued(homes, None) == {}
+
+
+ONCE = "void *keep; int f(int i) { SHOW return i; } int g(int i) { OTHER return i + 2; }"
+STATIC = "static int once; if (!once++) keep = &i;"
+
+
+def test_a_static_local_that_moves_to_another_function_is_another_one(tmp_path: Path) -> None:
+    _, homes = settled(
+        of(tmp_path / "1", ONCE.replace("SHOW", STATIC).replace("OTHER", "")), "hotreload_1", {}
+    )
+    plan = of(tmp_path / "2", ONCE.replace("SHOW", "").replace("OTHER", STATIC))
+    found, _ = settled(plan, "hotreload_2", homes)
+    assert (found.elsewhere, found.anew) == ({}, ("once",))
+
+
+def test_a_static_local_is_the_same_when_its_function_is_inlined_no_more(tmp_path: Path) -> None:
+    source = "void *keep; static KIND int next(void) { static int id = 100; return ++id; } int f(int i) { return i + next(); }"
+    _, homes = settled(of(tmp_path / "1", source.replace("KIND", "")), "hotreload_1", {})
+    plan = of(tmp_path / "2", source.replace("KIND", "noinline"))
+    found, _ = settled(plan, "hotreload_2", homes)
+    assert (told(found, plan), found.anew) == ({"id": next(iter(homes.values())).address}, ())
+
+
+def test_a_constant_is_no_more_than_its_content(tmp_path: Path) -> None:
+    source = "void *keep; static const int table[] = {1, 2, 3, 4}; int f(int i) { return table[i & 3]; }"
+    plan = of(tmp_path, source)
+    found, homes = settled(plan, "hotreload_1", {})
+    assert (homes, reasons_to_stay(plan, found)) == ({}, ())
+
+
+@pytest.mark.parametrize("order", ["buf, *cur", "*cur, buf"], ids=["buffer first", "pointer first"])
+def test_a_pointer_to_a_variable_that_begins_anew_does_so_too(order: str, tmp_path: Path) -> None:
+    source = "void *keep; static int buf[4] = {VALUE, 2}; static int *cur = buf; int f(int i) { keep = &buf; return *cur++; }"
+    if order.startswith("*"):
+        source = source.replace("keep = &buf; return *cur++;", "i += *cur++; keep = &buf; return i;")
+    _, homes = settled(of(tmp_path / "1", source.replace("VALUE", "1")), "hotreload_1", {})
+    same, _ = settled(of(tmp_path / "2", source.replace("VALUE", "1")), "hotreload_2", homes)
+    other, _ = settled(of(tmp_path / "3", source.replace("VALUE", "9")), "hotreload_2", homes)
+    assert (same.anew, sorted(other.anew)) == ((), ["buf", "cur"])

@@ -14,7 +14,10 @@ from hotreload.deploy.guest import CommandResult
 from hotreload.deploy.livepatch import AGENT_PATH, Swept, kernel_reason, rejection
 from hotreload.errors import GuestUnreachableError, PatchRejectedError, TransitionStalledError
 
-APPLIED = '{"ok":true,"load_ms":28.412,"complete_ms":29.770,"patches":{"hotreload_2":1},"sections":{".text":"0xffffffffc0a00000",".bss":"0x0"}}\n'
+APPLIED = (
+    '{"ok":true,"load_ms":28.412,"complete_ms":29.770,"patches":{"hotreload_2":1},'
+    '"sections":{".text":"0xffffffffc0a00000",".bss":"0x0"}}\n'
+)
 
 STALLED = json.dumps(
     {
