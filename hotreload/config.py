@@ -24,6 +24,8 @@ from hotreload.paths import config_file
 
 RUNGS = ("patch", "module", "restore", "reboot")
 PACKAGED_KERNEL = "debian"
+# debian:6.12 is the packaged kernel of that series, from linux-image-6.12-cloud-amd64.
+_SERIES = re.compile(rf"{PACKAGED_KERNEL}(?::(\d+\.\d+))?")
 
 
 class _Wrong(Exception):
@@ -92,7 +94,9 @@ class Config:
     """Everything that can be set. ``settings()`` gives each field's line of help."""
 
     kernel: str = _setting(
-        PACKAGED_KERNEL, _word, "'debian' (packaged), a configured tree, an O= folder, or a headers folder"
+        PACKAGED_KERNEL,
+        _word,
+        "'debian', 'debian:6.12' (packaged), a configured tree, an O= or headers folder",
     )
     guest: str = _setting("default", _word, "name of the guest; each name is a machine of its own")
     memory_mb: int = _setting(512, _number(int, 128, 1 << 20, "MiB"), "memory of the guest, in MiB")
@@ -116,6 +120,14 @@ class Config:
         15, _number(int, 0, 10_000, "milliseconds"), "quiet time after a save before it is acted upon, in ms"
     )
     color: str = _setting("auto", _one_of("auto", "always", "never"), "auto, always or never")
+
+
+def packaged_flavour(kernel: str) -> str | None:
+    """The flavour of the packaged kernel that is meant, as in linux-image-FLAVOUR; None for a folder."""
+    found = _SERIES.fullmatch(kernel)
+    if found is None:
+        return None
+    return f"{found[1]}-cloud-amd64" if found[1] else "cloud-amd64"
 
 
 def settings() -> dict[str, str]:
@@ -206,7 +218,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _located_kernel(key: str, value: Any, base: Path) -> Any:
     """A kernel's path is relative to the file that names it, not to where the command is run."""
-    if key != "kernel" or value == PACKAGED_KERNEL:
+    if key != "kernel" or packaged_flavour(value):
         return value
     return os.path.normpath(base / Path(value).expanduser())
 

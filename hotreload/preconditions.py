@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hotreload import process
-from hotreload.config import PACKAGED_KERNEL, Config
+from hotreload.config import Config, packaged_flavour
 from hotreload.errors import EnvironmentFault, HotReloadError
 from hotreload.paths import cache_folder, state_folder
 
@@ -131,7 +131,7 @@ async def _kvm(config: Config) -> Finding:
 
 
 async def _apt(config: Config) -> Finding:
-    if config.kernel != PACKAGED_KERNEL:
+    if packaged_flavour(config.kernel) is None:
         return ok(f"not needed: the kernel is {config.kernel}")
     missing = [name for name in ("apt-get", "apt-cache", "dpkg") if shutil.which(name) is None]
     if missing:
@@ -156,9 +156,10 @@ def _tree(config: Config) -> KernelTree | None:
     from hotreload.build import debian_kernel
     from hotreload.build.kernel_tree import find_kernel
 
-    if config.kernel != PACKAGED_KERNEL:
+    flavour = packaged_flavour(config.kernel)
+    if flavour is None:
         return find_kernel(config.kernel)
-    return debian_kernel._cached(debian_kernel._kernels_folder(), "cloud-amd64")
+    return debian_kernel._cached(debian_kernel._kernels_folder(), flavour)
 
 
 async def _compiler(config: Config) -> Finding:
@@ -166,7 +167,7 @@ async def _compiler(config: Config) -> Finding:
 
     tree = _tree(config)
     if tree is None:
-        return await program(name := await _packaged_compiler(), name)(config)
+        return await program(name := await _packaged_compiler(config), name)(config)
     try:
         compiler = await kernel_compiler(tree)
     except EnvironmentFault as fault:
@@ -175,9 +176,10 @@ async def _compiler(config: Config) -> Finding:
     return Finding("warn", compiler.note, code="HR5103") if compiler.note else ok(compiler.version)
 
 
-async def _packaged_compiler() -> str:
+async def _packaged_compiler(config: Config) -> str:
     """The compiler that Debian built its newest kernel with, as its headers' dependencies name it."""
-    headers = re.search(r"linux-headers-\d[^\s,]*", await _depends("linux-headers-cloud-amd64"))
+    meta = f"linux-headers-{packaged_flavour(config.kernel)}"
+    headers = re.search(r"linux-headers-\d[^\s,]*", await _depends(meta))
     named = re.search(r"gcc-\d+", await _depends(headers[0])) if headers else None
     return named[0] if named else "gcc"
 
@@ -251,6 +253,7 @@ CHECKS = (
     Check("dropbear", "the guest's SSH server", program("dropbear", "dropbear-bin")),
     Check("dropbearkey", "makes the guest's host key", program("dropbearkey", "dropbear-bin")),
     Check("zstd", "unpacks modules of kernels that compress them with it", program("zstd", "zstd", "warn")),
+    Check("patch", "`hotreload build -p` applies source patches with it", program("patch", "patch", "warn")),
     Check("setpriv", "ends QEMU and compilers when hotreload is killed", program("setpriv", "util-linux")),
     Check("ssh", "`hotreload guest ssh` is your own ssh client", program("ssh", "openssh-client", "warn")),
     Check("inotify", "tells of saved files; each watched folder takes a watch", _inotify),

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from hotreload import process
 from hotreload.build.kernel_tree import KernelTree, find_kernel
+from hotreload.config import packaged_flavour
 from hotreload.errors import EnvironmentFault
 from hotreload.paths import cache_folder, writing_to
 
@@ -41,8 +42,10 @@ class Package:
 
 
 async def open_kernel(where: str, progress: Progress | None = None) -> KernelTree:
-    """The kernel that ``-K where`` means: ``debian`` is fetched on first use, anything else is a folder."""
-    return await fetch_debian_kernel(progress) if where == "debian" else find_kernel(where)
+    """The kernel that ``-K where`` means: ``debian`` or ``debian:6.12`` is fetched on first use, anything
+    else is a folder."""
+    flavour = packaged_flavour(where)
+    return find_kernel(where) if flavour is None else await fetch_debian_kernel(progress, flavour)
 
 
 async def fetch_debian_kernel(progress: Progress | None = None, flavour: str = "cloud-amd64") -> KernelTree:
@@ -54,7 +57,7 @@ async def fetch_debian_kernel(progress: Progress | None = None, flavour: str = "
     kernels = _kernels_folder()
     tree = _cached(kernels, flavour)
     if tree is None:
-        async with _lock(kernels / ".lock", progress or _silent):
+        async with locked(kernels / ".lock", progress or _silent):
             # Whoever held the lock may have fetched it, or was killed in the middle.
             for leftover in kernels.glob(".fetch-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -95,7 +98,8 @@ def _cached(kernels: Path, flavour: str) -> KernelTree | None:
 
 
 @contextlib.asynccontextmanager
-async def _lock(file: Path, progress: Progress) -> AsyncIterator[None]:
+async def locked(file: Path, progress: Progress) -> AsyncIterator[None]:
+    """Let one hotreload at a time fetch what is kept beside ``file``."""
     with writing_to(file):
         handle = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     try:
@@ -199,7 +203,7 @@ async def _unpack_all(packages: tuple[Package, ...], final: Path, release: str, 
             root.mkdir()
         for package in packages:
             progress(f"fetching {package.name} {package.version} ({package.size / 1e6:.1f} MB)")
-            await _download(package, downloads)
+            await download(package, downloads)
         for file in sorted(downloads.glob("*.deb")):
             progress(f"unpacking {file.name.partition('_')[0]}")
             done = await process.run(["dpkg", "-x", file, root], timeout=UNPACK_SECONDS)
@@ -211,7 +215,8 @@ async def _unpack_all(packages: tuple[Package, ...], final: Path, release: str, 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-async def _download(package: Package, into: Path) -> None:
+async def download(package: Package, into: Path) -> None:
+    """Fetch a package's file into a folder. Raises EnvironmentFault (HR5109)."""
     try:
         done = await process.run(
             [

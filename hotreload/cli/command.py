@@ -83,6 +83,12 @@ json_option = _global("--json", "json", is_flag=True, help="For programs: JSON o
 max_rung_option = setting("--max-rung", "max_rung", type=click.Choice(RUNGS))
 load_option = setting("--load", "load", multiple=True, metavar="'MODULE [PARAM=VALUE]'")
 
+
+def output_option(metavar: str, text: str) -> Decorator:
+    """``-o FILE``: an argument ``output``, checked and written with output_file.py."""
+    return click.option("-o", "--output", metavar=metavar, type=click.Path(path_type=Path), help=text)
+
+
 GLOBAL_OPTIONS = (
     _global(
         "-C",

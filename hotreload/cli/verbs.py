@@ -12,11 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hotreload.cli.command import Globals, json_option, load_option, max_rung_option, verb
+from hotreload.cli.command import (
+    Globals,
+    json_option,
+    load_option,
+    max_rung_option,
+    output_option,
+    verb,
+)
 from hotreload.config import Config, wants_color
 from hotreload.errors import InputError
 
 if TYPE_CHECKING:
+    from hotreload.diff.object_diff import ObjectDiff
+    from hotreload.elf.model import ObjectFile
     from hotreload.report.console import Console
     from hotreload.report.outcome import ReloadReport
     from hotreload.session.guests import About
@@ -209,21 +218,42 @@ def doctor(options: Globals, fix: bool) -> int:
 
 
 @verb("diff")
-@click.argument("original", type=click.Path(path_type=Path))
-@click.argument("patched", type=click.Path(path_type=Path))
+@click.argument("original", type=click.Path(path_type=Path, readable=False))
+@click.argument("patched", type=click.Path(path_type=Path, readable=False))
+@output_option("OUT.o", "Write an object of what a patch would carry.")
 @json_option
-def diff(options: Globals, original: Path, patched: Path) -> int:
+def diff(options: Globals, original: Path, patched: Path, output: Path | None) -> int:
     """What changed between two objects of one unit, and whether a live patch could bring it."""
     import time
 
+    from hotreload.cli.output_file import check_output
     from hotreload.diff.unit_diff import base_object_of, diff_unit
+    from hotreload.elf.input_check import check_pair
     from hotreload.elf.reader import read_object
     from hotreload.report.diff_json import diff_object, diff_text
 
     started = time.monotonic()
-    found = diff_unit(base_object_of(read_object(original)), read_object(patched), {})
+    if output is not None:
+        check_output(output, (original, patched))
+    objects = read_object(original), read_object(patched)
+    check_pair(*objects)
+    found = diff_unit(base_object_of(objects[0]), objects[1], {})
     if options.json:
         click.echo(json.dumps(diff_object(found, (time.monotonic() - started) * 1000)))
     else:
         click.echo(diff_text(found), nl=False)
+    if output is not None:
+        _write_excerpt(options, output, found, objects[1])
     return REFUSED if found.obstacles else 0
+
+
+def _write_excerpt(options: Globals, output: Path, found: ObjectDiff, patched: ObjectFile) -> None:
+    from hotreload.cli.output_file import remove_output, write_output
+    from hotreload.patch.excerpt import write_excerpt
+
+    if found.verdict == "patchable":
+        write_output(output, write_excerpt(found, patched))
+        return
+    remove_output(output)
+    if not options.quiet:
+        click.echo(f"hotreload: {found.verdict}, so {output} was not written", err=True)

@@ -6,23 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 from hotreload.diff.object_diff import ObjectDiff
+from hotreload.diff.obstacles import Obstacle
 
 
 def diff_object(diff: ObjectDiff, milliseconds: float | None = None) -> dict[str, Any]:
     """The JSON object of ``diff --json`` (the interface's version 1)."""
-    obstacles = []
-    for obstacle in diff.obstacles:
-        file, _, line = (obstacle.where or "").rpartition(":")
-        obstacles.append(
-            {
-                "code": obstacle.code,
-                "symbol": obstacle.symbol,
-                "message": obstacle.message,
-                "hint": obstacle.hint,
-                "file": file or None,
-                "line": int(line) if file and line.isdigit() else None,
-            }
-        )
     return {
         "v": 1,
         "verdict": diff.verdict,
@@ -32,8 +20,23 @@ def diff_object(diff: ObjectDiff, milliseconds: float | None = None) -> dict[str
         "new_data": [symbol.name for symbol in diff.new_data],
         "callers_promoted": dict(diff.callers_promoted),
         "notes": [{"code": n.code, "symbol": n.symbol, "message": n.message} for n in diff.notes],
-        "obstacles": obstacles,
+        "obstacles": [obstacle_object(obstacle) for obstacle in diff.obstacles],
         "ms": None if milliseconds is None else round(milliseconds, 3),
+    }
+
+
+def obstacle_object(obstacle: Obstacle) -> dict[str, Any]:
+    """One of its ``obstacles``."""
+    file, _, line = (obstacle.where or "").rpartition(":")
+    if not line.isdigit():  # a file alone
+        file, line = obstacle.where or "", ""
+    return {
+        "code": obstacle.code,
+        "symbol": obstacle.symbol,
+        "message": obstacle.message,
+        "hint": obstacle.hint,
+        "file": file or None,
+        "line": int(line) if file and line else None,
     }
 
 

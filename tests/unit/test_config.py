@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.config import Config, load_config, settings, wants_color
+from hotreload.config import Config, load_config, packaged_flavour, settings, wants_color
 from hotreload.errors import InputError
 from hotreload.paths import config_file
 
@@ -150,6 +150,15 @@ def test_a_kernel_path_is_relative_to_the_file_that_names_it(tmp_path: Path) -> 
     folder = project(tmp_path / "driver", "kernel = '../linux'")
     assert load_config(folder, environ={}).kernel == str(tmp_path / "linux")
     assert load_config(folder, {"kernel": "debian"}, {}).kernel == "debian"
+    assert load_config(folder, {"kernel": "debian:6.12"}, {}).kernel == "debian:6.12"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "flavour"),
+    [("debian", "cloud-amd64"), ("debian:6.12", "6.12-cloud-amd64"), ("debian:", None), ("../linux", None)],
+)
+def test_a_packaged_kernel_is_the_newest_or_one_of_a_series(kernel: str, flavour: str | None) -> None:
+    assert packaged_flavour(kernel) == flavour
 
 
 def test_no_color_turns_colour_off_unless_a_flag_or_variable_of_ours_says_more(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hotreload.build import debian_kernel
-from hotreload.build.debian_kernel import fetch_debian_kernel, parse_package, relocate
+from hotreload.build.debian_kernel import fetch_debian_kernel, open_kernel, parse_package, relocate
 from hotreload.errors import EnvironmentFault
 from hotreload.paths import cache_folder
 
@@ -53,6 +53,13 @@ def test_packages_that_apt_does_not_know_are_told_with_what_to_do(
     assert "apt-get update" in (fault.value.hint or "")
 
 
+def test_a_series_has_packages_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "bin", "apt-cache", "exit 100")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    with pytest.raises(EnvironmentFault, match=r"no package linux-image-6\.12-cloud-amd64"):
+        asyncio.run(open_kernel("debian:6.12"))
+
+
 def test_a_failed_download_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     show = f"""case "$3" in
 linux-image-cloud-amd64) echo Package: $3; echo Version: 6.1.9-1; echo Depends: linux-image-{RELEASE};;
@@ -86,7 +93,7 @@ def test_two_at_once_fetch_one_after_the_other(tmp_path: Path) -> None:
     order: list[str] = []
 
     async def hold(name: str) -> None:
-        async with debian_kernel._lock(tmp_path / "lock", lambda line: order.append(f"{name} {line[:7]}")):
+        async with debian_kernel.locked(tmp_path / "lock", lambda line: order.append(f"{name} {line[:7]}")):
             order.append(f"{name} in")
             await asyncio.sleep(0.05)
             order.append(f"{name} out")

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""A source patch taken apart: which files it is about, and the hunks of each. Pure: bytes in, values out.
+
+What stands between the files (a mail's text, ``diff --git``, ``index``) is skipped as patch(1) does; what
+would change a file in another way than by hunks (a binary difference, a context diff) is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from hotreload.errors import InputError
+
+_HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
+_EXTENDED = re.compile(rb"(rename|copy) (from|to) (.*)")
+_QUOTED = re.compile(rb'"((?:\\.|[^"\\])*)"')
+_ESCAPE = re.compile(rb"\\([0-7]{3}|.)")
+_ESCAPES = {b"a": b"\a", b"b": b"\b", b"t": b"\t", b"n": b"\n", b"v": b"\v", b"f": b"\f", b"r": b"\r"}
+NOTHING = "/dev/null"
+
+
+class PatchUnfitError(InputError):
+    """A source patch that cannot be read, or does not fit the sources."""
+
+    default_code = "HR1010"
+
+
+@dataclass(frozen=True, slots=True)
+class FilePatch:
+    """What a patch does to one file.
+
+    ``old`` and ``new`` are names as the patch spells them, prefix included; None: the file is not there
+    before, or after. ``moved``: ``rename`` or ``copy``, where git says so. ``text``: the hunks, with the
+    two header lines before them; empty for a mere renaming. ``blind``: the line of a hunk that only adds
+    lines, and shows none around them.
+    """
+
+    old: str | None
+    new: str | None
+    text: bytes
+    moved: str | None = None
+    blind: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name to call it by."""
+        return self.new or self.old or ""
+
+
+def parse_patch(content: bytes, name: str) -> tuple[FilePatch, ...]:
+    """The files of a unified diff, in order; none for an empty one. Raises PatchUnfitError (HR1010)."""
+    files = tuple(_Parser(content.splitlines(keepends=True), name).files())
+    if not files and content.strip():
+        raise PatchUnfitError(
+            f"{name} is not a patch: there is no line like '--- a/file.c' with a hunk behind",
+            hint="make one with git diff, or diff -u OLD NEW",
+        )
+    return files
+
+
+@dataclass(slots=True)
+class _Parser:
+    lines: Sequence[bytes]
+    patch: str
+    at: int = 0
+
+    def files(self) -> Iterator[FilePatch]:
+        moved: dict[bytes, bytes] = {}
+        while self.at < len(self.lines):
+            line = self.lines[self.at]
+            if self._starts_file():
+                yield self._file(moved.get(b"how"))
+                moved = {}
+                continue
+            if line.startswith(b"diff --git "):
+                yield from _renamed(moved)
+                # Here alone git says whether names have its prefixes; those of a renaming never have.
+                moved = {b"prefixed": b"yes"} if re.match(rb'diff --git "?a/', line) else {}
+            elif found := _EXTENDED.match(line):
+                moved |= {b"how": found[1], found[2]: found[3]}
+            elif line.startswith((b"GIT binary patch", b"Binary files ")):
+                self._refuse("a binary difference")
+            elif line.startswith(b"*** ") and self._line(1).startswith(b"--- "):
+                self._refuse("a context diff", "make it with diff -u")
+            elif _HUNK.match(line):
+                self._refuse("a hunk without the name of its file")
+            self.at += 1
+        yield from _renamed(moved)
+
+    def _starts_file(self) -> bool:
+        return self._line(0).startswith(b"--- ") and self._line(1).startswith(b"+++ ")
+
+    def _line(self, further: int) -> bytes:
+        place = self.at + further
+        return self.lines[place] if place < len(self.lines) else b""
+
+    def _file(self, moved: bytes | None) -> FilePatch:
+        start = self.at
+        old, new = (_spelled(self._line(n)[4:]) for n in (0, 1))
+        self.at += 2
+        counts = []
+        blind = None
+        while found := _HUNK.match(self._line(0)):
+            before, after = (int(found[n]) if found[n] is not None else 1 for n in (2, 4))
+            counts.append((before, after))
+            if not before:
+                blind = blind or self.at + 1
+            self._skip_hunk(before, after)
+        if not counts:
+            self._refuse("a file without a hunk")
+        created, deleted = (len(counts) == 1 and counts[0][side] == 0 for side in (0, 1))
+        # Beside /dev/null there are old programs that write the name and the beginning of time.
+        created &= old == NOTHING or _is_epoch(self.lines[start])
+        deleted &= new == NOTHING or _is_epoch(self.lines[start + 1])
+        return FilePatch(
+            None if created else old,
+            None if deleted else new,
+            b"".join(self.lines[start : self.at]),
+            moved.decode() if moved else None,
+            None if created else blind,
+        )
+
+    def _skip_hunk(self, before: int, after: int) -> None:
+        """Go behind a hunk of so many lines."""
+        self.at += 1
+        while before or after:
+            line = self._line(0)
+            # A mailer may have taken the blank of an empty line away.
+            kind = line[:1] if line.strip(b"\r\n") else b" "
+            if not line or kind not in b" -+\\":
+                self._refuse("a hunk that is cut off")
+            before -= kind in b" -"
+            after -= kind in b" +"
+            if before < 0 or after < 0:
+                self._refuse("a hunk that is longer than its first line says")
+            self.at += 1
+        while self._line(0).startswith(b"\\"):
+            self.at += 1
+
+    def _refuse(self, what: str, hint: str = "make it anew with git diff, or diff -u OLD NEW") -> NoReturn:
+        raise PatchUnfitError(f"{self.patch}, line {self.at + 1}: {what}", hint=hint)
+
+
+def _renamed(moved: dict[bytes, bytes]) -> Iterator[FilePatch]:
+    """A file that only gets another name, or a copy."""
+    if b"from" in moved and b"to" in moved:
+        a, b = ("a/", "b/") if b"prefixed" in moved else ("", "")
+        old, new = a + _spelled(moved[b"from"]), b + _spelled(moved[b"to"])
+        yield FilePatch(old, new, b"", moved[b"how"].decode())
+
+
+def _spelled(word: bytes) -> str:
+    """A file's name in a header line: without the time stamp, and unquoted as git quotes."""
+    if quoted := _QUOTED.match(word):
+        word = _ESCAPE.sub(lambda found: _unescaped(found[1]), quoted[1])
+    else:
+        word = word.partition(b"\t")[0].rstrip()
+    return word.decode(errors="surrogateescape")
+
+
+def _unescaped(escape: bytes) -> bytes:
+    return bytes([int(escape, 8) & 0xFF]) if escape.isdigit() else _ESCAPES.get(escape, escape)
+
+
+def _is_epoch(header: bytes) -> bool:
+    return bool(re.search(rb"\t(?:1970-01-01|1969-12-31|Thu Jan  ?0?1 .*1970)", header))

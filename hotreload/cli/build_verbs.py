@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""The verb build: source patches become a livepatch module file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hotreload.cli.command import Globals, json_option, output_option, verb
+from hotreload.cli.verbs import console_of, one_folder, path_argument, print_json
+from hotreload.errors import InputError
+
+if TYPE_CHECKING:
+    from hotreload.config import Config
+    from hotreload.patch_build import PatchBuild
+    from hotreload.report.console import Console
+
+
+@verb("build")
+@path_argument
+@click.option(
+    "-p",
+    "--patch",
+    "patches",
+    metavar="FIX.patch",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A source patch (git diff, diff -u); several are applied in order.",
+)
+@output_option("OUT.ko", "The file to write; default: livepatch-FIX.ko, here.")
+@json_option
+def build(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...], output: Path | None) -> int:
+    """Make a livepatch module of source patches, for the module in PATH as it is now.
+
+    The sources stay as they are. No guest is needed: insmod the file where the driver runs.
+    """
+    import asyncio
+
+    from hotreload.cli.output_file import check_output, remove_output, write_output
+    from hotreload.patch_build import default_output
+
+    folder = one_folder(paths)
+    _refuse_kernel_tree(folder)
+    output = output or default_output(patches[0])
+    check_output(output, patches)
+    check_output(output, _made_by_kbuild(output))
+    config = options.config(folder)
+    console = console_of(options, config)
+    built = asyncio.run(_build(folder, config, patches, output, console))
+    console.report(built.report)
+    if built.module is not None:
+        write_output(output, built.module)
+    else:
+        remove_output(output)
+    _print_result(options, built, output, folder)
+    return built.report.outcome.exit_status
+
+
+async def _build(
+    folder: Path, config: Config, patches: tuple[Path, ...], output: Path, console: Console
+) -> PatchBuild:
+    from hotreload.build.debian_kernel import open_kernel
+    from hotreload.build.kernel_tree import check_fit
+    from hotreload.patch_build import Order, build_patch, module_name_of
+
+    with console.progress("building") as progress:
+        kernel = await open_kernel(config.kernel, progress.update)
+        check_fit(kernel)
+        return await build_patch(Order(folder, kernel, patches, module_name_of(output)), progress.update)
+
+
+def _made_by_kbuild(output: Path) -> tuple[Path, ...]:
+    """The driver itself, which a patch module must not take the place of."""
+    return (output,) if output.with_suffix(".mod.c").is_file() else ()
+
+
+def _refuse_kernel_tree(folder: Path) -> None:
+    """Raise InputError (HR1007): what is built is a module of one's own."""
+    if (folder / "init/main.c").is_file() and (folder / "scripts/Kbuild.include").is_file():
+        raise InputError(
+            f"{folder} is a kernel tree: patches of the kernel itself are not built yet",
+            code="HR1007",
+            hint="name the folder of an external module, and the kernel with -K",
+        )
+
+
+def _print_result(options: Globals, built: PatchBuild, output: Path, folder: Path) -> None:
+    """On standard output: with --json all of it, else the name of the file, where there is one."""
+    if options.json:
+        from hotreload.report.build_json import build_object
+
+        diffs = {each.pair.unit.object: each.diff for each in built.compared}
+        sources = {each.pair.unit.object: each.pair.unit.source for each in built.compared}
+        module = output if built.module is not None else None
+        print_json(build_object(diffs, sources, built.obstacles, module, folder))
+    elif built.module is not None:
+        click.echo(str(output), file=sys.stdout)

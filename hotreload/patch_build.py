@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: MIT
+"""Source patches through all stages but the last: a livepatch module file, made without a guest.
+
+Read ``build_patch`` first. The stages are those of an edit (reload.py). The base is the sources as they are:
+a driver that was built from others is not what the module fits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload.build.base import Base, SourceMovedError, build_base
+from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.external_module import MAKEFILE_NAME, ExternalModule
+from hotreload.build.kernel_tree import KernelTree, kernel_compiler
+from hotreload.build.patched_sources import PatchedSources, apply_patches
+from hotreload.build.patched_units import compile_units
+from hotreload.build.units import UnitSelection, units_for
+from hotreload.cycle import Compared, Cycle, read_original
+from hotreload.diff.obstacles import NotPatchableError, Obstacle
+from hotreload.errors import CompileError, InputError
+from hotreload.kernel_knowledge import learn_offline
+from hotreload.patch.glue import build_glue
+from hotreload.patch.module import LivePatch, write_module
+from hotreload.patch.plan import PatchPlan
+from hotreload.paths import cache_folder, writing_to
+from hotreload.plan_units import compare_unit, obstacles_of, plan_units
+from hotreload.report.outcome import Outcome, ReloadReport
+from hotreload.source_texts import SourceTexts
+
+Progress = Callable[[str], None]
+
+# MODULE_NAME_LEN of include/linux/moduleparam.h is 64 - sizeof(unsigned long), with the NUL behind.
+LONGEST_NAME = 55
+RECIPE = re.compile(rf"{MAKEFILE_NAME.pattern}|Kconfig(?:\..+)?")
+BUILD_BY_HAND = "apply the patch, build the module and load it anew"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Patches of the module in ``folder``, built for ``kernel``; ``name``: of the patch module."""
+
+    folder: Path
+    kernel: KernelTree
+    patches: tuple[Path, ...]
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PatchBuild:
+    """What came of it. ``module``: the file's content, where there is something to patch; ``compared``: the
+    units whose sources changed; ``obstacles``: all of them, where it is refused."""
+
+    report: ReloadReport
+    compared: tuple[Compared, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
+    module: bytes | None = None
+
+
+async def build_patch(order: Order, progress: Progress | None = None) -> PatchBuild:
+    """Build a patch module of source patches. A refusal is a result.
+
+    Raises InputError (HR1006, HR1009, HR1010), CompileError, EnvironmentFault, KernelUnfitError.
+    """
+    started = time.monotonic()
+    # What would the files say? Copies are patched; nothing of this is written into the user's tree.
+    sources = await apply_patches(order.patches, order.folder)
+    cycle = Cycle(tuple(sources.texts), started, lambda _type, _fields: None)
+    cycle.notes += sources.notes
+    compared: dict[Path, Compared] = {}
+    try:
+        refuse_recipes(sources)
+        if not sources.texts:
+            cycle.notes.append("the patch changes no file")
+            return PatchBuild(cycle.no_change(None))
+        patch = await _through(order, sources, cycle, compared, progress or (lambda _line: None))
+    except NotPatchableError as error:
+        return PatchBuild(cycle.failed(error, None), tuple(compared.values()), error.obstacles)
+    if patch is None:
+        return PatchBuild(cycle.no_change(None), tuple(compared.values()))
+    return PatchBuild(_built(cycle), tuple(compared.values()), module=patch.module)
+
+
+async def _through(
+    order: Order,
+    sources: PatchedSources,
+    cycle: Cycle,
+    compared: dict[Path, Compared],
+    progress: Progress,
+) -> LivePatch | None:
+    # Build what the patch is for, and keep what it was made of.
+    module, base = await _base(order, cycle, progress)
+    require_same_sources(sources, base)
+    require_other_name(order.name, base)
+
+    # Which translation units do the changed files go into?
+    selection = units_for(sources.texts, module)
+    units = _units(sources, module, selection)
+
+    with _work_folder() as work:
+        # Compile them from a mirror of the sources in which the patched files are.
+        with cycle.stage("build"):
+            compiled = await compile_units(base, units, sources.texts, work)
+
+        # What changed? Into ``compared``, for it is told with a refusal, too.
+        with cycle.stage("diff"):
+            for pair in compiled.pairs:
+                original = read_original(pair.original, base.plain_object(pair.unit))
+                texts = _texts(pair.unit, module, sources)
+                compared[pair.unit.object] = compare_unit(pair, original, texts)
+            cycle.compared += compared.values()
+
+    # Which of it can be patched? All obstacles are told at once.
+    strays = _strays(sources, selection, compiled.used)
+    if missing := tuple(_not_built(strays, sources)):
+        raise NotPatchableError((*missing, *obstacles_of(compared)))
+    if names := ", ".join(file.name for file in strays):
+        cycle.notes.append(f"not part of the build: {names}")
+    glue = await build_glue(order.kernel, progress)
+    with cycle.stage("link"):
+        knowledge = learn_offline(module, base, glue)
+        plan = plan_units(base, compared, knowledge.symbols)
+        if plan is None:
+            return None
+        _note_what_stays(plan, cycle)
+        return write_module(plan, order.name, knowledge.glue)
+
+
+# --- stages ---
+
+
+async def _base(order: Order, cycle: Cycle, progress: Progress) -> tuple[ExternalModule, Base]:
+    compiler = await kernel_compiler(order.kernel)
+    if compiler.note:
+        cycle.notes.append(f"HR5103 {compiler.note}")
+    try:
+        return await build_base(order.kernel, order.folder, progress)
+    except CompileError as error:
+        message = f"without the patch, too: {error.message}"
+        hint = error.hint or "mend the sources first"
+        raise CompileError(message, error.diagnostics, hint=hint) from error
+
+
+def refuse_recipes(sources: PatchedSources) -> None:
+    """Raise NotPatchableError (HR1004) for a changed Makefile, Kbuild or Kconfig file."""
+    recipes = sorted(str(file) for file in sources.texts if RECIPE.fullmatch(file.name))
+    if recipes:
+        raise NotPatchableError(
+            Obstacle(
+                "HR1004",
+                Path(file).name,
+                f"the patch changes {Path(file).name}: what is built, and how, would not be the same",
+                BUILD_BY_HAND,
+                file,
+            )
+            for file in recipes
+        )
+
+
+def require_same_sources(sources: PatchedSources, base: Base) -> None:
+    """Raise SourceMovedError (HR1006) when a file was saved between being patched and being built."""
+    for file, digest in base.digests.items():
+        before = sources.before.get(Path(os.path.realpath(file)))
+        if before is not None and hashlib.sha256(before).hexdigest() != digest:
+            raise SourceMovedError(f"{file} was saved meanwhile", hint="run the command again")
+
+
+def _units(
+    sources: PatchedSources, module: ExternalModule, selection: UnitSelection
+) -> tuple[TranslationUnit, ...]:
+    """The units to compile: all, where files come or go, for a header may hide another one."""
+    gone = {file for file, text in sources.texts.items() if text is None}
+    if lost := [unit.source for unit in module.units if Path(os.path.realpath(unit.source)) in gone]:
+        raise NotPatchableError(
+            Obstacle(
+                "HR1004", file.name, f"the patch removes {file.name}, which the module is built from",
+                BUILD_BY_HAND, str(file),
+            )
+            for file in lost
+        )  # fmt: skip
+    moved = any(None in (text, sources.before[file]) for file, text in sources.texts.items())
+    return module.units if moved else selection.units
+
+
+@contextlib.contextmanager
+def _work_folder() -> Iterator[Path]:
+    """A folder for mirrors and objects. Its name is one that base.py sweeps, should we be killed."""
+    place = cache_folder() / "base"
+    with (
+        writing_to(place),
+        tempfile.TemporaryDirectory(prefix=".patch-", dir=place, ignore_cleanup_errors=True) as work,
+    ):
+        yield Path(work)
+
+
+def _texts(unit: TranslationUnit, module: ExternalModule, sources: PatchedSources) -> Mapping[str, str]:
+    """The unit's sources as the patch makes them, its own file first."""
+    new = [file for file, text in sources.texts.items() if sources.before[file] is None and text is not None]
+    files = dict.fromkeys((unit.source, *module.inputs[unit.object], *new))
+    instead = {file: sources.texts.get(Path(os.path.realpath(file))) for file in files}
+    return SourceTexts(tuple(files), {file: text for file, text in instead.items() if text is not None})
+
+
+def _strays(sources: PatchedSources, selection: UnitSelection, used: frozenset[Path]) -> tuple[Path, ...]:
+    """The files of the patch that no unit was made of, before or after."""
+    other = (file for file in selection.not_part_of_build if file not in used)
+    return tuple(file for file in other if sources.texts[file] is not None)
+
+
+def _not_built(strays: Sequence[Path], sources: PatchedSources) -> Iterator[Obstacle]:
+    """Sources among them: what these do would be missing without a word."""
+    for file in filter(_is_source, strays):
+        new = sources.before[file] is None
+        fact = "new, and no unit is built from it" if new else "not part of this build"
+        hint = "put it into a file that is built, or include it there" if new else BUILD_BY_HAND
+        yield Obstacle("HR1002", file.name, f"{file.name} is {fact}", hint, str(file))
+
+
+def _is_source(file: Path) -> bool:
+    return file.suffix in (".c", ".S", ".s")
+
+
+def _note_what_stays(plan: PatchPlan, cycle: Cycle) -> None:
+    """Tell what the kernel may still point at when the patch is disabled."""
+    names = dict.fromkeys((*(piece.name for piece in plan.pieces if piece.escapes), *plan.strings))
+    if names:
+        told = ", ".join(names)
+        cycle.notes.append(f"keep it loaded when it is disabled, for there may be pointers to: {told}")
+
+
+# --- names and endings ---
+
+
+def module_name_of(file: Path) -> str:
+    """The name of the module in a file: what the kernel allows, and at most 55 bytes."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", file.name.removesuffix(".ko"))
+    return name[:LONGEST_NAME] or "livepatch"
+
+
+def default_output(patch: Path) -> Path:
+    """``livepatch-NAME.ko`` for ``NAME.patch``, in the folder where the command is run."""
+    return Path(f"livepatch-{re.sub(r'[.](patch|diff|mbox|eml|txt)$', '', patch.name)}.ko")
+
+
+def require_other_name(name: str, base: Base) -> None:
+    """Raise InputError (HR1009) when the patch module would have the name of a module that it is for."""
+    if any(built.name == name for built in base.modules):
+        raise InputError(
+            f"{name} is the name of the module that the patch is for", hint="name another file behind -o"
+        )
+
+
+def _built(cycle: Cycle) -> ReloadReport:
+    milliseconds = (time.monotonic() - cycle.saved_at) * 1000
+    diffs = [each.diff for each in cycle.compared]
+    notes = [note.message for diff in diffs for note in diff.notes]
+    notes += [f"{fn} travels: it {why}" for diff in diffs for fn, why in diff.callers_promoted.items()]
+    return ReloadReport(
+        Outcome.PATCHABLE,
+        files=cycle.files,
+        symbols=tuple(dict.fromkeys(name for diff in diffs for name in diff.changed_names)),
+        milliseconds=cycle.milliseconds,
+        saved_to_live_ms=milliseconds,
+        notes=(*notes, *cycle.notes),
+        error="".join(each.pair.warnings for each in cycle.compared),
+    )
