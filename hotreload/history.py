@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hotreload.patch.homes import Home
-from hotreload.patch.plan import Identity, PatchPlan
+from hotreload.patch.model import Identity, PatchPlan
 from hotreload.report.outcome import ReloadReport
 
 

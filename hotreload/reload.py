@@ -28,8 +28,8 @@ from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError
 from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.patch.homes import Home, continued, gone, reset
+from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch.module import NAME_PREFIX, LivePatch, write_module
-from hotreload.patch.plan import Identity, PatchPlan
 from hotreload.patch.writes import Place, Written
 from hotreload.plan_units import compare_unit, plan_units
 from hotreload.report.outcome import Outcome, ReloadReport

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from hotreload.elf.constants import STT_FUNC
-from hotreload.patch.plan import (
+from hotreload.patch.model import (
     Identity,
     Import,
     KlpFunc,

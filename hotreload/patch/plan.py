@@ -14,7 +14,6 @@ What the patch itself adds has no original. Its *identity* tells it in the patch
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd
@@ -24,156 +23,32 @@ from hotreload.diff.correlate import (
     is_child,
     is_constant,
     is_place_static,
-    is_static_local,
-    parent_name,
 )
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.obstacles import RELOAD_MODULE, NotPatchableError, Obstacle
 from hotreload.diff.running_code import RunningCode
 from hotreload.diff.special_sections import LOADED, REPLACEMENTS, Entry
 from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE
-from hotreload.elf.model import ConstRef, Relocation, StringRef, Symbol, SymbolRef
+from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start, takes_address
 from hotreload.patch.escapes import escapes
+from hotreload.patch.identity import identities
+from hotreload.patch.model import (
+    Callback,
+    Identity,
+    Import,
+    KlpFunc,
+    KlpObject,
+    PatchPlan,
+    Piece,
+    PieceRef,
+    PlannedRelocation,
+    PlannedTarget,
+    Pointer,
+    Value,
+    Write,
+)
 from hotreload.patch.symbols import VMLINUX, KernelSymbols, SymbolPosition
-
-
-@dataclass(frozen=True, slots=True)
-class Import:
-    """An export of vmlinux, which the module loader resolves; ``namespace``: to be imported for it."""
-
-    name: str
-    crc: int
-    namespace: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PieceRef:
-    """A piece of this patch, by its number; ``kept``: its address may outlive the patch."""
-
-    number: int
-    kept: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What makes a function or variable that an edit added the same one in the next patch.
-
-    ``owners``: the functions that a static local belongs to; empty for all else. ``shared``: several have it,
-    and nothing tells them apart.
-    """
-
-    module: str
-    source: str
-    owners: tuple[str, ...]
-    name: str
-    shared: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Absolute:
-    """A place in the running kernel, known by its address."""
-
-    address: int
-
-
-PlannedTarget = PieceRef | Import | SymbolPosition | StringRef | ConstRef | Absolute
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedRelocation:
-    offset: int
-    type: int
-    target: PlannedTarget
-    addend: int
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of an output section.
-
-    ``object``    whom its livepatch relocations wait for
-    ``owner``     of an entry of a special section: the number of the piece that it says something about
-    ``identity``  of what an edit added
-    ``type``      of such a variable, where the object tells it
-    ``escapes``   whether the kernel may keep its address
-    """
-
-    name: str
-    kind: int
-    section: str
-    align: int
-    content: bytes
-    relocations: tuple[PlannedRelocation, ...]
-    object: str
-    owner: int | None = None
-    identity: Identity | None = None
-    type: str = ""
-    escapes: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class KlpFunc:
-    """struct klp_func: ``old_name`` at ``old_sympos`` is replaced by piece number ``new_func``."""
-
-    old_name: str
-    old_sympos: int
-    new_func: int
-
-
-@dataclass(frozen=True, slots=True)
-class KlpObject:
-    """struct klp_object: the functions of a module, or of vmlinux where ``name`` is None."""
-
-    name: str | None
-    funcs: tuple[KlpFunc, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Pointer:
-    """The address of a target, and so many bytes on."""
-
-    target: PlannedTarget
-    addend: int
-
-
-Value = int | Pointer
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """A value of data that the running kernel holds: ``size`` bytes at ``place`` + ``offset``.
-
-    ``object``: the module whose data it is; ``before``: what the guest booted with; ``name``: as C calls it.
-    """
-
-    object: str
-    place: SymbolPosition
-    offset: int
-    size: int
-    before: Value
-    after: Value
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Callback:
-    """A piece that the livepatch core calls with ``object``; ``kind``: a member of struct klp_callbacks."""
-
-    object: str
-    kind: str
-    func: int
-
-
-@dataclass(frozen=True, slots=True)
-class PatchPlan:
-    """A whole patch. ``strings``: those that the kernel may keep the address of, told for people."""
-
-    pieces: tuple[Piece, ...]
-    objects: tuple[KlpObject, ...]
-    strings: tuple[str, ...] = ()
-    writes: tuple[Write, ...] = ()
-    callbacks: tuple[Callback, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +105,7 @@ class _Planner:
             for symbol in {*unit.diff.carried, *unit.diff.original_of}:
                 if symbol.name in unit.diff.new_exports:
                     self.exported[symbol.name] = unit, symbol
-        self.identities = _identities(self.units)
+        self.identities = identities(self.units)
 
     def pieces(self) -> Iterator[Piece]:
         """First the carried symbols, in the order of ``numbers``; then entries of special sections."""
@@ -462,45 +337,6 @@ class _Planner:
 
 def _relocation_at(symbol: Symbol, offset: int) -> Relocation | None:
     return next((r for r in symbol.relocations if r.offset == offset), None)
-
-
-def _identities(units: Sequence[UnitDiff]) -> dict[Symbol, Identity]:
-    """The identity of all that is new and has a name."""
-    found: dict[Symbol, Identity] = {}
-    for unit in units:
-        new = [s for s in unit.diff.carried if s not in unit.diff.original_of and _can_be_told(s)]
-        owners = _owners(unit.diff.carried)
-        for symbol in new:
-            of = owners[symbol] if is_static_local(symbol) else set()
-            found[symbol] = Identity(unit.module, unit.source, tuple(sorted(of)), base_name(symbol.name))
-    count = Counter(found.values())
-    return {s: replace(i, shared=True) if count[i] > 1 else i for s, i in found.items()}
-
-
-def _can_be_told(symbol: Symbol) -> bool:
-    return not symbol.anonymous and not is_child(symbol) and not is_place_static(symbol)
-
-
-def _owners(carried: Sequence[Symbol]) -> Mapping[Symbol, set[str]]:
-    """The functions of the source that lead to each symbol, themselves or by what they call.
-
-    With those in between, a static local keeps one of them when its function is inlined, or is no more.
-    """
-    users: dict[Symbol, set[Symbol]] = defaultdict(set)
-    for symbol in carried:
-        for relocation in symbol.relocations:
-            if isinstance(relocation.target, SymbolRef):
-                users[relocation.target.symbol].add(symbol)
-    found = {}
-    for symbol in carried:
-        reached = {symbol}
-        todo = [symbol]
-        while todo:
-            more = users.get(todo.pop(), set()) - reached
-            reached |= more
-            todo += more
-        found[symbol] = {base_name(parent_name(s.name)) for s in reached if s.is_function}
-    return found
 
 
 def _output_section(symbol: Symbol) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.elf.model import StringRef
-from hotreload.patch.plan import Absolute, PieceRef, Pointer, Value, Write
+from hotreload.patch.model import Absolute, PieceRef, Pointer, Value, Write
 
 # Where in the guest's memory a value is: object, symbol, sympos, offset, size.
 Place = tuple[str, str, int, int, int]

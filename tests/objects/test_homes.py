@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hotreload.patch.homes import Home, Settlement, continued, gone, reasons_to_stay, settle
-from hotreload.patch.plan import Identity, PatchPlan
+from hotreload.patch.model import Identity, PatchPlan
 from tests.objects.test_module import planned
 
 BEFORE = "void *keep; int f(int i) { return i; }"

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from hotreload.history import History
-from hotreload.patch.plan import PatchPlan
+from hotreload.patch.model import PatchPlan
 
 
 def plan(name: str) -> PatchPlan:

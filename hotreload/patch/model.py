@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""What a plan is made of: pieces, what their relocations point at, and what is done beside replacing code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hotreload.elf.model import ConstRef, StringRef
+from hotreload.patch.symbols import SymbolPosition
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """An export of vmlinux, which the module loader resolves; ``namespace``: to be imported for it."""
+
+    name: str
+    crc: int
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PieceRef:
+    """A piece of this patch, by its number; ``kept``: its address may outlive the patch."""
+
+    number: int
+    kept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes a function or variable that an edit added the same one in the next patch.
+
+    ``owners``: the functions that a static local belongs to; empty for all else. ``shared``: several have it,
+    and nothing tells them apart.
+    """
+
+    module: str
+    source: str
+    owners: tuple[str, ...]
+    name: str
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Absolute:
+    """A place in the running kernel, known by its address."""
+
+    address: int
+
+
+PlannedTarget = PieceRef | Import | SymbolPosition | StringRef | ConstRef | Absolute
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRelocation:
+    offset: int
+    type: int
+    target: PlannedTarget
+    addend: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of an output section.
+
+    ``object``    whom its livepatch relocations wait for
+    ``owner``     of an entry of a special section: the number of the piece that it says something about
+    ``identity``  of what an edit added
+    ``type``      of such a variable, where the object tells it
+    ``escapes``   whether the kernel may keep its address
+    """
+
+    name: str
+    kind: int
+    section: str
+    align: int
+    content: bytes
+    relocations: tuple[PlannedRelocation, ...]
+    object: str
+    owner: int | None = None
+    identity: Identity | None = None
+    type: str = ""
+    escapes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KlpFunc:
+    """struct klp_func: ``old_name`` at ``old_sympos`` is replaced by piece number ``new_func``."""
+
+    old_name: str
+    old_sympos: int
+    new_func: int
+
+
+@dataclass(frozen=True, slots=True)
+class KlpObject:
+    """struct klp_object: the functions of a module, or of vmlinux where ``name`` is None."""
+
+    name: str | None
+    funcs: tuple[KlpFunc, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """The address of a target, and so many bytes on."""
+
+    target: PlannedTarget
+    addend: int
+
+
+Value = int | Pointer
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A value of data that the running kernel holds: ``size`` bytes at ``place`` + ``offset``.
+
+    ``object``: the module whose data it is; ``before``: what the guest booted with; ``name``: as C calls it.
+    """
+
+    object: str
+    place: SymbolPosition
+    offset: int
+    size: int
+    before: Value
+    after: Value
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """A piece that the livepatch core calls with ``object``; ``kind``: a member of struct klp_callbacks."""
+
+    object: str
+    kind: str
+    func: int
+
+
+@dataclass(frozen=True, slots=True)
+class PatchPlan:
+    """A whole patch. ``strings``: those that the kernel may keep the address of, told for people."""
+
+    pieces: tuple[Piece, ...]
+    objects: tuple[KlpObject, ...]
+    strings: tuple[str, ...] = ()
+    writes: tuple[Write, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
