@@ -29,8 +29,8 @@ from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.errors import CompileError, InputError
 from hotreload.kernel_knowledge import learn_offline
 from hotreload.patch.glue import build_glue
+from hotreload.patch.model import PatchPlan
 from hotreload.patch.module import LivePatch, write_module
-from hotreload.patch.plan import PatchPlan
 from hotreload.paths import cache_folder, writing_to
 from hotreload.plan_units import compare_unit, obstacles_of, plan_units
 from hotreload.report.outcome import Outcome, ReloadReport

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd
+from pathlib import Path
 
 from hotreload.diff.correlate import (
     base_name,
@@ -28,7 +29,7 @@ from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.obstacles import RELOAD_MODULE, NotPatchableError, Obstacle
 from hotreload.diff.running_code import RunningCode
 from hotreload.diff.special_sections import LOADED, REPLACEMENTS, Entry
-from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE
+from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE, STB_WEAK
 from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start, takes_address
 from hotreload.patch.escapes import escapes
@@ -101,6 +102,7 @@ class _Planner:
                 self.numbers[symbol] = len(self.numbers)
                 self.unit_of[symbol] = unit
                 if not symbol.is_local:
+                    self._refuse_second(unit, symbol)
                     self.globals[unit.module, symbol.name] = symbol
             for symbol in {*unit.diff.carried, *unit.diff.original_of}:
                 if symbol.name in unit.diff.new_exports:
@@ -193,6 +195,16 @@ class _Planner:
             identity=self.identities.get(symbol),
             type=unit.diff.types.get(symbol.name, ""),
         )
+
+    def _refuse_second(self, unit: UnitDiff, symbol: Symbol) -> None:
+        """Two definitions of one name: each file would use its own, where a linker says no."""
+        other = self.globals.get((unit.module, symbol.name))
+        if other is not None and STB_WEAK not in (symbol.binding, other.binding):
+            files = f"{Path(self.unit_of[other].source).name} and {Path(unit.source).name}"
+            message = f"'{symbol.name}' is defined in {files}: the module would not link"
+            self._refuse(
+                "HR2208", symbol.name, message, "define it in one of them, and declare it in the other"
+            )
 
     def _refuse_moved(self, unit: UnitDiff, symbol: Symbol) -> None:
         """What is new in this file but was in another one: who is not in the patch goes on to use that."""

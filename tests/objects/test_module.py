@@ -242,6 +242,15 @@ def test_a_string_that_is_stored_keeps_the_patch_loaded_and_one_that_is_printed_
     assert (kept(stored), kept(printed)) == (("a string of f",), ())
 
 
+def test_two_definitions_of_one_name_are_refused_as_a_linker_would(tmp_path: Path) -> None:
+    header = (
+        "extern int calls; int NAME(void) { return 1; }",
+        "int calls = 3; int NAME(void) { return calls; }",
+    )
+    units = {name: tuple(s.replace("NAME", name[0]) for s in header) for name in ("a.c", "b.c")}
+    assert refusal(tmp_path, units) == ["HR2208"]  # type: ignore[arg-type]
+
+
 def test_what_is_not_exported_is_refused(tmp_path: Path) -> None:
     plain = ("int f(void) { return 1; }", "int secret(void); int f(void) { return secret() + 1; }")
     assert refusal(tmp_path, {"unit.c": plain}) == ["HR2209"]
