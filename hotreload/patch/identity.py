@@ -6,14 +6,10 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from hotreload.diff.correlate import base_name, is_child, is_place_static, is_static_local, parent_name
 from hotreload.elf.model import Symbol, SymbolRef
-from hotreload.patch.model import Identity
-
-if TYPE_CHECKING:
-    from hotreload.patch.plan import UnitDiff
+from hotreload.patch.model import Identity, UnitDiff
 
 
 def identities(units: Sequence[UnitDiff]) -> dict[Symbol, Identity]:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What a plan is made of: pieces, what their relocations point at, and what is done beside replacing code."""
+"""What a plan is made from and of: units that differ; pieces, what they point at, and what else is done."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hotreload.diff.object_diff import ObjectDiff
+from hotreload.diff.running_code import RunningCode
 from hotreload.elf.model import ConstRef, StringRef
 from hotreload.patch.symbols import SymbolPosition
 
@@ -145,3 +147,15 @@ class PatchPlan:
     strings: tuple[str, ...] = ()
     writes: tuple[Write, ...] = ()
     callbacks: tuple[Callback, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnitDiff:
+    """A unit's difference, and how the unit is found in the guest: the module that it is linked into, the
+    number of its block in that module's symbols, and what of its base object the guest runs."""
+
+    module: str
+    source: str
+    block: int | None
+    diff: ObjectDiff
+    running: RunningCode

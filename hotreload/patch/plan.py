@@ -25,9 +25,7 @@ from hotreload.diff.correlate import (
     is_constant,
     is_place_static,
 )
-from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.obstacles import RELOAD_MODULE, NotPatchableError, Obstacle
-from hotreload.diff.running_code import RunningCode
 from hotreload.diff.special_sections import LOADED, REPLACEMENTS, Entry
 from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE, STB_WEAK
 from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
@@ -46,22 +44,11 @@ from hotreload.patch.model import (
     PlannedRelocation,
     PlannedTarget,
     Pointer,
+    UnitDiff,
     Value,
     Write,
 )
 from hotreload.patch.symbols import VMLINUX, KernelSymbols, SymbolPosition
-
-
-@dataclass(frozen=True, slots=True)
-class UnitDiff:
-    """A unit's difference, and how the unit is found in the guest: the module that it is linked into, the
-    number of its block in that module's symbols, and what of its base object the guest runs."""
-
-    module: str
-    source: str
-    block: int | None
-    diff: ObjectDiff
-    running: RunningCode
 
 
 def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:

@@ -15,8 +15,7 @@ from typing import Final
 
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.elf.writer import OutputSection, OutputSymbol
-from hotreload.patch.model import Import, PatchPlan, Piece, PieceRef, PlannedRelocation
-from hotreload.patch.plan import UnitDiff
+from hotreload.patch.model import Import, PatchPlan, Piece, PieceRef, PlannedRelocation, UnitDiff
 from hotreload.patch.symbols import SymbolPosition
 
 Sections = list[OutputSection]
