@@ -114,10 +114,13 @@ class Cycle:
         if reset:
             names = ", ".join(reset)
             self.notes.append(f"HR2104 starts anew with each patch, for several have that name: {names}")
-        if settlement.stranded:
-            names = ", ".join(settlement.stranded)
-            why = "not traceable, or declared in another way"
-            self.notes.append(f"HR2202 {why}; whoever has its address runs it as it was: {names}")
+        for functions, why in (
+            (settlement.stranded, "not traceable"),
+            (settlement.redeclared, "declared in another way"),
+        ):
+            if functions:
+                told = f"{why}; whoever has its address runs it as it was: {', '.join(functions)}"
+                self.notes.append(f"HR2202 {told}")
 
     def note_gone(self, names: tuple[str, ...]) -> None:
         """Tell of functions that earlier reloads added, and that are not there any more."""

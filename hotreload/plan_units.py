@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from hotreload.patch.symbols import KernelSymbols
 
 
 def compare_unit(
-    pair: ObjectPair, original: Original, sources: Mapping[str, str], live_types: bytes | None = None
+    pair: ObjectPair, original: Original, sources: Mapping[str, str], live_types: Sequence[bytes] = ()
 ) -> Compared:
     """What a unit's objects differ in. ``sources``: its texts by path, its own file first.
 
-    ``live_types``: the ``.BTF`` of the unit that the guest runs now.
+    ``live_types``: each ``.BTF`` of the unit that the guest has run.
 
     Raises InputError (HR1009) when an object cannot be read.
     """

@@ -24,6 +24,7 @@ from hotreload.cycle import Announce, Compared, Cycle, Original, read_original
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
+from hotreload.diff.unit_diff import without_same
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError
 from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
@@ -91,7 +92,8 @@ class Reloader:
         self._live: LivePatch | None = None
         self._kept: dict[str, tuple[str, ...]] = {}  # patch modules that must stay loaded, and why
         self._homes: dict[Identity, Home] = {}  # where what the reloads added lives
-        self._live_types: dict[Path, bytes] = {}  # the .BTF of units as the guest runs them, by object
+        # Each .BTF of a unit, by object, that the guest has run since it booted or since the last undo.
+        self._live_types: dict[Path, tuple[bytes, ...]] = {}
         self._written: dict[Place, Written] = {}  # values that the live patch wrote into data
         self._serial = 0
         self._tidying: asyncio.Task[None] | None = None
@@ -197,10 +199,17 @@ class Reloader:
         # The guest has not been touched so far. This is the first line that does.
         await self._bring(cycle, plan, continued(self._homes, before.plan))
 
-        self._live_types = {key: each.types for key, each in self._edited.items() if each.types}
+        self._note_types()
         step = self._history.add(plan, self._symbols(), self._homes)
         self._keep_stages(cycle, step)
         return cycle.went_live(step, before)
+
+    def _note_types(self) -> None:
+        """The guest may have objects of every type that its code knew. Of equal ones the last is enough."""
+        for key, each in self._edited.items():
+            known = self._live_types.get(key, ())
+            if each.types and each.types not in known:
+                self._live_types[key] = (*without_same(known, each.types), each.types)
 
     def _keep_stages(self, cycle: Cycle, step: Step) -> None:
         try:
@@ -283,7 +292,7 @@ class Reloader:
                 if key not in self._originals:
                     self._originals[key] = read_original(pair.original, self.base.plain_object(pair.unit))
                 compared = compare_unit(
-                    pair, self._originals[key], self._texts(pair.unit), self._live_types.get(key)
+                    pair, self._originals[key], self._texts(pair.unit), self._live_types.get(key, ())
                 )
                 self._edited[key] = compared
                 cycle.compared.append(compared)

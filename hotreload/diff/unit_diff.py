@@ -52,13 +52,13 @@ def diff_unit(
     sources: Mapping[str, str],
     *,
     types_known: bool = False,
-    live_types: bytes | None = None,
+    live_types: Sequence[bytes] = (),
 ) -> ObjectDiff:
     """Compare a unit's objects and, where its code changed, the types that live data may have.
 
     ``sources``: texts by path, nearest first, to find the line of a definition in. ``types_known``: refuse
-    (HR2101) where types cannot be compared, instead of telling so. ``live_types``: the ``.BTF`` of the unit
-    as the guest runs it now, whose code may have made objects of types that the original has not.
+    (HR2101) where types cannot be compared, instead of telling so. ``live_types``: each ``.BTF`` of the unit
+    that the guest has run, whose code may have made objects of types that the original has not.
     """
     diff = diff_objects(original.object, patched, original.layouts)
     if diff.verdict == "unchanged":
@@ -68,8 +68,8 @@ def diff_unit(
     if types_known and not types.compared:
         refusals = tuple(Obstacle(note.code, note.symbol, note.message, NO_TYPES) for note in types.notes)
         types = replace(types, obstacles=refusals, notes=())
-    if types.compared and live_types is not None:
-        added = _changed_since(live_types, original.layouts, section_of(patched), types)
+    for live in live_types if types.compared else ():
+        added = _changed_since(live, original.layouts, section_of(patched), types)
         types = replace(types, obstacles=types.obstacles + added)
     # A variable that grew with its type has been told of by its type.
     grown = {obstacle.code for obstacle in types.obstacles}
@@ -101,6 +101,15 @@ def _changed_since(
         for obstacle in since.obstacles
         if obstacle.symbol not in told | before.variables.keys() and obstacle.code != "HR2205"
     )
+
+
+def without_same(sections: Sequence[bytes], other: bytes) -> tuple[bytes, ...]:
+    """Those of several raw ``.BTF`` whose types are not all in ``other`` as well."""
+    try:
+        settled = parse(other).settled
+        return tuple(section for section in sections if not says_the_same(settled, section))
+    except BtfError:
+        return tuple(sections)
 
 
 def _rewritten(rewrites: Sequence[Rewrite], layouts: Layouts | None) -> Iterator[Note]:

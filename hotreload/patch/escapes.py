@@ -15,7 +15,8 @@ from hotreload.diff.special_sections import TRACE_FORMATS
 from hotreload.elf.model import Relocation, Symbol
 from hotreload.elf.references import handed_to
 
-# Functions of the kernel that keep none of the pointers they are given.
+# Functions of the kernel that keep none of the pointers they are given, and return none into what these point
+# at (as strchr() does).
 READERS: Final = frozenset(
     """_printk printk vprintk panic __warn_printk warn_slowpath_fmt __stack_chk_fail
     netdev_printk netdev_emerg netdev_alert netdev_crit netdev_err netdev_warn netdev_notice netdev_info
@@ -23,8 +24,8 @@ READERS: Final = frozenset(
     sysfs_emit sysfs_emit_at scnprintf snprintf sprintf vsnprintf vscnprintf vsprintf sscanf
     kasprintf kvasprintf kstrdup kstrndup kmemdup kstrtoint kstrtouint kstrtol kstrtoul kstrtoll kstrtoull
     strcmp strncmp strcasecmp strncasecmp strlen strnlen strcpy strncpy strscpy strscpy_pad strlcpy
-    strcat strncat strlcat strstr strnstr strchr strrchr strpbrk strspn strcspn sysfs_streq match_string
-    memcmp memcpy __memcpy memmove __memmove memchr memset _copy_to_user __copy_user_nocache
+    strcat strncat strlcat     strspn strcspn sysfs_streq match_string
+    memcmp memcpy __memcpy memmove __memmove  memset _copy_to_user __copy_user_nocache
     simple_read_from_buffer copy_to_iter _copy_to_iter __trace_printk __trace_puts __trace_bprintk
     __dynamic_pr_debug __dynamic_dev_dbg __dynamic_netdev_dbg __dynamic_ibdev_dbg print_hex_dump""".split()
 )

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -45,7 +45,7 @@ class Home:
     """The place of a function or variable: ``address`` in the patch module ``patch``, which stays loaded.
 
     ``symbol`` and ``sympos`` find it in that module's kallsyms. ``meaning``: a digest of what it is there;
-    ``type``: as C spells it, where the object told.
+    ``type``: as C spells it, where the object told; ``reach``: of a static local, what functions led to it.
     """
 
     patch: str
@@ -54,6 +54,7 @@ class Home:
     sympos: int
     meaning: bytes
     type: str
+    reach: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,8 @@ class Settlement:
     ``settling``    pieces that will have their home in this patch, with their meaning
     ``at_home``     the homes of those elsewhere, by the identity that they have in this plan
     ``anew``        variables that had a home, and are other ones now
-    ``stranded``    functions that stay as they were where somebody has their address
+    ``stranded``    functions that cannot be traced, and stay as they were where somebody has their address
+    ``redeclared``  functions that have another prototype, and so, too
     """
 
     elsewhere: Mapping[int, int] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class Settlement:
     at_home: Mapping[Identity, Home] = field(default_factory=dict)
     anew: tuple[str, ...] = ()
     stranded: tuple[str, ...] = ()
+    redeclared: tuple[str, ...] = ()
 
 
 def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settlement:
@@ -82,27 +85,25 @@ def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settl
     ``homes``: of what the live patch has.
     """
     meanings = _Meanings(plan, patch)
-    known = _known(plan, homes)
-    data = {n: p for n, p in enumerate(plan.pieces) if p.kind != STT_FUNC and _stays(p) and _tells(p)}
-    settling = _new_or_anew(data, {n: meanings.of_data(n) for n in data}, known)
-    elsewhere = {n: known[n].address for n in data if n not in settling}
-    meanings.patch_of = {n: patch if n in settling else known[n].patch for n in data}
+    told = {n: p for n, p in enumerate(plan.pieces) if _is_told_apart(p)}
+    functions = {n: p for n, p in told.items() if p.kind == STT_FUNC}
+    data = {n: p for n, p in told.items() if p.kind != STT_FUNC and _is_kept(p)}
+    known = _known(told, homes)
+    # Whoever has the address of a function calls it as it was declared then.
+    redeclared = {n for n in functions if n in known and known[n].type != functions[n].type}
+    known = {n: home for n, home in known.items() if n not in redeclared}
+    settling = _new_or_anew(data, {n: meanings.of_data(n) for n in data}, known, redeclared)
+    meanings.patch_of = {
+        n: known[n].patch if n in known and n not in settling else patch for n in (*data, *functions)
+    }
+    elsewhere = {n: known[n].address for n in (*data, *functions) if n in known and n not in settling}
     redirected: dict[str, list[KlpFunc]] = defaultdict(list)
     stranded = []
-    for number, piece in enumerate(plan.pieces):
-        if piece.kind != STT_FUNC or not _tells(piece):
-            continue
+    for number, piece in functions.items():
         home = known.get(number)
-        if home is not None and home.type != piece.type:
-            # Whoever has its address calls it as it was declared then.
-            stranded.append(piece.name)
-            home = None
-        if home is None:
-            if piece.escapes:
-                settling[number] = meanings.of_code(number)
-            continue
-        elsewhere[number] = home.address
-        if meanings.of_code(number) == home.meaning:
+        if home is None and piece.escapes:
+            settling[number] = meanings.of_code(number)
+        if home is None or meanings.of_code(number) == home.meaning:
             continue
         if _is_traceable(piece):
             redirected[home.patch].append(KlpFunc(home.symbol, home.sympos, number))
@@ -112,27 +113,43 @@ def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settl
         elsewhere,
         tuple(KlpObject(name, tuple(funcs)) for name, funcs in redirected.items()),
         settling,
-        {_identity(plan.pieces[n]): home for n, home in known.items() if n in elsewhere},
+        {_identity(told[n]): known[n] for n in elsewhere},
         tuple(_identity(data[n]).name for n in settling if n in data and _has_namesake(data[n], homes)),
         tuple(stranded),
+        tuple(functions[n].name for n in redeclared),
     )
 
 
-def _known(plan: PatchPlan, homes: Mapping[Identity, Home]) -> dict[int, Home]:
-    """The homes of a plan's pieces, by number.
+def _known(told: Mapping[int, Piece], homes: Mapping[Identity, Home]) -> dict[int, Home]:
+    """The homes of pieces, by number.
 
-    Which functions lead to a static local depends on what is inlined: where one variable of its name was
-    there and one is there now, and they have one of these functions in common, it is the same.
+    Which functions use a static local depends on what is inlined. Of those that this leaves over, two are the
+    same when no other of that name has a user in common with them, or else a function that leads to both.
     """
-    pieces = {n: _identity(p) for n, p in enumerate(plan.pieces) if _tells(p)}
-    found = {n: homes[identity] for n, identity in pieces.items() if identity in homes}
-    taken = {pieces[n] for n in found}
+    found = {n: homes[_identity(p)] for n, p in told.items() if _identity(p) in homes}
+    taken = {_identity(told[n]) for n in found}
     open_homes = _by_name((i, i) for i in homes if i.owners and i not in taken)
-    open_pieces = _by_name((i, n) for n, i in pieces.items() if i.owners and n not in found)
+    open_pieces = _by_name(
+        (_identity(p), n) for n, p in told.items() if _identity(p).owners and n not in found
+    )
     for name, numbers in open_pieces.items():
-        same = open_homes.get(name, ())
-        if len(numbers) == len(same) == 1 and set(pieces[numbers[0]].owners) & set(same[0].owners):
-            found[numbers[0]] = homes[same[0]]
+        left = open_homes.get(name, [])
+        pairs = _one_to_one(numbers, left, lambda n, i: set(_identity(told[n]).owners) & set(i.owners))
+        others = [n for n in numbers if n not in pairs], [i for i in left if i not in pairs.values()]
+        pairs |= _one_to_one(*others, lambda n, i: set(told[n].reach) & set(homes[i].reach))
+        found |= {number: homes[identity] for number, identity in pairs.items()}
+    return found
+
+
+def _one_to_one(
+    numbers: Sequence[int], homes: Sequence[Identity], related: Callable[[int, Identity], object]
+) -> dict[int, Identity]:
+    """Those of both sides that are related to one of the other only."""
+    found = {}
+    for number in numbers:
+        mine = [identity for identity in homes if related(number, identity)]
+        if len(mine) == 1 and sum(bool(related(n, mine[0])) for n in numbers) == 1:
+            found[number] = mine[0]
     return found
 
 
@@ -144,14 +161,15 @@ def _by_name(items: Iterable[tuple[Identity, T]]) -> dict[tuple[str, str, str], 
 
 
 def _new_or_anew(
-    data: Mapping[int, Piece], meanings: Mapping[int, bytes], known: Mapping[int, Home]
+    data: Mapping[int, Piece], meanings: Mapping[int, bytes], known: Mapping[int, Home], others: Set[int]
 ) -> dict[int, bytes]:
     """The variables that begin in this patch, with their meanings.
 
-    One that begins with a pointer to such a variable does so, too: it would go on to point at the old one.
+    One that begins with a pointer to such a variable, or to one of ``others``, does so, too: it would go on
+    to point at the old one.
     """
     new = {n for n in data if n not in known or known[n].meaning != meanings[n]}
-    while more := {n for n in data.keys() - new if _targets(data[n]) & new}:
+    while more := {n for n in data.keys() - new if _targets(data[n]) & (new | others)}:
         new |= more
     return {n: meanings[n] for n in data if n in new}
 
@@ -167,19 +185,19 @@ def _has_namesake(piece: Piece, homes: Mapping[Identity, Home]) -> bool:
     )
 
 
-def _stays(piece: Piece) -> bool:
+def _is_kept(piece: Piece) -> bool:
     """Whether a piece makes its module outlive its replacement. A constant is no more than its content."""
     return piece.escapes or (piece.identity is not None and piece.section in (".data", ".bss"))
 
 
-def _tells(piece: Piece) -> bool:
+def _is_told_apart(piece: Piece) -> bool:
     """Whether it can be told in the patches to come which one this is."""
     return piece.identity is not None and not piece.identity.shared
 
 
 def reasons_to_stay(plan: PatchPlan, settlement: Settlement) -> tuple[str, ...]:
     """Why the module of a plan must outlive its replacement, told for people; empty: it need not."""
-    reasons = [p.name for n, p in enumerate(plan.pieces) if n not in settlement.elsewhere and _stays(p)]
+    reasons = [p.name for n, p in enumerate(plan.pieces) if n not in settlement.elsewhere and _is_kept(p)]
     return tuple(dict.fromkeys((*reasons, *plan.strings)))
 
 
@@ -203,7 +221,7 @@ def _shared(plan: PatchPlan) -> set[Identity]:
     return {
         p.identity
         for p in plan.pieces
-        if p.identity and p.identity.shared and p.kind != STT_FUNC and _stays(p)
+        if p.identity and p.identity.shared and p.kind != STT_FUNC and _is_kept(p)
     }
 
 
@@ -237,7 +255,7 @@ class _Meanings:
     def __init__(self, plan: PatchPlan, patch: str) -> None:
         self.pieces = plan.pieces
         self.patch = patch
-        self.patch_of: dict[int, str] = {}  # of variables, once settled
+        self.patch_of: dict[int, str] = {}  # of functions and variables, once settled
         self.entries: dict[int, list[int]] = defaultdict(list)
         for number, piece in enumerate(plan.pieces):
             if piece.owner is not None:
@@ -245,11 +263,11 @@ class _Meanings:
 
     def of_data(self, number: int) -> bytes:
         """What a variable begins with. What has a name of its own counts by that."""
-        return self._digest(number, lambda n: _tells(self.pieces[n]) and _stays(self.pieces[n]))
+        return self._digest(number, lambda n: _is_told_apart(self.pieces[n]) and _is_kept(self.pieces[n]))
 
     def of_code(self, number: int) -> bytes:
         """What a function does: its code, that of the functions it calls, and which variables it uses."""
-        return self._digest(number, lambda n: self.pieces[n].kind != STT_FUNC and _stays(self.pieces[n]))
+        return self._digest(number, lambda n: self.pieces[n].kind != STT_FUNC and _is_kept(self.pieces[n]))
 
     def _digest(self, root: int, is_leaf: Callable[[int], bool]) -> bytes:
         order = {root: 0}
@@ -279,7 +297,7 @@ class _Meanings:
             return str(target)
         of = target.number
         piece = self.pieces[of]
-        if _tells(piece) and (target.kept or is_leaf(of)):
+        if _is_told_apart(piece) and (target.kept or is_leaf(of)):
             return f"{piece.identity} {self.patch_of.get(of)}"
         if is_leaf(of):
             return f"{piece.name} of {self.patch} alone"

@@ -32,8 +32,8 @@ class PieceRef:
 class Identity:
     """What makes a function or variable that an edit added the same one in the next patch.
 
-    ``owners``: the functions that a static local belongs to; empty for all else. ``shared``: several have it,
-    and nothing tells them apart.
+    ``owners``: the functions that use a static local themselves; empty for all else. ``shared``: several have
+    it, and nothing tells them apart.
     """
 
     module: str
@@ -68,7 +68,8 @@ class Piece:
     ``object``    whom its livepatch relocations wait for
     ``owner``     of an entry of a special section: the number of the piece that it says something about
     ``identity``  of what an edit added
-    ``type``      of such a variable, where the object tells it
+    ``type``      of that, where the object tells it
+    ``reach``     of a static local: the functions that lead to it, by what they call
     ``escapes``   whether the kernel may keep its address
     """
 
@@ -82,6 +83,7 @@ class Piece:
     owner: int | None = None
     identity: Identity | None = None
     type: str = ""
+    reach: tuple[str, ...] = ()
     escapes: bool = False
 
 

@@ -53,6 +53,7 @@ class Settler:
     sympos: int
     meaning: bytes
     type: str
+    reach: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class LivePatch:
         return dict(self.settlement.at_home) | {
             identity: Home(
                 self.name, sections[settler.section] + settler.offset, settler.symbol, settler.sympos,
-                settler.meaning, settler.type,
+                settler.meaning, settler.type, settler.reach,
             )
             for identity, settler in self.settlers.items()
             if sections.get(settler.section)
@@ -167,8 +168,9 @@ def _settlers(
         symbol = module.piece_symbols[number]
         namesakes = [s for s in ordered if s.name == symbol.name and s.kind != STT_SECTION]
         shown = [s for s in namesakes if s.section is not None or s.index != SHN_UNDEF]
-        sympos, spelled = shown.index(symbol) + 1, pieces[number].type
+        of = pieces[number]
+        sympos = shown.index(symbol) + 1
         yield (
             identity,
-            Settler(place.section.name, place.offset, symbol.name, sympos, meaning, spelled),
+            Settler(place.section.name, place.offset, symbol.name, sympos, meaning, of.type, of.reach),
         )

@@ -38,7 +38,7 @@ def settled(
     for number, meaning in found.settling.items():
         piece = plan.pieces[number]
         assert piece.identity is not None
-        homes[piece.identity] = Home(patch, 4096 + number, piece.name, 1, meaning, piece.type)
+        homes[piece.identity] = Home(patch, 4096 + number, piece.name, 1, meaning, piece.type, piece.reach)
     return found, homes
 
 
@@ -154,7 +154,7 @@ def test_a_function_that_is_declared_in_another_way_is_another_one(tmp_path: Pat
         identity: replace(home, type="void (*)(struct work_struct *)") for identity, home in homes.items()
     }
     found, later = settled(plan, "hotreload_2", other)
-    assert (found.redirected, found.stranded) == ((), ("beat",))
+    assert (found.redirected, found.redeclared) == ((), ("beat",))
     assert {home.patch for identity, home in later.items() if identity.name == "beat"} == {"hotreload_2"}
 
 
@@ -203,3 +203,31 @@ def test_a_pointer_to_a_variable_that_begins_anew_does_so_too(order: str, tmp_pa
     same, _ = settled(of(tmp_path / "2", source.replace("VALUE", "1")), "hotreload_2", homes)
     other, _ = settled(of(tmp_path / "3", source.replace("VALUE", "9")), "hotreload_2", homes)
     assert (same.anew, sorted(other.anew)) == ((), ["buf", "cur"])
+
+
+def test_statics_of_one_name_stay_apart_when_an_edit_adds_a_caller_of_both(tmp_path: Path) -> None:
+    source = """
+        void *keep; static noinline int a(int i) { static int n = 1; return i + n++; }
+        static noinline int b(int i) { static int n = 2; return i - n++; }
+        int f(int i) { return a(i) * b(i); } int g(int i) { return i OTHER; }
+    """
+    before = "void *keep; int f(int i) { return i; } int g(int i) { return i; }"
+    first = planned(tmp_path / "1", {"unit.c": (before, source.replace("OTHER", ""))})
+    _, homes = settled(first, "hotreload_1", {})
+    later = planned(tmp_path / "2", {"unit.c": (before, source.replace("OTHER", "+ a(i) + b(i)"))})
+    found, _ = settled(later, "hotreload_2", homes)
+    where = {identity.owners: home.address for identity, home in homes.items()}
+    assert {later.pieces[n].identity.owners: address for n, address in found.elsewhere.items()} == where  # type: ignore[union-attr]
+
+
+def test_who_stores_a_function_that_is_another_one_now_stores_the_new_one(tmp_path: Path) -> None:
+    source = """
+        void *keep, *kept; static void tick(void) { keep = 0; }
+        static void starter(void) { keep = tick; }
+        int f(int i) { kept = starter; return i; }
+    """
+    plan = of(tmp_path, source)
+    _, homes = settled(plan, "hotreload_1", {})
+    other = {i: replace(home, type="another") if i.name == "tick" else home for i, home in homes.items()}
+    found, _ = settled(plan, "hotreload_2", other)
+    assert (found.redeclared, redirected(found, plan)) == (("tick",), [("hotreload_1", "starter", "starter")])
