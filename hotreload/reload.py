@@ -25,7 +25,7 @@ from hotreload.deploy.guest import Guest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import without_same
-from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError
+from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError, PatchRejectedError
 from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.patch.homes import Home, continued, gone, reset
@@ -339,7 +339,11 @@ class Reloader:
             timeout=self.transition_timeout,
             sections=patch.sections_to_tell,
         )
-        applied = await self._while_alive(applying)
+        try:
+            applied = await self._while_alive(applying)
+        except PatchRejectedError:
+            self._kept.pop(patch.name, None)
+            raise
         cycle.note_times(applied)
         self._live = patch
         self._homes = patch.homes(applied.sections)

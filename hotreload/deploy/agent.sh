@@ -176,9 +176,12 @@ apply() { # NAME SECONDS [SECTION..]
     fi
     if ! settle "$1" $limit; then
         stuck=$(tasks "$1")
-        take_back "$1" 0
-        printf '{"ok":false,"stage":"transition","undone":%s,"tasks":[%s]}\n' $undone "$stuck"
-        return
+        # It may have ended by itself meanwhile: to take it back now would take all back.
+        if transition_of "$1"; then
+            take_back "$1" 0
+            printf '{"ok":false,"stage":"transition","undone":%s,"tasks":[%s]}\n' $undone "$stuck"
+            return
+        fi
     fi
     now_us
     printf '{"ok":true,"load_ms":%d.%03d,' $((load / 1000)) $((load % 1000))
@@ -214,9 +217,11 @@ disable() { # NAME SECONDS
     fi
     if ! settle "$1" $limit; then
         stuck=$(tasks "$1")
-        take_back "$1" 1
-        printf '{"ok":false,"stage":"transition","undone":%s,"tasks":[%s]}\n' $undone "$stuck"
-        return
+        if transition_of "$1"; then
+            take_back "$1" 1
+            printf '{"ok":false,"stage":"transition","undone":%s,"tasks":[%s]}\n' $undone "$stuck"
+            return
+        fi
     fi
     now_us
     us=$((us - start))

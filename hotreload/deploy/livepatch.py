@@ -197,7 +197,8 @@ def rejection(what: str, reason: str) -> PatchRejectedError:
         return PatchRejectedError(
             f"{evolved[1]} has a new initial value in the source, and the kernel has changed the old one",
             code="HR2103",
-            hint="write the value in the guest yourself, or load the module anew: hotreload guest restart",
+            hint="write the value in the guest yourself and take the new initial value back,"
+            " or load the module anew: hotreload guest restart",
         )
     if UNSIGNED.search(reason):
         code, hint = "HR3105", "boot the guest with a kernel that loads unsigned modules"

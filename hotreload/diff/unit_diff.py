@@ -62,8 +62,9 @@ def diff_unit(
     """
     diff = diff_objects(original.object, patched, original.layouts)
     if diff.verdict == "unchanged":
-        # No code of this unit knows of the new layouts; another unit whose code does is told there.
-        return diff
+        # No code of this unit knows of the new layouts; another unit whose code does is told there. What is
+        # new in this one travels all the same.
+        return replace(diff, types=_types_of((*diff.new_data, *diff.new_functions), patched))
     types = compare_layouts(original.layouts, section_of(patched), exported_functions(original.object))
     if types_known and not types.compared:
         refusals = tuple(Obstacle(note.code, note.symbol, note.message, NO_TYPES) for note in types.notes)

@@ -45,7 +45,7 @@ class Home:
     """The place of a function or variable: ``address`` in the patch module ``patch``, which stays loaded.
 
     ``symbol`` and ``sympos`` find it in that module's kallsyms. ``meaning``: a digest of what it is there;
-    ``type``: as C spells it, where the object told; ``reach``: of a static local, what functions led to it.
+    ``type``: as C spells it, where the object told.
     """
 
     patch: str
@@ -54,7 +54,6 @@ class Home:
     sympos: int
     meaning: bytes
     type: str
-    reach: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +123,17 @@ def _known(told: Mapping[int, Piece], homes: Mapping[Identity, Home]) -> dict[in
     """The homes of pieces, by number.
 
     Which functions use a static local depends on what is inlined. Of those that this leaves over, two are the
-    same when no other of that name has a user in common with them, or else a function that leads to both.
+    same when no other of that name has a user in common with them.
     """
     found = {n: homes[_identity(p)] for n, p in told.items() if _identity(p) in homes}
     taken = {_identity(told[n]) for n in found}
     open_homes = _by_name((i, i) for i in homes if i.owners and i not in taken)
-    open_pieces = _by_name(
-        (_identity(p), n) for n, p in told.items() if _identity(p).owners and n not in found
-    )
+    left_over = {n: _identity(p) for n, p in told.items() if n not in found}
+    open_pieces = _by_name((identity, n) for n, identity in left_over.items() if identity.owners)
     for name, numbers in open_pieces.items():
-        left = open_homes.get(name, [])
-        pairs = _one_to_one(numbers, left, lambda n, i: set(_identity(told[n]).owners) & set(i.owners))
-        others = [n for n in numbers if n not in pairs], [i for i in left if i not in pairs.values()]
-        pairs |= _one_to_one(*others, lambda n, i: set(told[n].reach) & set(homes[i].reach))
+        pairs = _one_to_one(
+            numbers, open_homes.get(name, []), lambda n, i: set(left_over[n].owners) & set(i.owners)
+        )
         found |= {number: homes[identity] for number, identity in pairs.items()}
     return found
 

@@ -25,22 +25,6 @@ def identities(units: Sequence[UnitDiff]) -> dict[Symbol, Identity]:
     return {s: replace(i, shared=True) if count[i] > 1 else i for s, i in found.items()}
 
 
-def reaches(units: Sequence[UnitDiff]) -> dict[Symbol, tuple[str, ...]]:
-    """The functions that lead to each static local: some stay when one is inlined, or is no more."""
-    found = {}
-    for unit in units:
-        users = _users(unit.diff.carried)
-        for symbol in filter(is_static_local, unit.diff.carried):
-            reached = {symbol}
-            todo = [symbol]
-            while todo:
-                more = users[todo.pop()] - reached
-                reached |= more
-                todo += more
-            found[symbol] = _names(reached)
-    return found
-
-
 def can_be_told(symbol: Symbol) -> bool:
     """Whether the source gives a symbol its name: gcc and macros make others up."""
     return not symbol.anonymous and not is_child(symbol) and not is_place_static(symbol)

@@ -69,7 +69,6 @@ class Piece:
     ``owner``     of an entry of a special section: the number of the piece that it says something about
     ``identity``  of what an edit added
     ``type``      of that, where the object tells it
-    ``reach``     of a static local: the functions that lead to it, by what they call
     ``escapes``   whether the kernel may keep its address
     """
 
@@ -83,7 +82,6 @@ class Piece:
     owner: int | None = None
     identity: Identity | None = None
     type: str = ""
-    reach: tuple[str, ...] = ()
     escapes: bool = False
 
 

@@ -53,7 +53,6 @@ class Settler:
     sympos: int
     meaning: bytes
     type: str
-    reach: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ class LivePatch:
         return dict(self.settlement.at_home) | {
             identity: Home(
                 self.name, sections[settler.section] + settler.offset, settler.symbol, settler.sympos,
-                settler.meaning, settler.type, settler.reach,
+                settler.meaning, settler.type,
             )
             for identity, settler in self.settlers.items()
             if sections.get(settler.section)
@@ -172,5 +171,5 @@ def _settlers(
         sympos = shown.index(symbol) + 1
         yield (
             identity,
-            Settler(place.section.name, place.offset, symbol.name, sympos, meaning, of.type, of.reach),
+            Settler(place.section.name, place.offset, symbol.name, sympos, meaning, of.type),
         )

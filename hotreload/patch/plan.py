@@ -31,7 +31,7 @@ from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE, STB_WEAK
 from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start, takes_address
 from hotreload.patch.escapes import escapes
-from hotreload.patch.identity import identities, reaches
+from hotreload.patch.identity import identities
 from hotreload.patch.model import (
     Callback,
     Identity,
@@ -77,7 +77,6 @@ class _Planner:
     strings: list[str] = field(default_factory=list)
     escaped: set[Symbol] = field(default_factory=set)
     identities: Mapping[Symbol, Identity] = field(default_factory=dict)
-    reaches: Mapping[Symbol, tuple[str, ...]] = field(default_factory=dict)
     numbers: dict[Symbol, int] = field(default_factory=dict)  # a carried symbol -> its piece
     globals: dict[tuple[str, str], Symbol] = field(default_factory=dict)  # (module, name) -> carried symbol
     exported: dict[str, tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # names that are exported now
@@ -95,7 +94,7 @@ class _Planner:
             for symbol in {*unit.diff.carried, *unit.diff.original_of}:
                 if symbol.name in unit.diff.new_exports:
                     self.exported[symbol.name] = unit, symbol
-        self.identities, self.reaches = identities(self.units), reaches(self.units)
+        self.identities = identities(self.units)
 
     def pieces(self) -> Iterator[Piece]:
         """First the carried symbols, in the order of ``numbers``; then entries of special sections."""
@@ -182,7 +181,6 @@ class _Planner:
             unit.module,
             identity=self.identities.get(symbol),
             type=unit.diff.types.get(symbol.name, ""),
-            reach=self.reaches.get(symbol, ()),
         )
 
     def _refuse_second(self, unit: UnitDiff, symbol: Symbol) -> None:

@@ -679,24 +679,6 @@ def test_a_constant_that_a_reload_added_goes_with_its_patch(in_session: Callable
     in_session(story)
 
 
-IDS = MAIN.replace(
-    "static int show",
-    "static int next_id(void)\n{\n\tstatic int id = 100;\n\n\treturn ++id;\n}\n\nstatic int show",
-).replace("twice(reads)", "next_id()")
-
-
-def test_a_static_local_is_the_same_when_its_function_is_inlined_no_more(
-    in_session: Callable[..., None],
-) -> None:
-    async def story(save: Save, read: Read) -> None:
-        await save(main_c=IDS)
-        assert [await read(), await read()] == ["hello 1 101\n", "hello 2 102\n"]
-        await save(main_c=IDS.replace("static int next_id", "static noinline int next_id"))
-        assert await read() == "hello 3 103\n"
-
-    in_session(story)
-
-
 REFUSING = PAIR.replace("<linux/uaccess.h>", "<linux/uaccess.h>\n#include <hotreload.h>").replace(
     "static int __init pair_init",
     """\

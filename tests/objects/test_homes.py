@@ -38,7 +38,7 @@ def settled(
     for number, meaning in found.settling.items():
         piece = plan.pieces[number]
         assert piece.identity is not None
-        homes[piece.identity] = Home(patch, 4096 + number, piece.name, 1, meaning, piece.type, piece.reach)
+        homes[piece.identity] = Home(patch, 4096 + number, piece.name, 1, meaning, piece.type)
     return found, homes
 
 
@@ -179,12 +179,24 @@ def test_a_static_local_that_moves_to_another_function_is_another_one(tmp_path: 
     assert (found.elsewhere, found.anew) == ({}, ("once",))
 
 
-def test_a_static_local_is_the_same_when_its_function_is_inlined_no_more(tmp_path: Path) -> None:
+def test_a_static_local_begins_anew_when_its_function_is_inlined_no_more_and_that_is_told(
+    tmp_path: Path,
+) -> None:
     source = "void *keep; static KIND int next(void) { static int id = 100; return ++id; } int f(int i) { return i + next(); }"
     _, homes = settled(of(tmp_path / "1", source.replace("KIND", "")), "hotreload_1", {})
     plan = of(tmp_path / "2", source.replace("KIND", "noinline"))
     found, _ = settled(plan, "hotreload_2", homes)
-    assert (told(found, plan), found.anew) == ({"id": next(iter(homes.values())).address}, ())
+    assert (found.elsewhere, found.anew) == ({}, ("id",))
+
+
+def test_a_static_local_is_the_same_when_its_function_is_inlined_once_more(tmp_path: Path) -> None:
+    before = "void *keep; int f(int i) { return i; } int g(int i) { return i; }"
+    source = "void *keep; static int next(void) { static int id = 100; return ++id; } int f(int i) { return i + next(); } int g(int i) { return i OTHER; }"
+    first = planned(tmp_path / "1", {"unit.c": (before, source.replace("OTHER", ""))})
+    _, homes = settled(first, "hotreload_1", {})
+    second = planned(tmp_path / "2", {"unit.c": (before, source.replace("OTHER", "+ next()"))})
+    found, _ = settled(second, "hotreload_2", homes)
+    assert (told(found, second), found.anew) == ({"id": next(iter(homes.values())).address}, ())
 
 
 def test_a_constant_is_no_more_than_its_content(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@
  * Callbacks run with the object that is patched, a module or vmlinux, as the kernel's livepatch core calls
  * them (Documentation/livepatch/callbacks.rst). Every reload makes a new patch that replaces the one
  * before: the pre- and post-patch callbacks run with each, the unpatch callbacks when the last one is
- * taken back. A pre-patch callback that returns an error (int) refuses the patch.
+ * taken back. A pre-patch callback that returns an error (int) refuses the patch; the guest's insmod tries
+ * a refused module a second time.
  */
 #ifndef HOTRELOAD_H
 #define HOTRELOAD_H
