@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import shutil
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,13 +14,16 @@ from typing import Any, TypeVar
 import pytest
 
 from hotreload.build.kernel_tree import KernelTree
+from hotreload.demo.driven import Driven, guest_name
 from hotreload.deploy.guest import CommandResult, SshGuest
 from hotreload.deploy.livepatch import AGENT_PATH, agent_source
+from hotreload.report.outcome import ReloadReport
 from hotreload.vm.image import GuestImage, build_image
 from hotreload.vm.machine import Machine
 from hotreload.vm.probe import choose_accel
 from hotreload.vm.spec import MachineSpec
 from tests.conftest import require, say
+from tests.guest.story import FILES
 
 T = TypeVar("T")
 
@@ -80,3 +84,39 @@ def booted(
 @pytest.fixture
 def console_log(tmp_path: Path) -> Path:
     return tmp_path / "state" / "console.log"
+
+
+@pytest.fixture
+def in_session(debian_kernel: KernelTree, tmp_path: Path) -> Callable[..., None]:
+    """Run a coroutine function with ``save(name=text, ..)``, which awaits the cycle, and ``read()``."""
+    assert debian_kernel.image.is_file()
+    for program, package in PROGRAMS.items():
+        require(shutil.which(program), program, f"apt-get install {package}")
+    folder = tmp_path / "pair"
+    folder.mkdir()
+
+    def run(story: Callable[..., Awaitable[None]], files: Mapping[str, str] = FILES) -> None:
+        for name, text in files.items():
+            (folder / name).write_text(text)
+
+        async def within() -> None:
+            async with Driven(folder, guest_name("edits"), lambda _text: None) as watch:
+
+                async def save(**texts: str) -> ReloadReport:
+                    for name, text in texts.items():
+                        (folder / name.replace("_", ".")).write_text(text)
+                    return (await watch.next_cycle()).report
+
+                async def read() -> str:
+                    return (await watch.run("cat /proc/pair")).text
+
+                if "watch" in inspect.signature(story).parameters:
+                    await story(save, read, watch=watch)
+                else:
+                    await story(save, read)
+                log = await watch.run("dmesg")
+                assert "Call Trace" not in log.text
+
+        asyncio.run(within())
+
+    return run

@@ -10,9 +10,171 @@ from collections.abc import Callable
 from hotreload import process
 from hotreload.demo.driven import Driven
 from hotreload.report.outcome import Outcome
-from tests.guest.test_edits import FILES, HELP, MAIN, OPS, PAIR, THREAD, Read, Save, in_session
+from tests.guest.story import FILES, HELP, MAIN, OPS, PAIR, THREAD, Read, Save
 
-__all__ = ["in_session"]
+COUNTED = MAIN.replace("\tseq_printf", "\tstatic int mine = 10;\n\n\tmine++;\n\tseq_printf").replace(
+    "twice(reads)", "mine"
+)
+
+
+def test_a_variable_that_a_reload_added_keeps_its_value_through_later_ones(
+    in_session: Callable[..., None],
+) -> None:
+    async def story(save: Save, read: Read) -> None:
+        await save(main_c=COUNTED)
+        assert [await read(), await read()] == ["hello 1 11\n", "hello 2 12\n"]
+        await save(help_c=HELP.replace("2 * n", "3 * n"))
+        assert await read() == "hello 3 13\n"
+        own = await save(main_c=COUNTED.replace('"hello', '"hey'))
+        assert await read() == "hey 4 14\n"
+        assert not any("anew" in note for note in own.notes)
+        retyped = await save(
+            main_c=COUNTED.replace("int mine = 10", "long mine = 20").replace("%d\\n", "%ld\\n")
+        )
+        assert "HR2104 starts anew, with another type or initial value: mine" in retyped.notes
+        assert await read() == "hello 5 21\n"
+
+    in_session(story)
+
+
+TIMER = (
+    MAIN.replace(
+        "static int show",
+        """\
+static void beat(struct timer_list *timer);
+static DEFINE_TIMER(heart, beat);
+static int beats;
+
+static noinline int step(void)
+{
+	return 1;
+}
+
+static void beat(struct timer_list *timer)
+{
+	beats += step();
+	mod_timer(&heart, jiffies + 2);
+}
+
+static int show""",
+    )
+    .replace("reads, twice(reads)", "reads, beats")
+    .replace("\treads++;\n", "\treads++;\n\tmod_timer(&heart, jiffies + 2);\n")
+)
+
+
+async def beats(read: Read) -> int:
+    return int((await read()).split()[2])
+
+
+def test_a_timer_that_an_edit_started_runs_what_is_saved_later(in_session: Callable[..., None]) -> None:
+    async def until(read: Read, wanted: Callable[[int], bool]) -> bool:
+        for _ in range(50):
+            if wanted(await beats(read)):
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    async def story(save: Save, read: Read) -> None:
+        first = await save(main_c=TIMER)
+        assert first.outcome is Outcome.LIVE, first
+        assert await until(read, lambda n: n > 3)
+        # Nothing arms the timer anew: the function that it has the address of is the first reload's.
+        unarmed = TIMER.replace("reads++;\n\tmod_timer(", "reads++;\n\tif (reads == 1)\n\t\tmod_timer(")
+        await save(main_c=unarmed.replace("beats += step();", "beats -= 1000;"))
+        assert await until(read, lambda n: n < -3000)
+        # The change may be deeper, in what it calls.
+        await save(main_c=unarmed.replace("return 1;", "return 100000;"))
+        assert await until(read, lambda n: n > 300000)
+        gone = await save(main_c=MAIN)
+        assert "HR2207 gone, and still run by whoever has its address: beat" in gone.notes
+
+    in_session(story)
+
+
+def test_a_thread_in_a_function_that_an_edit_added_holds_up_only_edits_of_that_function(
+    in_session: Callable[..., None],
+) -> None:
+    async def story(save: Save, read: Read) -> None:
+        await save(main_c=THREAD)
+        await read()
+        await asyncio.sleep(0.2)
+        assert await read() == "hello 2 1\n"
+        other = await save(main_c=THREAD.replace('"hello', '"hey'))
+        assert other.outcome is Outcome.LIVE, other
+        assert await read() == "hey 3 1\n"
+        loop = await save(main_c=THREAD.replace("rounds++", "rounds += 2"))
+        assert loop.outcome is Outcome.STALLED, loop
+        assert "walker" in loop.reasons[0].message
+        stopped = THREAD.replace("if (!walker)", "if (walker)").replace(
+            'kthread_run(walk, NULL, "walker")', "NULL"
+        )
+        assert (await save(main_c=stopped)).outcome is Outcome.LIVE
+
+    in_session(story)
+
+
+MADE = (
+    MAIN.replace(
+        "static int show",
+        """\
+struct item {
+	int first;
+};
+
+static struct item *made;
+
+static int show""",
+    )
+    .replace(
+        "\treads++;\n",
+        "\treads++;\n\tif (!made)\n\t\tmade = kzalloc(sizeof(*made), GFP_KERNEL);\n\tmade->first++;\n",
+    )
+    .replace("twice(reads)", "made->first")
+    .replace("<linux/module.h>", "<linux/module.h>\n#include <linux/slab.h>")
+)
+
+
+def test_a_struct_that_a_reload_added_cannot_grow_while_objects_of_it_may_be_there(
+    in_session: Callable[..., None],
+) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        await save(main_c=MADE)
+        assert await read() == "hello 1 1\n"
+        grown = MADE.replace("int first;", "long other;\n\tint first;")
+        refused = await save(main_c=grown)
+        assert [(r.code, r.symbol) for r in refused.reasons] == [("HR2101", "struct item")]
+        assert "hotreload undo" in str(refused.reasons[0].hint)
+        undo = (sys.executable, "-m", "hotreload", "--guest", str(watch.facts["guest"]), "undo")
+        assert (await process.run(undo)).ok
+        assert (await watch.next_cycle()).report.outcome is Outcome.UNDONE
+        assert (await save(main_c=grown + "\n")).outcome is Outcome.LIVE
+        # The old object is nobody's: the variable that pointed at it began anew.
+        assert await read() == "hello 2 1\n"
+
+    in_session(story)
+
+
+SHORT_TABLE = MAIN.replace(
+    "static int show", "static const int table[] = {10, 20, 30, 40};\n\nstatic int show"
+).replace("twice(reads)", "table[reads & 3]")
+
+
+def test_a_constant_that_a_reload_added_goes_with_its_patch(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        await save(main_c=SHORT_TABLE)
+        assert await read() == "hello 1 20\n"
+        for factor in range(3, 6):
+            await save(help_c=HELP.replace("2 * n", f"{factor} * n"))
+        assert await read() == "hello 2 30\n"
+        await asyncio.sleep(1)
+        # The last one swept away what nothing is left of.
+        loaded = (await watch.run("ls -d /sys/module/hotreload_*")).text.split()
+        assert loaded == ["/sys/module/hotreload_4"], loaded
+        assert await read() == "hello 3 40\n"
+
+    in_session(story)
+
 
 SLAB = "<linux/module.h>\n#include <linux/slab.h>"
 TABLE = HELP.replace(
