@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+"""Compiling units beside each other and asking the differ about each pair.
+
+Compilers run as programs and the differ in worker processes, together as many at a time as ``jobs`` says.
+Objects stay in the work folder, and a run uses again what is newer than what it is made of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hotreload.build.cmd_files import TranslationUnit, split_command
+from hotreload.build.gcc import compile_object
+from hotreload.build.lines import stabilised
+from hotreload.diff.unit_diff import base_object_of, diff_unit
+from hotreload.elf.reader import read_object
+from hotreload.errors import CompileError, HotReloadError
+from hotreload.paths import writing_to
+from hotreload.survey.kernel_build import BuiltKernel
+
+# A unit's source as it is to be.
+Edit = Callable[[TranslationUnit], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of one pair. ``verdict``: unchanged, patchable, refused, failed (to compile), or broken (the
+    differ itself).
+
+    ``obstacles``: (code, symbol, message) of each. ``seconds``: of the processor, from the patched object to
+    the answer; a session has read the original before.
+    ``size``: symbols and relocations of the original object.
+    """
+
+    unit: str
+    verdict: str
+    changed: tuple[str, ...] = ()
+    promoted: tuple[str, ...] = ()
+    obstacles: tuple[tuple[str, str, str], ...] = ()
+    notes: tuple[tuple[str, str, str], ...] = ()
+    seconds: float = 0.0
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Where compiled pairs are kept, and what works on them."""
+
+    kernel: BuiltKernel
+    work: Path
+    slots: asyncio.Semaphore
+    differs: Executor
+
+    async def ask(self, unit: TranslationUnit, label: str, edit: Edit | None) -> Answer:
+        """Compile a unit as it was built and as ``edit`` makes it, and compare; None: the unit with itself.
+
+        ``label`` names the folder of the second object.
+        """
+        name = self.kernel.name_of(unit)
+        async with self.slots:
+            try:
+                original = await self._original(unit, name)
+                patched = original if edit is None else await self._patched(unit, name, label, edit(unit))
+            except CompileError as error:
+                return Answer(name, "failed", obstacles=((error.code, "", error.message),))
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.differs, compare, name, original, patched)
+
+    async def _original(self, unit: TranslationUnit, name: str) -> Path:
+        target = self.work / "objects" / name.replace(".c", ".o")
+        if not _is_newer(target, unit.source, unit.object):
+            await compile_object(unit, target)
+        return target
+
+    async def _patched(self, unit: TranslationUnit, name: str, label: str, text: str) -> Path:
+        source = self.work / label / name
+        target = source.with_suffix(".o")
+        # As in a reload, lines that are as they were keep their numbers; and __FILE__ is the original's name.
+        text = stabilised(unit.source.read_text(errors="surrogateescape"), text) or text
+        text = f'#line 1 "{_spelled(unit)}"\n{text}'
+        if not (source.is_file() and source.read_text(errors="surrogateescape") == text):
+            with writing_to(source.parent):
+                source.parent.mkdir(parents=True, exist_ok=True)
+                source.write_text(text, errors="surrogateescape")
+        if not _is_newer(target, source, unit.object):
+            await compile_object(with_source(unit, source), target)
+        return target
+
+
+def _is_newer(target: Path, *inputs: Path) -> bool:
+    return target.is_file() and all(target.stat().st_mtime_ns > path.stat().st_mtime_ns for path in inputs)
+
+
+def with_source(unit: TranslationUnit, source: Path) -> TranslationUnit:
+    """The unit compiled from another file, which finds the same headers."""
+    recorded = split_command(unit.command)
+    spelled = _spelled(unit)
+    words = [str(source) if word == spelled else word for word in recorded.compile]
+    words[1:1] = ["-iquote", str(unit.source.parent)]
+    command = " ; ".join(shlex.join(step) for step in (words, *recorded.after))
+    return replace(unit, source=source, command=command)
+
+
+def _spelled(unit: TranslationUnit) -> str:
+    """The source as its command names it, which is what __FILE__ is: virt/kvm has a ``..`` in it."""
+    words = split_command(unit.command).compile
+    return next(word for word in words if os.path.normpath(unit.cwd / word) == str(unit.source))
+
+
+def compare(name: str, original: Path, patched: Path) -> Answer:
+    """The differ's answer about two object files."""
+    try:
+        base = base_object_of(read_object(original))
+        started = time.process_time()
+        diff = diff_unit(base, read_object(patched), {})
+        seconds = time.process_time() - started
+    except HotReloadError as error:
+        return Answer(name, "broken", obstacles=((error.code, "", error.message),))
+    except Exception as error:  # a defect of the differ is one of the answers looked for
+        return Answer(name, "broken", obstacles=(("HR0000", "", repr(error)),))
+    return Answer(
+        name,
+        diff.verdict,
+        diff.changed_functions,
+        tuple(diff.callers_promoted),
+        tuple((o.code, o.symbol, o.message) for o in diff.obstacles),
+        tuple((n.code, n.symbol, n.message) for n in diff.notes),
+        seconds,
+        (len(base.object.symbols), sum(len(section.relocations) for section in base.object.sections)),
+    )
+
+
+async def ask_all(
+    survey: Survey, units: Iterable[TranslationUnit], label: str, edit: Edit | None
+) -> AsyncIterator[Answer]:
+    """The answers about many units, each as it comes."""
+    tasks = [asyncio.create_task(survey.ask(unit, label, edit)) for unit in units]
+    try:
+        for done in asyncio.as_completed(tasks):
+            yield await done
+    finally:
+        for task in tasks:
+            task.cancel()

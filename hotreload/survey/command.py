@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""What scripts/self-check and scripts/real-fixes have in common: options, the kernel, and the printed end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from hotreload.errors import CompileError, HotReloadError
+from hotreload.paths import cache_folder
+from hotreload.survey.answers import Answer, Survey
+from hotreload.survey.kernel_build import CONFIG, NEW_VERSION, OLD_VERSION, build_kernel, fetch_source
+
+T = TypeVar("T")
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``old``, ``new``: unpacked sources, None: the packaged ones. ``limit``: so many, spread evenly."""
+
+    old: Path | None
+    new: Path | None
+    work: Path
+    config: Path
+    jobs: int
+    limit: int | None
+    only: str
+    json: Path | None
+
+
+def parse_options(description: str, argv: Sequence[str] | None = None, *, new: bool = False) -> Options:
+    """The command line; ``--new`` is there for who compares with another release."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--old", type=Path, metavar="DIR", help=f"sources to build ({OLD_VERSION} by apt)")
+    if new:
+        parser.add_argument("--new", type=Path, metavar="DIR", help=f"sources beside ({NEW_VERSION} by apt)")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="what is built and compiled; used again")
+    parser.add_argument("--config", type=Path, metavar="FILE", default=CONFIG, help="of the kernel")
+    parser.add_argument("--jobs", type=_count, metavar="N", default=os.cpu_count() or 1, help="at a time")
+    parser.add_argument("--limit", type=_count, metavar="N", help="so many pairs, spread evenly")
+    parser.add_argument("--only", metavar="TEXT", default="", help="units whose path has TEXT in it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all answers, for other programs")
+    given = parser.parse_args(argv)
+    return Options(
+        given.old,
+        given.new if new else None,
+        given.work or cache_folder() / "survey",
+        given.config,
+        given.jobs,
+        given.limit,
+        given.only,
+        given.json,
+    )
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def run(main: Callable[[Options], Coroutine[None, None, int]], options: Options) -> int:
+    """Run to the end; an error of ours is told in two lines."""
+    try:
+        return asyncio.run(main(options))
+    except HotReloadError as error:
+        said = error.diagnostics if isinstance(error, CompileError) else ""
+        print(f"{said}{error.code} {error.message}", file=sys.stderr)
+        if error.hint:
+            print(error.hint, file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+
+
+@contextlib.asynccontextmanager
+async def survey_of(options: Options) -> AsyncIterator[Survey]:
+    """The kernel built, and workers for as many pairs at a time as asked for."""
+    source = options.old or await fetch_source(OLD_VERSION, say)
+    kernel = await build_kernel(source, options.work / "kernel", options.config, options.jobs, say)
+    say(f"{len(kernel.units)} units in {kernel.output}")
+    # A forked worker would hold the pipes open that compilers are reading from, and they would wait for ever.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=_end_with_us) as workers:
+        yield Survey(kernel, options.work, asyncio.Semaphore(options.jobs), workers)
+
+
+def _end_with_us() -> None:
+    """A worker ends when the command does, however that ends; it is not for it to answer Ctrl-C."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def spread(items: Sequence[T], limit: int | None) -> Sequence[T]:
+    """At most ``limit`` of the items, evenly from all of them."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[number * len(items) // limit] for number in range(limit)]
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_answer(answer: Answer) -> None:
+    """One line a pair, and one for each of its obstacles."""
+    count = len(answer.changed)
+    what = f"  {count} function{'s' * (count != 1)} changed" if count else ""
+    print(f"{answer.verdict:<10} {answer.unit}{what}", flush=True)
+    for code, _symbol, message in answer.obstacles:
+        print(f"           {code} {message}", flush=True)
+
+
+def print_counts(answers: Iterable[Answer]) -> None:
+    """How many of each verdict, the refused ones by code, and what the differ took."""
+    answers = list(answers)
+    for verdict, count in sorted(Counter(answer.verdict for answer in answers).items()):
+        print(f"{count:6} {verdict}")
+    codes = Counter(code for a in answers if a.verdict == "refused" for code in {o[0] for o in a.obstacles})
+    for code, count in sorted(codes.items()):
+        print(f"       {count:6} for {code}")
+    compared = sorted(answer.seconds for answer in answers if answer.seconds)
+    if compared:
+        longest = max(answers, key=lambda answer: answer.seconds)
+        symbols, relocations = longest.size
+        print(
+            f"differ: median {compared[len(compared) // 2] * 1000:.0f} ms, longest "
+            f"{longest.seconds * 1000:.0f} ms ({longest.unit}: {symbols} symbols, {relocations} relocations)"
+        )
+
+
+def write_json(answers: Iterable[Answer], file: Path | None) -> None:
+    """All answers as a JSON list, in the order of their units."""
+    if file is not None:
+        rows = [asdict(answer) for answer in sorted(answers, key=lambda answer: answer.unit)]
+        file.write_text(json.dumps(rows, indent=1) + "\n")
