@@ -16,7 +16,17 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
-from hotreload.elf.constants import EM_X86_64, ET_REL, SHF_ALLOC, SHT_NOBITS, SHT_RELA, SHT_SYMTAB
+from hotreload.elf.constants import (
+    EM_X86_64,
+    ET_REL,
+    SHF_ALLOC,
+    SHF_EXECINSTR,
+    SHF_MERGE,
+    SHF_STRINGS,
+    SHT_NOBITS,
+    SHT_RELA,
+    SHT_SYMTAB,
+)
 from hotreload.elf.model import ObjectFile, Symbol
 from hotreload.errors import InputError
 
@@ -140,6 +150,8 @@ def check_sections(headers: Sequence[tuple[int, ...]], names: Iterable[str], siz
             raise InputError(f"{name}: cut off in section {section}", hint=_AGAIN)
         else:
             in_file += length
+        if flags & SHF_EXECINSTR and flags & (SHF_MERGE | SHF_STRINGS):
+            raise InputError(f"{name}: damaged: {section} is code and strings at once", hint=_AGAIN)
         if flags & SHF_ALLOC and not section:
             raise InputError(f"{name}: damaged: a section of code or data has no name", hint=_AGAIN)
     if in_file > size:

@@ -244,6 +244,7 @@ def headers_of(image: bytes) -> list[int]:
         (24, (1 << 63) - 8, "cut off in section"),  # sh_offset
         (48, 1 << 63, "is aligned to 9223372036854775808 bytes"),  # sh_addralign
         (48, 3, "is aligned to 3 bytes"),
+        (8, 0x36, "is code and strings at once"),  # sh_flags: SHF_ALLOC, EXECINSTR, MERGE, STRINGS
     ],
 )
 def test_a_number_out_of_all_bounds_is_not_believed(

@@ -32,7 +32,7 @@ DRIVER = Path(__file__).with_name("driver")
 KERNELS = ("debian", "debian:6.12")
 COMPLAINT = re.compile(r".*(?:WARNING: CPU|BUG:|Unpatched|Invalid padding|unable to ).*")
 # What no guest sees needs one of them only.
-one_kernel = pytest.mark.parametrize("running", KERNELS[:1], indirect=True, scope="session")
+one_kernel = pytest.mark.parametrize("running", KERNELS[:1], indirect=True, scope="package")
 
 Edit = tuple[str, str]
 T = TypeVar("T")
@@ -183,7 +183,7 @@ def _set(parameter: str, value: object) -> str:
     return f"echo {value} >/sys/module/constructs/parameters/{parameter}"
 
 
-@pytest.fixture(scope="session", params=KERNELS)
+@pytest.fixture(scope="package", params=KERNELS)
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Constructs]:
     for program, package in PROGRAMS.items():
         require(shutil.which(program), program, f"apt-get install {package}")
