@@ -17,6 +17,7 @@ from hotreload.diff.pair import (
 from hotreload.diff.rewrites import UnwritableError, find_rewrite
 from hotreload.diff.special_sections import is_entry_section, is_ordinary
 from hotreload.elf.model import Relocation, Section, StringRef, Symbol, SymbolRef
+from hotreload.elf.references import handed_to, is_put_away, takes_address
 
 # struct kernel_param, one for each module_param() (include/linux/moduleparam.h)
 PARAMETERS = "__param"
@@ -37,7 +38,7 @@ def let_constants_travel(pair: Pair) -> None:
         readers = before[original] | after[patched]
         if all(reader.is_function and not is_for_init(reader) for reader in readers):
             same = is_constant(patched) and pair.comparison.same(original, patched)
-            if not same and not (is_constant(patched) and _is_registered(original, before)):
+            if not same and not (is_constant(patched) and _may_be_held(original, patched.size, before)):
                 pair.correlation.unpair(original)
         elif is_constant(patched) and patched.size > original.size and all(map(_can_be_rewritten, readers)):
             pair.correlation.unpair(original)
@@ -49,10 +50,23 @@ def _can_be_rewritten(reader: Symbol) -> bool:
     return reader.is_object and section is not None and is_ordinary(section)
 
 
-def _is_registered(constant: Symbol, referrers: Mapping[Symbol, set[Symbol]]) -> bool:
-    """Whether code may have handed a table of functions to the kernel, which goes on to use the old one."""
-    return any(target.is_function for target in defined_targets(constant.relocations)) and any(
-        takes_address_of(reader, constant) for reader in referrers[constant]
+def _may_be_held(constant: Symbol, size: int, referrers: Mapping[Symbol, set[Symbol]]) -> bool:
+    """Whether somebody may have the address of a constant, and go on to use the old one.
+
+    Code may have handed a table of functions to the kernel; and stored the address of any constant, or
+    compare what is stored with it. One of another ``size`` cannot be written where it is: there, an address
+    that is only seen in a register is taken for one that code walks along.
+    """
+    readers = referrers[constant]
+    has_functions = any(target.is_function for target in defined_targets(constant.relocations))
+    if has_functions and any(takes_address_of(reader, constant) for reader in readers):
+        return True
+    return any(
+        is_put_away(reader, relocation)
+        or (size == constant.size and takes_address(reader, relocation) and not handed_to(reader, relocation))
+        for reader in readers
+        for relocation in reader.relocations
+        if isinstance(relocation.target, SymbolRef) and relocation.target.symbol is constant
     )
 
 

@@ -96,6 +96,20 @@ def handed_to(holder: Symbol, relocation: Relocation) -> str | None:
     return None
 
 
+def is_put_away(holder: Symbol, relocation: Relocation) -> bool:
+    """Whether an instruction stores an address in memory or compares something with it: somebody has it.
+
+    Where it goes through a register, this does not say.
+    """
+    instruction = _instruction_at(holder.content, relocation.offset)
+    if instruction is None or relocation.offset < instruction.end - instruction.immediate:
+        return False
+    if instruction.opcode == 0xC7:
+        return _loaded_register(holder.content, instruction) is None
+    operand = holder.content[_opcode_at(holder.content, instruction) + 1]
+    return instruction.opcode == 0x3D or (instruction.opcode == 0x81 and operand >> 3 & 7 == 7)
+
+
 def _destination(holder: Symbol, branch: Instruction) -> str | None:
     """The name of what a CALL or JMP with a relocation goes to."""
     for relocation in holder.relocations:
@@ -105,13 +119,24 @@ def _destination(holder: Symbol, branch: Instruction) -> str | None:
 
 
 def _loaded_register(code: bytes, instruction: Instruction) -> int | None:
-    """The number of the register that ``mov $imm32, %reg`` loads; None for any other instruction."""
-    last = instruction.end - instruction.immediate - 1  # ModRM, or the opcode that holds the register
-    if instruction.opcode == 0xC7 and code[last] >> 6 == 3:
-        return code[last] & 7 | _rex(code, instruction, last - 1) << 3 & 8
-    if 0xB8 <= instruction.opcode <= 0xBF:
-        return code[last] & 7 | _rex(code, instruction, last) << 3 & 8
-    return None
+    """The number of the register that an address comes into; None for any other instruction.
+
+    By ``mov $imm32, %reg``, or with an index by ``lea disp32(..), %reg`` and ``add $imm32, %reg``.
+    """
+    opcode = instruction.opcode
+    at = _opcode_at(code, instruction)
+    rex = _rex(code, instruction, at)
+    if 0xB8 <= opcode <= 0xBF:
+        return code[at] & 7 | rex << 3 & 8
+    operand = code[at + 1] if at + 1 < instruction.end else 0
+    if (opcode == 0xC7 and operand >> 6 == 3) or (opcode == 0x81 and operand >> 3 == 0b11000):
+        return operand & 7 | rex << 3 & 8
+    return operand >> 3 & 7 | rex << 1 & 8 if opcode == _LEA else None
+
+
+def _opcode_at(code: bytes, instruction: Instruction) -> int:
+    """Where an instruction's opcode is; no prefix has the value of one that is asked for here."""
+    return code.index(instruction.opcode & 0xFF, instruction.start)
 
 
 def _leaves_alone(code: bytes, instruction: Instruction, register: int) -> bool:
@@ -132,7 +157,7 @@ def _leaves_alone(code: bytes, instruction: Instruction, register: int) -> bool:
 
 def _address_registers(code: bytes, instruction: Instruction) -> set[int]:
     """The base and index of a memory operand (Intel SDM volume 2, 2.1.5)."""
-    opcode_at = code.index(_LEA, instruction.start)
+    opcode_at = _opcode_at(code, instruction)
     mod, rm = code[opcode_at + 1] >> 6, code[opcode_at + 1] & 7
     rex = _rex(code, instruction, opcode_at)
     if rm != 4:

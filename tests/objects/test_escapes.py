@@ -10,7 +10,7 @@ import pytest
 
 from hotreload.elf.model import StringRef
 from hotreload.elf.reader import read_object
-from hotreload.elf.references import handed_to
+from hotreload.elf.references import handed_to, is_put_away
 from hotreload.patch.escapes import escapes
 from tests.objects.compiling import assembled, compiled
 
@@ -114,6 +114,32 @@ def test_an_address_that_is_copied_on_its_way_is_not_only_handed_on(
     assert (handed_to(function, string) == "printk") == handed
 
 
+@pytest.mark.parametrize(
+    ("use", "put_away"),
+    [
+        ("movq $.LC0, 8(%rdi)", True),
+        ("movq $.LC0, (%r12)", True),
+        ("movq $.LC0, place(%rip)", True),
+        ("movq $.LC0, -8(%rbp)", True),  # a displacement that looks like the register's ModRM
+        ("movq $.LC0, -57(%rbx,%rcx)", True),
+        ("movq $.LC0, %rdi", False),
+        ("movl $.LC0, %r12d", False),
+        ("cmpq $.LC0, 8(%rdi)", True),
+        ("cmpq $.LC0, %rax", True),
+        ("cmpq $.LC0, %r12", True),
+        ("addq $.LC0, %r12", False),
+        ("leaq .LC0(%rip), %rdi", False),
+    ],
+)
+def test_an_address_is_put_away_by_what_stores_or_compares_it(
+    use: str, put_away: bool, tmp_path: Path
+) -> None:
+    function = read_object(assembled(CODE % (use, ""), tmp_path)).symbol("f")
+    assert function is not None
+    string = next(r for r in function.relocations if isinstance(r.target, StringRef))
+    assert is_put_away(function, string) == put_away
+
+
 @pytest.mark.parametrize("register", ["rbx", "rbp", "r12", "rax"])
 def test_an_address_in_a_register_that_is_no_argument_survives_the_call(
     register: str, tmp_path: Path
@@ -122,6 +148,25 @@ def test_an_address_in_a_register_that_is_no_argument_survives_the_call(
     assert function is not None
     string = next(r for r in function.relocations if isinstance(r.target, StringRef))
     assert handed_to(function, string) is None
+
+
+@pytest.mark.parametrize(
+    ("load", "handed"),
+    [
+        ("leaq .LC0(,%rax,8), %rdi", True),
+        ("leaq .LC0(%rip), %rdi", True),
+        ("leaq .LC0(,%rax,8), %r9", True),
+        ("addq $.LC0, %rdi", True),
+        ("leaq .LC0(,%rax,8), %rbx", False),
+        ("addq $.LC0, %r12", False),
+        ("subq $.LC0, %rdi", False),
+    ],
+)
+def test_a_place_in_a_table_is_handed_on_as_its_beginning_is(load: str, handed: bool, tmp_path: Path) -> None:
+    function = read_object(assembled(CODE % (load, ""), tmp_path)).symbol("f")
+    assert function is not None
+    string = next(r for r in function.relocations if isinstance(r.target, StringRef))
+    assert (handed_to(function, string) == "printk") == handed
 
 
 def test_the_last_byte_of_the_instruction_before_is_not_taken_for_a_prefix(tmp_path: Path) -> None:
