@@ -27,7 +27,7 @@ from hotreload.build.cmd_files import (
 from hotreload.build.external_module import is_users
 from hotreload.build.gcc import compile_object
 from hotreload.build.kernel_tree import KernelTree
-from hotreload.build.lines import stabilised
+from hotreload.build.lines import stabilised_bytes
 from hotreload.build.overlay import make_overlay
 from hotreload.build.replay import Shadow, include_folders
 from hotreload.errors import CompileError
@@ -146,14 +146,9 @@ def stabilised_texts(base: Base, inputs: Iterable[Path]) -> dict[str, bytes]:
             was, now = recorded.read_bytes() if recorded else None, file.read_bytes()
         except OSError:
             continue
-        # Whatever the encoding: each byte that is no UTF-8 comes back as it was.
-        if was is not None and was != now and (text := stabilised(_decoded(was), _decoded(now))):
-            texts[os.path.realpath(file)] = text.encode(errors="surrogateescape")
+        if was is not None and was != now and (text := stabilised_bytes(was, now)):
+            texts[os.path.realpath(file)] = text
     return texts
-
-
-def _decoded(text: bytes) -> str:
-    return text.decode(errors="surrogateescape")
 
 
 async def _compile_overlaid(

@@ -21,7 +21,7 @@ from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file, sp
 from hotreload.build.compile import ObjectPair, patched_object
 from hotreload.build.external_module import is_users
 from hotreload.build.gcc import compile_object
-from hotreload.build.lines import stabilised
+from hotreload.build.lines import stabilised_bytes
 from hotreload.build.replay import Shadow, include_folders
 from hotreload.errors import CompileError, InputError
 
@@ -131,9 +131,9 @@ def _with_base_numbers(base: Base, texts: Texts) -> dict[Path, bytes]:
         real = Path(os.path.realpath(file))
         was, now = base.source(file), texts.get(real)
         if was is not None and now is not None:
-            text = stabilised(*(t.decode(errors="surrogateescape") for t in (was.read_bytes(), now)))
+            text = stabilised_bytes(was.read_bytes(), now)
             if text is not None:
-                found[real] = text.encode(errors="surrogateescape")
+                found[real] = text
     return found
 
 
