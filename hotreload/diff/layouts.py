@@ -7,6 +7,7 @@ name only (what it points to is compared on its own). Types that are the same ar
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -80,6 +81,8 @@ class Layouts:
         return field.bits or self.size(field.shape) * 8
 
 
+# One reload asks for the same section's types several times: 20 ms each for a large one.
+@functools.lru_cache(maxsize=4)
 def parse(data: bytes) -> Layouts:
     """The layouts of a raw ``.BTF`` section. Raises btf.BtfError."""
     table = btf.parse_btf(data)

@@ -106,6 +106,8 @@ def _changed_since(
 
 def without_same(sections: Sequence[bytes], other: bytes) -> tuple[bytes, ...]:
     """Those of several raw ``.BTF`` whose types are not all in ``other`` as well."""
+    if not sections:
+        return ()
     try:
         settled = parse(other).settled
         return tuple(section for section in sections if not says_the_same(settled, section))
