@@ -153,7 +153,7 @@ def _one_to_one(
 def _by_name(items: Iterable[tuple[Identity, T]]) -> dict[tuple[str, str, str], list[T]]:
     found: dict[tuple[str, str, str], list[T]] = defaultdict(list)
     for identity, item in items:
-        found[identity.module, identity.source, identity.name].append(item)
+        found[identity.key].append(item)
     return found
 
 
@@ -176,10 +176,8 @@ def _targets(piece: Piece) -> set[int]:
 
 
 def _has_namesake(piece: Piece, homes: Mapping[Identity, Home]) -> bool:
-    identity = _identity(piece)
-    return any(
-        (i.module, i.source, i.name) == (identity.module, identity.source, identity.name) for i in homes
-    )
+    key = _identity(piece).key
+    return any(identity.key == key for identity in homes)
 
 
 def _is_kept(piece: Piece) -> bool:

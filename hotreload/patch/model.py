@@ -42,6 +42,11 @@ class Identity:
     name: str
     shared: bool = False
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What namesakes have in common, whoever owns them."""
+        return self.module, self.source, self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Absolute:

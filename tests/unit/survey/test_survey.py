@@ -56,11 +56,11 @@ def test_what_is_not_compiled_from_c_is_no_unit(name: str, tmp_path: Path) -> No
 
 
 def test_another_text_is_compiled_with_the_headers_beside_the_original(kernel: BuiltKernel) -> None:
-    unit = with_source(kernel.units[0], Path("/work/dev.c"))
+    unit = with_source(kernel.units[0], Path("/fixed/dev.c"))
     recorded = split_command(unit.command)
     assert recorded.compile == (
         "gcc", "-iquote", str(kernel.source / "net/core"), "-I../include", '-DBASE="dev"',
-        "-c", "-o", "net/core/dev.o", "/work/dev.c",
+        "-c", "-o", "net/core/dev.o", "/fixed/dev.c",
     )  # fmt: skip
     assert recorded.after == (("./tools/objtool/objtool", "--mcount", "net/core/dev.o"),)
     assert unit.object == kernel.units[0].object
@@ -69,8 +69,8 @@ def test_another_text_is_compiled_with_the_headers_beside_the_original(kernel: B
 def test_a_source_spelled_with_a_step_up_is_found_in_its_command(kernel: BuiltKernel) -> None:
     (unit,) = kernel.units
     spelled = unit.command.replace("/linux/net/core/dev.c", "/linux/net/ipv4/../core/dev.c")
-    changed = with_source(replace(unit, command=spelled), Path("/work/dev.c"))
-    assert split_command(changed.command).compile[-1] == "/work/dev.c"
+    changed = with_source(replace(unit, command=spelled), Path("/fixed/dev.c"))
+    assert split_command(changed.command).compile[-1] == "/fixed/dev.c"
 
 
 def test_only_sources_that_say_something_else_are_fixes(kernel: BuiltKernel, tmp_path: Path) -> None:
