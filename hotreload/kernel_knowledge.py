@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotreload.build.base import Base
-from hotreload.build.external_module import ExternalModule
+from hotreload.build.built import Build
 from hotreload.deploy.guest import Guest
 from hotreload.patch.module import TRANSITION_SYMBOLS, ModuleGlue, read_glue
 from hotreload.patch.symbols import KernelSymbols, read_symbols
@@ -22,7 +22,7 @@ class KernelKnowledge:
     glue: ModuleGlue
 
 
-async def learn(module: ExternalModule, base: Base, glue: Path, guest: Guest) -> KernelKnowledge:
+async def learn(module: Build, base: Base, glue: Path, guest: Guest) -> KernelKnowledge:
     """Read exports and module symbols, ask the guest's kallsyms. Raises GuestUnreachableError, InputError."""
     asking = asyncio.create_task(_unique_in_guest(guest))
     try:
@@ -33,12 +33,12 @@ async def learn(module: ExternalModule, base: Base, glue: Path, guest: Guest) ->
         await asyncio.gather(asking, return_exceptions=True)
 
 
-def learn_offline(module: ExternalModule, base: Base, glue: Path) -> KernelKnowledge:
+def learn_offline(module: Build, base: Base, glue: Path) -> KernelKnowledge:
     """The same without a guest, from the kernel's System.map where there is a real one. Raises InputError."""
     return KernelKnowledge(_symbols(module, base), read_glue(glue, _unique_in_map(base.tree.system_map)))
 
 
-def _symbols(module: ExternalModule, base: Base) -> KernelSymbols:
+def _symbols(module: Build, base: Base) -> KernelSymbols:
     places = (base.tree.output / "Module.symvers", module.folder / "Module.symvers")
     symvers = [file for file in places if file.is_file()]
     return read_symbols(symvers, {built.name: built.ko for built in base.modules})

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotreload.build.base import Base, SourceMovedError, build_base
+from hotreload.build.built import MAKEFILE_NAME, Build
 from hotreload.build.cmd_files import TranslationUnit
-from hotreload.build.external_module import MAKEFILE_NAME, ExternalModule
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.build.patched_sources import PatchedSources, apply_patches
 from hotreload.build.patched_units import compile_units
@@ -137,7 +137,7 @@ async def _through(
 # --- stages ---
 
 
-async def _base(order: Order, cycle: Cycle, progress: Progress) -> tuple[ExternalModule, Base]:
+async def _base(order: Order, cycle: Cycle, progress: Progress) -> tuple[Build, Base]:
     compiler = await kernel_compiler(order.kernel)
     if compiler.note:
         cycle.notes.append(f"HR5103 {compiler.note}")
@@ -173,9 +173,7 @@ def require_same_sources(sources: PatchedSources, base: Base) -> None:
             raise SourceMovedError(f"{file} was saved meanwhile", hint="run the command again")
 
 
-def _units(
-    sources: PatchedSources, module: ExternalModule, selection: UnitSelection
-) -> tuple[TranslationUnit, ...]:
+def _units(sources: PatchedSources, module: Build, selection: UnitSelection) -> tuple[TranslationUnit, ...]:
     """The units to compile: all, where files come or go, for a header may hide another one."""
     gone = {file for file, text in sources.texts.items() if text is None}
     if lost := [unit.source for unit in module.units if Path(os.path.realpath(unit.source)) in gone]:
@@ -201,7 +199,7 @@ def _work_folder() -> Iterator[Path]:
         yield Path(work)
 
 
-def _texts(unit: TranslationUnit, module: ExternalModule, sources: PatchedSources) -> Mapping[str, str]:
+def _texts(unit: TranslationUnit, module: Build, sources: PatchedSources) -> Mapping[str, str]:
     """The unit's sources as the patch makes them, its own file first."""
     new = [file for file, text in sources.texts.items() if sources.before[file] is None and text is not None]
     files = dict.fromkeys((unit.source, *module.inputs[unit.object], *new))

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from hotreload.build.base import Base
+from hotreload.build.built import Build, sha256
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair, rebuild
-from hotreload.build.external_module import ExternalModule, sha256
 from hotreload.build.units import inputs_now, units_for
 from hotreload.cycle import Announce, Compared, Cycle, Original, read_original
 from hotreload.deploy.guest import Guest
@@ -64,7 +64,7 @@ class Reloader:
     def __init__(
         self,
         *,
-        module: ExternalModule,
+        module: Build,
         base: Base,
         glue: Path,
         guest: Guest,

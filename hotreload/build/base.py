@@ -24,15 +24,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hotreload.build.built import Build, BuiltModule, UnitInputs, is_users, sha256
 from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file, split_command, split_late
-from hotreload.build.external_module import (
-    BuiltModule,
-    ExternalModule,
-    Progress,
-    build_modules,
-    is_users,
-    sha256,
-)
+from hotreload.build.external_module import Progress, build_modules
 from hotreload.build.gcc import compile_object, finish_object, program_identity
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.replay import Shadow, include_folders
@@ -58,14 +52,14 @@ class SourceMovedError(InputError):
 class Base:
     """What the guest booted: ``modules`` with their ``.ko`` copies, and the files they were made of.
 
-    ``digests`` and ``inputs`` are as in ExternalModule; ``kernel`` is a digest of the kernel headers used.
+    ``digests`` and ``inputs`` are as in Build; ``kernel`` is a digest of the kernel headers used.
     """
 
     folder: Path
     tree: KernelTree
     users_folder: Path
     modules: tuple[BuiltModule, ...]
-    inputs: Mapping[Path, tuple[Path, ...]]
+    inputs: UnitInputs
     digests: Mapping[Path, str]
     kernel: str
 
@@ -96,7 +90,7 @@ class Base:
 
 async def build_base(
     tree: KernelTree, folder: Path, progress: Progress | None = None, variables: tuple[str, ...] = ()
-) -> tuple[ExternalModule, Base]:
+) -> tuple[Build, Base]:
     """Build the modules and record them; again when a source is saved in between.
 
     Raises what build_modules and record_base raise.
@@ -111,7 +105,7 @@ async def build_base(
     return module, await record_base(module)
 
 
-async def record_base(module: ExternalModule) -> Base:
+async def record_base(module: Build) -> Base:
     """Keep what the modules were made of. Raises SourceMovedError (HR1006) when that is there no more."""
     bases = cache_folder() / "base"
     with writing_to(bases):
@@ -154,7 +148,7 @@ def open_base(folder: Path, tree: KernelTree) -> Base:
     return _from_json(data, folder, tree)
 
 
-def _copy_all(module: ExternalModule, into: Path) -> None:
+def _copy_all(module: Build, into: Path) -> None:
     for file, digest in module.digests.items():
         _mirror(file, digest, into / "shadow")
     _make_include_folders(module, into)
@@ -186,7 +180,7 @@ def _mirror(file: Path, digest: str, shadow: Path) -> None:
         )
 
 
-def _make_include_folders(module: ExternalModule, into: Path) -> None:
+def _make_include_folders(module: Build, into: Path) -> None:
     shadow = Shadow(into / "shadow", module.is_users, module.folder)
     for unit in module.units:
         for spelled in include_folders(split_command(unit.command).compile):
@@ -199,7 +193,7 @@ def _plain(folder: Path, target: Path) -> Path:
     return folder / "objects" / f"{target.stem}-{hashlib.sha256(bytes(target)).hexdigest()[:8]}.o"
 
 
-def _base_of(module: ExternalModule, folder: Path) -> Base:
+def _base_of(module: Build, folder: Path) -> Base:
     return _moved(
         Base(
             folder,
@@ -249,7 +243,7 @@ def _to_json(base: Base) -> dict[str, Any]:
             {"name": built.name, "units": [_texts(asdict(unit)) for unit in built.units]}
             for built in base.modules
         ],
-        "inputs": {str(target): [str(file) for file in files] for target, files in base.inputs.items()},
+        "inputs": base.inputs.to_json(),
         "digests": {str(file): digest for file, digest in base.digests.items()},
     }
 
@@ -264,7 +258,7 @@ def _from_json(data: Mapping[str, Any], folder: Path, tree: KernelTree) -> Base:
         tree,
         Path(data["users_folder"]),
         tuple(_module_from_json(item, folder) for item in data["modules"]),
-        {Path(target): tuple(map(Path, files)) for target, files in data["inputs"].items()},
+        UnitInputs.from_json(data["inputs"]),
         {Path(file): digest for file, digest in data["digests"].items()},
         data["kernel"],
     )

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotreload.build.base import Base, base_object
+from hotreload.build.built import is_users
 from hotreload.build.cmd_files import (
     TranslationUnit,
     dependency_file,
     parse_dependency_file,
     split_command,
 )
-from hotreload.build.external_module import is_users
 from hotreload.build.gcc import compile_object
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.lines import stabilised_bytes

@@ -4,15 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from hotreload import process
+from hotreload.build.built import MAKEFILE_NAME, Build, BuiltModule, UnitInputs, is_users, sha256
 from hotreload.build.cmd_files import (
     CmdFile,
     TranslationUnit,
@@ -27,14 +26,6 @@ from hotreload.errors import CompileError, InputError
 
 Progress = Callable[[str], None]
 
-# Headers of the compiler and the C library: no one edits these in the loop.
-SYSTEM_FOLDERS = (
-    Path("/usr/lib/gcc"),
-    Path("/usr/lib/llvm"),
-    Path("/usr/include"),
-    Path("/usr/local/include"),
-)
-MAKEFILE_NAME = re.compile(r"(?:Kbuild|Makefile|GNUmakefile)(?:\..+)?|.+\.mk")
 OBJ_M = re.compile(r"^\s*(?:(?:export|override)\s+)?obj-(?:m|\$[({])", re.MULTILINE)
 INCLUDE = re.compile(r"^\s*-?s?include\s", re.MULTILINE)
 # File systems stamp files with the time of the last timer tick, up to 10 ms ago (HZ=100).
@@ -42,67 +33,9 @@ TICK_NS = 20_000_000
 TRIES = 4
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltModule:
-    """A module and what it is linked from, in link order."""
-
-    name: str
-    ko: Path
-    units: tuple[TranslationUnit, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ExternalModule:
-    """A folder with ``obj-m``, built.
-
-    ``inputs``: for each unit's object the user's files it was compiled from, the source first, absolute as
-    gcc spelled them (``..`` kept). ``digests``: SHA-256 of each of these as compiled. ``kernel_files``: the
-    kernel's headers they all use.
-    """
-
-    folder: Path
-    tree: KernelTree
-    modules: tuple[BuiltModule, ...]
-    makefiles: tuple[Path, ...]
-    inputs: Mapping[Path, tuple[Path, ...]]
-    digests: Mapping[Path, str]
-    kernel_files: tuple[Path, ...]
-
-    @property
-    def units(self) -> tuple[TranslationUnit, ...]:
-        """Every unit once per module it belongs to."""
-        return tuple(unit for module in self.modules for unit in module.units)
-
-    @property
-    def watched_files(self) -> frozenset[Path]:
-        """Sources and headers outside the kernel, by the name they are used under and by their real one."""
-        return frozenset(name for files in self.inputs.values() for file in files for name in names_of(file))
-
-    def is_users(self, path: Path) -> bool:
-        """Is this absolute path the user's own, not the kernel's and not the compiler's?"""
-        return is_users(path, self.folder, self.tree)
-
-
-def is_users(path: Path, folder: Path, tree: KernelTree) -> bool:
-    """Is ``path`` the user's own? A module's folder below the kernel's sources is."""
-    # Compared as texts: this is asked hundreds of times a unit, and pathlib is ten times slower.
-    if _below(str(path), folder):
-        return True
-    return not any(_below(str(path), other) for other in (tree.source, tree.output, *SYSTEM_FOLDERS))
-
-
-def _below(path: str, folder: Path) -> bool:
-    return path == str(folder) or path.startswith(f"{folder}/")
-
-
-def names_of(path: Path) -> tuple[Path, Path]:
-    """The names under which a watcher may report a file: without ``..``, and with links resolved."""
-    return Path(os.path.normpath(path)), Path(os.path.realpath(path))
-
-
 async def build_modules(
     tree: KernelTree, folder: Path, progress: Progress | None = None, variables: Sequence[str] = ()
-) -> ExternalModule:
+) -> Build:
     """Bring the modules of ``folder`` up to date with kbuild and read what it noted.
 
     ``variables`` are given to make (``HDAPS=1``). A source saved while kbuild ran is compiled again, so that
@@ -138,7 +71,7 @@ def _changed_ns(file: Path) -> int:
         return time.time_ns()
 
 
-def _forget(module: ExternalModule, late: Iterable[Path]) -> None:
+def _forget(module: Build, late: Iterable[Path]) -> None:
     """Make kbuild compile again what used these files: it may have read them before they were saved."""
     files = set(late)
     for target, inputs in module.inputs.items():
@@ -224,23 +157,23 @@ def _build_error(tree: KernelTree, folder: Path, stdout: str, stderr: str) -> Co
     return CompileError(first or f"kbuild failed in {folder}", diagnostics, hint=hint)
 
 
-def _read_build(tree: KernelTree, folder: Path, makefiles: tuple[Path, ...]) -> ExternalModule:
+def _read_build(tree: KernelTree, folder: Path, makefiles: tuple[Path, ...]) -> Build:
     order = folder / "modules.order"
     names = parse_modules_order(order.read_text()) if order.is_file() else ()
     if not names:
         raise _no_module(next(folder / name for name in ("Kbuild", "Makefile") if (folder / name).is_file()))
-    inputs: dict[Path, tuple[Path, ...]] = {}
+    inputs = UnitInputs()
     kernel_files: set[Path] = set()
     modules = tuple(_module(folder / name, tree, folder, inputs, kernel_files) for name in names)
-    digests = {file: sha256(file) for files in inputs.values() for file in files}
-    return ExternalModule(folder, tree, modules, makefiles, inputs, digests, tuple(sorted(kernel_files)))
+    digests = {file: sha256(file) for file in inputs.files}
+    return Build(folder, tree, modules, makefiles, inputs, digests, tuple(sorted(kernel_files)))
 
 
 def _module(
     stem: Path,
     tree: KernelTree,
     folder: Path,
-    inputs: dict[Path, tuple[Path, ...]],
+    inputs: UnitInputs,
     kernel_files: set[Path],
 ) -> BuiltModule:
     name = stem.name.replace("-", "_")
@@ -257,7 +190,7 @@ def _module(
         cwd = tree.output if os.path.isabs(notes.target) else folder
         files = [Path(os.path.join(cwd, file)) for file in (notes.source, *notes.dependencies)]
         ours = [file for file in files if is_users(Path(os.path.normpath(file)), folder, tree)]
-        inputs[target] = tuple(dict.fromkeys(ours))
+        inputs.add(target, ours)
         kernel_files.update(set(files).difference(ours))
         units.append(
             TranslationUnit(
@@ -286,11 +219,3 @@ def _notes(target: Path) -> CmdFile | None:
         return None
     notes = parse_cmd_file(file.read_text(errors="surrogateescape"))
     return notes if is_compile(notes.command) else None
-
-
-def sha256(file: Path) -> str:
-    """The hexadecimal digest of a file's content; of nothing when it has gone."""
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return ""

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotreload.build.base import Base, base_object
+from hotreload.build.built import is_users
 from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file, split_command
 from hotreload.build.compile import ObjectPair, patched_object
-from hotreload.build.external_module import is_users
 from hotreload.build.gcc import compile_object
 from hotreload.build.lines import stabilised_bytes
 from hotreload.build.replay import Shadow, include_folders

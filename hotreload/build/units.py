@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hotreload.build.built import MAKEFILE_NAME, Build, names_of
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import compiled_from, patched_object
-from hotreload.build.external_module import MAKEFILE_NAME, ExternalModule, names_of
 
 __all__ = ["TranslationUnit", "UnitSelection", "units_for"]
 
@@ -26,38 +26,57 @@ class UnitSelection:
     not_part_of_build: tuple[Path, ...]
 
 
-def units_for(changed: Iterable[Path], module: ExternalModule, compiled: Path | None = None) -> UnitSelection:
+def units_for(changed: Iterable[Path], build: Build, compiled: Path | None = None) -> UnitSelection:
     """Sort changed files by what they mean for the build.
 
     ``compiled`` is the folder of our own compiles (``into`` of rebuild): their ``.d`` files know the includes
     that an edit has added since kbuild ran.
     """
     paths = tuple(dict.fromkeys(changed))
-    users = {unit: _files(unit, module, compiled) for unit in module.units}
     names = {path: set(names_of(path)) for path in paths}
     every_name = set().union(*names.values())
-    makefiles = tuple(path for path in paths if _is_makefile(path, module))
-    known = set().union(*users.values())
+    makefiles = tuple(path for path in paths if _is_makefile(path, build))
+    spelled = {
+        file: found for file in build.inputs.files if (found := every_name.intersection(names_of(file)))
+    }
+    touched, known = set(build.inputs.users(spelled)), set().union(*spelled.values())
+    for unit, files in _compiled_here(build, compiled):
+        if found := every_name.intersection(name for file in files for name in names_of(file)):
+            touched.add(unit.object)
+            known |= found
     return UnitSelection(
-        tuple(unit for unit, files in users.items() if files & every_name),
+        tuple(unit for unit in build.units if unit.object in touched),
         makefiles,
         tuple(path for path in paths if path not in makefiles and not names[path] & known),
     )
 
 
-def inputs_now(module: ExternalModule, compiled: Path) -> frozenset[Path]:
+def inputs_now(build: Build, compiled: Path) -> frozenset[Path]:
     """Every file of the user's that a unit is made of, as of its last compile: an edit may add an include."""
-    return frozenset().union(*(_files(unit, module, compiled) for unit in module.units))
+    now = set(build.inputs.files).union(*(files for _unit, files in _compiled_here(build, compiled)))
+    return frozenset(name for file in now for name in names_of(file))
 
 
-def _is_makefile(path: Path, module: ExternalModule) -> bool:
-    inside = path.is_relative_to(module.folder)
-    return path in module.makefiles or (inside and bool(MAKEFILE_NAME.fullmatch(path.name)))
+def _spelled(names: set[Path], files: Iterable[Path]) -> Iterator[tuple[Path, set[Path]]]:
+    """Those of the files that have one of the names, each with the names that it has."""
+    last = {name.name for name in names}
+    for file in files:
+        # A kernel has 4,000 files: their real paths are asked for only where they may matter.
+        if (file.name in last or file.is_symlink()) and (found := names.intersection(names_of(file))):
+            yield file, found
 
 
-def _files(unit: TranslationUnit, module: ExternalModule, compiled: Path | None) -> frozenset[Path]:
-    files = set(module.inputs[unit.object])
-    notes = patched_object(unit, compiled).with_suffix(".d") if compiled else None
-    if notes and notes.is_file():
-        files |= compiled_from(notes, unit.cwd, module.folder, module.tree)
-    return frozenset(name for file in files for name in names_of(file))
+def _is_makefile(path: Path, build: Build) -> bool:
+    inside = path.is_relative_to(build.folder)
+    return path in build.makefiles or (inside and bool(MAKEFILE_NAME.fullmatch(path.name)))
+
+
+def _compiled_here(build: Build, compiled: Path | None) -> Iterator[tuple[TranslationUnit, frozenset[Path]]]:
+    """The units that we have compiled, and what from."""
+    if compiled is None:
+        return
+    made = {entry.name for entry in compiled.glob("*.d")}
+    for unit in build.units if made else ():
+        notes = patched_object(unit, compiled).with_suffix(".d")
+        if notes.name in made:
+            yield unit, compiled_from(notes, unit.cwd, build.folder, build.tree)

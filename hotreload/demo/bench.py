@@ -38,7 +38,7 @@ from hotreload.report.table import align
 from hotreload.report.text import styled
 
 if TYPE_CHECKING:
-    from hotreload.build.external_module import ExternalModule
+    from hotreload.build.built import Build
     from hotreload.build.kernel_tree import KernelTree
     from hotreload.config import Config
     from hotreload.deploy.guest import SshGuest
@@ -179,9 +179,7 @@ def _timed() -> Iterator[Callable[[], float]]:
 class _Loops:
     """The other ways to bring an edit to a guest, on the driver's twin."""
 
-    def __init__(
-        self, kernel: KernelTree, folder: Path, watch: Driven, place: str, module: ExternalModule
-    ) -> None:
+    def __init__(self, kernel: KernelTree, folder: Path, watch: Driven, place: str, module: Build) -> None:
         self._kernel = kernel
         self._folder = folder
         self._watch = watch

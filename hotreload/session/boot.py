@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hotreload.build.base import Base, build_base
-from hotreload.build.external_module import BuiltModule, ExternalModule
+from hotreload.build.built import Build, BuiltModule
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.config import Config
 from hotreload.deploy.guest import SshGuest
@@ -50,7 +50,7 @@ class Load:
 class Booted:
     """A guest that runs the modules. ``base`` is what it booted, ``notes`` is what else to tell about it."""
 
-    module: ExternalModule
+    module: Build
     base: Base
     glue: Path
     machine: Machine

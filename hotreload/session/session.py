@@ -25,9 +25,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from hotreload.build.built import MAKEFILE_NAME, sha256
 from hotreload.build.compile import prepare
 from hotreload.build.debian_kernel import open_kernel
-from hotreload.build.external_module import MAKEFILE_NAME, sha256
 from hotreload.build.kernel_tree import KernelTree, check_fit
 from hotreload.config import Config
 from hotreload.errors import GuestCrashedError, GuestUnreachableError, HotReloadError

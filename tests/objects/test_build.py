@@ -16,8 +16,9 @@ from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
 
 from hotreload.build.base import Base, SourceMovedError, base_object, build_base, open_base, record_base
+from hotreload.build.built import Build
 from hotreload.build.compile import compile_patched, rebuild
-from hotreload.build.external_module import ExternalModule, build_modules
+from hotreload.build.external_module import build_modules
 from hotreload.build.kernel_tree import KernelTree, check_fit, kernel_compiler
 from hotreload.build.units import units_for
 from hotreload.errors import CompileError, InputError
@@ -39,7 +40,7 @@ def write(folder: Path, files: Mapping[str, str]) -> Path:
     return folder
 
 
-def built(tree: KernelTree, folder: Path) -> tuple[ExternalModule, Base]:
+def built(tree: KernelTree, folder: Path) -> tuple[Build, Base]:
     return asyncio.run(build_base(tree, folder))
 
 

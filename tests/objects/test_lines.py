@@ -15,9 +15,9 @@ import pytest
 
 from hotreload.build import overlay
 from hotreload.build.base import Base, build_base, record_base
+from hotreload.build.built import Build, BuiltModule, UnitInputs, is_users, sha256
 from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file
 from hotreload.build.compile import ObjectPair, compile_patched, patched_object, rebuild
-from hotreload.build.external_module import BuiltModule, ExternalModule, is_users, sha256
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.lines import stabilised
 from hotreload.build.units import units_for
@@ -34,7 +34,7 @@ class Driver:
     """A unit with its base; ``module`` is what kbuild's notes would tell."""
 
     folder: Path
-    module: ExternalModule
+    module: Build
     base: Base
     out: Path
 
@@ -95,12 +95,12 @@ def recorded(
     unit = TranslationUnit(Path(os.path.normpath(inputs[0])), folder / "m.o", " ".join(words), cwd, "m")
     (folder / "m.ko").write_bytes(b"")
     assert all(is_users(file, folder, TREE) for file in inputs)
-    module = ExternalModule(
+    module = Build(
         folder,
         TREE,
         (BuiltModule("m", folder / "m.ko", (unit,)),),
         (),
-        {unit.object: inputs},
+        UnitInputs({unit.object: inputs}),
         {file: sha256(file) for file in inputs},
         (),
     )
@@ -169,9 +169,7 @@ int two(int a)
 
 
 @pytest.fixture
-def kernel_driver(
-    kernel_base: tuple[ExternalModule, Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Driver:
+def kernel_driver(kernel_base: tuple[Build, Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     module, base = kernel_base
     monkeypatch.setenv("XDG_CACHE_HOME", str(base.folder.parents[2]))
     driver = Driver(module.folder, module, base, tmp_path / "out")
@@ -180,9 +178,7 @@ def kernel_driver(
 
 
 @pytest.fixture(scope="module")
-def kernel_base(
-    debian_kernel: KernelTree, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[ExternalModule, Base]:
+def kernel_base(debian_kernel: KernelTree, tmp_path_factory: pytest.TempPathFactory) -> tuple[Build, Base]:
     place = tmp_path_factory.mktemp("lines")
     (place / "drv").mkdir()
     for name, text in KERNEL_DRIVER.items():

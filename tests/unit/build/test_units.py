@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hotreload.build.built import Build, BuiltModule, UnitInputs
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import patched_object
-from hotreload.build.external_module import BuiltModule, ExternalModule
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.units import units_for
 
@@ -18,13 +18,13 @@ def unit(source: Path) -> TranslationUnit:
     return TranslationUnit(source, source.with_suffix(".o"), "gcc -c", Path("/k"), "m")
 
 
-def module(folder: Path, includes: dict[str, tuple[str, ...]]) -> ExternalModule:
+def module(folder: Path, includes: dict[str, tuple[str, ...]]) -> Build:
     units = tuple(unit(folder / source) for source in includes)
     inputs = {
         each.object: (each.source, *(folder / name for name in includes[each.source.name])) for each in units
     }
     built = BuiltModule("m", folder / "m.ko", units)
-    return ExternalModule(folder, TREE, (built,), (folder / "Kbuild",), inputs, {}, ())
+    return Build(folder, TREE, (built,), (folder / "Kbuild",), UnitInputs(inputs), {}, ())
 
 
 def test_a_source_touches_its_unit_and_a_header_every_unit_that_includes_it(tmp_path: Path) -> None:

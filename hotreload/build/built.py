@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""What kbuild has built: modules (vmlinux is one), what they are linked from, and the files of that."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.kernel_tree import KernelTree
+
+VMLINUX: Final = "vmlinux"
+# Headers of the compiler and the C library: no one edits these in the loop.
+SYSTEM_FOLDERS = (
+    Path("/usr/lib/gcc"),
+    Path("/usr/lib/llvm"),
+    Path("/usr/include"),
+    Path("/usr/local/include"),
+)
+MAKEFILE_NAME = re.compile(r"(?:Kbuild|Makefile|GNUmakefile)(?:\..+)?|.+\.mk")
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltModule:
+    """A module and what it is linked from, in link order. ``ko`` of vmlinux is vmlinux itself."""
+
+    name: str
+    ko: Path
+    units: tuple[TranslationUnit, ...]
+
+
+class UnitInputs(Mapping[Path, tuple[Path, ...]]):
+    """For each unit's object the files it was compiled from, the source first, absolute as gcc spelled them.
+
+    A kernel has a thousand units of five hundred files each: a file is kept once, and a unit's as numbers.
+    """
+
+    def __init__(self, inputs: Mapping[Path, Iterable[Path]] | None = None) -> None:
+        self.files: list[Path] = []
+        self._numbers: dict[Path, int] = {}
+        self._of: dict[Path, array[int]] = {}
+        for target, files in (inputs or {}).items():
+            self.add(target, files)
+
+    def add(self, target: Path, files: Iterable[Path]) -> None:
+        """Note what a unit's object was compiled from."""
+        self._of[target] = array("I", dict.fromkeys(map(self._number, files)))
+
+    def users(self, files: Iterable[Path]) -> Iterator[Path]:
+        """The objects that were compiled from any of these files, spelled as here."""
+        wanted = [number for file in files if (number := self._numbers.get(file)) is not None]
+        return (target for target, held in self._of.items() if any(number in held for number in wanted))
+
+    def to_json(self) -> dict[str, Any]:
+        """Texts and numbers, from which ``from_json`` makes the same again."""
+        return {
+            "files": list(map(str, self.files)),
+            "of": {str(target): list(held) for target, held in self._of.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        made = cls()
+        made.files = list(map(Path, data["files"]))
+        made._numbers = {file: number for number, file in enumerate(made.files)}
+        made._of = {Path(target): array("I", held) for target, held in data["of"].items()}
+        return made
+
+    def _number(self, file: Path) -> int:
+        number = self._numbers.setdefault(file, len(self.files))
+        if number == len(self.files):
+            self.files.append(file)
+        return number
+
+    def __getitem__(self, target: Path) -> tuple[Path, ...]:
+        return tuple(self.files[number] for number in self._of[target])
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """A folder that kbuild has built: an external module's, or a kernel's.
+
+    ``inputs``: for each unit's object the user's files it was compiled from. ``digests``: SHA-256 of each of
+    these as compiled. ``kernel_files``: headers that are not the user's. In a kernel all files are the
+    user's.
+    """
+
+    folder: Path
+    tree: KernelTree
+    modules: tuple[BuiltModule, ...]
+    makefiles: tuple[Path, ...]
+    inputs: UnitInputs
+    digests: Mapping[Path, str]
+    kernel_files: tuple[Path, ...]
+
+    @property
+    def units(self) -> tuple[TranslationUnit, ...]:
+        """Every unit once per module it belongs to."""
+        return tuple(unit for module in self.modules for unit in module.units)
+
+    @property
+    def watched_files(self) -> frozenset[Path]:
+        """Sources and headers of the user's, by the name they are used under and by their real one."""
+        return frozenset(name for file in self.inputs.files for name in names_of(file))
+
+    @property
+    def is_kernel(self) -> bool:
+        """Is this a kernel's own tree?"""
+        return self.folder == self.tree.source
+
+    def is_users(self, path: Path) -> bool:
+        """Is this absolute path the user's own, not the kernel's and not the compiler's?"""
+        return is_users(path, self.folder, self.tree)
+
+
+def is_users(path: Path, folder: Path, tree: KernelTree) -> bool:
+    """Is ``path`` the user's own? A module's folder below the kernel's sources is, and so is all of a kernel
+    that is worked on itself."""
+    # Compared as texts: this is asked hundreds of times a unit, and pathlib is ten times slower.
+    if _below(str(path), folder):
+        return True
+    others = () if folder == tree.source else (tree.source, tree.output)
+    return not any(_below(str(path), other) for other in (*others, *SYSTEM_FOLDERS))
+
+
+def _below(path: str, folder: Path) -> bool:
+    return path == str(folder) or path.startswith(f"{folder}/")
+
+
+def names_of(path: Path) -> tuple[Path, Path]:
+    """The names under which a watcher may report a file: without ``..``, and with links resolved."""
+    return Path(os.path.normpath(path)), Path(os.path.realpath(path))
+
+
+def sha256(file: Path) -> str:
+    """The hexadecimal digest of a file's content; of nothing when it has gone."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
