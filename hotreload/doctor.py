@@ -7,7 +7,6 @@ compiler the kernel needs. A mend that did not help is not tried again.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import os
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from hotreload.config import Config
 from hotreload.errors import EnvironmentFault
+from hotreload.interrupts import run
 from hotreload.preconditions import CHECKS, Check, Finding, Mend, look
 
 Results = dict[Check, Finding]
@@ -62,7 +62,7 @@ def examine(
 def _look_at(checks: Iterable[Check], config: Config, tell: Tell) -> Results:
     results: Results = {}
     for check in checks:
-        results[check] = asyncio.run(look(check, config))
+        results[check] = run(look(check, config))
         tell(check, results[check])
     return results
 

@@ -12,6 +12,7 @@ import click
 from hotreload.cli.command import Globals, json_option, output_option, verb
 from hotreload.cli.verbs import console_of, one_folder, path_argument, print_json
 from hotreload.errors import InputError
+from hotreload.interrupts import run
 
 if TYPE_CHECKING:
     from hotreload.config import Config
@@ -38,8 +39,6 @@ def build(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...], 
 
     The sources stay as they are. No guest is needed: insmod the file where the driver runs.
     """
-    import asyncio
-
     from hotreload.cli.output_file import check_output, remove_output, write_output
     from hotreload.patch_build import default_output
 
@@ -50,7 +49,7 @@ def build(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...], 
     check_output(output, _made_by_kbuild(output))
     config = options.config(folder)
     console = console_of(options, config)
-    built = asyncio.run(_build(folder, config, patches, output, console))
+    built = run(_build(folder, config, patches, output, console))
     console.report(built.report)
     if built.module is not None:
         write_output(output, built.module)

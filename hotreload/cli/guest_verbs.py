@@ -28,6 +28,7 @@ from hotreload.cli.verbs import (
     session_here,
 )
 from hotreload.errors import EnvironmentFault, GuestBusyError, InputError
+from hotreload.interrupts import run
 
 if TYPE_CHECKING:
     from hotreload.session.guests import About
@@ -83,8 +84,6 @@ def _start(options: Globals, folder: Path) -> None:
 
 
 def _run_in_background(folder: Path, options: Globals, stream: TextIO) -> int:
-    import asyncio
-
     from hotreload.session.background import writer_to
     from hotreload.session.client import facts_of
     from hotreload.session.service import run_session
@@ -99,7 +98,7 @@ def _run_in_background(folder: Path, options: Globals, stream: TextIO) -> int:
         return await session.finished
 
     console = console_of(options, config)
-    return asyncio.run(run_session(folder, config, console, serve, background=True, listener=tell))
+    return run(run_session(folder, config, console, serve, background=True, listener=tell))
 
 
 @verb("stop", guest)
@@ -275,13 +274,11 @@ def _console_log(options: Globals) -> Path:
 @json_option
 def info(options: Globals) -> int:
     """The kernel that -K means: its parts, its compiler, and whether it can be live patched."""
-    import asyncio
-
     from hotreload.build.debian_kernel import open_kernel
     from hotreload.build.kernel_tree import check_fit, kernel_compiler, unmet_needs
 
-    tree = asyncio.run(open_kernel(options.config().kernel, lambda line: click.echo(line, err=True)))
-    compiler = asyncio.run(kernel_compiler(tree))
+    tree = run(open_kernel(options.config().kernel, lambda line: click.echo(line, err=True)))
+    compiler = run(kernel_compiler(tree))
     facts = {
         "release": tree.release,
         "arch": tree.arch,

@@ -15,10 +15,10 @@ from hotreload.cli.command import Globals, cli, json_option, load_option, max_ru
 from hotreload.cli.failures import Bug, known
 from hotreload.config import wants_color
 from hotreload.errors import HotReloadError
+from hotreload.interrupts import INTERRUPTED
 
 __all__ = ["Globals", "cli", "json_option", "load_option", "main", "max_rung_option", "setting", "verb"]
 
-INTERRUPTED = 130
 READER_GONE = 141  # what a shell reports for a program that died of SIGPIPE
 USAGE = 2
 

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from hotreload.errors import EnvironmentFault, InputError
+from hotreload.interrupts import raise_interrupts
 
 
 def check_output(file: Path, inputs: tuple[Path, ...] = ()) -> None:
@@ -26,6 +27,7 @@ def check_output(file: Path, inputs: tuple[Path, ...] = ()) -> None:
 def write_output(file: Path, content: bytes) -> None:
     """Write under another name, then rename. A device or pipe is written to as it is, a link's target
     is replaced. Raises InputError (HR1009) or, without space, EnvironmentFault (HR5107)."""
+    raise_interrupts()
     target = Path(os.path.realpath(file))
     try:
         if target.exists() and not target.is_file():

@@ -22,6 +22,7 @@ from hotreload.cli.command import (
 )
 from hotreload.config import Config, wants_color
 from hotreload.errors import InputError
+from hotreload.interrupts import run
 
 if TYPE_CHECKING:
     from hotreload.diff.object_diff import ObjectDiff
@@ -82,12 +83,10 @@ def session_here(options: Globals, folder: Path | None = None) -> About:
 
 def answer_of(about: About, request: str, **fields: object) -> dict[str, Any]:
     """What the session answers. Raises RemoteError, GuestUnreachableError."""
-    import asyncio
-
     from hotreload.session.control import answer
     from hotreload.session.guests import place_of
 
-    return asyncio.run(answer(place_of(about.guest), request, **fields))
+    return run(answer(place_of(about.guest), request, **fields))
 
 
 def print_json(value: object) -> None:
@@ -107,8 +106,6 @@ def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) 
 
     A COMMAND behind -- is run in the guest after each reload.
     """
-    import asyncio
-
     from hotreload.session import client
     from hotreload.session.guests import find_running
     from hotreload.session.service import run_session
@@ -119,10 +116,10 @@ def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) 
     wish = client.Wish(once, click.get_current_context().meta.get("command"), options.json)
     running = find_running(config.guest, folder)
     if running and running.background and not dry_run:
-        return asyncio.run(client.attach(running, wish, console))
+        return run(client.attach(running, wish, console))
     stream = sys.stdout if options.json else None
     job = client.watch_here(wish, console)
-    return asyncio.run(run_session(folder, config, console, job, stream=stream, dry_run=dry_run))
+    return run(run_session(folder, config, console, job, stream=stream, dry_run=dry_run))
 
 
 @verb("push")
@@ -150,13 +147,11 @@ def redo(options: Globals) -> int:
 
 
 def _cycle(options: Globals, folder: Path | None, request: str, **fields: object) -> int:
-    import asyncio
-
     from hotreload.session import client
 
     console = console_of(options, options.config(folder))
     about = session_here(options, folder)
-    return asyncio.run(client.cycle(about, request, fields, console, as_json=options.json))
+    return run(client.cycle(about, request, fields, console, as_json=options.json))
 
 
 @verb("history")

@@ -33,6 +33,7 @@ from hotreload.demo.generated import DiffTimes, measure_diffs
 from hotreload.demo.idle import Idle, measure_idle
 from hotreload.demo.play import without_folders
 from hotreload.errors import HotReloadError
+from hotreload.interrupts import run
 from hotreload.report.outcome import STAGES, Outcome
 from hotreload.report.table import align
 from hotreload.report.text import styled
@@ -97,7 +98,7 @@ def measure(
     edits: int, config: Config, console: Console, stdout: TextIO, *, as_json: bool, color: bool
 ) -> int:
     """Measure, and print the result to ``stdout``. Raises what `hotreload watch` and kbuild raise."""
-    result = asyncio.run(_measure(edits, config, console.say))
+    result = run(_measure(edits, config, console.say))
     print(json.dumps(as_object(result)) if as_json else as_text(result, color), file=stdout, flush=True)
     return 0
 

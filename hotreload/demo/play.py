@@ -34,6 +34,7 @@ from hotreload.demo.examples.ticker_edits import (
     parse_view,
 )
 from hotreload.errors import HotReloadError, InputError
+from hotreload.interrupts import raise_interrupts, run
 from hotreload.report.console import WORDS, render
 from hotreload.report.outcome import ReloadReport
 from hotreload.report.table import align
@@ -65,8 +66,9 @@ def play(config: Config, stream: TextIO, *, color: bool, keep: Path | None = Non
 
     Raises DemoFailedError, InputError (HR1009) when ``keep`` has a driver already, what the watch ends with.
     """
+    raise_interrupts()
     with _folder(keep) as folder:
-        return asyncio.run(_Demo(folder, config, stream, color).play())
+        return run(_Demo(folder, config, stream, color).play())
 
 
 @contextmanager
