@@ -46,14 +46,6 @@ TROUBLE_INTERVAL = 0.05
 RESTART = "end hotreload and start it again: it builds the module anew, and the guest boots with it"
 
 
-def _digest(file: Path) -> str | None:
-    """The content of a file that may be gone."""
-    try:
-        return sha256(file)
-    except OSError:
-        return None
-
-
 def _silently(_type: str, _fields: object) -> None:
     """Announce nothing."""
 
@@ -84,7 +76,6 @@ class Reloader:
         self._stages = StageKeeper(folder / "reloads")
         self._objects = folder / "objects"
         self._knowledge: KernelKnowledge | None = None
-        self._makefiles = {path: _digest(path) for path in module.makefiles}
         self._originals: dict[Path, Original] = {}
         self._edited: dict[Path, Compared] = {}  # units compiled since boot, by object
         self._broken: dict[Path, TranslationUnit] = {}  # units that have to be compiled at the next chance
@@ -186,7 +177,7 @@ class Reloader:
         # Which of it can be patched, over all units edited since boot? All obstacles are told at once.
         plan = self._plan(cycle)
 
-        if changed := self._changed_makefiles(self._makefiles):
+        if changed := self._changed_makefiles(self.base.makefiles):
             cycle.notes.append(f"HR1004 {changed} changed; the build is still the one before")
 
         before = self._history.current
@@ -261,7 +252,7 @@ class Reloader:
 
     def _changed_makefiles(self, makefiles: Iterable[Path]) -> str:
         """The names of those that are not as they were when the guest booted."""
-        return ", ".join(path.name for path in makefiles if _digest(path) != self._makefiles.get(path))
+        return ", ".join(path.name for path in makefiles if sha256(path) != self.base.makefiles.get(path))
 
     def _all_that_may_differ(self) -> list[TranslationUnit]:
         """The units of sources that are not the base's now, and those that were not at their last compile."""

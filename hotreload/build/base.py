@@ -3,8 +3,10 @@
 
 ``cache/base/ID/``, ID by content, holds ``shadow/`` (a mirror of every source and header of the user's that
 went into the modules, by absolute path), ``modules/NAME.ko`` and ``objects/`` (copies of what kbuild made at
-that moment) and ``base.json``. A unit's base object is compiled from the shadow, never from the user's tree,
-and kept in ``cache/base/objects`` by the content of everything that went into it.
+that moment) and ``base.json``. The mirrored files are links to ``cache/base/files``, where each content is
+kept once: the next build of the same kernel adds the few that differ. A unit's base object is compiled from
+the shadow, never from the user's tree, and kept in ``cache/base/objects`` by the content of everything that
+went into it.
 
 Base objects have a section a function, kbuild's own do not, and that shows in one place: a tail call to a
 neighbour is a two-byte jump in kbuild's object and five bytes long across sections (1 of 460 functions in
@@ -13,6 +15,7 @@ seven drivers). What the guest runs is therefore to be compared with ``plain_obj
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -34,9 +37,10 @@ from hotreload.errors import CompileError, InputError
 from hotreload.paths import cache_folder, writing_to
 
 MANIFEST = "base.json"
+FILES = "files"
 TRIES = 5
 # Part of every base object's key: raise it when the way base objects are compiled changes.
-SCHEME = "2"
+SCHEME = "3"
 # Seconds after which an entry of the cache goes.
 HALF_MADE = 3600
 UNUSED = 30 * 24 * 3600
@@ -52,7 +56,8 @@ class SourceMovedError(InputError):
 class Base:
     """What the guest booted: ``modules`` with their ``.ko`` copies, and the files they were made of.
 
-    ``digests`` and ``inputs`` are as in Build; ``kernel`` is a digest of the kernel headers used.
+    ``digests`` and ``inputs`` are as in Build; ``makefiles``: digests of those; ``kernel`` is a digest of
+    the kernel headers used.
     """
 
     folder: Path
@@ -61,6 +66,7 @@ class Base:
     modules: tuple[BuiltModule, ...]
     inputs: UnitInputs
     digests: Mapping[Path, str]
+    makefiles: Mapping[Path, str]
     kernel: str
 
     @property
@@ -77,6 +83,12 @@ class Base:
             return is_users(path, self.users_folder, self.tree)
 
         return Shadow(self.folder / "shadow", mirrored, self.users_folder)
+
+    @property
+    def build(self) -> Build:
+        """What was recorded, as kbuild left it then."""
+        makefiles = tuple(self.makefiles)
+        return Build(self.users_folder, self.tree, self.modules, makefiles, self.inputs, self.digests, ())
 
     def plain_object(self, unit: TranslationUnit) -> Path:
         """The object that kbuild made and that is linked into the guest's module."""
@@ -111,21 +123,28 @@ async def record_base(module: Build) -> Base:
     with writing_to(bases):
         bases.mkdir(exist_ok=True)
         _sweep(bases)
+        final = bases / await asyncio.to_thread(_identity, module)
+        if final.is_dir():
+            os.utime(final)
+            return _base_of(module, final)
         temporary = Path(tempfile.mkdtemp(prefix=".record-", dir=bases))
         try:
-            _copy_all(module, temporary)
+            await asyncio.to_thread(_copy_all, module, temporary)
             for unit in module.units:
                 await finish_object(unit, _plain(temporary, unit.object))
-            base = _base_of(module, temporary)
-            (temporary / MANIFEST).write_text(json.dumps(_to_json(base), indent=1))
-            final = bases / _identity(base)
-            if final.is_dir():
-                os.utime(final)
-            else:
-                temporary.rename(final)
+            manifest = json.dumps(_to_json(_base_of(module, temporary)))
+            (temporary / MANIFEST).write_text(manifest)
+            if _identity(module) != final.name:
+                raise SourceMovedError(
+                    f"{module.folder} was built again meanwhile", hint="start again when the build is done"
+                )
+            temporary.rename(final)
+        except OSError:
+            if not final.is_dir():  # else somebody else has recorded the same at the same time
+                raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return _moved(base, final)
+    return _base_of(module, final)
 
 
 def _sweep(bases: Path) -> None:
@@ -133,8 +152,13 @@ def _sweep(bases: Path) -> None:
     now = time.time()
     for entry in (*bases.iterdir(), *bases.glob("objects/*")):
         half_made = entry.name.startswith(".")
-        if entry.name != "objects" and now - entry.stat().st_mtime > (HALF_MADE if half_made else UNUSED):
+        limit = HALF_MADE if half_made else UNUSED
+        if entry.name not in ("objects", FILES) and now - entry.stat().st_mtime > limit:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+    for entry in bases.glob(f"{FILES}/*"):
+        stat = entry.stat()
+        if stat.st_nlink == 1 and now - stat.st_mtime > HALF_MADE:  # of no base any more
+            entry.unlink(missing_ok=True)
 
 
 def open_base(folder: Path, tree: KernelTree) -> Base:
@@ -149,8 +173,10 @@ def open_base(folder: Path, tree: KernelTree) -> Base:
 
 
 def _copy_all(module: Build, into: Path) -> None:
+    store = into.parent / FILES
+    store.mkdir(exist_ok=True)
     for file, digest in module.digests.items():
-        _mirror(file, digest, into / "shadow")
+        _mirror(file, digest, into / "shadow", store)
     _make_include_folders(module, into)
     (into / "modules").mkdir()
     (into / "objects").mkdir()
@@ -160,24 +186,34 @@ def _copy_all(module: Build, into: Path) -> None:
             shutil.copyfile(unit.object, _plain(into, unit.object))
 
 
-def _mirror(file: Path, digest: str, shadow: Path) -> None:
-    """Copy one file to its place in the shadow, by the path that gcc used: ``a/../b.h`` needs an ``a``."""
+def _mirror(file: Path, digest: str, shadow: Path, store: Path) -> None:
+    """Put one file in its place in the shadow, by the path that gcc used: ``a/../b.h`` needs an ``a``."""
     mirrored = f"{shadow}{file}"
     os.makedirs(os.path.dirname(mirrored), exist_ok=True)
-    known = Path(mirrored)
-    if known.is_file():
-        same = sha256(known) == digest
-    else:
-        try:
-            content = file.read_bytes()
-        except FileNotFoundError:
-            content = b""
-        same = hashlib.sha256(content).hexdigest() == digest
-        known.write_bytes(content)
-    if not same:
+    if os.path.lexists(mirrored):
+        return
+    kept = store / digest
+    if not kept.is_file():
+        _keep(file, digest, kept)
+    try:
+        os.link(kept, mirrored)
+    except OSError:  # no hard links there, or too many to this one
+        shutil.copyfile(kept, mirrored)
+
+
+def _keep(file: Path, digest: str, kept: Path) -> None:
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    if hashlib.sha256(content).hexdigest() != digest:
         raise SourceMovedError(
             f"{file} was saved after the modules were built", hint="start again: the modules are built anew"
         )
+    new = kept.with_name(f".{digest}-{os.getpid()}")
+    new.write_bytes(content)
+    new.chmod(0o444)  # each base has a link to it
+    new.replace(kept)
 
 
 def _make_include_folders(module: Build, into: Path) -> None:
@@ -202,6 +238,7 @@ def _base_of(module: Build, folder: Path) -> Base:
             module.modules,
             module.inputs,
             module.digests,
+            {file: sha256(file) for file in module.makefiles},
             _kernel_digest(module.tree, module.kernel_files),
         ),
         folder,
@@ -222,16 +259,18 @@ def _kernel_digest(tree: KernelTree, files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _identity(base: Base) -> str:
-    digest = hashlib.sha256(f"{SCHEME}\0{base.kernel}\0".encode())
-    for unit in base.units:
-        digest.update(
-            f"{unit.object}\0{unit.command}\0{unit.late}\0{sha256(base.plain_object(unit))}\0".encode()
-        )
-    for built in base.modules:
+def _identity(module: Build) -> str:
+    """By the content of all that is kept."""
+    kernel = _kernel_digest(module.tree, module.kernel_files)
+    digest = hashlib.sha256(f"{SCHEME}\0{module.folder}\0{kernel}\0".encode())
+    for unit in module.units:
+        digest.update(f"{unit.object}\0{unit.command}\0{unit.late}\0{sha256(unit.object)}\0".encode())
+    for built in module.modules:
         digest.update(f"{built.name}\0{sha256(built.ko)}\0".encode())
-    for file, content in sorted(base.digests.items()):
+    for file, content in sorted(module.digests.items()):
         digest.update(f"{file}\0{content}\0".encode())
+    for file in module.makefiles:
+        digest.update(f"{file}\0{sha256(file)}\0".encode())
     return digest.hexdigest()[:24]
 
 
@@ -245,6 +284,7 @@ def _to_json(base: Base) -> dict[str, Any]:
         ],
         "inputs": base.inputs.to_json(),
         "digests": {str(file): digest for file, digest in base.digests.items()},
+        "makefiles": {str(file): digest for file, digest in base.makefiles.items()},
     }
 
 
@@ -260,6 +300,7 @@ def _from_json(data: Mapping[str, Any], folder: Path, tree: KernelTree) -> Base:
         tuple(_module_from_json(item, folder) for item in data["modules"]),
         UnitInputs.from_json(data["inputs"]),
         {Path(file): digest for file, digest in data["digests"].items()},
+        {Path(file): digest for file, digest in data["makefiles"].items()},
         data["kernel"],
     )
 

@@ -50,7 +50,15 @@ class UnitInputs(Mapping[Path, tuple[Path, ...]]):
 
     def add(self, target: Path, files: Iterable[Path]) -> None:
         """Note what a unit's object was compiled from."""
-        self._of[target] = array("I", dict.fromkeys(map(self._number, files)))
+        self.add_numbers(target, map(self.number, files))
+
+    def add_numbers(self, target: Path, numbers: Iterable[int]) -> None:
+        """The same by the files' numbers."""
+        self._of[target] = array("I", dict.fromkeys(numbers))
+
+    def numbers(self, target: Path) -> array[int]:
+        """The files of one unit, by number."""
+        return self._of[target]
 
     def users(self, files: Iterable[Path]) -> Iterator[Path]:
         """The objects that were compiled from any of these files, spelled as here."""
@@ -72,7 +80,8 @@ class UnitInputs(Mapping[Path, tuple[Path, ...]]):
         made._of = {Path(target): array("I", held) for target, held in data["of"].items()}
         return made
 
-    def _number(self, file: Path) -> int:
+    def number(self, file: Path) -> int:
+        """The place of a file in ``files``."""
         number = self._numbers.setdefault(file, len(self.files))
         if number == len(self.files):
             self.files.append(file)

@@ -98,15 +98,15 @@ def _cached(kernels: Path, flavour: str) -> KernelTree | None:
 
 
 @contextlib.asynccontextmanager
-async def locked(file: Path, progress: Progress) -> AsyncIterator[None]:
-    """Let one hotreload at a time fetch what is kept beside ``file``."""
+async def locked(file: Path, progress: Progress, other: str = "fetches the kernel") -> AsyncIterator[None]:
+    """Let one hotreload at a time make what ``file`` stands for; ``other``: what the one before us does."""
     with writing_to(file):
         handle = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     try:
         waited = False
         while not _try_lock(handle):
             if not waited:
-                progress("waiting for another hotreload that fetches the kernel")
+                progress(f"waiting for another hotreload that {other}")
             waited = True
             await asyncio.sleep(0.2)
         yield

@@ -22,7 +22,7 @@ class KernelTree:
 
     ``output`` is the folder for ``make -C``: it holds ``.config`` and ``Module.symvers``. ``source`` is
     where the sources (or only the headers) are; the same folder for a kernel built in place. ``image``
-    boots; ``modules`` is its ``lib/modules/RELEASE`` with ``kernel/`` below it, where there is one.
+    boots; ``modules`` is its ``lib/modules/RELEASE`` with ``kernel/`` below it, or where it was built.
     """
 
     release: str
@@ -68,6 +68,37 @@ def find_kernel(where: str) -> KernelTree:
         system_map=_first_file(output / "System.map", root / f"boot/System.map-{release}")
         or output / "System.map",
     )
+
+
+def kernel_root(folder: Path) -> Path | None:
+    """The kernel's sources that a folder is, or is in; None: it is in none."""
+    places = (folder, *folder.parents)
+    return next(
+        (place for place in places if (place / "Kconfig").is_file() and (place / "init/main.c").is_file()),
+        None,
+    )
+
+
+def watched_kernel(folder: Path, where: str | None) -> tuple[Path, str] | None:
+    """The sources of the kernel that is meant in ``folder``, and the folder it is built in.
+
+    ``where``: what ``-K`` names; None: nothing. None: the folder is that of an external module. Raises
+    InputError (HR1009) for sources that are not built.
+    """
+    root = kernel_root(folder)
+    if root is None:
+        return None
+    if where is None and (root / "vmlinux").is_file():
+        return root, str(root)
+    output = Path(where).expanduser() if where else None
+    if output is not None and (output / "Makefile").is_file() and _source(output.resolve()) == root:
+        return root, str(output.resolve())
+    if folder == root:
+        raise InputError(
+            f"the kernel in {root} is not built" + (f", and {where} is not built from it" if where else ""),
+            hint="hotreload kernel build; or name the folder it was built in: -K DIR",
+        )
+    return None
 
 
 def _require_kernel_folder(output: Path, where: str) -> None:
@@ -135,6 +166,8 @@ def _source(output: Path) -> Path:
 
 
 def _modules(output: Path, root: Path, release: str) -> Path | None:
+    if (output / BUILT_IMAGE).is_file() and (output / "modules.order").is_file():
+        return output
     for folder in (root / "lib/modules" / release, root / "usr/lib/modules" / release):
         # A kernel built here only owns the installed modules that were installed from here.
         ours = not (output / BUILT_IMAGE).is_file() or (folder / "build").resolve() == output

@@ -26,11 +26,13 @@ from hotreload.cli.verbs import (
     path_argument,
     print_json,
     session_here,
+    watched,
 )
 from hotreload.errors import EnvironmentFault, GuestBusyError, InputError
 from hotreload.interrupts import run
 
 if TYPE_CHECKING:
+    from hotreload.config import Config
     from hotreload.session.guests import About
 
 STOP_LIMIT = 60.0
@@ -54,20 +56,19 @@ def kernel() -> None:
 @json_option
 def start(options: Globals, paths: tuple[Path, ...]) -> None:
     """Boot a guest that stays, with the modules of PATH (default: of this folder)."""
-    _start(options, one_folder(paths))
+    _start(options, *watched(one_folder(paths), options))
 
 
-def _start(options: Globals, folder: Path) -> None:
+def _start(options: Globals, folder: Path, config: Config) -> None:
     from hotreload.cli.failures import known
     from hotreload.session.background import in_background
     from hotreload.session.client import ready_text
 
-    config = options.config(folder)
     console = console_of(options, config)
     facts: dict[str, Any] = {}
 
     def session(stream: TextIO) -> int:
-        return _run_in_background(folder, options, stream)
+        return _run_in_background(folder, config, options, stream)
 
     with console.progress("starting a guest in the background") as progress:
 
@@ -83,13 +84,12 @@ def _start(options: Globals, folder: Path) -> None:
         console.say(ready_text(facts, watching=False))
 
 
-def _run_in_background(folder: Path, options: Globals, stream: TextIO) -> int:
+def _run_in_background(folder: Path, config: Config, options: Globals, stream: TextIO) -> int:
     from hotreload.session.background import writer_to
     from hotreload.session.client import facts_of
     from hotreload.session.service import run_session
     from hotreload.session.session import Session
 
-    config = options.config(folder)
     tell = writer_to(stream)
 
     async def serve(session: Session) -> int:
@@ -137,7 +137,7 @@ def restart(options: Globals) -> None:
     about = session_here(options)
     _stop(about)
     options.flags["guest"] = about.guest
-    _start(options, about.folder)
+    _start(options, *watched(about.folder, options))
 
 
 @verb("list", guest)
@@ -268,6 +268,45 @@ def _console_log(options: Globals) -> Path:
         if not records:
             raise
         return records[-1]
+
+
+@verb("build", kernel)
+@path_argument
+@click.option(
+    "--config",
+    metavar="minimal|virtio|FILE",
+    help="Begin with this configuration; default: the .config that is there, or minimal.",
+)
+@click.option(
+    "-O", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Build in DIR; default: in place."
+)
+@click.option(
+    "-j", "--jobs", metavar="N", type=click.IntRange(1), help="Compilers at a time; default: one a processor."
+)
+@json_option
+def build_kernel(
+    options: Globals, paths: tuple[Path, ...], config: str | None, output: Path | None, jobs: int | None
+) -> None:
+    """Make a kernel of the sources in PATH that can be live patched and booted as a guest.
+
+    A .config that is there gets the few options that this needs, and stays as it is otherwise.
+    """
+    import asyncio
+
+    from hotreload.build.kernel_config import config_file
+    from hotreload.build.kernel_make import find_source, make_kernel
+    from hotreload.build.kernel_progress import on_bar
+
+    named = options.flags.get("kernel")
+    source, output = find_source(one_folder(paths or ((Path(str(named)),) if named else ())), output)
+    file = None if config is None else config_file(config)
+    console = console_of(options, options.config(source))
+    with console.progress("building the kernel") as bar:
+        made = asyncio.run(make_kernel(source, output, file, jobs or os.cpu_count() or 1, on_bar(bar)))
+    if options.json:
+        print_json({"v": 1, **made.facts()})
+    else:
+        console.say(made.told())
 
 
 @verb("info", kernel)

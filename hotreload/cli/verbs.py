@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -20,7 +21,7 @@ from hotreload.cli.command import (
     output_option,
     verb,
 )
-from hotreload.config import Config, wants_color
+from hotreload.config import PACKAGED_KERNEL, Config, wants_color
 from hotreload.errors import InputError
 from hotreload.interrupts import run
 
@@ -74,6 +75,19 @@ def one_folder(paths: tuple[Path, ...]) -> Path:
     return folder
 
 
+def watched(folder: Path, options: Globals) -> tuple[Path, Config]:
+    """What is worked on in a folder, a module or a kernel, with the settings for it.
+
+    Raises InputError (HR1009) for a kernel that is not built.
+    """
+    from hotreload.build.kernel_tree import watched_kernel
+
+    config = options.config(folder)
+    named = None if config.kernel == PACKAGED_KERNEL else config.kernel
+    found = watched_kernel(folder, named)
+    return (folder, config) if found is None else (found[0], dataclasses.replace(config, kernel=found[1]))
+
+
 def session_here(options: Globals, folder: Path | None = None) -> About:
     """The session that is meant. Raises GuestUnreachableError (HR4103)."""
     from hotreload.session.guests import find_session
@@ -110,8 +124,7 @@ def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) 
     from hotreload.session.guests import find_running
     from hotreload.session.service import run_session
 
-    folder = one_folder(paths)
-    config = options.config(folder)
+    folder, config = watched(one_folder(paths), options)
     console = console_of(options, config)
     wish = client.Wish(once, click.get_current_context().meta.get("command"), options.json)
     running = find_running(config.guest, folder)

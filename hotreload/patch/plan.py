@@ -276,7 +276,8 @@ class _Planner:
         if sibling is not None:
             return self._defined(self.unit_of[sibling], holder, relocation, sibling)
         module = self.symbols.modules.get(unit.module)
-        if module is not None and module.has_global(symbol.name):
+        own_export = unit.module == VMLINUX and symbol.name in self.symbols.exports
+        if module is not None and not own_export and module.has_global(symbol.name):
             position = module.position(symbol.name, None)
             if position is not None:
                 return position

@@ -10,10 +10,10 @@ kernel, 27 ms each time in an emulated guest, so the rank is written also where 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hotreload.elf.constants import SHF_ALLOC
 from hotreload.errors import InputError
@@ -56,6 +56,14 @@ def read_symvers(path: Path) -> dict[str, Export]:
 def module_name(path: str) -> str:
     """The name under which the kernel knows a module's file: ``drivers/net/e-1.ko`` -> ``e_1``."""
     return Path(path).name.removesuffix(".ko").removesuffix(".o").replace("-", "_")
+
+
+class ObjectSymbols(Protocol):
+    """What kallsyms shows of one object: ModuleSymbols, or vmlinux_symbols.VmlinuxSymbols."""
+
+    def block_of(self, source: str, nth: int) -> int | None: ...
+    def position(self, name: str, block: int | None, size: int | None = None) -> SymbolPosition | None: ...
+    def has_global(self, name: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +141,40 @@ class KernelSymbols:
     """All that a patch may refer to: what is exported, and the symbols of the modules being patched."""
 
     exports: Mapping[str, Export]
-    modules: Mapping[str, ModuleSymbols]
+    modules: Mapping[str, ObjectSymbols]
 
 
 def read_symbols(symvers: Iterable[Path], modules: Mapping[str, Path]) -> KernelSymbols:
-    """Read the exports of the kernel and of modules built outside it, and the .ko files that were loaded."""
+    """Read the exports of the kernel and of modules built outside it.
+
+    ``modules``: the linked files of what may be patched, by name; each is read when it is asked for.
+    """
     exports: dict[str, Export] = {}
     for path in symvers:
         exports |= read_symvers(path)
-    return KernelSymbols(exports, {name: ModuleSymbols(name, ko) for name, ko in modules.items()})
+    return KernelSymbols(exports, _ReadWhenAsked(modules))
+
+
+class _ReadWhenAsked(Mapping[str, ObjectSymbols]):
+    """The symbols of each module; a kernel has thousands of them."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = files
+        self._read: dict[str, ObjectSymbols] = {}
+
+    def __getitem__(self, name: str) -> ObjectSymbols:
+        if name not in self._read:
+            self._read[name] = _read_symbols(name, self._files[name])
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def _read_symbols(name: str, file: Path) -> ObjectSymbols:
+    from hotreload.patch.vmlinux_symbols import VmlinuxSymbols
+
+    return VmlinuxSymbols(file) if name == VMLINUX else ModuleSymbols(name, file)

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hotreload.build.base import Base, build_base
-from hotreload.build.built import Build, BuiltModule
+from hotreload.build.built import VMLINUX, Build, BuiltModule
+from hotreload.build.kernel_record import kernel_base
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.config import Config
 from hotreload.deploy.guest import SshGuest
 from hotreload.deploy.livepatch import AGENT_PATH, agent_source, load_module
+from hotreload.elf.build_id import build_id_in, read_build_id
 from hotreload.errors import GuestUnreachableError, InputError, KernelUnfitError
 from hotreload.patch.glue import build_glue
 from hotreload.session.loss import loss
@@ -71,7 +73,7 @@ async def boot(
     async with contextlib.AsyncExitStack() as owned:
         try:
             async with asyncio.TaskGroup() as together:
-                building = together.create_task(build_base(kernel, folder, progress))
+                building = together.create_task(_base_of(folder, kernel, progress))
                 making = together.create_task(build_glue(kernel, progress))
                 booting = together.create_task(
                     _boot_guest(owned, kernel, config, name, console_log, progress)
@@ -80,14 +82,38 @@ async def boot(
             raise several.exceptions[0] from None
         module, base = building.result()
         machine, guest, notes = booting.result()
+        await _require_recorded(guest, base)
         progress("loading the modules")
-        loaded = await _or_lost(_load_modules(guest, kernel, base.modules, config.load), machine, console_log)
+        ours = () if module.is_kernel else base.modules
+        loaded = await _or_lost(_load_modules(guest, kernel, ours, config.load), machine, console_log)
         if config.setup:
             progress(config.setup)
             await _or_lost(_set_up(guest, config.setup), machine, console_log)
         if note := (await kernel_compiler(kernel)).note:
             notes = (*notes, note)
         yield Booted(module, base, making.result(), machine, guest, loaded, notes)
+
+
+async def _base_of(folder: Path, kernel: KernelTree, progress: Progress) -> tuple[Build, Base]:
+    """What is worked on in a folder: the kernel's own sources, or the modules there."""
+    if folder != kernel.source:
+        return await build_base(kernel, folder, progress)
+    base = await kernel_base(kernel, progress)
+    return base.build, base
+
+
+async def _require_recorded(guest: SshGuest, base: Base) -> None:
+    """Raise KernelUnfitError (HR3101) when the guest booted another kernel than was recorded."""
+    vmlinux = next((built.ko for built in base.modules if built.name == VMLINUX), None)
+    if vmlinux is None:
+        return
+    notes = (await guest.run("cat /sys/kernel/notes")).stdout
+    if build_id_in(notes) != await asyncio.to_thread(read_build_id, vmlinux):
+        raise KernelUnfitError(
+            f"{base.tree.image} is not made of the vmlinux beside it",
+            code="HR3101",
+            hint="hotreload kernel build (or make) makes both",
+        )
 
 
 async def _boot_guest(
@@ -169,7 +195,7 @@ async def _load_modules(
             await load_module(guest, load.name, content, load.parameters)
         else:
             await kernels.load(load, tuple(files))
-    return tuple(load.name for load in loads if load.name in files)
+    return tuple(load.name for load in loads if load.name in files or not files)
 
 
 def _depends(ko: Path) -> tuple[str, ...]:

@@ -44,7 +44,8 @@ def canonical(name: str) -> str:
 
 
 class ModuleFolder:
-    """The modules of one kernel: ``folder`` is lib/modules/RELEASE, or None for a kernel without modules."""
+    """The modules of one kernel: ``folder`` is lib/modules/RELEASE, the folder in which the kernel was
+    built, or None for a kernel without modules."""
 
     def __init__(self, release: str, folder: Path | None) -> None:
         self.release = release
@@ -163,11 +164,22 @@ async def _unzstd(data: bytes) -> bytes:
 
 def _module_files(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("kernel/**/*.ko*")):
+    for path in _built_modules(folder) if (folder / ".config").is_file() else _installed_modules(folder):
         for suffix in SUFFIXES:
             if path.name.endswith(suffix):
                 files[canonical(path.name.removesuffix(suffix))] = path
     return files
+
+
+def _installed_modules(folder: Path) -> list[Path]:
+    return sorted(folder.glob("kernel/**/*.ko*"))
+
+
+def _built_modules(folder: Path) -> list[Path]:
+    """Those of a kernel's own tree: modules.order names each with .ko, and since v6.3 with .o."""
+    order = (folder / "modules.order").read_text().split()
+    stems = [folder / line.removeprefix("kernel/").rpartition(".")[0] for line in order]
+    return [stem.with_name(f"{stem.name}.ko") for stem in stems]
 
 
 def _built_in_names(folder: Path) -> frozenset[str]:

@@ -309,7 +309,7 @@ def test_a_source_saved_between_build_and_record_is_noticed(
     with pytest.raises(SourceMovedError, match=r"m\.c was saved after") as refused:
         asyncio.run(record_base(module))
     assert refused.value.code == "HR1006"
-    assert [entry.name for entry in (tmp_path / "cache/hotreload/base").iterdir()] == []
+    assert [entry.name for entry in (tmp_path / "cache/hotreload/base").iterdir()] == ["files"]
 
 
 def test_an_edited_include_is_known_to_the_next_selection(debian_kernel: KernelTree, tmp_path: Path) -> None:

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: MIT
+"""Making a kernel that hot reload can work with: its configuration, kbuild, and how far that is.
+
+The release of a kernel and of the modules that are built later must be the same, or the kernel refuses them.
+It is made anew in every build: ``scripts/setlocalversion`` appends a ``+`` where git's HEAD is not a tagged
+commit, or the commit itself with CONFIG_LOCALVERSION_AUTO. So ours never asks git: the option is off (see
+vmimages/fragment.config), and LOCALVERSION is set, if only to nothing, which leaves the ``+`` away. ``make -C
+OUTPUT M=..`` takes the release as the kernel's build left it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload import process
+from hotreload.build.debian_kernel import locked
+from hotreload.build.kernel_config import (
+    FRAGMENT,
+    Setting,
+    check_taken,
+    config_file,
+    merged,
+    options_of,
+    read_settings,
+    read_text,
+    unmet,
+)
+from hotreload.build.kernel_progress import Meter, Step, Tell, list_units
+from hotreload.build.kernel_tree import KernelTree, check_fit, find_kernel
+from hotreload.errors import CompileError, EnvironmentFault, InputError, KernelUnfitError
+from hotreload.paths import runtime_folder, writing_to
+
+SHOWN_LINES = 40  # of what the compiler said; an error is at its end, with -j a few others before it
+KEPT_BYTES = 1 << 18
+
+# What make runs, and the package of Debian it is in; of what only some configurations need, the option.
+PROGRAMS = (
+    ("", "make", "make"),
+    ("", "gcc", "gcc"),
+    ("", "flex", "flex"),
+    ("", "bison", "bison"),
+    ("", "bc", "bc"),
+    ("", "/usr/include/libelf.h", "libelf-dev"),
+    ("KERNEL_BZIP2", "bzip2", "bzip2"),
+    ("KERNEL_LZMA", "lzma", "xz-utils"),
+    ("KERNEL_XZ", "xz", "xz-utils"),
+    ("KERNEL_LZO", "lzop", "lzop"),
+    ("KERNEL_LZ4", "lz4", "lz4"),
+    ("KERNEL_ZSTD", "zstd", "zstd"),
+    ("IKHEADERS", "cpio", "cpio"),
+    ("SYSTEM_TRUSTED_KEYRING", "/usr/include/openssl/opensslv.h", "libssl-dev"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MadeKernel:
+    """A built kernel, what had to be set in the .config it had, and how many units were compiled."""
+
+    tree: KernelTree
+    changed: tuple[Setting, ...]
+    compiled: int
+
+    def facts(self) -> dict[str, object]:
+        """For programs."""
+        return {
+            "release": self.tree.release,
+            "source": str(self.tree.source),
+            "output": str(self.tree.output),
+            "image": str(self.tree.image),
+            "compiled": self.compiled,
+            "changed": {setting.name: setting.value for setting in self.changed},
+        }
+
+    def told(self) -> str:
+        """For people: what was made, what had to be set, and what to do with it."""
+        lines = [f"{self.tree.release} is in {self.tree.output}, {self.compiled} units compiled"]
+        if self.changed:
+            lines.append("set in .config: " + ", ".join(f"{one.name}={one.value}" for one in self.changed))
+        lines.append(f"next: hotreload watch -K {shlex.quote(str(self.tree.output))}")
+        return "\n".join(lines)
+
+
+def find_source(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
+    """The kernel sources that ``folder`` is or was configured from (an O= folder), and where to build.
+
+    Raises InputError (HR1009) for what is neither, and for what kbuild could not build.
+    """
+    folder = folder.resolve()
+    source = (folder / "source").resolve() if (folder / "source").is_dir() else folder
+    output = (output or folder).resolve()
+    if not all((source / name).is_file() for name in ("Kconfig", "Makefile", "init/main.c")):
+        raise InputError(
+            f"{folder} holds no kernel sources",
+            hint="go to a kernel tree (apt-get install linux-source has one), or name its folder",
+        )
+    for path in (source, output):
+        if re.search(r"[\s:]", str(path)):
+            raise InputError(
+                f"a kernel cannot be built in {path}: make allows no space or colon in a path",
+                hint="move it, or build elsewhere: -O DIR",
+            )
+    if output != source and (source / ".config").is_file():
+        raise InputError(
+            f"{source} was built in place, and kbuild builds nowhere else then",
+            hint=f"leave -O away; or make -C {source} mrproper, which deletes what was built, and .config",
+        )
+    return source, output
+
+
+async def make_kernel(source: Path, output: Path, config: Path | None, jobs: int, tell: Tell) -> MadeKernel:
+    """Configure ``source`` into ``output`` (the same folder: in place), build image and modules.
+
+    With ``config``, or where there is no .config yet, that file (default: minimal) is the configuration, and
+    what it does not name is off; an earlier .config becomes .config.old. Else the .config that is there gets
+    what hot reload and the guest need, and nothing more.
+
+    Raises InputError (HR1009), EnvironmentFault (HR5106, HR5107, HR5108), KernelUnfitError (HR3102) when the
+    configuration does not allow what is needed, CompileError with gcc's own lines.
+    """
+    _require_programs({})
+    with writing_to(output):
+        output.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(str(output).encode()).hexdigest()[:16]
+    lock = runtime_folder() / f"kernel-{name}.lock"
+    async with locked(lock, lambda line: tell(Step(line)), "builds this kernel"):
+        changed = await _configure(source, output, config, tell)
+        _require_programs(options_of(read_text(output / ".config")))
+        meter = Meter(await list_units(source, output, jobs), output)
+        await _make(source, output, [f"-j{jobs}", "bzImage", "modules"], meter, tell)
+        tree = find_kernel(str(output))
+        check_fit(tree)
+    return MadeKernel(tree, changed, len(meter.done))
+
+
+async def _configure(source: Path, output: Path, config: Path | None, tell: Tell) -> tuple[Setting, ...]:
+    """Write .config; what had to be changed in an earlier one. That one stays where it cannot be had."""
+    tell(Step("configuring"))
+    file = output / ".config"
+    fragment = read_settings(read_text(config_file(FRAGMENT)))
+    before = read_text(file) if file.is_file() else None
+    if config is None and before is not None:
+        changed = unmet(before, fragment)
+        with writing_to(file):
+            _write_whole(file, merged(before, fragment))
+        await _make(source, output, ["olddefconfig"])
+    else:
+        changed = ()
+        with tempfile.TemporaryDirectory(prefix="hotreload-") as scratch:
+            wanted = Path(scratch, "wanted.config")
+            wanted.write_text(merged(read_text(config or config_file("minimal")), fragment))
+            await _make(source, output, [f"KCONFIG_ALLCONFIG={wanted}", "allnoconfig"])
+    try:
+        check_taken(read_text(file), fragment, source)
+    except KernelUnfitError:
+        _write_whole(file, before) if before is not None else file.unlink()
+        raise
+    return changed
+
+
+def _write_whole(file: Path, text: str) -> None:
+    if file.is_file() and file.read_text(errors="replace") == text:
+        return  # its time is what kbuild goes by
+    target = Path(os.path.realpath(file))
+    temporary = target.with_name(".config.hotreload")
+    temporary.write_text(text)
+    temporary.replace(target)
+
+
+async def _make(
+    source: Path, output: Path, words: list[str], meter: Meter | None = None, tell: Tell | None = None
+) -> None:
+    """Run make on the kernel. Raises CompileError, EnvironmentFault (HR5107)."""
+    child = await process.spawn(
+        ["make", "-C", source, f"O={output}", "V=0", *release_words(os.environ), *words],
+        # What another make around us, or its user, told it is not meant for this one.
+        env={"MAKEFLAGS": "", "GNUMAKEFLAGS": "", "KBUILD_OUTPUT": ""},
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    complaint = asyncio.create_task(_last_of(child.stderr))
+    try:
+        async for line in _lines(child.stdout):
+            if meter and tell and (step := meter.read(line, time.monotonic())):
+                tell(step)
+        said, status = await complaint, await child.wait()
+    finally:
+        # make and gcc delete what they were about to write: half an object would count as made.
+        await process.end(child, grace=10)
+        complaint.cancel()
+    if status:
+        raise _failure(said, f"make {words[-1]} failed in {output}", output)
+
+
+def release_words(environment: Mapping[str, str]) -> list[str]:
+    """Whoever has a LOCALVERSION keeps it; else it is set to nothing, and no ``+`` is appended."""
+    return [] if "LOCALVERSION" in environment else ["LOCALVERSION="]
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    rest = ""
+    while data := await stream.read(1 << 16):
+        *whole, rest = (rest + data.decode(errors="replace")).split("\n")
+        for line in whole:
+            yield line
+
+
+async def _last_of(stream: asyncio.StreamReader) -> str:
+    kept = b""
+    while data := await stream.read(1 << 16):
+        kept = (kept + data)[-KEPT_BYTES:]
+    return kept.decode(errors="replace")
+
+
+def _failure(said: str, message: str, output: Path) -> CompileError | EnvironmentFault:
+    if "No space left on device" in said:
+        return EnvironmentFault(
+            f"no space left below {output}", code="HR5107", hint=f"free some space: df -h {output}"
+        )
+    return CompileError(message, diagnostics(said))
+
+
+def diagnostics(said: str) -> str:
+    """The compiler's last lines, without those of make; with them when there is nothing else."""
+    lines = said.splitlines(keepends=True)
+    of_others = [line for line in lines if not re.match(r"make(\[\d+\])?: ", line)]
+    return "".join((of_others or lines)[-SHOWN_LINES:])
+
+
+def _require_programs(options: Mapping[str, str]) -> None:
+    if missing := list(missing_packages(options)):
+        raise EnvironmentFault(
+            f"to build a kernel needs {', '.join(missing)}", hint=f"apt-get install {' '.join(missing)}"
+        )
+
+
+def missing_packages(options: Mapping[str, str]) -> Iterator[str]:
+    """The packages of what such a kernel is built with and this machine does not have."""
+    for option, wanted, package in PROGRAMS:
+        needed = not option or options.get(option) == "y"
+        there = Path(wanted).is_file() if wanted.startswith("/") else shutil.which(wanted) is not None
+        if needed and not there:
+            yield package

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: MIT
+"""A kernel's own tree, as kbuild left it: what vmlinux and each module are linked from.
+
+``vmlinux.a`` is a thin archive: it names what goes into vmlinux, in the order of the link, and so leaves out
+the vdso, the boot code and host programs (Linux commit 989538ad9e34 "kbuild: build init/built-in.a just
+once" and its neighbours, v6.1).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload.build.built import VMLINUX, Build, BuiltModule, UnitInputs, is_users, sha256
+from hotreload.build.cmd_files import (
+    CmdFile,
+    TranslationUnit,
+    is_compile,
+    late_steps,
+    parse_cmd_file,
+    parse_mod_file,
+    parse_modules_order,
+    split_command,
+)
+from hotreload.build.kernel_tree import KernelTree
+from hotreload.errors import InputError
+
+Progress = Callable[[str], None]
+
+# fixdep leaves it out of every .cmd file, and each of its options in (scripts/basic/fixdep.c).
+AUTOCONF = Path("include/generated/autoconf.h")
+KCONFIG_HEADER = "include/linux/kconfig.h"
+
+
+def read_kernel_build(tree: KernelTree) -> Build:
+    """Everything that the kernel in ``tree`` was built from. Raises InputError (HR1009)."""
+    reader = _Reader(tree, UnitInputs(), {})
+    modules = (
+        BuiltModule(VMLINUX, tree.output / VMLINUX, tuple(reader.units(VMLINUX, _linked_into_vmlinux(tree)))),
+        *reader.modules(),
+    )
+    files = reader.inputs.files
+    with ThreadPoolExecutor() as pool:
+        digests = dict(zip(files, pool.map(sha256, files), strict=True))
+    makefiles = tuple(sorted(_makefiles(tree, reader.inputs)))
+    return Build(tree.source, tree, modules, makefiles, reader.inputs, digests, ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    tree: KernelTree
+    inputs: UnitInputs
+    spelled: dict[str, int | None]  # the number of each file, or that it is not the user's
+
+    def units(self, module: str, targets: Iterable[Path], link: str = "") -> Iterator[TranslationUnit]:
+        """The compiled ones among the objects, whose inputs are noted on the way."""
+        for target in targets:
+            notes = _notes(target)
+            if notes is None or notes.source is None:
+                continue
+            files = [notes.source, *notes.dependencies]
+            if any(file.endswith(KCONFIG_HEADER) for file in notes.dependencies):
+                files.append(str(AUTOCONF))
+            numbers = (self._number(file) for file in files)
+            self.inputs.add_numbers(target, (number for number in numbers if number is not None))
+            source = Path(os.path.normpath(self.tree.output / notes.source))
+            yield TranslationUnit(source, target, notes.command, self.tree.output, module, _late(notes, link))
+
+    def modules(self) -> Iterator[BuiltModule]:
+        order = self.tree.output / "modules.order"
+        names = parse_modules_order(order.read_text()) if order.is_file() else ()
+        for name in names:
+            # Until v6.1 the lines begin with kernel/, the folder of the installed module.
+            stem = self.tree.output / name
+            if not stem.with_name(f"{stem.name}.mod").is_file():
+                stem = self.tree.output / name.removeprefix("kernel/")
+            listed = parse_mod_file(stem.with_name(f"{stem.name}.mod").read_text())
+            targets = [Path(os.path.normpath(self.tree.output / each)) for each in listed]
+            link = _link(stem.with_name(f"{stem.name}.o"))
+            module = stem.name.replace("-", "_")
+            yield BuiltModule(
+                module, stem.with_name(f"{stem.name}.ko"), tuple(self.units(module, targets, link))
+            )
+
+    def _number(self, spelled: str) -> int | None:
+        # A file is named by hundreds of units: a million times in all.
+        if spelled not in self.spelled:
+            path = Path(os.path.join(self.tree.output, spelled))
+            ours = is_users(Path(os.path.normpath(path)), self.tree.source, self.tree)
+            self.spelled[spelled] = self.inputs.number(path) if ours else None
+        return self.spelled[spelled]
+
+
+def _linked_into_vmlinux(tree: KernelTree) -> list[Path]:
+    archive = tree.output / "vmlinux.a"
+    try:
+        names = thin_archive_members(archive.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"the kernel in {tree.output} is not built: it has no vmlinux.a",
+            hint="hotreload kernel build, or make",
+        ) from error
+    return [Path(os.path.normpath(tree.output / name)) for name in dict.fromkeys(names)]
+
+
+def thin_archive_members(archive: bytes) -> list[str]:
+    """The names in a thin archive in its order, as ``ar`` wrote them (binutils' ar.texi, "thin archives").
+
+    Raises InputError (HR1009) when it is none.
+    """
+    if not archive.startswith(b"!<thin>\n"):
+        raise InputError("vmlinux.a is no thin archive", hint="only kernels from v6.1 on are understood")
+    place, names, found = 8, b"", []
+    while place + 60 <= len(archive):
+        name, size = archive[place : place + 16].rstrip(), int(archive[place + 48 : place + 58])
+        place += 60
+        if name in (b"/", b"//", b"/SYM64/"):  # the index and the long names have their content here
+            names = archive[place : place + size] if name == b"//" else names
+            place += size + size % 2
+        elif long := re.match(rb"/(\d+)", name):
+            start = int(long[1])
+            found.append(names[start : names.index(b"/\n", start)].decode(errors="surrogateescape"))
+        else:
+            found.append(name.rstrip(b"/").decode(errors="surrogateescape"))
+    return found
+
+
+def _notes(target: Path) -> CmdFile | None:
+    """What kbuild noted about an object; None for one that is not compiled here."""
+    file = target.with_name(f".{target.name}.cmd")
+    try:
+        notes = parse_cmd_file(file.read_text(errors="surrogateescape"))
+    except OSError:
+        return None
+    return notes if is_compile(notes.command) else None
+
+
+def _link(linked: Path) -> str:
+    file = linked.with_name(f".{linked.name}.cmd")
+    return parse_cmd_file(file.read_text(errors="surrogateescape")).command if file.is_file() else ""
+
+
+def _late(notes: CmdFile, link: str) -> str:
+    """objtool's call on what is linked, where it was not made on the object (see cmd_files.late_steps)."""
+    if not link or is_compile(link) or split_command(notes.command).after:
+        return ""
+    return late_steps(link, notes.target)
+
+
+def _makefiles(tree: KernelTree, inputs: UnitInputs) -> set[Path]:
+    """What says how all this is built: the configuration, and the Makefile of each folder with a source."""
+    folders = {tree.source, *(Path(os.path.normpath(file.parent)) for file in inputs.files)}
+    found = {tree.config}
+    for folder in folders:
+        found.update(file for name in ("Makefile", "Kbuild") if (file := folder / name).is_file())
+    return found
