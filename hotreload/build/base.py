@@ -85,6 +85,11 @@ class Base:
         return Shadow(self.folder / "shadow", mirrored, self.users_folder)
 
     @property
+    def is_kernel(self) -> bool:
+        """Is this a kernel's own tree?"""
+        return self.users_folder == self.tree.source
+
+    @property
     def build(self) -> Build:
         """What was recorded, as kbuild left it then."""
         makefiles = tuple(self.makefiles)

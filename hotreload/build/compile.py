@@ -28,8 +28,8 @@ from hotreload.build.cmd_files import (
 from hotreload.build.gcc import compile_object
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.lines import stabilised_bytes
-from hotreload.build.overlay import make_overlay
-from hotreload.build.replay import Shadow, include_folders
+from hotreload.build.overlay import Overlay, make_overlay, make_partial_overlay
+from hotreload.build.replay import PartialShadow, Shadow, include_folders
 from hotreload.errors import CompileError
 from hotreload.paths import writing_to
 
@@ -161,28 +161,44 @@ async def _compile_overlaid(
 ) -> str | None:
     """Compile with the other ``texts``; None when that failed, or did not use all of them."""
     root, scratch = folder / "root", folder / target.name
-    spelled = include_folders(split_command(unit.command).compile)
-    folders = [os.path.join(unit.cwd, each) for each in spelled]
     try:
         root.mkdir()
-        users = [each for each in folders if base.shadow.is_users(Path(os.path.normpath(each)))]
-        overlay = make_overlay(root, inputs, users, texts)
+        overlay = _overlay(base, unit, inputs, texts, root)
         if overlay is None:
             return None
-        said = await compile_object(unit, scratch, Shadow(root, base.shadow.is_users, base.users_folder))
+        kind = PartialShadow if base.is_kernel else Shadow
+        said = await compile_object(unit, scratch, kind(root, base.shadow.is_users, base.users_folder))
     except (CompileError, FileNotFoundError, NotADirectoryError):
         # A file that has gone in the meantime is the plain compile's to tell.
         return None
     notes = scratch.with_suffix(".d")
+    known = {_normal(str(file)) for file in inputs}
     files = [os.path.join(unit.cwd, name) for name in parse_dependency_file(_read(notes))]
     if not overlay.is_faithful(files):
         return None
+    if base.is_kernel and not known.issuperset(_normal(overlay.real(file)) for file in files):
+        return None  # an include is new: what it means, the files as they are tell
     notes.write_text(
         dependency_file(target.name, map(overlay.real, files)), encoding="utf-8", errors="surrogateescape"
     )
     notes.replace(target.with_suffix(".d"))
     scratch.replace(target)
     return said
+
+
+def _overlay(
+    base: Base, unit: TranslationUnit, inputs: frozenset[Path], texts: Mapping[str, bytes], root: Path
+) -> Overlay | None:
+    if base.is_kernel:
+        return make_partial_overlay(root, unit.source, texts)
+    spelled = include_folders(split_command(unit.command).compile)
+    folders = [os.path.join(unit.cwd, each) for each in spelled]
+    users = [each for each in folders if base.shadow.is_users(Path(os.path.normpath(each)))]
+    return make_overlay(root, inputs, users, texts)
+
+
+def _normal(file: str) -> str:
+    return os.path.normpath(file)
 
 
 def _inputs(base: Base, unit: TranslationUnit, target: Path) -> frozenset[Path]:

@@ -64,6 +64,18 @@ class Shadow:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PartialShadow(Shadow):
+    """A mirror that has a few of the files only: each folder is looked at there, and then where it is."""
+
+    def path(self, spelled: str, cwd: Path) -> str:
+        mirrored = Shadow.path(self, spelled, cwd)
+        return mirrored if os.path.lexists(mirrored) else spelled
+
+    def folders(self, spelled: str, cwd: Path) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.path(spelled, cwd), spelled)))
+
+
 def replayed(
     argv: Sequence[str], *, output: Path, dependencies: Path, debug: Sequence[str], assembly: bool = False
 ) -> tuple[str, ...]:
