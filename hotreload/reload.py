@@ -104,6 +104,11 @@ class Reloader:
         return inputs_now(self.module, self._objects)
 
     @property
+    def edited(self) -> tuple[Path, ...]:
+        """The objects of the units that were compiled since the guest booted."""
+        return tuple(self._edited)
+
+    @property
     def kept_loaded(self) -> Mapping[str, tuple[str, ...]]:
         """Patch modules that stay loaded though replaced: what of each may still be pointed at."""
         return self._kept

@@ -86,14 +86,17 @@ async def rebuild(base: Base, units: Iterable[TranslationUnit], into: Path) -> t
     )
 
 
-async def prepare(base: Base) -> None:
+async def prepare(base: Base, edited: Iterable[Path] = ()) -> None:
     """Compile the base objects that are not in the cache yet, one at a time: the next edit goes first.
 
-    To be run while nothing else is to be done; a first edit then waits for its own compile only. Raises what
-    base_object raises.
+    To be run while nothing else is to be done; a first edit then waits for its own compile only. Of a kernel
+    only the units beside ``edited`` objects: whoever works there goes on there. Raises what base_object
+    raises.
     """
+    folders = {target.parent for target in edited}
     for unit in base.units:
-        await base_object(base, unit)
+        if not base.is_kernel or unit.object.parent in folders:
+            await base_object(base, unit)
 
 
 async def _original(base: Base, unit: TranslationUnit, slots: asyncio.Semaphore) -> Path:

@@ -19,9 +19,11 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
+from hotreload.build.base import Base
+from hotreload.build.built import sha256
 from hotreload.build.external_module import build_modules
 from hotreload.build.kernel_tree import KernelTree
-from hotreload.errors import CompileError, KernelUnfitError
+from hotreload.errors import CompileError, InputError, KernelUnfitError
 from hotreload.paths import cache_folder, writing_to
 
 Progress = Callable[[str], None]
@@ -52,37 +54,45 @@ CALLBACK_OBJECT, CALLBACK_KIND, CALLBACK_FUNC = 0, 8, 16
 VARIABLES = ("KCFLAGS=-g0", "CONFIG_DEBUG_INFO_BTF_MODULES=")
 
 
-async def build_glue(kernel: KernelTree, progress: Progress | None = None) -> Path:
+async def build_glue(kernel: KernelTree, progress: Progress | None = None, base: Base | None = None) -> Path:
     """The template module (``.ko``) for this kernel: from the cache, or built now (2 s).
 
-    Raises KernelUnfitError (HR3102) when this kernel cannot build it, EnvironmentFault (HR5106 no compiler,
-    HR5107 no space, HR5108 cache not writable).
+    ``base``: the kernel's own, where its sources are worked on: the template then has to be of these.
+
+    Raises KernelUnfitError (HR3102) when this kernel cannot build it, InputError (HR1006) when a header of
+    ``base`` is not there any more, EnvironmentFault (HR5106 no compiler, HR5107 no space, HR5108 cache not
+    writable).
     """
     folder = cache_folder() / "glue"
     with writing_to(folder):
         folder.mkdir(exist_ok=True)
-    place = folder / f"{kernel.release}-{await asyncio.to_thread(_digest, kernel)}"
-    if not _is_current(place):
+    place = folder / f"{kernel.release}-{await asyncio.to_thread(_digest, kernel, base)}"
+    if not _is_current(place, base):
         async with _lock(folder / ".lock"):
             # Whoever held the lock may have built it, or was killed in the middle.
             for leftover in folder.glob(".new-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            if not _is_current(place):
-                await _build(kernel, place, progress)
+            if not _is_current(place, base):
+                await _build(kernel, place, progress, base)
     return place / f"{TEMPLATE_NAME}.ko"
 
 
-def _digest(kernel: KernelTree) -> str:
+def _digest(kernel: KernelTree, base: Base | None) -> str:
     """Of all that tells one kernel's template from another's, short of the headers (see _is_current)."""
     digest = hashlib.sha256(str(kernel.output).encode())
-    inputs = (kernel.config, kernel.output / "Module.symvers", *sorted(SOURCES.iterdir()))
-    for file in inputs:
+    own: tuple[Path, ...] = (kernel.config, kernel.output / "Module.symvers")
+    if base is not None:
+        own = ()  # built again they may be others, and the kernel that was booted is not
+        digest.update(base.id.encode())
+    for file in (*own, *sorted(SOURCES.iterdir())):
         digest.update(b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:24]
 
 
-def _is_current(place: Path) -> bool:
-    """Is there a template, made of the headers as they are now? (A developer's kernel has them edited.)"""
+def _is_current(place: Path, base: Base | None) -> bool:
+    """Is there a template, made of the headers as they are now, or of the base's?"""
+    if base is not None:
+        return place.is_dir()
     try:
         headers: dict[str, list[int]] = json.loads((place / "headers.json").read_text())
         return all(_stamp(Path(name)) == stamp for name, stamp in headers.items())
@@ -95,7 +105,7 @@ def _stamp(file: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-async def _build(kernel: KernelTree, place: Path, progress: Progress | None) -> None:
+async def _build(kernel: KernelTree, place: Path, progress: Progress | None, base: Base | None) -> None:
     with writing_to(place.parent), tempfile.TemporaryDirectory(prefix=".new-", dir=place.parent) as scratch:
         work, new = Path(scratch, "work"), Path(scratch, "new")
         shutil.copytree(SOURCES, work)
@@ -109,10 +119,25 @@ async def _build(kernel: KernelTree, place: Path, progress: Progress | None) -> 
                 f"the patch template does not compile for kernel {kernel.release}: {error.message}",
                 hint=f"build the kernel whole: make -C {kernel.output} all",
             ) from error
+        if base is not None:
+            _require_same_headers(built.kernel_files, base)
         shutil.copyfile(built.modules[0].ko, new / f"{TEMPLATE_NAME}.ko")
         (new / "headers.json").write_text(json.dumps(_stamps(built.kernel_files)))
         shutil.rmtree(place, ignore_errors=True)
         new.rename(place)
+
+
+def _require_same_headers(headers: Iterable[Path], base: Base) -> None:
+    """A template of other headers than the kernel's own may have other layouts than it."""
+    recorded = {os.path.normpath(file): digest for file, digest in base.digests.items()}
+    for header in headers:
+        held = recorded.get(os.path.normpath(header))
+        if held is not None and sha256(header) != held:
+            raise InputError(
+                f"{header} is not what the kernel was built with, and the first patch needs it",
+                code="HR1006",
+                hint="hotreload kernel build (or make); or take the edit back for this first start",
+            )
 
 
 def _stamps(files: Iterable[Path]) -> dict[str, list[int]]:

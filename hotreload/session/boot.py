@@ -73,14 +73,13 @@ async def boot(
     async with contextlib.AsyncExitStack() as owned:
         try:
             async with asyncio.TaskGroup() as together:
-                building = together.create_task(_base_of(folder, kernel, progress))
-                making = together.create_task(build_glue(kernel, progress))
+                building = together.create_task(_build_all(folder, kernel, progress))
                 booting = together.create_task(
                     _boot_guest(owned, kernel, config, name, console_log, progress)
                 )
         except ExceptionGroup as several:
-            raise several.exceptions[0] from None
-        module, base = building.result()
+            raise first_of(several) from None
+        module, base, glue = building.result()
         machine, guest, notes = booting.result()
         await _require_recorded(guest, base)
         progress("loading the modules")
@@ -91,15 +90,24 @@ async def boot(
             await _or_lost(_set_up(guest, config.setup), machine, console_log)
         if note := (await kernel_compiler(kernel)).note:
             notes = (*notes, note)
-        yield Booted(module, base, making.result(), machine, guest, loaded, notes)
+        yield Booted(module, base, glue, machine, guest, loaded, notes)
 
 
-async def _base_of(folder: Path, kernel: KernelTree, progress: Progress) -> tuple[Build, Base]:
-    """What is worked on in a folder: the kernel's own sources, or the modules there."""
-    if folder != kernel.source:
-        return await build_base(kernel, folder, progress)
-    base = await kernel_base(kernel, progress)
-    return base.build, base
+def first_of(several: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of the errors in a group, and in the groups in it."""
+    first = several.exceptions[0]
+    return first_of(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+async def _build_all(folder: Path, kernel: KernelTree, progress: Progress) -> tuple[Build, Base, Path]:
+    """What is worked on in a folder, the kernel's own sources or the modules there; its base; the glue."""
+    if folder == kernel.source:
+        base = await kernel_base(kernel, progress)
+        return base.build, base, await build_glue(kernel, progress, base)
+    async with asyncio.TaskGroup() as together:
+        building = together.create_task(build_base(kernel, folder, progress))
+        making = together.create_task(build_glue(kernel, progress))
+    return *building.result(), making.result()
 
 
 async def _require_recorded(guest: SshGuest, base: Base) -> None:

@@ -357,7 +357,7 @@ class Session:
         try:
             await self.reloader.prepare()
             await asyncio.sleep(IDLE)
-            await prepare(self.booted.base)
+            await prepare(self.booted.base, self.reloader.edited)
         except HotReloadError as error:
             # Told when it matters: with the first edit of that unit.
             log.info("compiling ahead: %s", error)
