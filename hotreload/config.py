@@ -23,6 +23,8 @@ from hotreload.errors import InputError
 from hotreload.paths import config_file
 
 RUNGS = ("patch", "module", "restore", "reboot")
+# A header that half of a small kernel uses; some minutes of compiling on two processors.
+MAX_UNITS = 300
 PACKAGED_KERNEL = "debian"
 # debian:6.12 is the packaged kernel of that series, from linux-image-6.12-cloud-amd64.
 _SERIES = re.compile(rf"{PACKAGED_KERNEL}(?::(\d+\.\d+))?")
@@ -110,6 +112,9 @@ class Config:
     setup: str | None = _setting(None, _command, "shell command run in the guest once the modules are loaded")
     teardown: str | None = _setting(None, _command, "shell command run in the guest before it is stopped")
     max_rung: str = _setting("module", _one_of(*RUNGS), "highest rung an edit may take: " + ", ".join(RUNGS))
+    max_units: int = _setting(
+        MAX_UNITS, _number(int, 1, 100_000, "units"), "units that an edit may compile; more is refused"
+    )
     boot_timeout: float = _setting(
         120.0, _number(float, 1, 3600, "seconds"), "seconds in which the guest must be up"
     )

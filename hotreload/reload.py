@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from hotreload.build.built import Build, sha256
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair, rebuild
 from hotreload.build.units import inputs_now, units_for
+from hotreload.config import MAX_UNITS
 from hotreload.cycle import Announce, Compared, Cycle, Original, read_original
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
@@ -43,6 +44,7 @@ T = TypeVar("T")
 
 # How often a guest that takes a patch is looked at for a panic, in seconds.
 TROUBLE_INTERVAL = 0.05
+MANY_UNITS = "hotreload push --max-units N compiles them all; or build the kernel, and start hotreload again"
 RESTART = "end hotreload and start it again: it builds the module anew, and the guest boots with it"
 
 
@@ -64,6 +66,7 @@ class Reloader:
         folder: Path,
         transition_timeout: float,
         dry_run: bool = False,
+        max_units: int = MAX_UNITS,
     ) -> None:
         """``folder``: where the session keeps what it made; ``trouble``: why the guest stopped, if it did."""
         self.module = module
@@ -71,6 +74,7 @@ class Reloader:
         self.guest = guest
         self.transition_timeout = transition_timeout
         self.dry_run = dry_run
+        self.max_units = max_units
         self._glue = glue
         self._trouble = trouble
         self._stages = StageKeeper(folder / "reloads")
@@ -78,6 +82,7 @@ class Reloader:
         self._knowledge: KernelKnowledge | None = None
         self._originals: dict[Path, Original] = {}
         self._edited: dict[Path, Compared] = {}  # units compiled since boot, by object
+        self._differing: set[Path] = set()  # files of the base that are not as they were
         self._broken: dict[Path, TranslationUnit] = {}  # units that have to be compiled at the next chance
         self._history = History()
         self._live: LivePatch | None = None
@@ -246,14 +251,39 @@ class Reloader:
             self._broken |= {unit.object: unit for unit in selection.units}
             message = f"{names} changed: what is built, and how, is settled when the guest boots"
             raise NotPatchableError([Obstacle("HR1004", names, message, RESTART)])
-        # A unit that did not compile may do so now: because of a header that has come into being, say.
-        chosen = {unit.object: unit for unit in (*selection.units, *self._broken.values())}
-        if not chosen and not selection.makefiles_changed:
+        if not (selection.units or selection.files or self._broken or selection.makefiles_changed):
             names = ", ".join(path.name for path in selection.not_part_of_build)
             message = f"{names} is not part of this build: no unit includes it"
             hint = "add it to the module's Makefile and start hotreload again, or include it"
             raise NotPatchableError([Obstacle("HR1002", names, message, hint)])
-        return list(chosen.values())
+        self._note_contents(selection.files)
+        # A unit that did not compile may do so now: because of a header that has come into being, say.
+        return self._to_compile({unit.object for unit in selection.units} | self._broken.keys())
+
+    def _note_contents(self, files: Iterable[Path]) -> None:
+        """Keep in mind which of the files the base was made of are not as they were then."""
+        for file in files:
+            if sha256(file) == self.base.digests[file]:
+                self._differing.discard(file)
+            else:
+                self._differing.add(file)
+
+    def _to_compile(self, objects: Collection[Path]) -> list[TranslationUnit]:
+        """Those of the units that can differ from the base, or did when they were compiled last.
+
+        Raises NotPatchableError (HR1005) when they are more than a developer wants to wait for; they are
+        tried again with the next save.
+        """
+        may_differ = self._edited.keys() | set(self.module.inputs.users(self._differing))
+        units = [unit for unit in self.module.units if unit.object in objects and unit.object in may_differ]
+        count = len({unit.object for unit in units})
+        if count > self.max_units:
+            self._broken |= {unit.object: unit for unit in units}
+            files = sorted(file.name for file in self._differing)
+            names = f"{', '.join(files[:3])}{' and others' if len(files) > 3 else ''}"
+            message = f"{names}: {count} units would have to be compiled, the bound is {self.max_units}"
+            raise NotPatchableError([Obstacle("HR1005", files[0], message, MANY_UNITS)])
+        return units
 
     def _changed_makefiles(self, makefiles: Iterable[Path]) -> str:
         """The names of those that are not as they were when the guest booted."""
@@ -261,10 +291,9 @@ class Reloader:
 
     def _all_that_may_differ(self) -> list[TranslationUnit]:
         """The units of sources that are not the base's now, and those that were not at their last compile."""
-        differing = [file for file, held in self.base.digests.items() if sha256(file) != held]
-        touched = {unit.object for unit in units_for(differing, self.module, self._objects).units}
-        touched |= self._edited.keys() | self._broken.keys()
-        return [unit for unit in self.module.units if unit.object in touched]
+        self._note_contents(self.base.digests)
+        touched = {unit.object for unit in units_for(self._differing, self.module, self._objects).units}
+        return self._to_compile(touched | self._edited.keys() | self._broken.keys())
 
     async def _build(self, cycle: Cycle, units: list[TranslationUnit]) -> tuple[ObjectPair, ...]:
         cycle.announce("build.start", {"units": [unit.source for unit in units]})
@@ -273,7 +302,10 @@ class Reloader:
             # What the later stages need to know of the kernel is read while the compiler runs.
             learning = asyncio.create_task(self._learn())
             try:
-                pairs = await rebuild(self.base, units, self._objects)
+                pairs = await rebuild(
+                    self.base, units, self._objects,
+                    lambda done: cycle.announce("build.progress", {"units": len(units), "done": done}),
+                )  # fmt: skip
                 await learning
             finally:
                 learning.cancel()

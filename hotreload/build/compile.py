@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import itertools
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from hotreload.build.overlay import Overlay, make_overlay, make_partial_overlay
 from hotreload.build.replay import PartialShadow, Shadow, include_folders
 from hotreload.errors import CompileError
 from hotreload.paths import writing_to
+
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +63,18 @@ async def compile_patched(unit: TranslationUnit, into: Path) -> Path:
     return target
 
 
-async def rebuild(base: Base, units: Iterable[TranslationUnit], into: Path) -> tuple[ObjectPair, ...]:
+async def rebuild(
+    base: Base, units: Iterable[TranslationUnit], into: Path, progress: Progress = lambda _done: None
+) -> tuple[ObjectPair, ...]:
     """Both objects of each unit, as many at a time as there are processors; in the order of ``units``.
+
+    ``progress`` is told the number of units that are done.
 
     Raises one CompileError with what the compiler said about all units that failed. When the caller is
     cancelled the compilers are killed.
     """
     slots = asyncio.Semaphore(os.cpu_count() or 1)
+    done = itertools.count(1)
     chosen = tuple(dict.fromkeys(units))
     # An object may be linked into two modules; it is compiled once.
     jobs = {unit.object: unit for unit in chosen}
@@ -74,6 +82,8 @@ async def rebuild(base: Base, units: Iterable[TranslationUnit], into: Path) -> t
         async with asyncio.TaskGroup() as group:
             originals = {key: group.create_task(_original(base, unit, slots)) for key, unit in jobs.items()}
             now = {key: group.create_task(_patched(base, unit, into, slots)) for key, unit in jobs.items()}
+            for task in now.values():
+                task.add_done_callback(lambda _task: progress(next(done)))
     except ExceptionGroup as several:
         raise several.exceptions[0] from None
     said = {key: task.result() for key, task in now.items()}

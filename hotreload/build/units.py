@@ -18,10 +18,12 @@ __all__ = ["TranslationUnit", "UnitSelection", "units_for"]
 class UnitSelection:
     """What to compile, in build order; and the changes no compile can follow.
 
-    ``makefiles_changed``: HR1004. ``not_part_of_build``: HR1002, no unit includes or is these files.
+    ``files``: what kbuild's run knew of the changed files, as gcc spelled them. ``makefiles_changed``:
+    HR1004. ``not_part_of_build``: HR1002, no unit includes or is these files.
     """
 
     units: tuple[TranslationUnit, ...]
+    files: tuple[Path, ...]
     makefiles_changed: tuple[Path, ...]
     not_part_of_build: tuple[Path, ...]
 
@@ -46,6 +48,7 @@ def units_for(changed: Iterable[Path], build: Build, compiled: Path | None = Non
             known |= found
     return UnitSelection(
         tuple(unit for unit in build.units if unit.object in touched),
+        tuple(spelled),
         makefiles,
         tuple(path for path in paths if path not in makefiles and not names[path] & known),
     )

@@ -18,6 +18,7 @@ from hotreload.cli.command import (
     json_option,
     load_option,
     max_rung_option,
+    max_units_option,
     output_option,
     verb,
 )
@@ -113,6 +114,7 @@ def print_json(value: object) -> None:
 @click.option("--once", is_flag=True, help="End after the first cycle, with its exit status.")
 @click.option("--dry-run", is_flag=True, help="Build and compare; send nothing to the guest.")
 @max_rung_option
+@max_units_option
 @load_option
 @json_option
 def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) -> int:
@@ -137,10 +139,11 @@ def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) 
 
 @verb("push")
 @path_argument
+@max_units_option
 @json_option
 def push(options: Globals, paths: tuple[Path, ...]) -> int:
     """Bring a running guest to the sources as they are now, once."""
-    return _cycle(options, one_folder(paths), "push")
+    return _cycle(options, one_folder(paths), "push", max_units=options.flags.get("max_units"))
 
 
 @verb("undo")

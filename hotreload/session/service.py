@@ -185,8 +185,8 @@ class Service:
     async def why(self, request: Message, _send: Send) -> Message:
         return {"text": self._session.reloader.why(request.get("number"))}
 
-    async def push(self, _request: Message, send: Send) -> Message:
-        return await self._cycle(self._session.push(), send)
+    async def push(self, request: Message, send: Send) -> Message:
+        return await self._cycle(self._session.push(request.get("max_units")), send)
 
     async def undo(self, request: Message, send: Send) -> Message:
         everything = bool(request.get("everything"))

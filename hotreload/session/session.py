@@ -32,7 +32,7 @@ from hotreload.build.kernel_tree import KernelTree, check_fit
 from hotreload.config import Config
 from hotreload.errors import GuestCrashedError, GuestUnreachableError, HotReloadError
 from hotreload.paths import state_folder, writing_to
-from hotreload.report.console import Console
+from hotreload.report.console import Console, Progress
 from hotreload.report.ndjson import EventSink, closing_event
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.session.boot import Booted, boot
@@ -49,6 +49,7 @@ KEPT_SESSIONS = 10
 # Seconds of quiet after which base objects are compiled ahead, and what a teardown command may take.
 IDLE = 1.0
 TEARDOWN_LIMIT = 30.0
+MANY_UNITS = 8  # a compile of so many is worth a word on how far it is
 SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
 
 Listener = Callable[[Mapping[str, Any]], None]
@@ -162,6 +163,7 @@ class Session:
             folder=order.state,
             transition_timeout=order.config.transition_timeout,
             dry_run=order.dry_run,
+            max_units=order.config.max_units,
         )
         self._owned.push_async_callback(self._tear_down)
         self._owned.push_async_callback(self.reloader.close)
@@ -232,12 +234,20 @@ class Session:
 
     # Cycles.
 
-    async def push(self) -> ReloadReport:
-        """Bring the guest to the sources as they are now. Raises SessionError when the guest is lost."""
+    async def push(self, max_units: int | None = None) -> ReloadReport:
+        """Bring the guest to the sources as they are now. Raises SessionError when the guest is lost.
+
+        ``max_units``: the bound of this time (Config.max_units).
+        """
         async with self._one_at_a_time():
             saved_at = time.monotonic()
             self._pending.clear()
-            return await self._cycle_of((), await asyncio.to_thread(self.differing), saved_at, watched=False)
+            self.reloader.max_units = max_units or self.order.config.max_units
+            try:
+                files = await asyncio.to_thread(self.differing)
+                return await self._cycle_of((), files, saved_at, watched=False)
+            finally:
+                self.reloader.max_units = self.order.config.max_units
 
     async def undo(self, number: int | None = None, *, everything: bool = False) -> ReloadReport:
         """See Reloader.undo."""
@@ -262,14 +272,34 @@ class Session:
         cycle = self._cycle
         self._emit("watch.change", cycle, files=list(files))
 
-        def started(type: str, fields: Mapping[str, Any]) -> None:
-            self._emit(type, cycle, **fields)
+        with self._long_build() as compiled:
 
-        reloading = self.reloader.reload(tuple(paths), saved_at, started=started)
-        report = await self._told(reloading, cycle, watched=watched)
+            def started(type: str, fields: Mapping[str, Any]) -> None:
+                if type == "build.progress":
+                    compiled(fields["done"], fields["units"])
+                else:
+                    self._emit(type, cycle, **fields)
+
+            report = await self.reloader.reload(tuple(paths), saved_at, started=started)
+        report = await self._told(_value(report), cycle, watched=watched)
         # An edit may have added the include of a header that nobody watched.
         await self._watcher.also_watch(self.reloader.inputs() - self.booted.module.watched_files)
         return report
+
+    @contextlib.contextmanager
+    def _long_build(self) -> Iterator[Callable[[int, int], None]]:
+        """Show how far the compile is, where many units are compiled."""
+        with contextlib.ExitStack() as shown:
+            bar: Progress | None = None
+
+            def compiled(done: int, units: int) -> None:
+                nonlocal bar
+                if units >= MANY_UNITS:
+                    bar = bar or shown.enter_context(self.console.progress(f"compiling {units} units"))
+                    bar.update(f"{done} of {units} done")
+                    bar.advance(done, units)
+
+            yield compiled
 
     async def _told(
         self, work: Awaitable[ReloadReport], cycle: int | None = None, *, watched: bool = False
