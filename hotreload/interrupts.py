@@ -48,8 +48,17 @@ def _interrupt(_number: int, _frame: object) -> None:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run, for the process's main work: an interrupt cancels it, and is raised when it has ended."""
+    """asyncio.run, for the process's main work: an interrupt cancels it, and is raised when it has ended.
+
+    A second one does not wait for that end.
+    """
     import asyncio
 
+    def tell(loop: asyncio.AbstractEventLoop, about: dict[str, Any]) -> None:
+        if not isinstance(about.get("exception"), KeyboardInterrupt):
+            loop.default_exception_handler(about)
+
     raise_interrupts()
-    return asyncio.run(main)
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_exception_handler(tell)
+        return runner.run(main)

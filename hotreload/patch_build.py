@@ -20,6 +20,7 @@ from pathlib import Path
 from hotreload.build.base import Base, SourceMovedError, build_base
 from hotreload.build.built import MAKEFILE_NAME, Build
 from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.kernel_record import kernel_base
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.build.patched_sources import PatchedSources, apply_patches
 from hotreload.build.patched_units import compile_units
@@ -103,9 +104,9 @@ async def _through(
 
     # Which translation units do the changed files go into?
     selection = units_for(sources.texts, module)
-    units = _units(sources, module, selection)
+    units = patched_units(sources, module, selection)
 
-    with _work_folder() as work:
+    with work_folder() as work:
         # Compile them from a mirror of the sources in which the patched files are.
         with cycle.stage("build"):
             compiled = await compile_units(base, units, sources.texts, work)
@@ -114,17 +115,13 @@ async def _through(
         with cycle.stage("diff"):
             for pair in compiled.pairs:
                 original = read_original(pair.original, base.plain_object(pair.unit))
-                texts = _texts(pair.unit, module, sources)
+                texts = patched_texts(pair.unit, module, sources)
                 compared[pair.unit.object] = compare_unit(pair, original, texts)
             cycle.compared += compared.values()
 
     # Which of it can be patched? All obstacles are told at once.
-    strays = _strays(sources, selection, compiled.used)
-    if missing := tuple(_not_built(strays, sources)):
-        raise NotPatchableError((*missing, *obstacles_of(compared)))
-    if names := ", ".join(file.name for file in strays):
-        cycle.notes.append(f"not part of the build: {names}")
-    glue = await build_glue(order.kernel, progress)
+    require_built(sources, selection, compiled.used, cycle, compared)
+    glue = await build_glue(order.kernel, progress, base if module.is_kernel else None)
     with cycle.stage("link"):
         knowledge = learn_offline(module, base, glue)
         plan = plan_units(base, compared, knowledge.symbols)
@@ -142,6 +139,9 @@ async def _base(order: Order, cycle: Cycle, progress: Progress) -> tuple[Build, 
     if compiler.note:
         cycle.notes.append(f"HR5103 {compiler.note}")
     try:
+        if order.folder == order.kernel.source:
+            base = await kernel_base(order.kernel, progress)
+            return base.build, base
         return await build_base(order.kernel, order.folder, progress)
     except CompileError as error:
         message = f"without the patch, too: {error.message}"
@@ -173,8 +173,10 @@ def require_same_sources(sources: PatchedSources, base: Base) -> None:
             raise SourceMovedError(f"{file} was saved meanwhile", hint="run the command again")
 
 
-def _units(sources: PatchedSources, module: Build, selection: UnitSelection) -> tuple[TranslationUnit, ...]:
-    """The units to compile: all, where files come or go, for a header may hide another one."""
+def patched_units(
+    sources: PatchedSources, module: Build, selection: UnitSelection
+) -> tuple[TranslationUnit, ...]:
+    """The units to compile: where files come or go also those of which a header may be hidden by another."""
     gone = {file for file, text in sources.texts.items() if text is None}
     if lost := [unit.source for unit in module.units if Path(os.path.realpath(unit.source)) in gone]:
         raise NotPatchableError(
@@ -184,12 +186,17 @@ def _units(sources: PatchedSources, module: Build, selection: UnitSelection) -> 
             )
             for file in lost
         )  # fmt: skip
-    moved = any(None in (text, sources.before[file]) for file, text in sources.texts.items())
-    return module.units if moved else selection.units
+    moved = {file.name for file, text in sources.texts.items() if None in (text, sources.before[file])}
+    if not moved or not module.is_kernel:
+        # What a module's units include of the kernel is not among their inputs.
+        return module.units if moved else selection.units
+    same_name = [file for file in module.inputs.files if file.name in moved]
+    touched = {unit.object for unit in selection.units} | set(module.inputs.users(same_name))
+    return tuple(unit for unit in module.units if unit.object in touched)
 
 
 @contextlib.contextmanager
-def _work_folder() -> Iterator[Path]:
+def work_folder() -> Iterator[Path]:
     """A folder for mirrors and objects. Its name is one that base.py sweeps, should we be killed."""
     place = cache_folder() / "base"
     with (
@@ -199,12 +206,27 @@ def _work_folder() -> Iterator[Path]:
         yield Path(work)
 
 
-def _texts(unit: TranslationUnit, module: Build, sources: PatchedSources) -> Mapping[str, str]:
+def patched_texts(unit: TranslationUnit, module: Build, sources: PatchedSources) -> Mapping[str, str]:
     """The unit's sources as the patch makes them, its own file first."""
     new = [file for file, text in sources.texts.items() if sources.before[file] is None and text is not None]
     files = dict.fromkeys((unit.source, *module.inputs[unit.object], *new))
     instead = {file: sources.texts.get(Path(os.path.realpath(file))) for file in files}
     return SourceTexts(tuple(files), {file: text for file, text in instead.items() if text is not None})
+
+
+def require_built(
+    sources: PatchedSources,
+    selection: UnitSelection,
+    used: frozenset[Path],
+    cycle: Cycle,
+    compared: Mapping[Path, Compared],
+) -> None:
+    """Raise NotPatchableError (HR1002) for a source that no unit is made of; note other such files."""
+    strays = _strays(sources, selection, used)
+    if missing := tuple(_not_built(strays, sources)):
+        raise NotPatchableError((*missing, *obstacles_of(compared)))
+    if names := ", ".join(file.name for file in strays):
+        cycle.notes.append(f"not part of the build: {names}")
 
 
 def _strays(sources: PatchedSources, selection: UnitSelection, used: frozenset[Path]) -> tuple[Path, ...]:

@@ -10,6 +10,7 @@ in the editor makes a smaller patch; undoing all of them none.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from hotreload.build.base import Base
 from hotreload.build.built import Build, sha256
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair, rebuild
+from hotreload.build.patched_sources import PatchedSources
+from hotreload.build.patched_units import compile_units
 from hotreload.build.units import inputs_now, units_for
 from hotreload.config import MAX_UNITS
 from hotreload.cycle import Announce, Compared, Cycle, Original, read_original
@@ -33,6 +36,7 @@ from hotreload.patch.homes import Home, continued, gone, reset
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch.module import NAME_PREFIX, LivePatch, write_module
 from hotreload.patch.writes import Place, Written
+from hotreload.patch_build import patched_units, refuse_recipes, require_built, work_folder
 from hotreload.plan_units import compare_unit, plan_units
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why
@@ -131,6 +135,15 @@ class Reloader:
         cycle.milliseconds["watch"] = (time.monotonic() - saved_at) * 1000
         return await self._told(cycle, self._through(cycle))
 
+    async def reload_patched(self, sources: PatchedSources, *, started: Announce = _silently) -> ReloadReport:
+        """Bring what source patches make of the files, which stay as they are and win with their next save.
+
+        Raises as ``reload``.
+        """
+        cycle = Cycle(tuple(sources.texts), time.monotonic(), started)
+        cycle.notes += sources.notes
+        return await self._told(cycle, self._through_patched(cycle, sources))
+
     async def undo(self, number: int | None = None, *, everything: bool = False) -> ReloadReport:
         """Go back to before the last reload, to before reload ``number``, or to what the guest booted.
 
@@ -181,8 +194,29 @@ class Reloader:
         # Replay the recorded compile command of each, and that of its base source: no kbuild.
         pairs = await self._build(cycle, units)
 
+        return await self._from(cycle, pairs, {})
+
+    async def _through_patched(self, cycle: Cycle, sources: PatchedSources) -> ReloadReport:
+        """The same for what source patches make of the files, which themselves stay as they are."""
+        refuse_recipes(sources)
+        selection = units_for(sources.texts, self.module, self._objects)
+        with work_folder() as work:
+            # What else was edited is edited here, too.
+            edited = {Path(os.path.realpath(file)): file for file in self._differing}
+            texts = {real: file.read_bytes() for real, file in edited.items() if file.is_file()}
+            with cycle.stage("build"):
+                await self._learn()
+                units = patched_units(sources, self.module, selection)
+                compiled = await compile_units(self.base, units, texts | dict(sources.texts), work)
+                require_built(sources, selection, compiled.used, cycle, {})
+            return await self._from(cycle, compiled.pairs, sources.texts)
+
+    async def _from(
+        self, cycle: Cycle, pairs: tuple[ObjectPair, ...], instead: Mapping[Path, bytes | None]
+    ) -> ReloadReport:
+        """From the objects on; ``instead``: what files say, whatever is on disk (by real path)."""
         # What changed? Strings, constants and special sections are compared by content, not by place.
-        self._compare(cycle, pairs)
+        self._compare(cycle, pairs, instead)
 
         # Which of it can be patched, over all units edited since boot? All obstacles are told at once.
         plan = self._plan(cycle)
@@ -313,22 +347,26 @@ class Reloader:
         self._broken.clear()
         return pairs
 
-    def _compare(self, cycle: Cycle, pairs: tuple[ObjectPair, ...]) -> None:
+    def _compare(
+        self, cycle: Cycle, pairs: tuple[ObjectPair, ...], instead: Mapping[Path, bytes | None]
+    ) -> None:
         with cycle.stage("diff"):
             for pair in pairs:
                 key = pair.unit.object
                 if key not in self._originals:
                     self._originals[key] = read_original(pair.original, self.base.plain_object(pair.unit))
                 compared = compare_unit(
-                    pair, self._originals[key], self._texts(pair.unit), self._live_types.get(key, ())
+                    pair, self._originals[key], self._texts(pair.unit, instead), self._live_types.get(key, ())
                 )
                 self._edited[key] = compared
                 cycle.compared.append(compared)
 
-    def _texts(self, unit: TranslationUnit) -> Mapping[str, str]:
+    def _texts(self, unit: TranslationUnit, instead: Mapping[Path, bytes | None]) -> Mapping[str, str]:
         """The unit's sources as they are now, its own file first; read when they are asked for."""
         inputs = self.module.inputs[unit.object]
-        return SourceTexts((unit.source, *(file for file in inputs if file != unit.source)))
+        files = (unit.source, *(file for file in inputs if file != unit.source))
+        texts = {file: instead.get(Path(os.path.realpath(file))) for file in files} if instead else {}
+        return SourceTexts(files, {file: text for file, text in texts.items() if text is not None})
 
     def _plan(self, cycle: Cycle) -> PatchPlan | None:
         """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""

@@ -22,7 +22,7 @@ from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file, sp
 from hotreload.build.compile import ObjectPair, patched_object
 from hotreload.build.gcc import compile_object
 from hotreload.build.lines import stabilised_bytes
-from hotreload.build.replay import Shadow, include_folders
+from hotreload.build.replay import PartialShadow, Shadow, include_folders
 from hotreload.errors import CompileError, InputError
 
 Texts = Mapping[Path, bytes | None]
@@ -142,6 +142,8 @@ def _with_base_numbers(base: Base, texts: Texts) -> dict[Path, bytes]:
 
 def make_mirror(root: Path, base: Base, texts: Texts) -> Shadow:
     """Lay out a mirror below ``root``: the base's sources, ``texts`` in their places, links for the rest."""
+    if base.is_kernel:
+        return _make_kernel_mirror(root, base, texts)
     shutil.copytree(base.shadow.root, root)
     _mirror_folder(root, base.users_folder)
     # The base knows a file by the name that the compiler used, a patch by its real one.
@@ -155,6 +157,28 @@ def make_mirror(root: Path, base: Base, texts: Texts) -> Shadow:
         if real in texts:
             _put(root, name, texts[real])
     return Shadow(root, base.shadow.is_users, base.users_folder)
+
+
+def _make_kernel_mirror(root: Path, base: Base, texts: Texts) -> Shadow:
+    """The same for a kernel: what is not in the mirror is looked for in the tree, which is not gone through.
+
+    Only what lies beside a patched file is here in any case, for it may be included from there by its name.
+    """
+    shutil.copytree(base.shadow.root, root, copy_function=_linked)
+    for real, text in texts.items():
+        _put(root, real, text)
+    for folder in {real.parent for real in texts}:
+        for entry in _entries(str(folder)):
+            if not entry.endswith(MADE) and Path(entry) not in texts:
+                _link(root, entry)
+    return PartialShadow(root, base.shadow.is_users, base.users_folder)
+
+
+def _linked(source: str, place: str) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # no hard links there
+        shutil.copyfile(source, place)
 
 
 def _mirror_folder(root: Path, folder: Path) -> None:

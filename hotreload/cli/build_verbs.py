@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hotreload.cli.command import Globals, json_option, output_option, verb
-from hotreload.cli.verbs import console_of, one_folder, path_argument, print_json
-from hotreload.errors import InputError
+from hotreload.cli.command import Globals, json_option, output_option, patch_option, verb
+from hotreload.cli.verbs import console_of, one_folder, path_argument, print_json, watched
 from hotreload.interrupts import run
 
 if TYPE_CHECKING:
@@ -22,16 +21,7 @@ if TYPE_CHECKING:
 
 @verb("build")
 @path_argument
-@click.option(
-    "-p",
-    "--patch",
-    "patches",
-    metavar="FIX.patch",
-    multiple=True,
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A source patch (git diff, diff -u); several are applied in order.",
-)
+@patch_option(required=True)
 @output_option("OUT.ko", "The file to write; default: livepatch-FIX.ko, here.")
 @json_option
 def build(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...], output: Path | None) -> int:
@@ -42,12 +32,10 @@ def build(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...], 
     from hotreload.cli.output_file import check_output, remove_output, write_output
     from hotreload.patch_build import default_output
 
-    folder = one_folder(paths)
-    _refuse_kernel_tree(folder)
+    folder, config = watched(one_folder(paths), options)
     output = output or default_output(patches[0])
     check_output(output, patches)
     check_output(output, _made_by_kbuild(output))
-    config = options.config(folder)
     console = console_of(options, config)
     built = run(_build(folder, config, patches, output, console))
     console.report(built.report)
@@ -75,16 +63,6 @@ async def _build(
 def _made_by_kbuild(output: Path) -> tuple[Path, ...]:
     """The driver itself, which a patch module must not take the place of."""
     return (output,) if output.with_suffix(".mod.c").is_file() else ()
-
-
-def _refuse_kernel_tree(folder: Path) -> None:
-    """Raise InputError (HR1007): what is built is a module of one's own."""
-    if (folder / "init/main.c").is_file() and (folder / "scripts/Kbuild.include").is_file():
-        raise InputError(
-            f"{folder} is a kernel tree: patches of the kernel itself are not built yet",
-            code="HR1007",
-            hint="name the folder of an external module, and the kernel with -K",
-        )
 
 
 def _print_result(options: Globals, built: PatchBuild, output: Path, folder: Path) -> None:

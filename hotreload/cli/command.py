@@ -85,6 +85,15 @@ max_units_option = setting("--max-units", "max_units", metavar="N", type=click.I
 load_option = setting("--load", "load", multiple=True, metavar="'MODULE [PARAM=VALUE]'")
 
 
+def patch_option(*, required: bool = False) -> Decorator:
+    """``-p FILE``, also several: an argument ``patches``."""
+    return click.option(
+        "-p", "--patch", "patches", metavar="FIX.patch", multiple=True, required=required,
+        type=click.Path(path_type=Path),
+        help="A source patch (git diff, diff -u); several are applied in order.",
+    )  # fmt: skip
+
+
 def output_option(metavar: str, text: str) -> Decorator:
     """``-o FILE``: an argument ``output``, checked and written with output_file.py."""
     return click.option("-o", "--output", metavar=metavar, type=click.Path(path_type=Path), help=text)

@@ -32,7 +32,9 @@ from hotreload.errors import EnvironmentFault, GuestBusyError, InputError
 from hotreload.interrupts import run
 
 if TYPE_CHECKING:
+    from hotreload.build.kernel_make import MadeKernel
     from hotreload.config import Config
+    from hotreload.report.console import Progress
     from hotreload.session.guests import About
 
 STOP_LIMIT = 60.0
@@ -291,22 +293,31 @@ def build_kernel(
 
     A .config that is there gets the few options that this needs, and stays as it is otherwise.
     """
-    import asyncio
-
     from hotreload.build.kernel_config import config_file
-    from hotreload.build.kernel_make import find_source, make_kernel
-    from hotreload.build.kernel_progress import on_bar
+    from hotreload.build.kernel_make import find_source
 
     named = options.flags.get("kernel")
     source, output = find_source(one_folder(paths or ((Path(str(named)),) if named else ())), output)
     file = None if config is None else config_file(config)
     console = console_of(options, options.config(source))
     with console.progress("building the kernel") as bar:
-        made = asyncio.run(make_kernel(source, output, file, jobs or os.cpu_count() or 1, on_bar(bar)))
+        made = run(_make_and_record(source, output, file, jobs or os.cpu_count() or 1, bar))
     if options.json:
         print_json({"v": 1, **made.facts()})
     else:
         console.say(made.told())
+
+
+async def _make_and_record(
+    source: Path, output: Path, config: Path | None, jobs: int, bar: Progress
+) -> MadeKernel:
+    from hotreload.build.kernel_make import make_kernel
+    from hotreload.build.kernel_progress import on_bar
+    from hotreload.build.kernel_record import record_kernel
+
+    made = await make_kernel(source, output, config, jobs, on_bar(bar))
+    await record_kernel(made.tree, bar.update)
+    return made
 
 
 @verb("info", kernel)

@@ -20,6 +20,7 @@ from hotreload.cli.command import (
     max_rung_option,
     max_units_option,
     output_option,
+    patch_option,
     verb,
 )
 from hotreload.config import PACKAGED_KERNEL, Config, wants_color
@@ -139,11 +140,17 @@ def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) 
 
 @verb("push")
 @path_argument
+@patch_option()
 @max_units_option
 @json_option
-def push(options: Globals, paths: tuple[Path, ...]) -> int:
-    """Bring a running guest to the sources as they are now, once."""
-    return _cycle(options, one_folder(paths), "push", max_units=options.flags.get("max_units"))
+def push(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...]) -> int:
+    """Bring a running guest to the sources as they are now, once.
+
+    With -p to what source patches make of them; the files stay as they are, and win with their next save.
+    """
+    files = [str(file.resolve()) for file in patches]
+    bound = options.flags.get("max_units")
+    return _cycle(options, one_folder(paths), "push", patches=files, max_units=bound)
 
 
 @verb("undo")

@@ -186,6 +186,8 @@ class Service:
         return {"text": self._session.reloader.why(request.get("number"))}
 
     async def push(self, request: Message, send: Send) -> Message:
+        if patches := request.get("patches"):
+            return await self._cycle(self._session.push_patched(list(map(Path, patches))), send)
         return await self._cycle(self._session.push(request.get("max_units")), send)
 
     async def undo(self, request: Message, send: Send) -> Message:

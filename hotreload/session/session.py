@@ -18,7 +18,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from hotreload.build.built import MAKEFILE_NAME, sha256
 from hotreload.build.compile import prepare
 from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree, check_fit
+from hotreload.build.patched_sources import apply_patches
 from hotreload.config import Config
 from hotreload.errors import GuestCrashedError, GuestUnreachableError, HotReloadError
 from hotreload.paths import state_folder, writing_to
@@ -248,6 +249,13 @@ class Session:
                 return await self._cycle_of((), files, saved_at, watched=False)
             finally:
                 self.reloader.max_units = self.order.config.max_units
+
+    async def push_patched(self, patches: Sequence[Path]) -> ReloadReport:
+        """Bring what source patches make of the files. Raises as ``push``, and what apply_patches raises."""
+        async with self._one_at_a_time():
+            sources = await apply_patches(patches, self.order.folder)
+            self._cycle += 1
+            return await self._told(self.reloader.reload_patched(sources), self._cycle)
 
     async def undo(self, number: int | None = None, *, everything: bool = False) -> ReloadReport:
         """See Reloader.undo."""
