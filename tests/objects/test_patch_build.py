@@ -300,9 +300,11 @@ def test_a_module_is_named_for_its_file_as_the_kernel_allows(file: str, name: st
     assert module_name_of(Path("/some/where") / file) == name
 
 
-def test_a_kernel_tree_is_no_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("init/main.c", "scripts/Kbuild.include"):
-        (tmp_path / name).parent.mkdir()
+def test_a_kernel_that_is_not_built_has_no_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("init/main.c", "Kconfig"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert main(["build", str(tmp_path), "-p", "x.patch"]) == 2
-    assert "is a kernel tree: patches of the kernel itself are not built yet" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"error[HR1009]: the kernel in {tmp_path} is not built" in said
+    assert "hotreload kernel build" in said
