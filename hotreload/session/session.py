@@ -173,8 +173,6 @@ class Session:
         module = self.booted.module
         files = module.watched_files
 
-        # In a kernel only what it was built from is watched, not the nine tenths of the tree that was not.
-        roots = () if module.is_kernel else (module.folder,)
         if module.is_kernel:
             files |= frozenset(module.makefiles)
 
@@ -187,7 +185,7 @@ class Session:
 
         quiet = self.order.config.debounce_ms / 1000
         self._watcher = await self._owned.enter_async_context(
-            Watcher(roots, files=files, wanted=wanted, quiet=quiet)
+            Watcher([module.folder], files=files, wanted=wanted, look=not module.is_kernel, quiet=quiet)
         )
         # What was saved between kbuild's run and the watcher's start; from here on the watcher tells.
         self._note(await asyncio.to_thread(self.differing), time.monotonic())

@@ -49,6 +49,8 @@ class Watcher:
     ``wanted``  a further filter; outputs, hidden and editors' files never count
     ``since``   digests of what counts as delivered, from an earlier ``digests()``; default: the files as
                 they are on entering. What differs from it is the first batch.
+    ``look``    False: only ``files`` are read on entering; another one below ``roots`` counts as changed with
+                its first event. A kernel has 60,000 sources, and a small one is built from 4,000
     ``quiet``   seconds after the last event, as in ``changes``
     ``polling`` look at all files every second, too; default: when a path is on a network file system
 
@@ -63,6 +65,7 @@ class Watcher:
         files: Iterable[Path] = (),
         wanted: Callable[[Path], bool] | None = None,
         since: Mapping[Path, bytes] | None = None,
+        look: bool = True,
         quiet: float = QUIET,
         patience: float = PATIENCE,
         limit: float = LIMIT,
@@ -73,6 +76,7 @@ class Watcher:
         self._names: dict[str, dict[str, str]] = {}  # folder of such a file -> its name there -> its path
         self._wanted = wanted
         self._since = since
+        self._look_at_all = look
         self._polling = polling
         self._debounce = Debounce(quiet, patience, limit)
         self._delivered: dict[str, Digest] = {}
@@ -213,7 +217,10 @@ class Watcher:
             if root.startswith(path.rstrip("/") + "/"):
                 candidates |= self._candidates(root)
         if is_folder and self._is_below_a_root(path):
-            candidates |= self._cover(path)
+            found = self._cover(path)
+            candidates |= (
+                found if self._look_at_all or path not in self._roots else found & self._delivered.keys()
+            )
         elif os.path.islink(path):
             self._follow(path)
         return candidates
@@ -247,7 +254,8 @@ class Watcher:
         found: set[str] = set()
         for root in self._roots:
             self._anchor(root)
-            found |= self._cover(root)
+            covered = self._cover(root)
+            found |= covered if self._look_at_all else set()
         found |= self._name(self._files)
         if self._since is None:
             self._deliver(found)

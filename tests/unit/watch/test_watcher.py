@@ -287,6 +287,24 @@ def test_only_wanted_files_are_reported(driver: Path) -> None:
     assert seen_after(driver, edit, wanted=lambda path: path.suffix == ".c") == {"foo.c": "modified"}
 
 
+def test_of_a_large_tree_only_the_named_files_are_read_and_the_others_count_with_their_first_save(
+    driver: Path,
+) -> None:
+    async def session() -> tuple[Seen, frozenset[Path], Seen]:
+        async with Watcher([driver], files=[driver / "foo.c"], look=False) as watcher:
+            read = frozenset(watcher.digests())
+            shell("touch foo.c; printf x >> sub/bar.h", driver)
+            first = await gather(watcher, until=driver / "sub/bar.h")
+            watcher.rescan()
+            (driver / "foo.c").write_text(NEW)
+            return first, read, await gather(watcher, until=driver / "foo.c")
+
+    first, read, second = asyncio.run(session())
+    assert read == {driver / "foo.c"}
+    assert first == {f"{driver}/sub/bar.h": "created"}
+    assert second == {f"{driver}/foo.c": "modified"}
+
+
 def test_two_thousand_files_at_once_are_all_seen(driver: Path) -> None:
     def burst() -> None:
         for number in range(2_000):
