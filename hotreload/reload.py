@@ -12,23 +12,23 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from hotreload.build.base import Base
-from hotreload.build.built import Build, sha256
+from hotreload.build.built import Build
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair, rebuild
 from hotreload.build.patched_sources import PatchedSources
 from hotreload.build.patched_units import compile_units
-from hotreload.build.units import inputs_now, units_for
+from hotreload.build.units import units_for
 from hotreload.config import MAX_UNITS
 from hotreload.cycle import Announce, Compared, Cycle, Original, read_original
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
-from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import without_same
+from hotreload.edited_units import EditedUnits
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError, PatchRejectedError
 from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
@@ -48,8 +48,6 @@ T = TypeVar("T")
 
 # How often a guest that takes a patch is looked at for a panic, in seconds.
 TROUBLE_INTERVAL = 0.05
-MANY_UNITS = "hotreload push --max-units N compiles them all; or build the kernel, and start hotreload again"
-RESTART = "end hotreload and start it again: it builds the module anew, and the guest boots with it"
 
 
 def _silently(_type: str, _fields: object) -> None:
@@ -78,16 +76,14 @@ class Reloader:
         self.guest = guest
         self.transition_timeout = transition_timeout
         self.dry_run = dry_run
-        self.max_units = max_units
         self._glue = glue
         self._trouble = trouble
         self._stages = StageKeeper(folder / "reloads")
         self._objects = folder / "objects"
+        self.units = EditedUnits(module, base, self._objects, max_units)
         self._knowledge: KernelKnowledge | None = None
         self._originals: dict[Path, Original] = {}
         self._edited: dict[Path, Compared] = {}  # units compiled since boot, by object
-        self._differing: set[Path] = set()  # files of the base that are not as they were
-        self._broken: dict[Path, TranslationUnit] = {}  # units that have to be compiled at the next chance
         self._history = History()
         self._live: LivePatch | None = None
         self._kept: dict[str, tuple[str, ...]] = {}  # patch modules that must stay loaded, and why
@@ -110,7 +106,7 @@ class Reloader:
 
     def inputs(self) -> frozenset[Path]:
         """Every file of the user's that the units are made of by now."""
-        return inputs_now(self.module, self._objects)
+        return self.units.inputs()
 
     @property
     def edited(self) -> tuple[Path, ...]:
@@ -189,7 +185,7 @@ class Reloader:
 
     async def _through(self, cycle: Cycle) -> ReloadReport:
         # Which translation units do these files go into? A header may go into many.
-        units = self._units_of(cycle.files)
+        units = self.units.of(cycle.files)
 
         # Replay the recorded compile command of each, and that of its base source: no kbuild.
         pairs = await self._build(cycle, units)
@@ -202,13 +198,14 @@ class Reloader:
         selection = units_for(sources.texts, self.module, self._objects)
         with work_folder() as work:
             # What else was edited is edited here, too.
-            edited = {Path(os.path.realpath(file)): file for file in self._differing}
+            edited = {Path(os.path.realpath(file)): file for file in self.units.differing}
             texts = {real: file.read_bytes() for real, file in edited.items() if file.is_file()}
             with cycle.stage("build"):
                 await self._learn()
                 units = patched_units(sources, self.module, selection)
                 compiled = await compile_units(self.base, units, texts | dict(sources.texts), work)
                 require_built(sources, selection, compiled.used, cycle, {})
+            self.units.compiled |= {unit.object for unit in units}
             return await self._from(cycle, compiled.pairs, sources.texts)
 
     async def _from(
@@ -221,7 +218,7 @@ class Reloader:
         # Which of it can be patched, over all units edited since boot? All obstacles are told at once.
         plan = self._plan(cycle)
 
-        if changed := self._changed_makefiles(self.base.makefiles):
+        if changed := self.units.changed_makefiles():
             cycle.notes.append(f"HR1004 {changed} changed; the build is still the one before")
 
         before = self._history.current
@@ -276,62 +273,8 @@ class Reloader:
 
     # --- stages ---
 
-    def _units_of(self, files: tuple[Path, ...]) -> list[TranslationUnit]:
-        if not files:
-            return self._all_that_may_differ()
-        selection = units_for(files, self.module, self._objects)
-        if names := self._changed_makefiles(selection.makefiles_changed):
-            # What was saved together with it is brought with the next save.
-            self._broken |= {unit.object: unit for unit in selection.units}
-            message = f"{names} changed: what is built, and how, is settled when the guest boots"
-            raise NotPatchableError([Obstacle("HR1004", names, message, RESTART)])
-        if not (selection.units or selection.files or self._broken or selection.makefiles_changed):
-            names = ", ".join(path.name for path in selection.not_part_of_build)
-            message = f"{names} is not part of this build: no unit includes it"
-            hint = "add it to the module's Makefile and start hotreload again, or include it"
-            raise NotPatchableError([Obstacle("HR1002", names, message, hint)])
-        self._note_contents(selection.files)
-        # A unit that did not compile may do so now: because of a header that has come into being, say.
-        return self._to_compile({unit.object for unit in selection.units} | self._broken.keys())
-
-    def _note_contents(self, files: Iterable[Path]) -> None:
-        """Keep in mind which of the files the base was made of are not as they were then."""
-        for file in files:
-            if sha256(file) == self.base.digests[file]:
-                self._differing.discard(file)
-            else:
-                self._differing.add(file)
-
-    def _to_compile(self, objects: Collection[Path]) -> list[TranslationUnit]:
-        """Those of the units that can differ from the base, or did when they were compiled last.
-
-        Raises NotPatchableError (HR1005) when they are more than a developer wants to wait for; they are
-        tried again with the next save.
-        """
-        may_differ = self._edited.keys() | set(self.module.inputs.users(self._differing))
-        units = [unit for unit in self.module.units if unit.object in objects and unit.object in may_differ]
-        count = len({unit.object for unit in units})
-        if count > self.max_units:
-            self._broken |= {unit.object: unit for unit in units}
-            files = sorted(file.name for file in self._differing)
-            names = f"{', '.join(files[:3])}{' and others' if len(files) > 3 else ''}"
-            message = f"{names}: {count} units would have to be compiled, the bound is {self.max_units}"
-            raise NotPatchableError([Obstacle("HR1005", files[0], message, MANY_UNITS)])
-        return units
-
-    def _changed_makefiles(self, makefiles: Iterable[Path]) -> str:
-        """The names of those that are not as they were when the guest booted."""
-        return ", ".join(path.name for path in makefiles if sha256(path) != self.base.makefiles.get(path))
-
-    def _all_that_may_differ(self) -> list[TranslationUnit]:
-        """The units of sources that are not the base's now, and those that were not at their last compile."""
-        self._note_contents(self.base.digests)
-        touched = {unit.object for unit in units_for(self._differing, self.module, self._objects).units}
-        return self._to_compile(touched | self._edited.keys() | self._broken.keys())
-
     async def _build(self, cycle: Cycle, units: list[TranslationUnit]) -> tuple[ObjectPair, ...]:
         cycle.announce("build.start", {"units": [unit.source for unit in units]})
-        self._broken |= {unit.object: unit for unit in units}
         with cycle.stage("build"):
             # What the later stages need to know of the kernel is read while the compiler runs.
             learning = asyncio.create_task(self._learn())
@@ -344,7 +287,7 @@ class Reloader:
             finally:
                 learning.cancel()
                 await asyncio.gather(learning, return_exceptions=True)
-        self._broken.clear()
+        self.units.are_compiled(units)
         return pairs
 
     def _compare(

@@ -241,12 +241,12 @@ class Session:
         async with self._one_at_a_time():
             saved_at = time.monotonic()
             self._pending.clear()
-            self.reloader.max_units = max_units or self.order.config.max_units
+            self.reloader.units.max_units = max_units or self.order.config.max_units
             try:
                 files = await asyncio.to_thread(self.differing)
                 return await self._cycle_of((), files, saved_at, watched=False)
             finally:
-                self.reloader.max_units = self.order.config.max_units
+                self.reloader.units.max_units = self.order.config.max_units
 
     async def push_patched(self, patches: Sequence[Path]) -> ReloadReport:
         """Bring what source patches make of the files. Raises as ``push``, and what apply_patches raises."""

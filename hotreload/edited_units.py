@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""Which units the sources' edits ask to be compiled: those that can differ from what the guest booted.
+
+A file counts by what it says, not by having been saved: one that is as it was asks for nothing, unless a unit
+was last compiled from it as it was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from hotreload.build.base import Base
+from hotreload.build.built import Build, sha256
+from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.units import inputs_now, units_for
+from hotreload.diff.obstacles import NotPatchableError, Obstacle
+
+RESTART = "end hotreload and start it again: it builds the module anew, and the guest boots with it"
+MANY_UNITS = "hotreload push --max-units N compiles them all; or build the kernel, and start hotreload again"
+
+
+class EditedUnits:
+    """See the module. ``compiled``: the objects of the units that were compiled since the guest booted."""
+
+    def __init__(self, build: Build, base: Base, objects: Path, max_units: int) -> None:
+        """``objects``: the folder of our own compiles; their ``.d`` files know what edits have included."""
+        self.max_units = max_units
+        self.compiled: set[Path] = set()
+        self.differing: set[Path] = set()  # files of the base that are not as they were
+        self._build = build
+        self._base = base
+        self._objects = objects
+        self._due: set[Path] = set()  # objects of units that have to be compiled at the next chance
+
+    def inputs(self) -> frozenset[Path]:
+        """Every file of the user's that the units are made of by now."""
+        return inputs_now(self._build, self._objects)
+
+    def of(self, files: tuple[Path, ...]) -> list[TranslationUnit]:
+        """What to compile when these files were saved; none: whatever differs from the base.
+
+        Raises NotPatchableError: HR1002, none is part of the build; HR1004, a Makefile changed; HR1005, more
+        units than anybody wants to wait for. What is not compiled then is tried again with the next save.
+        """
+        if not files:
+            return self._all_that_may_differ()
+        selection = units_for(files, self._build, self._objects)
+        self._note_contents(selection.files)
+        # A unit that did not compile may do so now: because of a header that has come into being, say.
+        self._due |= {unit.object for unit in selection.units}
+        if names := self._names_of_changed(selection.makefiles_changed):
+            message = f"{names} changed: what is built, and how, is settled when the guest boots"
+            raise NotPatchableError([Obstacle("HR1004", names, message, RESTART)])
+        if not (self._due or selection.files or selection.makefiles_changed):
+            names = ", ".join(path.name for path in selection.not_part_of_build)
+            message = f"{names} is not part of this build: no unit includes it"
+            hint = "add it to the module's Makefile and start hotreload again, or include it"
+            raise NotPatchableError([Obstacle("HR1002", names, message, hint)])
+        return self._to_compile()
+
+    def changed_makefiles(self) -> str:
+        """The names of those that are not as they were when the guest booted."""
+        return self._names_of_changed(self._base.makefiles)
+
+    def are_compiled(self, units: Iterable[TranslationUnit]) -> None:
+        """These have objects of what the files say now."""
+        self.compiled |= {unit.object for unit in units}
+        self._due.clear()
+
+    def _names_of_changed(self, makefiles: Iterable[Path]) -> str:
+        known = self._base.makefiles
+        return ", ".join(path.name for path in makefiles if sha256(path) != known.get(path))
+
+    def _all_that_may_differ(self) -> list[TranslationUnit]:
+        self._note_contents(self._base.digests)
+        touched = units_for(self.differing, self._build, self._objects).units
+        self._due |= {unit.object for unit in touched} | self.compiled
+        return self._to_compile()
+
+    def _note_contents(self, files: Iterable[Path]) -> None:
+        for file in files:
+            if sha256(file) == self._base.digests[file]:
+                self.differing.discard(file)
+            else:
+                self.differing.add(file)
+
+    def _to_compile(self) -> list[TranslationUnit]:
+        self._due &= self.compiled | set(self._build.inputs.users(self.differing))
+        if len(self._due) > self.max_units:
+            raise NotPatchableError([self._too_many(self._due)])
+        return [unit for unit in self._build.units if unit.object in self._due]
+
+    def _too_many(self, objects: Collection[Path]) -> Obstacle:
+        files = sorted(file.name for file in self.differing)
+        names = f"{', '.join(files[:3])}{' and others' if len(files) > 3 else ''}"
+        message = f"{names}: {len(objects)} units would have to be compiled, the bound is {self.max_units}"
+        return Obstacle("HR1005", names, message, MANY_UNITS)

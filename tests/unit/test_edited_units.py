@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Which units an edit asks to be compiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hotreload.build.base import Base
+from hotreload.build.built import Build, BuiltModule, UnitInputs, sha256
+from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.kernel_tree import KernelTree
+from hotreload.diff.obstacles import NotPatchableError
+from hotreload.edited_units import EditedUnits
+
+
+class Sources:
+    """A folder with units a, b and c, which all include all.h; a and b include ab.h. Its base is recorded."""
+
+    def __init__(self, folder: Path, max_units: int = 100) -> None:
+        self.folder = folder
+        tree = KernelTree("6", "x86_64", Path("/k"), Path("/k"), Path("/i"), None, Path("/c"), Path("/s"))
+        includes = {"a.c": ("ab.h", "all.h"), "b.c": ("ab.h", "all.h"), "c.c": ("all.h",)}
+        for name in (*includes, "ab.h", "all.h", "Kbuild"):
+            (folder / name).write_text("as it was\n")
+        units = tuple(
+            TranslationUnit(folder / name, folder / f"{name[0]}.o", "gcc -c", folder, "m")
+            for name in includes
+        )
+        inputs = UnitInputs(
+            {u.object: (u.source, *(folder / h for h in includes[u.source.name])) for u in units}
+        )
+        digests = {file: sha256(file) for file in inputs.files}
+        makefiles = {folder / "Kbuild": sha256(folder / "Kbuild")}
+        modules = (BuiltModule("m", folder / "m.ko", units),)
+        build = Build(folder, tree, modules, tuple(makefiles), inputs, digests, ())
+        base = Base(folder / "base", tree, folder, modules, inputs, digests, makefiles, "")
+        self.units = EditedUnits(build, base, folder / "objects", max_units)
+
+    def save(self, text: str, *names: str) -> list[str]:
+        """The units that this save asks for, by source."""
+        for name in names:
+            (self.folder / name).write_text(text)
+        return [unit.source.name for unit in self.units.of(tuple(self.folder / name for name in names))]
+
+    def compile(self) -> None:
+        self.units.are_compiled(self.units.of(()))
+
+
+def test_a_save_asks_for_the_units_that_include_the_file(tmp_path: Path) -> None:
+    sources = Sources(tmp_path)
+    assert sources.save("new\n", "ab.h") == ["a.c", "b.c"]
+
+
+def test_a_file_that_says_what_it_said_asks_for_nothing(tmp_path: Path) -> None:
+    assert Sources(tmp_path).save("as it was\n", "all.h") == []
+
+
+def test_a_unit_is_compiled_again_when_its_files_are_as_they_were_but_its_object_is_not(
+    tmp_path: Path,
+) -> None:
+    sources = Sources(tmp_path)
+    sources.save("new\n", "c.c")
+    sources.compile()
+    assert sources.save("as it was\n", "c.c") == ["c.c"]
+
+
+def test_what_failed_to_compile_is_tried_with_the_next_save_unless_it_was_taken_back(tmp_path: Path) -> None:
+    sources = Sources(tmp_path)
+    assert sources.save("broken\n", "a.c") == ["a.c"]
+    assert sources.save("new\n", "c.c") == ["a.c", "c.c"]
+    assert sources.save("as it was\n", "a.c") == ["c.c"]
+
+
+def test_more_units_than_the_bound_are_refused_and_not_forgotten(tmp_path: Path) -> None:
+    sources = Sources(tmp_path, max_units=2)
+    with pytest.raises(NotPatchableError, match=r"all\.h: 3 units would have to be compiled, the bound is 2"):
+        sources.save("new\n", "all.h")
+    with pytest.raises(NotPatchableError, match="3 units"):
+        sources.save("new\n", "c.c")
+    sources.units.max_units = 3
+    assert [unit.source.name for unit in sources.units.of(())] == ["a.c", "b.c", "c.c"]
+
+
+def test_a_refused_header_that_is_taken_back_is_no_obstacle_any_more(tmp_path: Path) -> None:
+    sources = Sources(tmp_path, max_units=2)
+    with pytest.raises(NotPatchableError):
+        sources.save("new\n", "all.h")
+    assert sources.save("as it was\n", "all.h") == []
+    assert sources.save("new\n", "c.c") == ["c.c"]
+
+
+def test_a_source_saved_together_with_a_makefile_comes_with_the_next_save(tmp_path: Path) -> None:
+    sources = Sources(tmp_path)
+    with pytest.raises(NotPatchableError) as refused:
+        sources.save("new\n", "Kbuild", "a.c")
+    assert [obstacle.code for obstacle in refused.value.obstacles] == ["HR1004"]
+    assert sources.save("new\n", "c.c") == ["a.c", "c.c"]
+
+
+def test_a_file_of_no_unit_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotPatchableError, match=r"other\.c is not part of this build"):
+        Sources(tmp_path).save("new\n", "other.c")
