@@ -198,7 +198,8 @@ async def _make(
         await process.end(child, grace=10)
         complaint.cancel()
     if status:
-        raise _failure(said, f"make {words[-1]} failed in {output}", output)
+        goals = " ".join(word for word in words if not re.match(r"-|\w+=", word))
+        raise _failure(said, f"make {goals} failed in {output}", output)
 
 
 def release_words(environment: Mapping[str, str]) -> list[str]:

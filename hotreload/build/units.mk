@@ -11,19 +11,22 @@ BITS := 64
 obj := $(dir)
 srcroot := $(srctree)
 src := $(srctree)/$(dir)
-# What the top Makefile has of arch/x86/Makefile; folders without anything to build do no harm.
+# What the top Makefile has of arch/x86/Makefile.
 ifeq ($(dir),.)
 ARCH_LIB := lib/ arch/x86/lib/
-ARCH_DRIVERS := arch/x86/math-emu/ $(if $(CONFIG_PCI),arch/x86/pci/) $(if $(CONFIG_PM),arch/x86/power/) arch/x86/video/
+ARCH_DRIVERS := $(if $(CONFIG_MATH_EMULATION),arch/x86/math-emu/) $(if $(CONFIG_PCI),arch/x86/pci/)
+ARCH_DRIVERS += $(if $(CONFIG_PM),arch/x86/power/) $(if $(CONFIG_FB)$(CONFIG_VIDEO),arch/x86/video/)
 endif
 
 include $(firstword $(wildcard $(srctree)/$(dir)/Kbuild $(srctree)/$(dir)/Makefile))
 
-listed := $(obj-y) $(obj-m) $(lib-y) $(lib-m) $(extra-y)
-parts = $(strip $($(1:.o=-objs)) $($(1:.o=-y)) $($(1:.o=-m)))
-objects := $(foreach one,$(filter %.o,$(listed)),$(or $(call parts,$(one)),$(one)))
-units := $(foreach one,$(sort $(objects)),$(if $(wildcard $(srctree)/$(dir)/$(one:.o=.c)),$(dir:.%=%)/$(one)))
-folders := $(patsubst %/,%,$(sort $(filter %/,$(listed)) $(subdir-y) $(subdir-m)))
+in_image := $(obj-y) $(lib-y) $(extra-y)
+in_modules := $(obj-m) $(lib-m)
+# $(call parts,OBJECTS,SUFFIXES): what each is linked from, or itself. Only modules have parts of NAME-m.
+parts = $(foreach one,$(filter %.o,$1),$(or $(strip $(foreach suffix,$2,$($(one:.o=-$(suffix))))),$(one)))
+objects := $(sort $(call parts,$(in_image),objs y) $(call parts,$(in_modules),objs y m))
+units := $(foreach one,$(objects),$(if $(wildcard $(srctree)/$(dir)/$(one:.o=.c)),$(dir:.%=%)/$(one)))
+folders := $(patsubst %/,%,$(sort $(filter %/,$(in_image) $(in_modules)) $(subdir-y) $(subdir-m)))
 below := $(dir:.%=%)
 
 .PHONY: list-units $(folders:%=list-%)

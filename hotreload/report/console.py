@@ -44,6 +44,7 @@ SUBJECT_WIDTH = 19  # so that what follows short file names stands in one column
 LEAST_DETAIL = 32  # columns for the symbols; a narrower terminal loses the stages first
 NARROWEST = 60  # columns; below this a terminal wraps by itself
 SHOWN_REASONS = 8
+SPOKEN_EVERY = 30.0  # seconds; long work without a terminal says a line
 TELLS_WHAT_RUNS = {Outcome.COMPILE_ERROR, Outcome.REJECTED, Outcome.STALLED}
 
 
@@ -192,7 +193,7 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Progress]:
-        """Around work of seconds: a bar on a terminal, elsewhere one line at the start and one at the end."""
+        """Around long work: a bar on a terminal, elsewhere a line at both ends, and now and then."""
         shown = self.terminal and not self.quiet
         with _bar(self.stream, title) if shown else _two_lines(self, title) as progress:
             yield progress
@@ -226,18 +227,24 @@ def _bar(stream: TextIO, title: str) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def _two_lines(console: Console, title: str) -> Iterator[Progress]:
-    class Silence:
+    spoken = time.monotonic()
+
+    class Lines:
         def update(self, text: str) -> None:
-            """A log is not for what is over in a second."""
+            nonlocal spoken
+            # A log is not for what is over in a second, and nobody trusts what is silent for minutes.
+            if time.monotonic() - spoken >= SPOKEN_EVERY:
+                spoken = time.monotonic()
+                console.say(f"{title}: {one_line(text)}")
 
         def advance(self, done: int, total: int) -> None:
-            """The same."""
+            """A bar is for terminals; the text says it, too."""
 
     console.say(f"{title} ...")
     started = time.monotonic()
     end = "failed after"
     try:
-        yield Silence()
+        yield Lines()
         end = "done in"
     finally:
         console.say(f"{title}: {end} {time.monotonic() - started:.1f} s")

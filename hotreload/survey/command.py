@@ -19,10 +19,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from hotreload.build.kernel_config import config_file
 from hotreload.errors import CompileError, HotReloadError
 from hotreload.paths import cache_folder
 from hotreload.survey.answers import Answer, Survey
-from hotreload.survey.kernel_build import CONFIG, NEW_VERSION, OLD_VERSION, build_kernel, fetch_source
+from hotreload.survey.kernel_build import (
+    NEW_VERSION,
+    OLD_VERSION,
+    PACKAGE,
+    build_kernel,
+    fetch_source,
+)
 
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -35,7 +42,7 @@ class Options:
     old: Path | None
     new: Path | None
     work: Path
-    config: Path
+    config: str
     jobs: int
     limit: int | None
     only: str
@@ -49,7 +56,7 @@ def parse_options(description: str, argv: Sequence[str] | None = None, *, new: b
     if new:
         parser.add_argument("--new", type=Path, metavar="DIR", help=f"sources beside ({NEW_VERSION} by apt)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="what is built and compiled; used again")
-    parser.add_argument("--config", type=Path, metavar="FILE", default=CONFIG, help="of the kernel")
+    parser.add_argument("--config", metavar="NAME", default="virtio", help="of the kernel, or a file of it")
     parser.add_argument("--jobs", type=_count, metavar="N", default=os.cpu_count() or 1, help="at a time")
     parser.add_argument("--limit", type=_count, metavar="N", help="so many pairs, spread evenly")
     parser.add_argument("--only", metavar="TEXT", default="", help="units whose path has TEXT in it")
@@ -91,8 +98,9 @@ def run(main: Callable[[Options], Coroutine[None, None, int]], options: Options)
 @contextlib.asynccontextmanager
 async def survey_of(options: Options) -> AsyncIterator[Survey]:
     """The kernel built, and workers for as many pairs at a time as asked for."""
-    source = options.old or await fetch_source(OLD_VERSION, say)
-    kernel = await build_kernel(source, options.work / "kernel", options.config, options.jobs, say)
+    source = options.old or await fetch_source(PACKAGE, OLD_VERSION, say)
+    config = config_file(options.config)
+    kernel = await build_kernel(source, options.work / "kernel", config, options.jobs, say)
     say(f"{len(kernel.units)} units in {kernel.output}")
     # A forked worker would hold the pipes open that compilers are reading from, and they would wait for ever.
     context = multiprocessing.get_context("spawn")

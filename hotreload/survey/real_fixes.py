@@ -25,7 +25,7 @@ from hotreload.survey.command import (
     survey_of,
     write_json,
 )
-from hotreload.survey.kernel_build import NEW_VERSION, BuiltKernel, fetch_source
+from hotreload.survey.kernel_build import NEW_VERSION, PACKAGE, BuiltKernel, fetch_source
 
 # Of the pairs that change code, so many in a hundred are to be patchable.
 GOAL = 95.0
@@ -45,7 +45,7 @@ async def measure(options: Options) -> int:
     """Ask about all pairs; 0 where the goal is met."""
     answers: list[Answer] = []
     async with survey_of(options) as survey:
-        new = options.new or await fetch_source(NEW_VERSION, say)
+        new = options.new or await fetch_source(PACKAGE, NEW_VERSION, say)
         kernel = survey.kernel
 
         def fixed(unit: TranslationUnit) -> str:

@@ -90,7 +90,9 @@ class MachineSpec:
         yield from ("-machine", "q35")
         yield from ("-accel", self.accel)
         yield from ("-cpu", cpu_model(self.accel))
-        yield from ("-smp", str(self.cpus), "-m", str(self.memory_mb))
+        # A socket each: the firmware's MP table, for kernels without ACPI, lists only the first of a socket.
+        yield from ("-smp", f"{self.cpus},sockets={self.cpus}" if self.cpus > 1 else "1")
+        yield from ("-m", str(self.memory_mb))
         # A crashed or stopped guest stays in memory: to be looked at, and to be restored.
         yield from ("-action", "reboot=shutdown,shutdown=pause,panic=pause")
 

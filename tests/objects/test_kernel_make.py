@@ -17,15 +17,19 @@ from tests.conftest import require
 
 # A tree in kbuild's language: composite objects, modules, folders, and names that another folder has, too.
 TREE = {
-    "Kbuild": "obj-y += kernel/\nobj-$(CONFIG_NET) += net/\nobj-y += $(ARCH_LIB)\n",
-    "kernel/Makefile": "obj-y := fork.o entry.o parts.o\nparts-y := one.o\nparts-$(CONFIG_TWO) += two.o\n",
+    "Kbuild": "obj-y += kernel/\nobj-$(CONFIG_NET) += net/\nobj-y += $(ARCH_LIB) $(ARCH_DRIVERS)\n",
+    "kernel/Makefile": "obj-y := fork.o entry.o parts.o\nparts-y := one.o\nparts-$(CONFIG_TWO) += two.o\n"
+    "parts-m += none.o\n",
     "kernel/fork.c": "",
     "kernel/entry.S": "",
     "kernel/one.c": "",
     "kernel/two.c": "",
-    "net/Kbuild": "obj-m += parts.o\nparts-objs := three.o\nobj-$(CONFIG_OFF) += off.o\nsubdir-y := deep\n",
+    "kernel/none.c": "",
+    "net/Kbuild": "obj-m += parts.o\nparts-objs := three.o\nparts-m := nine.o\n"
+    "obj-$(CONFIG_OFF) += off.o\nsubdir-y := deep\n",
     "net/Makefile": "obj-y := wrong.o\n",
     "net/three.c": "",
+    "net/nine.c": "",
     "net/off.c": "",
     "net/wrong.c": "",
     "net/deep/Makefile": "ccflags-y := $(call cc-option,-O2)\nobj-y += four.o\n",
@@ -36,8 +40,8 @@ TREE = {
     "arch/x86/lib/six_64.c": "",
     "arch/x86/pci/Makefile": "obj-y := seven.o\n",
     "arch/x86/pci/seven.c": "",
-    "arch/x86/math-emu/Makefile": "",
-    "arch/x86/video/Makefile": "",
+    "arch/x86/power/Makefile": "obj-y := eight.o\n",
+    "arch/x86/power/eight.c": "",
 }
 
 
@@ -51,12 +55,12 @@ def write(root: Path, files: Mapping[str, str]) -> Path:
 def test_the_units_of_a_configuration_are_known_before_it_is_built(tmp_path: Path) -> None:
     require(shutil.which("make"), "make", "apt-get install make")
     source = write(tmp_path / "linux", TREE)
-    config = "CONFIG_NET=y\nCONFIG_TWO=y\n# CONFIG_OFF is not set\nCONFIG_NAME=\"a 'b'\"\n"
+    config = "CONFIG_PCI=y\nCONFIG_NET=y\nCONFIG_TWO=y\n# CONFIG_OFF is not set\nCONFIG_NAME=\"a 'b'\"\n"
     output = write(tmp_path / "built", {".config": config})
     found = asyncio.run(list_units(source, output, 2))
     assert sorted(found) == [
-        "arch/x86/lib/six_64.o", "kernel/fork.o", "kernel/one.o", "kernel/two.o",
-        "lib/five.o", "net/deep/four.o", "net/three.o",
+        "arch/x86/lib/six_64.o", "arch/x86/pci/seven.o", "kernel/fork.o", "kernel/one.o", "kernel/two.o",
+        "lib/five.o", "net/deep/four.o", "net/nine.o", "net/three.o",
     ]  # fmt: skip
 
 
@@ -96,5 +100,6 @@ def test_a_configuration_that_cannot_be_had_leaves_the_old_one(tree: Path) -> No
 def test_a_source_that_does_not_compile_is_shown_in_gccs_words(tree: Path) -> None:
     with pytest.raises(CompileError) as raised:
         asyncio.run(make_kernel(tree, tree, None, 1, lambda _step: None))
-    assert raised.value.diagnostics.startswith("init/main.c:1:6: error: expected")
+    assert raised.value.diagnostics.startswith("init/main.c:1:1: error: expected")
     assert "make" not in raised.value.diagnostics
+    assert raised.value.message == f"make bzImage modules failed in {tree}"

@@ -18,13 +18,12 @@ from hotreload.build.kernel_config import (
     read_settings,
     unmet,
 )
-from hotreload.build.kernel_tree import NEEDS
+from hotreload.build.kernel_tree import NEEDS, Need
 from hotreload.errors import InputError, KernelUnfitError
 from hotreload.vm.image import read_recipe, recipe_folder
 
-WANTED = read_settings(
-    "# no licence\n\n# it switches\n# code\nCONFIG_A=y\nCONFIG_B=n\n# numbers\nCONFIG_C=4\n"
-)
+TEXT = "# no licence\n\n# it switches\n# code\nCONFIG_A=y\nCONFIG_B=n\n# numbers\nCONFIG_C=4\n"
+WANTED = read_settings(TEXT)
 # LIVEPATCH depends on one of the two, and neither can be set by itself.
 FOLLOWS_FROM_LIVEPATCH = ("DYNAMIC_FTRACE_WITH_REGS", "DYNAMIC_FTRACE_WITH_ARGS")
 
@@ -34,7 +33,7 @@ def fragment() -> dict[str, str]:
 
 
 def test_the_comment_above_settings_is_the_reason_for_them() -> None:
-    assert WANTED == (
+    assert read_settings(TEXT) == (
         Setting("A", "y", "it switches code"),
         Setting("B", "n", "it switches code"),
         Setting("C", "4", "numbers"),
@@ -82,7 +81,7 @@ def test_a_configuration_is_named_or_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("need", NEEDS, ids=lambda need: need.any_of[0])
-def test_the_fragment_asks_for_all_that_hot_reload_needs(need) -> None:
+def test_the_fragment_asks_for_all_that_hot_reload_needs(need: Need) -> None:
     if need.any_of != FOLLOWS_FROM_LIVEPATCH:
         settings = [fragment().get(name) for name in need.any_of]
         assert set(settings) == {"n"} if need.forbidden else "y" in settings

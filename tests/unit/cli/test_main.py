@@ -255,3 +255,9 @@ def test_a_reader_that_goes_away_is_no_error_to_speak_of() -> None:
         hotreload.stdout.close()
         assert hotreload.stderr.read() == ""
         assert hotreload.wait(timeout=30) == 141
+
+
+def test_a_kernel_is_built_of_sources_only(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("kernel", "build")
+    assert (status, out) == (2, "")
+    assert f"error[HR1009]: {tmp_path} holds no kernel sources" in err

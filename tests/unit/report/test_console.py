@@ -191,6 +191,14 @@ def test_progress_without_a_terminal_is_a_line_at_each_end() -> None:
     assert last.startswith("building the guest image: done in 0.")
 
 
+def test_progress_without_a_terminal_says_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotreload.report.console.SPOKEN_EVERY", 0.0)
+    stream = io.StringIO()
+    with Console(stream).progress("building the kernel") as progress:
+        progress.update("12 of 900 units")
+    assert stream.getvalue().splitlines()[1] == "building the kernel: 12 of 900 units"
+
+
 def test_progress_says_so_when_the_work_failed() -> None:
     stream = io.StringIO()
     with pytest.raises(OSError, match="full"), Console(stream).progress("fetching"):

@@ -10,7 +10,7 @@ import pytest
 from hotreload.build.cmd_files import split_command
 from hotreload.survey.answers import Answer, with_source
 from hotreload.survey.command import parse_options, print_answer, print_counts, spread, write_json
-from hotreload.survey.kernel_build import CONFIG, BuiltKernel, read_unit
+from hotreload.survey.kernel_build import BuiltKernel, listed_versions, read_unit
 from hotreload.survey.real_fixes import fixed_units, share
 from hotreload.survey.self_check import with_a_comment
 
@@ -129,10 +129,17 @@ def test_answers_are_written_in_the_order_of_their_units(tmp_path: Path) -> None
     assert [(row["unit"], row["verdict"]) for row in rows] == [("a.c", "refused"), ("b.c", "patchable")]
 
 
-def test_the_configuration_is_the_one_of_the_checkout() -> None:
-    assert CONFIG.is_file()
+def test_the_configuration_is_the_wide_one() -> None:
     options = parse_options("", ["--limit", "3"], new=True)
-    assert (options.config, options.limit, options.old, options.new) == (CONFIG, 3, None, None)
+    assert (options.config, options.limit, options.old, options.new) == ("virtio", 3, None, None)
+
+
+def test_the_newest_version_that_apt_lists_is_its_first() -> None:
+    text = (
+        " linux-source-6.1 |  6.1.192-2 | http://deb.example/debian bookworm/main amd64 Packages\n"
+        "linux-source-6.1 | 6.1.176-1 | http://deb.example/debian bookworm/main amd64 Packages\n"
+    )
+    assert (listed_versions(text), listed_versions("")) == (["6.1.192-2", "6.1.176-1"], [])
 
 
 @pytest.mark.parametrize("argument", ["0", "-2", "many"])
