@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Which units the sources' edits ask to be compiled: those that can differ from what the guest booted.
 
-A file counts by what it says, not by having been saved: one that is as it was asks for nothing, unless a unit
-was last compiled from it as it was not.
+A file counts by what it says, not by having been saved. A unit all of whose files are as they were when the
+guest booted has the object of then, and is not compiled to find that out: taking an edit back costs nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MANY_UNITS = "hotreload push --max-units N compiles them all; or build the kerne
 
 
 class EditedUnits:
-    """See the module. ``compiled``: the objects of the units that were compiled since the guest booted."""
+    """See the module. ``compiled``: the objects of the units that are not made of the base's files alone."""
 
     def __init__(self, build: Build, base: Base, objects: Path, max_units: int) -> None:
         """``objects``: the folder of our own compiles; their ``.d`` files know what edits have included."""
@@ -59,6 +59,12 @@ class EditedUnits:
             raise NotPatchableError([Obstacle("HR1002", names, message, hint)])
         return self._to_compile()
 
+    def back_at_base(self) -> set[Path]:
+        """The objects whose files are all as they were again; they count as compiled no more."""
+        back = self.compiled - set(self._build.inputs.users(self.differing))
+        self.compiled -= back
+        return back
+
     def changed_makefiles(self) -> str:
         """The names of those that are not as they were when the guest booted."""
         return self._names_of_changed(self._base.makefiles)
@@ -86,7 +92,7 @@ class EditedUnits:
                 self.differing.add(file)
 
     def _to_compile(self) -> list[TranslationUnit]:
-        self._due &= self.compiled | set(self._build.inputs.users(self.differing))
+        self._due &= set(self._build.inputs.users(self.differing))
         if len(self._due) > self.max_units:
             raise NotPatchableError([self._too_many(self._due)])
         return [unit for unit in self._build.units if unit.object in self._due]

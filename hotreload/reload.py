@@ -186,6 +186,8 @@ class Reloader:
     async def _through(self, cycle: Cycle) -> ReloadReport:
         # Which translation units do these files go into? A header may go into many.
         units = self.units.of(cycle.files)
+        for target in self.units.back_at_base():
+            self._edited.pop(target, None)
 
         # Replay the recorded compile command of each, and that of its base source: no kbuild.
         pairs = await self._build(cycle, units)

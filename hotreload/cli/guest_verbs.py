@@ -28,11 +28,14 @@ from hotreload.cli.verbs import (
     session_here,
     watched,
 )
+from hotreload.config import PACKAGED_KERNEL
 from hotreload.errors import EnvironmentFault, GuestBusyError, InputError
 from hotreload.interrupts import run
 
 if TYPE_CHECKING:
+    from hotreload.build.base import Base
     from hotreload.build.kernel_make import MadeKernel
+    from hotreload.build.kernel_tree import KernelTree
     from hotreload.config import Config
     from hotreload.report.console import Progress
     from hotreload.session.guests import About
@@ -313,11 +316,52 @@ async def _make_and_record(
 ) -> MadeKernel:
     from hotreload.build.kernel_make import make_kernel
     from hotreload.build.kernel_progress import on_bar
-    from hotreload.build.kernel_record import record_kernel
 
     made = await make_kernel(source, output, config, jobs, on_bar(bar))
-    await record_kernel(made.tree, bar.update)
+    await _record(made.tree, bar)
     return made
+
+
+async def _record(tree: KernelTree, bar: Progress) -> Base:
+    """Keep what the kernel was built from, and make ready what its patches need of it."""
+    from hotreload.build.kernel_record import record_kernel
+    from hotreload.patch.glue import build_glue
+
+    base = await record_kernel(tree, bar.update)
+    await build_glue(tree, bar.update, base)
+    return base
+
+
+@verb("record", kernel)
+@path_argument
+@json_option
+def record(options: Globals, paths: tuple[Path, ...]) -> None:
+    """Keep the sources of the kernel that is built in PATH: edits from now on are known as such.
+
+    For a kernel that was built by hand. `kernel build` does it by itself, and so does the first watch.
+    """
+    from hotreload.build.debian_kernel import open_kernel
+    from hotreload.build.kernel_tree import check_fit, watched_kernel
+
+    folder = one_folder(paths)
+    config = options.config(folder)
+    found = watched_kernel(folder, None if config.kernel == PACKAGED_KERNEL else config.kernel)
+    where = found[1] if found else str(folder)
+    console = console_of(options, config)
+
+    async def recorded(bar: Progress) -> Base:
+        tree = await open_kernel(where, bar.update)
+        check_fit(tree)
+        return await _record(tree, bar)
+
+    with console.progress("recording the kernel") as bar:
+        base = run(recorded(bar))
+    count = f"{len(base.units)} units, {len(base.digests)} files"
+    if options.json:
+        facts = {"units": len(base.units), "files": len(base.digests), "base": str(base.folder)}
+        print_json({"v": 1, "release": base.tree.release, "output": str(base.tree.output), **facts})
+    else:
+        console.say(f"recorded {base.tree.release} in {base.tree.output}: {count}")
 
 
 @verb("info", kernel)

@@ -57,13 +57,16 @@ def test_a_file_that_says_what_it_said_asks_for_nothing(tmp_path: Path) -> None:
     assert Sources(tmp_path).save("as it was\n", "all.h") == []
 
 
-def test_a_unit_is_compiled_again_when_its_files_are_as_they_were_but_its_object_is_not(
+def test_a_unit_whose_files_are_all_as_they_were_is_back_at_its_base_without_a_compile(
     tmp_path: Path,
 ) -> None:
     sources = Sources(tmp_path)
-    sources.save("new\n", "c.c")
+    sources.save("new\n", "c.c", "ab.h")
     sources.compile()
-    assert sources.save("as it was\n", "c.c") == ["c.c"]
+    assert sources.units.back_at_base() == set()
+    assert sources.save("as it was\n", "c.c") == []
+    assert sources.units.back_at_base() == {tmp_path / "c.o"}
+    assert sources.units.compiled == {tmp_path / "a.o", tmp_path / "b.o"}
 
 
 def test_what_failed_to_compile_is_tried_with_the_next_save_unless_it_was_taken_back(tmp_path: Path) -> None:
