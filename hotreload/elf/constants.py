@@ -58,6 +58,15 @@ R_X86_64_8: Final = 14  # S + A, 1 byte
 R_X86_64_PC8: Final = 15  # S + A - P, 1 byte
 R_X86_64_PC64: Final = 24  # S + A - P, 8 bytes
 
+# How many bytes a relocation writes, where they are not four.
+WRITES: Final = {
+    R_X86_64_64: 8,
+    R_X86_64_PC64: 8,
+    R_X86_64_16: 2,
+    R_X86_64_PC16: 2,
+    R_X86_64_8: 1,
+    R_X86_64_PC8: 1,
+}
 PC_RELATIVE: Final = frozenset((R_X86_64_PC32, R_X86_64_PLT32, R_X86_64_PC64, R_X86_64_PC8))
 
 # What arch/x86/kernel/module.c applies; anything else makes the load fail.

@@ -21,13 +21,8 @@ from pathlib import Path
 
 from hotreload.elf.constants import (
     PC_RELATIVE,
-    R_X86_64_8,
-    R_X86_64_16,
-    R_X86_64_64,
     R_X86_64_PC8,
-    R_X86_64_PC16,
     R_X86_64_PC32,
-    R_X86_64_PC64,
     SHF_MERGE,
     SHF_STRINGS,
     SHN_ABS,
@@ -49,6 +44,7 @@ from hotreload.elf.constants import (
     STT_NOTYPE,
     STT_OBJECT,
     STT_SECTION,
+    WRITES,
 )
 from hotreload.elf.garbage import uncollected
 from hotreload.elf.input_check import DamagedError, check_header, check_sections, no_symbols, read_image
@@ -68,8 +64,6 @@ from hotreload.errors import InputError
 _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _RELA = struct.Struct("<QIIq")
-# How many bytes a relocation writes, where they are not four.
-_WRITES = {R_X86_64_64: 8, R_X86_64_PC64: 8, R_X86_64_16: 2, R_X86_64_PC16: 2, R_X86_64_8: 1, R_X86_64_PC8: 1}
 # Which of two names of one stretch is the one to call it by.
 _RANK = {STB_GLOBAL: 2, STB_WEAK: 1}
 
@@ -415,7 +409,7 @@ def _check_places(section: Section, entries: list[_RawRelocation]) -> None:
         if kind:
             if offset < end:
                 raise DamagedError(f"two relocations write to {section.name}+{offset:#x}")
-            end = offset + _WRITES.get(kind, 4)
+            end = offset + WRITES.get(kind, 4)
 
 
 def _starts_string(section: Section, place: int) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hotreload.diff.guest_code import GuestUnit, Matched, Mismatch
-from hotreload.elf.constants import STB_LOCAL, STT_FUNC
 from hotreload.elf.model import Symbol
 from hotreload.elf.reader import read_object
 from hotreload.errors import EnvironmentFault
@@ -24,7 +23,7 @@ OTHERS = "\n".join(
         "__x86_indirect_its_thunk_r11 __SCT__hook printk helper another tracer BUG_func"
     ).split()
 )
-OTHERS += "\n.data\n.globl pv_ops\npv_ops: .zero 64\n"
+OTHERS += "\n.data\n.globl pv_ops\npv_ops: .zero 64\n.globl __SCK__hook\n__SCK__hook: .zero 16\n"
 
 
 class GuestMemory:
@@ -62,9 +61,7 @@ class GuestMemory:
         """Write a branch with a four-byte operand to a symbol."""
         code = bytes.fromhex(opcode)
         end = self.addresses[name] + offset + len(code) + 4
-        self.poke(
-            name, offset, (code + struct.pack("<i", self.addresses[target] + inside - end)).hex()
-        )
+        self.poke(name, offset, (code + struct.pack("<i", self.addresses[target] + inside - end)).hex())
 
     def function(self, name: str) -> Symbol:
         symbol = self.obj.symbol(name)
@@ -102,13 +99,6 @@ def of_assembly(folder: Path, body: str, tables: str = "") -> GuestMemory:
     """A unit with one function ``f`` of this body; ``tables``: further sections."""
     source = f".text\n.globl f\n.type f, @function\nf:\n{body}\n.size f, . - f\n{tables}\n"
     return GuestMemory(folder, assembled(source, folder))
-
-
-def locals_of(memory: GuestMemory) -> Iterator[str]:
-    """The unit's static functions."""
-    for symbol in memory.obj.symbols:
-        if symbol.kind == STT_FUNC and symbol.binding == STB_LOCAL:
-            yield symbol.name
 
 
 def _segments(image: bytes) -> Iterator[tuple[int, bytes]]:

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""Before a function is replaced: does the guest run the code that the patch was made for?
+
+The memory is read here, and compared in diff/guest_code.py. It takes a few milliseconds for a patch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from hotreload.diff.guest_addresses import AddressOf
+from hotreload.diff.guest_code import GuestUnit, Matched, Mismatch
+from hotreload.elf.constants import STB_WEAK
+from hotreload.elf.model import Symbol
+from hotreload.errors import EnvironmentFault
+from hotreload.patch.vmlinux_symbols import VmlinuxSymbols
+
+# (virtual address, size) -> bytes; vm.machine.Machine.read_memory is one.
+ReadMemory = Callable[[int, int], Awaitable[bytes]]
+
+PAGE: Final = 0x1000
+# __START_KERNEL_map: what is below, the offsets of per-CPU variables, does not move with the kernel.
+KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
+# The kernel rewrites an instruction in three steps, with an INT3 there meanwhile (text_poke_bp()): what
+# differs is read again, so often and after so many seconds, before it counts.
+READS: Final = 3
+PAUSE: Final = 0.02
+
+
+def functions_of(listing: str) -> dict[int, str]:
+    """Where functions start, by a System.map or /proc/kallsyms."""
+    rows = (line.split(maxsplit=3) for line in listing.splitlines())
+    functions: dict[int, str] = {}
+    for row in rows:
+        if row[1] in "tTwW":
+            functions.setdefault(int(row[0], 16), row[2])
+    return functions
+
+
+def addresses_in_vmlinux(symbols: VmlinuxSymbols, block: int | None, offset: int = 0) -> AddressOf:
+    """Where the symbols of a unit of vmlinux are. ``block``: the unit's (VmlinuxSymbols.block_of)."""
+
+    def find(name: str, block: int | None) -> int | None:
+        found = symbols.find(name, block)
+        if found is None:
+            return None
+        return found.address + offset if found.address >= KERNEL_MAP else found.address
+
+    def address_of(symbol: Symbol) -> int | None:
+        if symbol.is_local:
+            return None if block is None else find(symbol.name, block)
+        for name in (symbol.name, *symbol.aliases):
+            if (address := find(name, None)) is not None:
+                return address
+        # What nobody defines and nobody has to has no address.
+        return 0 if symbol.section is None and symbol.binding == STB_WEAK else None
+
+    return address_of
+
+
+def offset_of_kernel(descriptor: bytes, linked: int) -> int:
+    """How far the running kernel is from where it was linked to: 0 without KASLR.
+
+    ``descriptor``: the first 16 bytes of the interrupt descriptor table, whose first gate leads to
+    asm_exc_divide_error; ``linked``: where vmlinux has that (Intel SDM volume 3, figure 6-8).
+    """
+    low, _selector, _kind, middle, high = struct.unpack_from("<HHHHI", descriptor)
+    return int(low | middle << 16 | high << 32) - linked
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A function of the object that kbuild made, and where the guest should have it."""
+
+    unit: GuestUnit
+    function: Symbol
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``traced``: functions that somebody hooks by ftrace already, a live patch of ours among them."""
+
+    mismatches: tuple[Mismatch, ...]
+    traced: tuple[str, ...]
+
+
+async def check_functions(read_memory: ReadMemory, wanted: Sequence[Checked]) -> Verdict:
+    """Compare functions with what the guest runs, those of one unit by what is known of its addresses.
+
+    Raises GuestUnreachableError when the guest is gone.
+    """
+    matched: list[Matched] = []
+    for attempt in range(READS):
+        if attempt:
+            await asyncio.sleep(PAUSE)
+        results = await _check(read_memory, wanted)
+        matched += [result for _, result in results if isinstance(result, Matched)]
+        wrong = [(checked, result) for checked, result in results if isinstance(result, Mismatch)]
+        if not wrong:
+            break
+        wanted = [checked for checked, _ in wrong]
+    return Verdict(
+        tuple(mismatch for _, mismatch in wrong),
+        tuple(result.function for result in matched if result.traced),
+    )
+
+
+async def _check(
+    read_memory: ReadMemory, wanted: Sequence[Checked]
+) -> list[tuple[Checked, Matched | Mismatch]]:
+    code = await _read(read_memory, ((checked.address, checked.function.size) for checked in wanted))
+    results: list[tuple[Checked, Matched | Mismatch]] = []
+    for checked in wanted:
+        found = code[checked.address, checked.function.size]
+        if isinstance(found, EnvironmentFault):
+            results.append((checked, Mismatch(checked.function.name, 0, found.message)))
+        else:
+            results.append((checked, checked.unit.check(checked.function, checked.address, found)))
+    constants = await _read(
+        read_memory,
+        (
+            (pointed.address, len(pointed.content))
+            for _, result in results
+            if isinstance(result, Matched)
+            for pointed in result.pointed
+        ),
+    )
+    return [(checked, _with_constants(result, constants)) for checked, result in results]
+
+
+_Stretch = tuple[int, int]  # address, size
+_Read = dict[_Stretch, bytes | EnvironmentFault]
+
+
+def _with_constants(result: Matched | Mismatch, constants: _Read) -> Matched | Mismatch:
+    """A match whose strings and constants are not what the object has is none."""
+    if isinstance(result, Matched):
+        for pointed in result.pointed:
+            found = constants[pointed.address, len(pointed.content)]
+            if found != pointed.content:
+                return pointed.mismatch(result.function, found if isinstance(found, bytes) else b"")
+    return result
+
+
+async def _read(read_memory: ReadMemory, stretches: Iterable[_Stretch]) -> _Read:
+    """Read stretches of memory, those of neighbouring pages at once; the error where nothing is mapped."""
+    found: _Read = {}
+    for group in _neighbours(sorted({stretch for stretch in stretches if stretch[1]})):
+        start = group[0][0]
+        end = max(address + size for address, size in group)
+        try:
+            data = await read_memory(start, end - start)
+        except EnvironmentFault as fault:
+            found |= dict.fromkeys(group, fault)
+        else:
+            found |= {(at, size): data[at - start : at - start + size] for at, size in group}
+    return found
+
+
+def _neighbours(stretches: Sequence[_Stretch]) -> list[list[_Stretch]]:
+    """Sorted stretches in groups, each without a page that none of them touches: it may not be mapped."""
+    groups: list[list[_Stretch]] = []
+    last = -2
+    for address, size in stretches:
+        if address // PAGE > last + 1:
+            groups.append([])
+        groups[-1].append((address, size))
+        last = max(last, (address + size - 1) // PAGE)
+    return groups

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""Reading the memory of a running guest by QEMU's monitor, without its help.
+
+memsave sees what the processor sees at that moment. While a process runs under page-table isolation that
+is a page table without the kernel's code; the kernel's own table lies beside it (the two halves of an 8 KiB
+block, arch/x86/entry/calling.h), and is walked here (Intel SDM volume 3, 4.5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from hotreload.errors import EnvironmentFault
+from hotreload.paths import writing_to
+from hotreload.vm.monitor import Monitor, QmpError
+
+PAGE: Final = 0x1000
+# Which of the two tables CR3 points at under page-table isolation: PTI_USER_PGTABLE_BIT.
+USER_TABLE: Final = 0x1000
+PRESENT, LARGE, FIVE_LEVELS = 1 << 0, 1 << 7, 1 << 12
+FRAME: Final = 0x000F_FFFF_FFFF_F000
+
+# (physical address, size) -> bytes
+ReadPhysical = Callable[[int, int], Coroutine[Any, Any, bytes]]
+
+
+async def read_memory(monitor: Monitor, file: Path, address: int, size: int) -> bytes:
+    """``size`` bytes at a virtual address, through ``file``, which is gone afterwards.
+
+    Raises EnvironmentFault (HR5111) where nothing is mapped, GuestUnreachableError when QEMU is gone.
+    """
+    try:
+        # QEMU takes the address as a signed number.
+        return await _save(monitor, "memsave", file, (address + 2**63) % 2**64 - 2**63, size)
+    except QmpError as error:
+        fault = EnvironmentFault(
+            f"the guest's memory at {address:#x} cannot be read: {error}",
+            code="HR5111",
+            hint="is it the kernel that this guest booted? hotreload guest restart boots it again",
+        )
+        data = await _read_behind_isolation(monitor, file, address, size)
+        if data is None:
+            raise fault from error
+        return data
+
+
+async def idt_base(monitor: Monitor) -> int:
+    """Where the first processor's interrupt descriptor table is. Every page table of Linux maps it."""
+    return (await _registers(monitor))["IDT"]
+
+
+async def _save(monitor: Monitor, command: str, file: Path, address: int, size: int) -> bytes:
+    try:
+        await monitor.execute(command, {"val": address, "size": size, "filename": str(file)})
+        with writing_to(file.parent):
+            return file.read_bytes()
+    finally:
+        file.unlink(missing_ok=True)
+
+
+async def _registers(monitor: Monitor) -> dict[str, int]:
+    text = str(await monitor.execute("human-monitor-command", {"command-line": "info registers"}))
+    found = {name: int(value, 16) for name, value in re.findall(r"\b(CR[34])=\s*([0-9a-f]+)", text)}
+    table = re.search(r"\bIDT=\s*([0-9a-f]+)", text)
+    found["IDT"] = int(table[1], 16) if table else 0
+    return found
+
+
+async def _read_behind_isolation(monitor: Monitor, file: Path, address: int, size: int) -> bytes | None:
+    """By the kernel's page table, beside that of the process or in use by now; None where none has it."""
+
+    async def physical(place: int, count: int) -> bytes:
+        return await _save(monitor, "pmemsave", file, place, count)
+
+    registers = await _registers(monitor)
+    levels = 5 if registers.get("CR4", 0) & FIVE_LEVELS else 4
+    used = _Tables(physical, registers.get("CR3", 0) & FRAME, levels)
+    tables = used
+    if used.root & USER_TABLE and await used.translate(address) is None:
+        tables = _Tables(physical, used.root & ~USER_TABLE, levels)
+        # Without isolation that is any page: two tables of one process have the descriptor table in common.
+        shared = await used.translate(registers["IDT"])
+        if shared is None or await tables.translate(registers["IDT"]) != shared:
+            return None
+    parts: list[tuple[int, int]] = []
+    for start, count in _pieces(address, size):
+        place = await tables.translate(start)
+        if place is None:
+            return None
+        if parts and sum(parts[-1]) == place:
+            parts[-1] = (parts[-1][0], parts[-1][1] + count)
+        else:
+            parts.append((place, count))
+    return b"".join([await physical(place, count) for place, count in parts])
+
+
+def _pieces(address: int, size: int) -> Iterator[tuple[int, int]]:
+    """A stretch of memory cut at the borders of pages."""
+    end = address + size
+    while address < end:
+        stop = min(end, (address | (PAGE - 1)) + 1)
+        yield address, stop - address
+        address = stop
+
+
+class _Tables:
+    """One set of page tables; each table is read once."""
+
+    def __init__(self, physical: ReadPhysical, root: int, levels: int) -> None:
+        self._physical = physical
+        self.root = root
+        self._levels = levels
+        self._read: dict[int, bytes] = {}
+
+    async def translate(self, address: int) -> int | None:
+        """The physical address; None when the page is not there."""
+        table = self.root
+        for level in range(self._levels, 0, -1):
+            shift = 12 + 9 * (level - 1)
+            if table not in self._read:
+                self._read[table] = await self._physical(table, PAGE)
+            at = (address >> shift & 0x1FF) * 8
+            entry = int.from_bytes(self._read[table][at : at + 8], "little")
+            if not entry & PRESENT:
+                return None
+            table = entry & FRAME
+            if level == 1 or (level in (2, 3) and entry & LARGE):
+                mask = (1 << shift) - 1
+                return table & ~mask | address & mask
+        return None
