@@ -52,7 +52,7 @@ def plan_units(base: Base, compared: Mapping[Path, Compared], symbols: KernelSym
         UnitDiff(
             module.name,
             str(unit.source),
-            _block(base, module.name, unit, symbols),
+            block_of(base, module.name, unit, symbols),
             one.diff,
             one.original.running,
         )
@@ -73,7 +73,7 @@ def obstacles_of(compared: Mapping[Path, Compared]) -> tuple[Obstacle, ...]:
     )
 
 
-def _block(base: Base, module: str, unit: TranslationUnit, symbols: KernelSymbols) -> int | None:
+def block_of(base: Base, module: str, unit: TranslationUnit, symbols: KernelSymbols) -> int | None:
     """Which stretch of the module's symbols is the unit's: several may come from files of one name."""
     units = next(built.units for built in base.modules if built.name == module)
     namesakes = [other for other in units if other.source.name == unit.source.name]

@@ -27,6 +27,7 @@ from hotreload.config import MAX_UNITS
 from hotreload.cycle import Announce, Compared, Cycle, Original, read_original
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
+from hotreload.diff.obstacles import NotPatchableError
 from hotreload.diff.unit_diff import without_same
 from hotreload.edited_units import EditedUnits
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError, PatchRejectedError
@@ -40,6 +41,7 @@ from hotreload.patch_build import patched_units, refuse_recipes, require_built, 
 from hotreload.plan_units import compare_unit, plan_units
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why
+from hotreload.running_check import RunningCheck
 from hotreload.source_texts import SourceTexts
 from hotreload.stages import StageKeeper
 from hotreload.vm.machine import Trouble
@@ -64,13 +66,15 @@ class Reloader:
         base: Base,
         glue: Path,
         guest: Guest,
+        running: RunningCheck,
         trouble: Callable[[], Trouble | None],
         folder: Path,
         transition_timeout: float,
         dry_run: bool = False,
         max_units: int = MAX_UNITS,
     ) -> None:
-        """``folder``: where the session keeps what it made; ``trouble``: why the guest stopped, if it did."""
+        """``folder``: where the session keeps what it made; ``running``: what looks at the guest's memory;
+        ``trouble``: why the guest stopped, if it did."""
         self.module = module
         self.base = base
         self.guest = guest
@@ -78,6 +82,7 @@ class Reloader:
         self.dry_run = dry_run
         self._glue = glue
         self._trouble = trouble
+        self._running = running
         self._stages = StageKeeper(folder / "reloads")
         self._objects = folder / "objects"
         self.units = EditedUnits(module, base, self._objects, max_units)
@@ -230,6 +235,9 @@ class Reloader:
             return cycle.would_be(self._symbols(), self.running)
         cycle.announce_difference()
 
+        # Does the guest run the functions that are replaced? Its memory says.
+        await self._check_running(cycle)
+
         # The guest has not been touched so far. This is the first line that does.
         await self._bring(cycle, plan, continued(self._homes, before.plan))
 
@@ -318,6 +326,13 @@ class Reloader:
         with cycle.stage("link"):
             assert self._knowledge is not None, "learnt while building"
             return plan_units(self.base, self._edited, self._knowledge.symbols)
+
+    async def _check_running(self, cycle: Cycle) -> None:
+        """Raises NotPatchableError (HR3101)."""
+        with cycle.stage("link"):
+            assert self._knowledge is not None, "learnt while building"
+            if found := await self._running.obstacles(self._edited.values(), self._knowledge.symbols):
+                raise NotPatchableError(found)
 
     async def _bring(self, cycle: Cycle, plan: PatchPlan | None, homes: Mapping[Identity, Home]) -> None:
         """Make the guest run ``plan``: its module replaces the one before; without a plan, what it booted.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hotreload.elf.constants import SHN_ABS, SHN_UNDEF, STB_LOCAL, STT_FILE, STT_SECTION
+from hotreload.elf.constants import SHN_ABS, SHN_UNDEF, STB_LOCAL, STT_FILE, STT_FUNC, STT_NOTYPE, STT_SECTION
 from hotreload.errors import InputError
 from hotreload.patch.symbols import VMLINUX, SymbolPosition
 
@@ -53,6 +53,7 @@ class VmlinuxSymbols:
         self._table, self._names = _read_tables(vmlinux)
         self._only: dict[bytes, int] = {}  # the number of the first symbol of a name
         self._others: dict[bytes, list[int]] = defaultdict(list)  # and those of the others
+        self._functions: dict[int, int] | None = None  # where one starts -> where its name is
         self._take_stock()
 
     def _take_stock(self) -> None:
@@ -100,6 +101,16 @@ class VmlinuxSymbols:
 
     def has_global(self, name: str) -> bool:
         return any(symbol.block == -1 for symbol in self.named(name))
+
+    def function_at(self, address: int) -> str | None:
+        """The name of a function that starts at an address; of several the first in the table."""
+        if self._functions is None:
+            self._functions = {}
+            for at, info, _other, where, value, _size in _SYMBOL.iter_unpack(self._table):
+                if info & 0xF in (STT_FUNC, STT_NOTYPE) and where not in (SHN_UNDEF, SHN_ABS):
+                    self._functions.setdefault(value, at)
+        at = self._functions.get(address, -1)
+        return None if at < 0 else _text(self._names, at).decode(errors="surrogateescape")
 
     def _symbol(self, name: str, number: int) -> VmlinuxSymbol:
         _at, info, _other, _where, value, size = _SYMBOL.unpack_from(self._table, number * _SYMBOL.size)

@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
@@ -154,12 +155,16 @@ class Session:
             boot(order.folder, self.kernel, order.config, order.guest, self.console_log, progress)
         )
         from hotreload.reload import Reloader
+        from hotreload.running_check import RunningCheck
+        from hotreload.vm.memory import idt_base
 
+        machine = self.booted.machine
         self.reloader = Reloader(
             module=self.booted.module,
             base=self.booted.base,
             glue=self.booted.glue,
             guest=self.booted.guest,
+            running=RunningCheck(self.booted.base, machine.read_memory, partial(idt_base, machine.monitor)),
             trouble=lambda: self.booted.machine.trouble,
             folder=order.state,
             transition_timeout=order.config.transition_timeout,

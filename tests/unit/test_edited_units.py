@@ -57,7 +57,7 @@ def test_a_file_that_says_what_it_said_asks_for_nothing(tmp_path: Path) -> None:
     assert Sources(tmp_path).save("as it was\n", "all.h") == []
 
 
-def test_a_unit_whose_files_are_all_as_they_were_is_back_at_its_base_without_a_compile(
+def test_a_unit_whose_files_are_all_as_they_were_is_at_its_base_without_a_compile(
     tmp_path: Path,
 ) -> None:
     sources = Sources(tmp_path)
