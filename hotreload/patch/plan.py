@@ -48,6 +48,7 @@ from hotreload.patch.model import (
     Value,
     Write,
 )
+from hotreload.patch.never_left import NEVER_LEFT
 from hotreload.patch.symbols import VMLINUX, KernelSymbols, SymbolPosition
 
 
@@ -121,6 +122,7 @@ class _Planner:
                         self._refuse_other_build(unit, twins.original)
                     position = self._original(unit, twins.original)
                     if position is not None:
+                        self._refuse_never_left(unit, position.name)
                         funcs.append(KlpFunc(position.name, position.sympos, self.numbers[twins.patched]))
             if funcs or any(u.diff.rewrites or u.diff.callbacks for u in self.units if u.module == module):
                 yield KlpObject(None if module == VMLINUX else module, tuple(funcs))
@@ -321,6 +323,11 @@ class _Planner:
             message,
             "end hotreload and start it again: the guest boots what is built",
         )
+
+    def _refuse_never_left(self, unit: UnitDiff, name: str) -> None:
+        if unit.module == VMLINUX and name in NEVER_LEFT:
+            hint = "build the kernel (hotreload kernel build) and restart the guest"
+            self._refuse("HR2210", name, f"{name} cannot be replaced while it runs: {NEVER_LEFT[name]}", hint)
 
     def _note_address(self, symbol: Symbol, holder: Symbol, relocation: Relocation) -> None:
         """The kernel may keep the address of something new: its module must stay when it is replaced."""

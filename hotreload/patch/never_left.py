@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""Functions of vmlinux in which some task stands for ever, so that no transition away from them ends.
+
+A task changes over to a patch when none of the replaced functions is on its stack, and kernel threads are not
+sent signals (kernel/livepatch/transition.c). Whoever sleeps stands in schedule(); an idle kernel thread also
+in its main loop. Worse than a patch that does not get through: tasks that have changed over sleep in the new
+function, so that it cannot be taken back either, and every later patch waits for it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+_SLEEPS: Final = "whoever sleeps stands in it"
+_WAITS: Final = "kernel threads wait in it without an end"
+_LOOPS: Final = "it is the main loop of kernel threads, which they never leave"
+_IDLES: Final = "idle processors stand in it"
+
+NEVER_LEFT: Final = {
+    "schedule": _SLEEPS,
+    "__schedule": _SLEEPS,
+    "preempt_schedule": _SLEEPS,
+    "preempt_schedule_common": _SLEEPS,
+    "schedule_timeout": _WAITS,
+    "schedule_preempt_disabled": _WAITS,
+    "do_idle": _IDLES,
+    "cpu_startup_entry": _IDLES,
+    "schedule_idle": _IDLES,
+    "ret_from_fork": _LOOPS,  # C since v6.6, and traced there
+    "kthread": _LOOPS,
+    "kthreadd": _LOOPS,
+    "kthread_worker_fn": _LOOPS,
+    "worker_thread": _LOOPS,
+    "rescuer_thread": _LOOPS,
+    "smpboot_thread_fn": _LOOPS,
+    "rcu_gp_kthread": _LOOPS,
+    "rcu_tasks_kthread": _LOOPS,
+    "kswapd": _LOOPS,
+    "kcompactd": _LOOPS,
+    "khugepaged": _LOOPS,
+    "oom_reaper": _LOOPS,
+    "devtmpfsd": _LOOPS,
+    "kauditd_thread": _LOOPS,
+}
