@@ -20,7 +20,7 @@ PLAIN = [word for word in FLAGS if not word.endswith("-sections")]
 
 
 class Miniature:
-    """``sources``: path below the tree to text; each ``.c`` below mod/ is a module, all others are vmlinux's."""
+    """``sources``: path below the tree to text; each ``.c`` below mod/ is a module, the rest is vmlinux."""
 
     def __init__(self, folder: Path, sources: Mapping[str, str]) -> None:
         self.source, self.output = folder / "linux", folder / "linux"

@@ -28,13 +28,13 @@ pytestmark = pytest.mark.objects
 SOURCES = {
     "include/shared.h": "static inline int twice(int x) { return 2 * x + 0 * __LINE__; }\n"
     "static inline int where(void) { return __LINE__; }\n",
-    "fs/one.c": '#include <shared.h>\n#include "own.h"\n'
+    "fs/ext/one.c": '#include <shared.h>\n#include "own.h"\n'
     "int one(int x) { return twice(x) + own(x) + where(); }\n",
-    "fs/own.h": '#include "../kernel/deep.h"\nstatic inline int own(int x) { return deep(x) + __LINE__; }\n',
+    "fs/ext/own.h": '#include "../../kernel/deep.h"\nstatic inline int own(int x) { return deep(x) + __LINE__; }\n',
     "kernel/deep.h": '#include "deeper.h"\nstatic inline int deep(int x) { return x ^ DEEPER; }\n',
     "kernel/deeper.h": "#define DEEPER 3\n",
     "kernel/two.c": "#include <shared.h>\nint two(int x) { return twice(x) - 1; }\n",
-    "mod/three.c": '#include "../fs/own.h"\nint three(int x) { return own(x) - 3; }\n',
+    "mod/three.c": '#include "../fs/ext/own.h"\nint three(int x) { return own(x) - 3; }\n',
 }
 
 
@@ -64,7 +64,7 @@ def test_vmlinux_and_the_modules_are_read_in_the_order_of_the_link(kernel: Minia
     assert build.is_kernel
     one = build.modules[0].units[0]
     names = [os.path.relpath(os.path.normpath(file), kernel.source) for file in build.inputs[one.object]]
-    assert names == ["fs/one.c", "include/shared.h", "fs/own.h", "kernel/deep.h", "kernel/deeper.h"]
+    assert names == ["fs/ext/one.c", "include/shared.h", "fs/ext/own.h", "kernel/deep.h", "kernel/deeper.h"]
 
 
 def test_a_header_goes_into_every_unit_that_includes_it(kernel: Miniature) -> None:
@@ -74,7 +74,7 @@ def test_a_header_goes_into_every_unit_that_includes_it(kernel: Miniature) -> No
         return [unit.source.name for unit in units_for([kernel.source / name], build).units]
 
     assert users("include/shared.h") == ["one.c", "two.c"]
-    assert users("fs/own.h") == ["one.c", "three.c"]
+    assert users("fs/ext/own.h") == ["one.c", "three.c"]
     assert users("kernel/deeper.h") == ["one.c", "three.c"]
 
 
@@ -123,7 +123,7 @@ def changed(kernel: Miniature, base: Base, into: Path, *names: str) -> dict[str,
     return found
 
 
-@pytest.mark.parametrize("header", ["include/shared.h", "fs/own.h", "kernel/deep.h", "kernel/deeper.h"])
+@pytest.mark.parametrize("header", ["include/shared.h", "fs/ext/own.h", "kernel/deep.h", "kernel/deeper.h"])
 def test_a_comment_on_top_of_a_header_changes_no_function(
     kernel: Miniature, tmp_path: Path, header: str
 ) -> None:
@@ -146,15 +146,15 @@ def test_an_edit_below_a_comment_changes_what_it_changes(kernel: Miniature, tmp_
     ("name", "edit"),
     [
         # Found in the folder of the file that includes it, though that file is shown elsewhere.
-        ("fs/own.h", lambda text: "\n\n" + text.replace('"../kernel/deep.h"', '"new.h"')),
-        ("fs/one.c", lambda text: "\n\n" + text.replace('"own.h"', '"new.h"')),
+        ("fs/ext/own.h", lambda text: "\n\n" + text.replace('"../../kernel/deep.h"', '"new.h"')),
+        ("fs/ext/one.c", lambda text: "\n\n" + text.replace('"own.h"', '"new.h"')),
     ],
 )
 def test_an_include_that_is_new_is_what_a_plain_compile_finds(
     kernel: Miniature, tmp_path: Path, name: str, edit: Callable[[str], str]
 ) -> None:
     base = asyncio.run(record_kernel(kernel.tree))
-    kernel.write("fs/new.h", "static inline int own(int x) { return x; }\n#define deep(x) (x)\n")
+    kernel.write("fs/ext/new.h", "static inline int own(int x) { return x; }\n#define deep(x) (x)\n")
     kernel.write("include/new.h", "#error the one beside it is meant\n")
     text = edit(SOURCES[name])
     kernel.write(name, text.replace("static inline int own", "static inline int other"))
