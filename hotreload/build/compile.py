@@ -203,7 +203,7 @@ def _overlay(
     base: Base, unit: TranslationUnit, inputs: frozenset[Path], texts: Mapping[str, bytes], root: Path
 ) -> Overlay | None:
     if base.is_kernel:
-        return make_partial_overlay(root, unit.source, texts)
+        return make_partial_overlay(root, unit.source, inputs, texts)
     spelled = include_folders(split_command(unit.command).compile)
     folders = [os.path.join(unit.cwd, each) for each in spelled]
     users = [each for each in folders if base.shadow.is_users(Path(os.path.normpath(each)))]

@@ -68,20 +68,19 @@ class Overlay:
         return path.startswith(f"{self.root}/")
 
 
-def make_partial_overlay(root: Path, source: Path, texts: Mapping[str, bytes]) -> Overlay:
-    """Build only the folders of ``source`` and of the ``texts``; whoever looks for headers looks for them
-    here first, and then in reality (replay.PartialShadow). A kernel's unit uses files of 80 folders.
+def make_partial_overlay(
+    root: Path, source: Path, inputs: Iterable[Path], texts: Mapping[str, bytes]
+) -> Overlay:
+    """Build only the folders of the ``texts``; whoever looks for headers looks for them here first, and then
+    in reality (replay.PartialShadow). A kernel's unit uses files of 80 folders.
 
     What a file here quotes is looked for here first: so all that is in its folder is here, and in those of
-    ``"../x.h"``; of a folder that is too large only what the texts quote. Raises OSError.
+    ``"../x.h"``; of a folder that is too large only what the texts quote. ``inputs``: what the unit is known
+    to use. Raises OSError.
     """
     places = _Places(texts)
-    for file in (str(source), *texts):
+    for file in _reached(str(source), inputs, texts):
         places.find(file)
-        for name in QUOTED.findall(texts.get(file) or Path(file).read_bytes()):
-            quoted = os.path.join(os.path.dirname(file), os.fsdecode(name))
-            if b"/" in name and os.path.isfile(quoted):
-                places.find(quoted)
     for place in sorted(places.folders):
         os.makedirs(f"{root}{place}", exist_ok=True)
     for place in places.shown:
@@ -92,6 +91,35 @@ def make_partial_overlay(root: Path, source: Path, texts: Mapping[str, bytes]) -
     for real, text in texts.items():
         Path(f"{root}{real}").write_bytes(text)
     return Overlay(root, frozenset(texts), frozenset())
+
+
+def _reached(source: str, inputs: Iterable[Path], texts: Mapping[str, bytes]) -> set[str]:
+    """The texts, and every file that is quoted by a path from the folder of one of these."""
+    beside: dict[str, set[str]] = {}
+    for file in (source, *map(str, inputs)):
+        name = os.path.normpath(file)
+        beside.setdefault(os.path.dirname(name), set()).add(name)
+    found: set[str] = set()
+    waiting = {*texts}
+    if not texts.keys().isdisjoint(_quoted(source, texts)):
+        waiting.add(source)
+    while waiting:
+        file = waiting.pop()
+        found.add(file)
+        for each in {file, *beside.pop(os.path.dirname(file), ())}:
+            waiting |= _quoted(each, texts) - found
+    return found
+
+
+def _quoted(file: str, texts: Mapping[str, bytes]) -> set[str]:
+    """The files that a file quotes by a path, not by their names alone."""
+    try:
+        text = texts.get(file) or Path(file).read_bytes()
+    except OSError:
+        return set()
+    names = [os.fsdecode(name) for name in QUOTED.findall(text) if b"/" in name]
+    paths = (os.path.normpath(os.path.join(os.path.dirname(file), name)) for name in names)
+    return {path for path in paths if os.path.isfile(path)}
 
 
 def _link_quoted(root: Path, folder: str, texts: Mapping[str, bytes]) -> None:

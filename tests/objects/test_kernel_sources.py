@@ -30,7 +30,8 @@ SOURCES = {
     "static inline int where(void) { return __LINE__; }\n",
     "fs/ext/one.c": '#include <shared.h>\n#include "own.h"\n'
     "int one(int x) { return twice(x) + own(x) + where(); }\n",
-    "fs/ext/own.h": '#include "../../kernel/deep.h"\nstatic inline int own(int x) { return deep(x) + __LINE__; }\n',
+    "fs/ext/own.h": '#include "../../kernel/deep.h"\n'
+    "static inline int own(int x) { return deep(x) + __LINE__; }\n",
     "kernel/deep.h": '#include "deeper.h"\nstatic inline int deep(int x) { return x ^ DEEPER; }\n',
     "kernel/deeper.h": "#define DEEPER 3\n",
     "kernel/two.c": "#include <shared.h>\nint two(int x) { return twice(x) - 1; }\n",
