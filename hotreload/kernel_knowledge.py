@@ -10,8 +10,8 @@ from pathlib import Path
 from hotreload.build.base import Base
 from hotreload.build.built import Build
 from hotreload.deploy.guest import Guest
+from hotreload.patch.kernel_symbols import KernelSymbols, read_symbols
 from hotreload.patch.module import TRANSITION_SYMBOLS, ModuleGlue, read_glue
-from hotreload.patch.symbols import KernelSymbols, read_symbols
 
 
 @dataclass(frozen=True, slots=True)

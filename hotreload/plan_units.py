@@ -16,9 +16,9 @@ from hotreload.diff.layouts import section_of
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import diff_unit
 from hotreload.elf.reader import read_object
+from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import PatchPlan, UnitDiff
 from hotreload.patch.plan import plan_patch
-from hotreload.patch.symbols import KernelSymbols
 
 
 def compare_unit(

@@ -27,7 +27,7 @@ from hotreload.diff.guest_code import GuestUnit
 from hotreload.diff.obstacles import Obstacle
 from hotreload.elf.model import Symbol
 from hotreload.elf.reader import read_object
-from hotreload.patch.symbols import KernelSymbols
+from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.vmlinux_symbols import VmlinuxSymbols
 from hotreload.plan_units import block_of
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The verbs about the machine: ``hotreload guest ...`` and ``hotreload kernel ...``."""
+"""The verbs about the machine: ``hotreload guest ...``."""
 
 from __future__ import annotations
 
@@ -28,16 +28,11 @@ from hotreload.cli.verbs import (
     session_here,
     watched,
 )
-from hotreload.config import PACKAGED_KERNEL
 from hotreload.errors import EnvironmentFault, GuestBusyError, InputError
 from hotreload.interrupts import run
 
 if TYPE_CHECKING:
-    from hotreload.build.base import Base
-    from hotreload.build.kernel_make import MadeKernel
-    from hotreload.build.kernel_tree import KernelTree
     from hotreload.config import Config
-    from hotreload.report.console import Progress
     from hotreload.session.guests import About
 
 STOP_LIMIT = 60.0
@@ -47,12 +42,6 @@ STOP_LIMIT = 60.0
 @with_global_options
 def guest() -> None:
     """The virtual machine: start and stop it, look at it, run commands in it."""
-
-
-@cli.group(cls=Commands)
-@with_global_options
-def kernel() -> None:
-    """The kernel that guests boot and modules are built against."""
 
 
 @verb("start", guest)
@@ -273,122 +262,3 @@ def _console_log(options: Globals) -> Path:
         if not records:
             raise
         return records[-1]
-
-
-@verb("build", kernel)
-@path_argument
-@click.option(
-    "--config",
-    metavar="minimal|virtio|FILE",
-    help="Begin with this configuration; default: the .config that is there, or minimal.",
-)
-@click.option(
-    "-O", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Build in DIR; default: in place."
-)
-@click.option(
-    "-j", "--jobs", metavar="N", type=click.IntRange(1), help="Compilers at a time; default: one a processor."
-)
-@json_option
-def build_kernel(
-    options: Globals, paths: tuple[Path, ...], config: str | None, output: Path | None, jobs: int | None
-) -> None:
-    """Make a kernel of the sources in PATH that can be live patched and booted as a guest.
-
-    A .config that is there gets the few options that this needs, and stays as it is otherwise.
-    """
-    from hotreload.build.kernel_config import config_file
-    from hotreload.build.kernel_make import find_source
-
-    named = options.flags.get("kernel")
-    source, output = find_source(one_folder(paths or ((Path(str(named)),) if named else ())), output)
-    file = None if config is None else config_file(config)
-    console = console_of(options, options.config(source))
-    with console.progress("building the kernel") as bar:
-        made = run(_make_and_record(source, output, file, jobs or os.cpu_count() or 1, bar))
-    if options.json:
-        print_json({"v": 1, **made.facts()})
-    else:
-        console.say(made.told())
-
-
-async def _make_and_record(
-    source: Path, output: Path, config: Path | None, jobs: int, bar: Progress
-) -> MadeKernel:
-    from hotreload.build.kernel_make import make_kernel
-    from hotreload.build.kernel_progress import on_bar
-
-    made = await make_kernel(source, output, config, jobs, on_bar(bar))
-    await _record(made.tree, bar)
-    return made
-
-
-async def _record(tree: KernelTree, bar: Progress) -> Base:
-    """Keep what the kernel was built from, and make ready what its patches need of it."""
-    from hotreload.build.kernel_record import record_kernel
-    from hotreload.patch.glue import build_glue
-
-    base = await record_kernel(tree, bar.update)
-    await build_glue(tree, bar.update, base)
-    return base
-
-
-@verb("record", kernel)
-@path_argument
-@json_option
-def record(options: Globals, paths: tuple[Path, ...]) -> None:
-    """Keep the sources of the kernel that is built in PATH: edits from now on are known as such.
-
-    For a kernel that was built by hand. `kernel build` does it by itself, and so does the first watch.
-    """
-    from hotreload.build.debian_kernel import open_kernel
-    from hotreload.build.kernel_tree import check_fit, watched_kernel
-
-    folder = one_folder(paths)
-    config = options.config(folder)
-    found = watched_kernel(folder, None if config.kernel == PACKAGED_KERNEL else config.kernel)
-    where = found[1] if found else str(folder)
-    console = console_of(options, config)
-
-    async def recorded(bar: Progress) -> Base:
-        tree = await open_kernel(where, bar.update)
-        check_fit(tree)
-        return await _record(tree, bar)
-
-    with console.progress("recording the kernel") as bar:
-        base = run(recorded(bar))
-    count = f"{len(base.units)} units, {len(base.digests)} files"
-    if options.json:
-        facts = {"units": len(base.units), "files": len(base.digests), "base": str(base.folder)}
-        print_json({"v": 1, "release": base.tree.release, "output": str(base.tree.output), **facts})
-    else:
-        console.say(f"recorded {base.tree.release} in {base.tree.output}: {count}")
-
-
-@verb("info", kernel)
-@json_option
-def info(options: Globals) -> int:
-    """The kernel that -K means: its parts, its compiler, and whether it can be live patched."""
-    from hotreload.build.debian_kernel import open_kernel
-    from hotreload.build.kernel_tree import check_fit, kernel_compiler, unmet_needs
-
-    tree = run(open_kernel(options.config().kernel, lambda line: click.echo(line, err=True)))
-    compiler = run(kernel_compiler(tree))
-    facts = {
-        "release": tree.release,
-        "arch": tree.arch,
-        "source": str(tree.source),
-        "output": str(tree.output),
-        "image": str(tree.image),
-        "modules": None if tree.modules is None else str(tree.modules),
-        "compiler": compiler.version,
-        "note": compiler.note,
-        "unmet": [need.told for need in unmet_needs(tree)],
-    }
-    if options.json:
-        print_json({"v": 1, **facts})
-    else:
-        for name, value in facts.items():
-            if isinstance(value, str):
-                click.echo(f"{name:<9} {value}")
-    check_fit(tree)
-    return 0

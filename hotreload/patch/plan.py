@@ -32,6 +32,7 @@ from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start, takes_address
 from hotreload.patch.escapes import escapes
 from hotreload.patch.identity import identities
+from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import (
     Callback,
     Identity,
@@ -49,7 +50,7 @@ from hotreload.patch.model import (
     Write,
 )
 from hotreload.patch.never_left import NEVER_LEFT
-from hotreload.patch.symbols import VMLINUX, KernelSymbols, SymbolPosition
+from hotreload.patch.symbols import VMLINUX, SymbolPosition
 
 
 def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:

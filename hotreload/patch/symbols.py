@@ -10,7 +10,6 @@ kernel, 27 ms each time in an emulated guest, so the rank is written also where 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,47 +133,3 @@ class ModuleSymbols:
 def _is_shown(section: Any) -> bool:
     """is_core_symbol() of kernel/module/kallsyms.c with KALLSYMS_ALL: allocated, and not freed after init."""
     return bool(section["sh_flags"] & SHF_ALLOC) and not section.name.startswith(".init")
-
-
-@dataclass(frozen=True, slots=True)
-class KernelSymbols:
-    """All that a patch may refer to: what is exported, and the symbols of the modules being patched."""
-
-    exports: Mapping[str, Export]
-    modules: Mapping[str, ObjectSymbols]
-
-
-def read_symbols(symvers: Iterable[Path], modules: Mapping[str, Path]) -> KernelSymbols:
-    """Read the exports of the kernel and of modules built outside it.
-
-    ``modules``: the linked files of what may be patched, by name; each is read when it is asked for.
-    """
-    exports: dict[str, Export] = {}
-    for path in symvers:
-        exports |= read_symvers(path)
-    return KernelSymbols(exports, _ReadWhenAsked(modules))
-
-
-class _ReadWhenAsked(Mapping[str, ObjectSymbols]):
-    """The symbols of each module; a kernel has thousands of them."""
-
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = files
-        self._read: dict[str, ObjectSymbols] = {}
-
-    def __getitem__(self, name: str) -> ObjectSymbols:
-        if name not in self._read:
-            self._read[name] = _read_symbols(name, self._files[name])
-        return self._read[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-def _read_symbols(name: str, file: Path) -> ObjectSymbols:
-    from hotreload.patch.vmlinux_symbols import VmlinuxSymbols
-
-    return VmlinuxSymbols(file) if name == VMLINUX else ModuleSymbols(name, file)

@@ -21,10 +21,11 @@ from hotreload.elf.model import StringRef, SymbolRef, Target
 from hotreload.elf.reader import parse_object, read_object
 from hotreload.patch.glue import TABLE_SECTION, build_glue
 from hotreload.patch.homes import reasons_to_stay, settle
+from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import Import, PatchPlan, Piece, PieceRef, PlannedTarget, UnitDiff
 from hotreload.patch.module import ModuleGlue, write_module
 from hotreload.patch.plan import plan_patch
-from hotreload.patch.symbols import VMLINUX, Export, KernelSymbols, ModuleSymbols, SymbolPosition
+from hotreload.patch.symbols import VMLINUX, Export, ModuleSymbols, SymbolPosition
 from tests.conftest import require
 from tests.objects.compiling import assembled, compiled, linked, run
 

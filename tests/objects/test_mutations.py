@@ -20,10 +20,11 @@ from hotreload.elf.reader import read_object
 from hotreload.elf.writer import OutputSymbol
 from hotreload.patch import module as module_writer
 from hotreload.patch.glue import build_glue
+from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import UnitDiff
 from hotreload.patch.module import ModuleGlue, write_module
 from hotreload.patch.plan import plan_patch
-from hotreload.patch.symbols import VMLINUX, Export, KernelSymbols, ModuleSymbols, SymbolPosition
+from hotreload.patch.symbols import VMLINUX, Export, ModuleSymbols, SymbolPosition
 from tests.conftest import require
 from tests.objects.compiling import compiled, linked
 from tests.objects.defects import DEFECTS, Defect, Sections

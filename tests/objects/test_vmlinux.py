@@ -13,9 +13,10 @@ from hotreload.diff.obstacles import NotPatchableError
 from hotreload.diff.running_code import match_running
 from hotreload.elf.reader import read_object
 from hotreload.errors import InputError
+from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import Import, PatchPlan, UnitDiff
 from hotreload.patch.plan import plan_patch
-from hotreload.patch.symbols import VMLINUX, Export, KernelSymbols, SymbolPosition
+from hotreload.patch.symbols import VMLINUX, Export, SymbolPosition
 from hotreload.patch.vmlinux_symbols import VmlinuxSymbols
 from tests.objects.compiling import compiled, object_of, run
 
