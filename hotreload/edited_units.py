@@ -13,7 +13,7 @@ from pathlib import Path
 from hotreload.build.base import Base
 from hotreload.build.built import Build, sha256
 from hotreload.build.cmd_files import TranslationUnit
-from hotreload.build.units import inputs_now, units_for
+from hotreload.build.units import new_inputs, units_for
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 
 RESTART = "end hotreload and start it again: it builds the module anew, and the guest boots with it"
@@ -33,9 +33,9 @@ class EditedUnits:
         self._objects = objects
         self._due: set[Path] = set()  # objects of units that have to be compiled at the next chance
 
-    def inputs(self) -> frozenset[Path]:
-        """Every file of the user's that the units are made of by now."""
-        return inputs_now(self._build, self._objects)
+    def new_inputs(self) -> frozenset[Path]:
+        """The files of the user's that edits have included."""
+        return new_inputs(self._build, self._objects)
 
     def of(self, files: tuple[Path, ...]) -> list[TranslationUnit]:
         """What to compile when these files were saved; none: whatever differs from the base.

@@ -109,9 +109,9 @@ class Reloader:
         """The number of the reload whose code the guest runs; None: what it booted."""
         return self._history.running
 
-    def inputs(self) -> frozenset[Path]:
-        """Every file of the user's that the units are made of by now."""
-        return self.units.inputs()
+    def new_inputs(self) -> frozenset[Path]:
+        """The files of the user's that edits have included."""
+        return self.units.new_inputs()
 
     @property
     def edited(self) -> tuple[Path, ...]:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,7 @@ class UnitInputs(Mapping[Path, tuple[Path, ...]]):
         self.files: list[Path] = []
         self._numbers: dict[Path, int] = {}
         self._of: dict[Path, array[int]] = {}
+        self._named: dict[str, list[int]] | None = None
         for target, files in (inputs or {}).items():
             self.add(target, files)
 
@@ -64,6 +66,31 @@ class UnitInputs(Mapping[Path, tuple[Path, ...]]):
         """The objects that were compiled from any of these files, spelled as here."""
         wanted = [number for file in files if (number := self._numbers.get(file)) is not None]
         return (target for target, held in self._of.items() if any(number in held for number in wanted))
+
+    def named(self, names: Iterable[Path]) -> dict[Path, set[Path]]:
+        """Those of the files that have one of these names (``names_of``), each with those that it has.
+
+        What links lead to is looked at once: it takes 0.1 s for a kernel's 4,000 files.
+        """
+        if self._named is None:
+            self._named = defaultdict(list)
+            for number, file in enumerate(self.files):
+                for text in {str(name) for name in names_of(file)}:
+                    self._named[text].append(number)
+        found: dict[Path, set[Path]] = defaultdict(set)
+        for name in names:
+            for number in self._named.get(str(name), ()):
+                found[self.files[number]].add(name)
+        return found
+
+    def every_name(self) -> frozenset[Path]:
+        """The names of all files."""
+        self.named(())
+        return frozenset(map(Path, self._named or ()))
+
+    def has(self, file: Path) -> bool:
+        """Is it one of the files, spelled like this?"""
+        return file in self._numbers
 
     def to_json(self) -> dict[str, Any]:
         """Texts and numbers, from which ``from_json`` makes the same again."""
@@ -85,6 +112,7 @@ class UnitInputs(Mapping[Path, tuple[Path, ...]]):
         number = self._numbers.setdefault(file, len(self.files))
         if number == len(self.files):
             self.files.append(file)
+            self._named = None
         return number
 
     def __getitem__(self, target: Path) -> tuple[Path, ...]:
@@ -122,7 +150,7 @@ class Build:
     @property
     def watched_files(self) -> frozenset[Path]:
         """Sources and headers of the user's, by the name they are used under and by their real one."""
-        return frozenset(name for file in self.inputs.files for name in names_of(file))
+        return self.inputs.every_name()
 
     @property
     def is_kernel(self) -> bool:

@@ -38,12 +38,14 @@ def units_for(changed: Iterable[Path], build: Build, compiled: Path | None = Non
     names = {path: set(names_of(path)) for path in paths}
     every_name = set().union(*names.values())
     makefiles = tuple(path for path in paths if _is_makefile(path, build))
-    spelled = {
-        file: found for file in build.inputs.files if (found := every_name.intersection(names_of(file)))
-    }
+    spelled = build.inputs.named(every_name)
     touched, known = set(build.inputs.users(spelled)), set().union(*spelled.values())
     for unit, files in _compiled_here(build, compiled):
-        if found := every_name.intersection(name for file in files for name in names_of(file)):
+        # Real paths are asked for only where kbuild's run did not know the file.
+        found = set().union(*(spelled[file] for file in spelled.keys() & files))
+        new = (file for file in files if not build.inputs.has(file))
+        found |= every_name.intersection(name for file in new for name in names_of(file))
+        if found:
             touched.add(unit.object)
             known |= found
     return UnitSelection(
@@ -54,19 +56,10 @@ def units_for(changed: Iterable[Path], build: Build, compiled: Path | None = Non
     )
 
 
-def inputs_now(build: Build, compiled: Path) -> frozenset[Path]:
-    """Every file of the user's that a unit is made of, as of its last compile: an edit may add an include."""
-    now = set(build.inputs.files).union(*(files for _unit, files in _compiled_here(build, compiled)))
-    return frozenset(name for file in now for name in names_of(file))
-
-
-def _spelled(names: set[Path], files: Iterable[Path]) -> Iterator[tuple[Path, set[Path]]]:
-    """Those of the files that have one of the names, each with the names that it has."""
-    last = {name.name for name in names}
-    for file in files:
-        # A kernel has 4,000 files: their real paths are asked for only where they may matter.
-        if (file.name in last or file.is_symlink()) and (found := names.intersection(names_of(file))):
-            yield file, found
+def new_inputs(build: Build, compiled: Path) -> frozenset[Path]:
+    """The files of the user's that edits have included since kbuild ran."""
+    every: set[Path] = set().union(*(files for _unit, files in _compiled_here(build, compiled)))
+    return frozenset(name for file in every if not build.inputs.has(file) for name in names_of(file))
 
 
 def _is_makefile(path: Path, build: Build) -> bool:

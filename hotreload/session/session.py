@@ -294,7 +294,7 @@ class Session:
             report = await self.reloader.reload(tuple(paths), saved_at, started=started)
         report = await self._told(_value(report), cycle, watched=watched)
         # An edit may have added the include of a header that nobody watched.
-        await self._watcher.also_watch(self.reloader.inputs() - self.booted.module.watched_files)
+        await self._watcher.also_watch(self.reloader.new_inputs())
         return report
 
     @contextlib.contextmanager
