@@ -158,6 +158,10 @@ def _sweep(bases: Path) -> None:
     for entry in (*bases.iterdir(), *bases.glob("objects/*")):
         half_made = entry.name.startswith(".")
         limit = HALF_MADE if half_made else UNUSED
+        if entry.is_symlink():  # the record of a kernel; it goes with its base
+            if not entry.exists():
+                entry.unlink(missing_ok=True)
+            continue
         if entry.name not in ("objects", FILES) and now - entry.stat().st_mtime > limit:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
     for entry in bases.glob(f"{FILES}/*"):
@@ -174,6 +178,7 @@ def open_base(folder: Path, tree: KernelTree) -> Base:
         raise InputError(
             f"the base of this guest is not in {folder} any more", code="HR1006", hint="restart the guest"
         ) from error
+    os.utime(folder)
     return _from_json(data, folder, tree)
 
 

@@ -9,6 +9,7 @@ boots that kernel. Whether sources and objects belong together is judged as make
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +32,7 @@ async def kernel_base(tree: KernelTree, progress: Progress | None = None) -> Bas
 
     Raises InputError (HR1006: sources were edited since it was built; HR1009: it is not built).
     """
-    build_id = await asyncio.to_thread(_build_id, tree)
-    record = cache_folder() / "base" / f"{VMLINUX}-{build_id}"
+    record = await asyncio.to_thread(_record, tree)
     if record.is_symlink():
         try:
             return await asyncio.to_thread(open_base, record.resolve(), tree)
@@ -43,13 +43,12 @@ async def kernel_base(tree: KernelTree, progress: Progress | None = None) -> Bas
 
 async def record_kernel(tree: KernelTree, progress: Progress | None = None) -> Base:
     """Keep what the kernel was built from. Raises as kernel_base."""
-    build_id = await asyncio.to_thread(_build_id, tree)
+    record = await asyncio.to_thread(_record, tree)
     if progress:
         progress(f"recording the sources of {tree.release}")
     build = await asyncio.to_thread(read_kernel_build, tree)
     require_fresh(build)
     base = await record_base(build)
-    record = cache_folder() / "base" / f"{VMLINUX}-{build_id}"
     with writing_to(record):
         new = record.with_name(f".{record.name}-{os.getpid()}")
         new.unlink(missing_ok=True)
@@ -91,6 +90,12 @@ def _saved_ns(file: Path) -> int:
         return file.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
+
+
+def _record(tree: KernelTree) -> Path:
+    """The link to the base of this vmlinux in this place: a copy elsewhere has its sources elsewhere."""
+    place = hashlib.sha256(f"{tree.source}\0{tree.output}".encode()).hexdigest()[:8]
+    return cache_folder() / "base" / f"{VMLINUX}-{_build_id(tree)}-{place}"
 
 
 def _build_id(tree: KernelTree) -> str:

@@ -103,6 +103,12 @@ def test_objects_that_were_not_linked_have_no_base(kernel: Miniature) -> None:
         asyncio.run(kernel_base(kernel.tree))
 
 
+def test_a_copy_of_a_kernel_has_its_own_sources(kernel: Miniature, tmp_path: Path) -> None:
+    base = asyncio.run(kernel_base(kernel.tree))
+    copy = asyncio.run(kernel_base(Miniature(tmp_path / "copy", SOURCES).tree))
+    assert (base.users_folder, copy.users_folder) == (tmp_path / "linux", tmp_path / "copy/linux")
+
+
 def test_a_kernel_that_is_built_anew_has_a_record_of_its_own_that_shares_the_files(kernel: Miniature) -> None:
     first = asyncio.run(record_kernel(kernel.tree))
     kernel.write("kernel/two.c", SOURCES["kernel/two.c"].replace("- 1", "- 2"))
@@ -111,6 +117,18 @@ def test_a_kernel_that_is_built_anew_has_a_record_of_its_own_that_shares_the_fil
     assert first.folder != second.folder
     shared = kernel.source / "include/shared.h"
     assert os.path.samefile(str(first.source(shared)), str(second.source(shared)))
+
+
+def test_a_record_whose_base_was_swept_is_made_again_and_what_is_left_of_it_goes(kernel: Miniature) -> None:
+    first = asyncio.run(record_kernel(kernel.tree))
+    (record,) = first.folder.parent.glob("vmlinux-*")
+    long_ago = 1_000_000_000
+    os.utime(first.folder, (long_ago, long_ago))
+    asyncio.run(record_kernel(Miniature(kernel.source.parent / "other", SOURCES).tree))
+    assert not first.folder.exists()
+    asyncio.run(record_kernel(Miniature(kernel.source.parent / "third", SOURCES).tree))
+    assert not record.is_symlink()
+    assert asyncio.run(kernel_base(kernel.tree)).folder == first.folder
 
 
 def changed(kernel: Miniature, base: Base, into: Path, *names: str) -> dict[str, tuple[str, ...]]:
