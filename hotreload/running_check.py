@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""No function of vmlinux is replaced before the guest's memory has shown that it is the one we mean.
+"""No function of a kernel is replaced before the guest's memory has shown that it is the one we mean.
 
 This proves three things at once: that the guest runs what the base was built from, that a symbol's position
 among its namesakes was counted right, and that nobody else has put a jump there. Each function is looked at
@@ -9,71 +9,79 @@ before its first replacement; from then on it begins with a call of ours.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from hotreload.build.base import Base
 from hotreload.build.built import VMLINUX
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.cycle import Compared
+from hotreload.deploy.guest import Guest
 from hotreload.deploy.verify import (
     Checked,
+    ModuleTables,
     ReadMemory,
+    addresses_in_module,
     addresses_in_vmlinux,
     check_functions,
+    module_tables,
     offset_of_kernel,
 )
+from hotreload.diff.guest_addresses import AddressOf
 from hotreload.diff.guest_code import GuestUnit
 from hotreload.diff.obstacles import Obstacle
 from hotreload.elf.model import Symbol
 from hotreload.elf.reader import read_object
 from hotreload.patch.kernel_symbols import KernelSymbols
+from hotreload.patch.symbols import SymbolPosition
 from hotreload.patch.vmlinux_symbols import VmlinuxSymbols
 from hotreload.plan_units import block_of
 
 # The first gate of the interrupt descriptor table leads there: it tells how far the kernel was moved.
 FIRST_GATE = "asm_exc_divide_error"
+_Key = tuple[Path, str]  # a unit's object, and a function of it
+_Unit = tuple[GuestUnit, dict[str, Symbol]]
 RESTART = "hotreload guest restart boots what was built; hotreload why HR3101"
 
 
 class RunningCheck:
-    """See the module; one for each life of a guest."""
+    """See the module; one for each life of a guest. For modules it needs their kernel's vmlinux, too."""
 
-    def __init__(self, base: Base, read_memory: ReadMemory, idt_base: Callable[[], Awaitable[int]]) -> None:
+    def __init__(
+        self, base: Base, guest: Guest, read_memory: ReadMemory, idt_base: Callable[[], Awaitable[int]]
+    ) -> None:
         self._base = base
+        self._guest = guest
         self._read_memory = read_memory
         self._idt_base = idt_base
         self._offset: int | None = None
-        self._units: dict[Path, tuple[GuestUnit, dict[str, Symbol]]] = {}
-        self._passed: set[tuple[Path, str]] = set()
+        self._units: dict[Path, _Unit] = {}
+        self._passed: set[_Key] = set()
 
     async def obstacles(self, compared: Iterable[Compared], symbols: KernelSymbols) -> tuple[Obstacle, ...]:
         """HR3101 for each function to be replaced that is not what kbuild made.
 
         Raises GuestUnreachableError.
         """
-        wanted: dict[tuple[Path, str], tuple[TranslationUnit, Checked]] = {}
-        for each in compared:
-            unit = each.pair.unit
-            if unit.module != VMLINUX:
-                continue
-            for twins in each.diff.changed:
-                running = each.original.running.symbol_of.get(twins.original)
-                if running is not None and (unit.object, running.name) not in self._passed:
-                    key = unit.object, running.name
-                    wanted[key] = unit, await self._checked(unit, running, symbols)
+        if VMLINUX not in symbols.modules:
+            return ()
+        wanted = {key: one for key, one in _replaced(compared) if key not in self._passed}
         if not wanted:
             return ()
-        verdict = await check_functions(self._read_memory, [checked for _, checked in wanted.values()])
+        places = await self._places({unit.module for unit, _ in wanted.values()}, symbols)
+        checked = {key: await self._checked(*wanted[key], places, symbols) for key in wanted}
+        known = {key: one for key, one in checked.items() if one is not None}
+        verdict = await check_functions(self._read_memory, list(known.values()))
         wrong = {mismatch.function: mismatch for mismatch in verdict.mismatches}
-        self._passed |= {key for key in wanted if key[1] not in wrong}
+        self._passed |= {key for key in known if key[1] not in wrong}
         return tuple(
             Obstacle("HR3101", name, f"the guest runs other code: {wrong[name]}", RESTART, str(unit.source))
-            for (_, name), (unit, _checked) in wanted.items()
+            for (_, name), (unit, _function) in wanted.items()
             if name in wrong
         )
 
-    async def _checked(self, unit: TranslationUnit, running: Symbol, symbols: KernelSymbols) -> Checked:
+    async def _places(self, modules: set[str], symbols: KernelSymbols) -> _Places:
         vmlinux = symbols.modules[VMLINUX]
         assert isinstance(vmlinux, VmlinuxSymbols)
         if self._offset is None:
@@ -81,20 +89,64 @@ class RunningCheck:
             assert linked is not None, "every x86-64 kernel has it"
             gate = await self._read_memory(await self._idt_base(), 16)
             self._offset = offset_of_kernel(gate, linked.address)
-        offset = self._offset
-        block = block_of(self._base, VMLINUX, unit, symbols)
-        if unit.object not in self._units:
-            self._units[unit.object] = await asyncio.to_thread(self._read, unit, vmlinux, block, offset)
+        # Where modules are, only the guest knows.
+        asked = modules - {VMLINUX}
+        listing = (await self._guest.run("grep -F ']' /proc/kallsyms")).text if asked else ""
+        return _Places(vmlinux, self._offset, module_tables(listing))
+
+    async def _checked(
+        self, unit: TranslationUnit, running: Symbol, places: _Places, symbols: KernelSymbols
+    ) -> Checked | None:
+        """None for a function of a module that is not loaded."""
+        block = block_of(self._base, unit.module, unit, symbols)
+        position = symbols.modules[unit.module].position(
+            running.name, block if running.is_local else None, running.size
+        )
+        address = None if position is None else places.address_of(position)
+        if address is None:
+            return None  # what should be there and is not the plan has refused already
+        if unit.object not in self._units or unit.module != VMLINUX:  # a module may have been loaded anew
+            addresses = places.addresses(unit.module, block)
+            self._units[unit.object] = await asyncio.to_thread(self._read, unit, addresses, places)
         guest_unit, functions = self._units[unit.object]
-        found = vmlinux.find(running.name, block if running.is_local else None, running.size)
-        # What is not there at all the plan has refused already.
-        address = found.address + offset if found else 0
         return Checked(guest_unit, functions[running.name], address)
 
-    def _read(
-        self, unit: TranslationUnit, vmlinux: VmlinuxSymbols, block: int | None, offset: int
-    ) -> tuple[GuestUnit, dict[str, Symbol]]:
+    def _read(self, unit: TranslationUnit, addresses: AddressOf, places: _Places) -> _Unit:
         plain = read_object(self._base.plain_object(unit))
-        addresses = addresses_in_vmlinux(vmlinux, block, offset)
-        made = GuestUnit(plain, addresses, lambda address: vmlinux.function_at(address - offset))
+        made = GuestUnit(plain, addresses, places.name_at)
         return made, {symbol.name: symbol for symbol in plain.symbols if symbol.is_function}
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the guest has what: vmlinux, so far from where it was linked to, and the modules."""
+
+    vmlinux: VmlinuxSymbols
+    offset: int
+    tables: ModuleTables
+
+    def address_of(self, position: SymbolPosition) -> int | None:
+        """Where the symbol is that a livepatch would find; None: its module is not loaded."""
+        if position.object == VMLINUX:
+            return self.vmlinux.named(position.name)[position.sympos - 1].address + self.offset
+        found = self.tables[position.object].get(position.name, [])
+        return found[position.sympos - 1] if position.sympos <= len(found) else None
+
+    def addresses(self, module: str, block: int | None) -> AddressOf:
+        if module == VMLINUX:
+            return addresses_in_vmlinux(self.vmlinux, block, self.offset)
+        in_vmlinux = addresses_in_vmlinux(self.vmlinux, None, self.offset)
+        return addresses_in_module(self.tables, module, in_vmlinux)
+
+    def name_at(self, address: int) -> str | None:
+        return self.vmlinux.function_at(address - self.offset)
+
+
+def _replaced(compared: Iterable[Compared]) -> Iterator[tuple[_Key, tuple[TranslationUnit, Symbol]]]:
+    """The functions to be replaced, as kbuild's object has them."""
+    for each in compared:
+        unit = each.pair.unit
+        for twins in each.diff.changed:
+            running = each.original.running.symbol_of.get(twins.original)
+            if running is not None:
+                yield (unit.object, running.name), (unit, running)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +22,9 @@ from hotreload.patch.vmlinux_symbols import VmlinuxSymbols
 
 # (virtual address, size) -> bytes; vm.machine.Machine.read_memory is one.
 ReadMemory = Callable[[int, int], Awaitable[bytes]]
+
+# Module -> name -> addresses.
+ModuleTables = dict[str, dict[str, list[int]]]
 
 PAGE: Final = 0x1000
 # __START_KERNEL_map: what is below, the offsets of per-CPU variables, does not move with the kernel.
@@ -58,6 +62,33 @@ def addresses_in_vmlinux(symbols: VmlinuxSymbols, block: int | None, offset: int
                 return address
         # What nobody defines and nobody has to has no address.
         return 0 if symbol.section is None and symbol.binding == STB_WEAK else None
+
+    return address_of
+
+
+def module_tables(listing: str) -> ModuleTables:
+    """The symbols of each module that /proc/kallsyms lists: addresses by name, in its order."""
+    tables: ModuleTables = defaultdict(lambda: defaultdict(list))
+    for line in listing.splitlines():
+        if line.endswith("]"):
+            address, _, name, module = line.split()
+            tables[module.strip("[]")][name].append(int(address, 16))
+    return tables
+
+
+def addresses_in_module(tables: ModuleTables, module: str, in_vmlinux: AddressOf) -> AddressOf:
+    """Where the symbols of a unit of a module are: its own, those of vmlinux, and those of other modules.
+
+    Of several of one name it is not known, and then found out by the code that refers to it.
+    """
+
+    def address_of(symbol: Symbol) -> int | None:
+        if symbol.section is None and (found := in_vmlinux(symbol)):
+            return found
+        own = tables[module].get(symbol.name, [])
+        others = [table[symbol.name] for table in tables.values() if symbol.name in table]
+        places = own if own or symbol.section is not None else [each for other in others for each in other]
+        return places[0] if len(places) == 1 else None
 
     return address_of
 

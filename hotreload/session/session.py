@@ -164,7 +164,9 @@ class Session:
             base=self.booted.base,
             glue=self.booted.glue,
             guest=self.booted.guest,
-            running=RunningCheck(self.booted.base, machine.read_memory, partial(idt_base, machine.monitor)),
+            running=RunningCheck(
+                self.booted.base, self.booted.guest, machine.read_memory, partial(idt_base, machine.monitor)
+            ),
             trouble=lambda: self.booted.machine.trouble,
             folder=order.state,
             transition_timeout=order.config.transition_timeout,

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -27,9 +27,11 @@ from hotreload.deploy.guest import SshGuest
 from hotreload.deploy.verify import (
     Checked,
     ReadMemory,
+    addresses_in_module,
     addresses_in_vmlinux,
     check_functions,
     functions_of,
+    module_tables,
     offset_of_kernel,
 )
 from hotreload.diff.guest_addresses import AddressOf
@@ -216,11 +218,12 @@ async def _check_modules(running: Running, modules: Sequence[BuiltModule], only:
             print(f"not loaded: {load.name}", flush=True)
     listing = (await running.guest.run("cat /proc/kallsyms", timeout=120)).text
     running.functions.update(functions_of(listing))
-    tables = _module_tables(listing)
+    tables = module_tables(listing)
+    in_vmlinux = addresses_in_vmlinux(running.symbols, None, running.offset)
     for module in modules:
         for unit in module.units if module.name in tables else ():
             if unit.source.suffix == ".c":
-                names = _names_of_module(running, tables, module.name)
+                names = addresses_in_module(tables, module.name, in_vmlinux)
                 await _check_unit(running, running.machine.read_memory, unit, names, count)
 
 
@@ -232,30 +235,6 @@ async def _insert(guest: SshGuest, module: BuiltModule) -> bool:
         # Of the livepatch selftests one waits in its start for another that undoes its patch.
         return False
     return done.ok
-
-
-def _module_tables(listing: str) -> dict[str, dict[str, list[int]]]:
-    """The symbols of each module that kallsyms lists."""
-    tables: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for line in listing.splitlines():
-        if line.endswith("]"):
-            address, _, name, module = line.split()
-            tables[module.strip("[]")][name].append(int(address, 16))
-    return tables
-
-
-def _names_of_module(running: Running, tables: dict[str, dict[str, list[int]]], module: str) -> AddressOf:
-    in_vmlinux = addresses_in_vmlinux(running.symbols, None, running.offset)
-
-    def address_of(symbol: Symbol) -> int | None:
-        if symbol.section is None and (found := in_vmlinux(symbol)):
-            return found
-        own = tables[module].get(symbol.name, [])
-        others = [table[symbol.name] for table in tables.values() if symbol.name in table]
-        places = own if own or symbol.section is not None else [each for other in others for each in other]
-        return places[0] if len(places) == 1 else None
-
-    return address_of
 
 
 # --- the end ---
