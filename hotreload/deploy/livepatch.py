@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hotreload.deploy.guest import Guest
+from hotreload.deploy.neighbours import blocked_by, foreign_patches
 from hotreload.deploy.transition import PatchStatus, nonsense, parse_answer, parse_status, stalled
 from hotreload.errors import GuestUnreachableError, PatchRejectedError
 
@@ -73,8 +74,9 @@ async def apply_patch(
     """Load the patch module ``name`` and see its transition through, at most ``timeout`` seconds.
 
     ``sections``: those of the module whose addresses are asked for. A patch that fails leaves the guest as it
-    was. Raises PatchRejectedError (HR3103 with the kernel's reason, HR3105 signature or lockdown, HR2103 a
-    value that the kernel has changed), TransitionStalledError (HR3104), GuestUnreachableError (HR4103).
+    was. Raises PatchRejectedError (HR3103 with the kernel's reason, or who else has the function, or whose
+    live patch ours would replace; HR3105 signature or lockdown; HR2103 a value that the kernel has changed),
+    TransitionStalledError (HR3104), GuestUnreachableError (HR4103).
     """
     started = time.monotonic()
     answer = await _ask(
@@ -174,6 +176,10 @@ def _refusal(what: str, answer: dict[str, Any], timeout: float) -> Exception:
         return stalled(f"{what} did not get through within {timeout:.0f} s", answer)
     if stage == "busy":
         return stalled(f"{what} has to wait: {answer.get('patch')} is in transition", answer)
+    if stage == "foreign":
+        return foreign_patches(what, tuple(map(str, answer.get("patches", ()))))
+    if blocked := answer.get("blocked"):
+        return blocked_by(what, blocked)
     reason = kernel_reason(str(answer.get("dmesg", "")), str(answer.get("error", "")))
     return rejection(what, reason)
 

@@ -49,12 +49,13 @@ class PatchedObject:
 
 @dataclass(frozen=True, slots=True)
 class LivePatchState:
-    """One patch as /sys/kernel/livepatch shows it, ours or not."""
+    """One patch as /sys/kernel/livepatch shows it. ``foreign``: it is not one of ours."""
 
     name: str
     enabled: bool
     transition: bool
     objects: tuple[PatchedObject, ...]
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,11 @@ def parse_status(answer: dict[str, Any]) -> PatchStatus:
 
 def _patch(patch: dict[str, Any]) -> LivePatchState:
     return LivePatchState(
-        patch["name"], patch["enabled"], patch["transition"], tuple(map(_object, patch["objects"]))
+        patch["name"],
+        patch["enabled"],
+        patch["transition"],
+        tuple(map(_object, patch["objects"])),
+        patch["foreign"],
     )
 
 

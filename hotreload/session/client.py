@@ -192,7 +192,8 @@ def _patch_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for patch in facts.get("patches", ()):
         state = "in transition" if patch["transition"] else "live" if patch["enabled"] else "disabled"
-        rows.append(("patch", f"{patch['name']}  {state}"))
+        whose = ", not one of hotreload's: no reload while it is there" if patch["foreign"] else ""
+        rows.append(("patch", f"{patch['name']}  {state}{whose}"))
         for each in patch["objects"]:
             functions = ", ".join(function["name"] for function in each["functions"])
             waits = "" if each["patched"] else "  (not loaded)"

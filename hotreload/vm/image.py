@@ -188,6 +188,14 @@ async def _host_programs(names: Iterable[str]) -> list[cpio.Entry]:
     return found
 
 
+async def program_with_libraries(name: str, path: str, package: str) -> list[cpio.Entry]:
+    """A program of this machine for the guest's ``path``, and the shared libraries that it needs.
+
+    Raises EnvironmentFault: HR5106 it is not there (``package`` has it), HR5110 it cannot be brought over.
+    """
+    return await _with_libraries(_host_program(name, package), path)
+
+
 def _host_program(name: str, package: str) -> Path:
     path = shutil.which(name, path=SEARCH_PATH)
     if path is None:

@@ -23,9 +23,10 @@ from hotreload.deploy.transition import (
 from hotreload.errors import GuestUnreachableError
 
 STATUS = """\
-{"ok":true,"patches":[{"name":"hotreload_3","enabled":true,"transition":true,"objects":[{"name":"sleeper",\
-"patched":true,"functions":[{"name":"sleeper_show","position":1},{"name":"foo.isra.0","position":2}]},\
-{"name":"vmlinux","patched":true,"functions":[]}]}],"replaced":["hotreload_2"],"tasks":[{"pid":88,\
+{"ok":true,"patches":[{"name":"hotreload_3","foreign":false,"enabled":true,"transition":true,"objects":[\
+{"name":"sleeper","patched":true,"functions":[{"name":"sleeper_show","position":1},{"name":"foo.isra.0",\
+"position":2}]},{"name":"vmlinux","patched":true,"functions":[]}]},{"name":"kpatch_7","foreign":true,\
+"enabled":true,"transition":false,"objects":[]}],"replaced":["hotreload_2"],"tasks":[{"pid":88,\
 "comm":"a \\"b\\u0009","stack":[]}]}
 """
 
@@ -34,7 +35,10 @@ def test_a_status_names_patches_objects_functions_and_the_tasks_in_the_way() -> 
     functions = (PatchedFunction("sleeper_show", 1), PatchedFunction("foo.isra.0", 2))
     objects = (PatchedObject("sleeper", True, functions), PatchedObject("vmlinux", True, ()))
     assert parse_status(parse_answer(STATUS)) == PatchStatus(
-        patches=(LivePatchState("hotreload_3", True, True, objects),),
+        patches=(
+            LivePatchState("hotreload_3", True, True, objects),
+            LivePatchState("kpatch_7", True, False, (), foreign=True),
+        ),
         replaced=("hotreload_2",),
         tasks=(StalledTask(88, 'a "b\t', ()),),
     )
