@@ -11,7 +11,12 @@ from hotreload.build.base import Base
 from hotreload.build.built import Build
 from hotreload.deploy.guest import Guest
 from hotreload.patch.kernel_symbols import KernelSymbols, read_symbols
+from hotreload.patch.model import PatchPlan
 from hotreload.patch.module import TRANSITION_SYMBOLS, ModuleGlue, read_glue
+from hotreload.patch.symbols import VMLINUX
+
+# The function that clears them.
+CLEARING = "clear_relocate_add"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,17 @@ class KernelKnowledge:
 
     symbols: KernelSymbols
     glue: ModuleGlue
+
+    def cannot_load_again(self, plan: PatchPlan) -> tuple[str, ...]:
+        """The modules of a plan that this kernel does not load again under it, once they were unloaded.
+
+        What the patch's own relocations point at stays in them when its target goes, and is refused when
+        that comes back, before Linux commit 0c05e7bd2d01 ("livepatch,x86: Clear relocation targets on a
+        module removal") (in v6.3). Only of a kernel whose vmlinux is at hand.
+        """
+        if VMLINUX not in self.symbols.modules or self.symbols.modules[VMLINUX].has_global(CLEARING):
+            return ()
+        return tuple(obj.name for obj in plan.objects if obj.name in self.symbols.modules and obj.name)
 
 
 async def learn(module: Build, base: Base, glue: Path, guest: Guest) -> KernelKnowledge:

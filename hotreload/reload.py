@@ -96,6 +96,7 @@ class Reloader:
         # Each .BTF of a unit, by object, that the guest has run since it booted or since the last undo.
         self._live_types: dict[Path, tuple[bytes, ...]] = {}
         self._written: dict[Place, Written] = {}  # values that the live patch wrote into data
+        self._said_of: set[str] = set()  # modules that are not to be unloaded
         self._serial = 0
         self._tidying: asyncio.Task[None] | None = None
 
@@ -242,6 +243,7 @@ class Reloader:
         await self._bring(cycle, plan, continued(self._homes, before.plan))
 
         self._note_types()
+        self._note_once_unloaded(cycle, plan)
         step = self._history.add(plan, self._symbols(), self._homes)
         self._keep_stages(cycle, step)
         return cycle.went_live(step, before)
@@ -252,6 +254,15 @@ class Reloader:
             known = self._live_types.get(key, ())
             if each.types and each.types not in known:
                 self._live_types[key] = (*without_same(known, each.types), each.types)
+
+    def _note_once_unloaded(self, cycle: Cycle, plan: PatchPlan | None) -> None:
+        """Said once of each module: it is not what anybody expects."""
+        assert self._knowledge is not None, "learnt while building"
+        stuck = self._knowledge.cannot_load_again(plan) if plan else ()
+        for name in sorted(set(stuck) - self._said_of):
+            self._said_of.add(name)
+            when = "only with the next reload: this kernel is older than v6.3"
+            cycle.notes.append(f"{name}, once unloaded, can be loaded again {when}")
 
     def _keep_stages(self, cycle: Cycle, step: Step) -> None:
         try:

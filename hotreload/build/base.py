@@ -16,6 +16,7 @@ seven drivers). What the guest runs is therefore to be compared with ``plain_obj
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -155,19 +156,22 @@ async def record_base(module: Build) -> Base:
 def _sweep(bases: Path) -> None:
     """Remove what a killed hotreload left half-made, and what no one has used for a month."""
     now = time.time()
-    for entry in (*bases.iterdir(), *bases.glob("objects/*")):
-        half_made = entry.name.startswith(".")
-        limit = HALF_MADE if half_made else UNUSED
-        if entry.is_symlink():  # the record of a kernel; it goes with its base
-            if not entry.exists():
-                entry.unlink(missing_ok=True)
-            continue
-        if entry.name not in ("objects", FILES) and now - entry.stat().st_mtime > limit:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
-    for entry in bases.glob(f"{FILES}/*"):
-        stat = entry.stat()
-        if stat.st_nlink == 1 and now - stat.st_mtime > HALF_MADE:  # of no base any more
-            entry.unlink(missing_ok=True)
+    for entry in (*bases.iterdir(), *bases.glob("objects/*"), *bases.glob(f"{FILES}/*")):
+        # Another hotreload may compile or sweep here at the same time.
+        with contextlib.suppress(FileNotFoundError):
+            if _is_due(entry, now):
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _is_due(entry: Path, now: float) -> bool:
+    """Raises FileNotFoundError: it is gone already."""
+    if entry.is_symlink():  # the record of a kernel; it goes with its base
+        return not entry.exists()
+    stat = entry.stat()
+    age = now - stat.st_mtime
+    if entry.parent.name == FILES:
+        return stat.st_nlink == 1 and age > HALF_MADE  # of no base any more
+    return entry.name not in ("objects", FILES) and age > (HALF_MADE if entry.name[0] == "." else UNUSED)
 
 
 def open_base(folder: Path, tree: KernelTree) -> Base:

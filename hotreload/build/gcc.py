@@ -75,7 +75,10 @@ def _temporary(target: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _on_object(step: Sequence[str], unit: TranslationUnit, output: Path) -> tuple[str, ...]:
-    return tuple(str(output) if Path(os.path.join(unit.cwd, word)) == unit.object else word for word in step)
+    # KVM's shared files are arch/x86/kvm/../../../virt/kvm/eventfd.o in their commands.
+    target = os.path.normpath(unit.object)
+    spelled = ((word, os.path.normpath(os.path.join(unit.cwd, word))) for word in step)
+    return tuple(str(output) if named == target else word for word, named in spelled)
 
 
 async def _step(argv: Sequence[str], unit: TranslationUnit, output: Path) -> str:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: MIT
+"""What a session makes of several edits, and of those that were there before it."""
+
+from __future__ import annotations
+
+from hotreload.demo.driven import Driven, guest_name
+from hotreload.report.outcome import Outcome
+from tests.guest.kernel.conftest import Kernel, one_kernel
+
+VERSION = {"fs/proc/version.c": ("seq_printf(m,", 'seq_puts(m, "edited: ");\n\tseq_printf(m,')}
+UPTIME = {"fs/proc/uptime.c": ('"%lu.%02lu %lu.%02lu\\n"', '"%lu.%02lu %lu.%02lu edited\\n"')}
+LOADAVG = {"fs/proc/loadavg.c": ('%u/%d %d\\n"', '%u/%d %d edited\\n"')}
+
+
+def _edited(kernel: Kernel) -> list[bool]:
+    files = ("version", "uptime", "loadavg")
+    return ["edited" in kernel.run(f"cat /proc/{name}") for name in files]
+
+
+def test_of_three_edits_one_is_taken_back_and_two_stay(kernel: Kernel) -> None:
+    kernel.edit({**VERSION, **UPTIME, **LOADAVG})
+    assert _edited(kernel) == [True, True, True]
+    report = kernel.restore("fs/proc/uptime.c")
+    assert report is not None
+    assert report.outcome is Outcome.LIVE
+    assert _edited(kernel) == [True, False, True]
+    assert kernel.patched == {"vmlinux": {"loadavg_proc_show,1", "version_proc_show,1"}}
+    report = kernel.restore()
+    assert report is not None
+    assert report.outcome is Outcome.UNDONE
+    assert _edited(kernel) == [False, False, False]
+
+
+@one_kernel
+def test_an_edit_from_before_the_start_is_live_after_it(kernel: Kernel) -> None:
+    kernel.edit(VERSION)
+
+    async def another() -> tuple[Outcome, str]:
+        options = ("-K", str(kernel.tree.output))
+        async with Driven(kernel.tree.source, guest_name("late"), lambda _text: None, options) as watch:
+            report = (await watch.next_cycle()).report
+            return report.outcome, (await watch.run("cat /proc/version")).text
+
+    outcome, text = kernel.wait(another())
+    assert outcome is Outcome.LIVE
+    assert text.startswith("edited: Linux version")
