@@ -96,7 +96,6 @@ class Reloader:
         # Each .BTF of a unit, by object, that the guest has run since it booted or since the last undo.
         self._live_types: dict[Path, tuple[bytes, ...]] = {}
         self._written: dict[Place, Written] = {}  # values that the live patch wrote into data
-        self._said_of: set[str] = set()  # modules that are not to be unloaded
         self._serial = 0
         self._tidying: asyncio.Task[None] | None = None
 
@@ -243,7 +242,7 @@ class Reloader:
         await self._bring(cycle, plan, continued(self._homes, before.plan))
 
         self._note_types()
-        self._note_once_unloaded(cycle, plan)
+        self._note_once_unloaded(cycle, plan, before.plan)
         step = self._history.add(plan, self._symbols(), self._homes)
         self._keep_stages(cycle, step)
         return cycle.went_live(step, before)
@@ -255,12 +254,12 @@ class Reloader:
             if each.types and each.types not in known:
                 self._live_types[key] = (*without_same(known, each.types), each.types)
 
-    def _note_once_unloaded(self, cycle: Cycle, plan: PatchPlan | None) -> None:
-        """Said once of each module: it is not what anybody expects."""
-        assert self._knowledge is not None, "learnt while building"
-        stuck = self._knowledge.cannot_load_again(plan) if plan else ()
-        for name in sorted(set(stuck) - self._said_of):
-            self._said_of.add(name)
+    def _note_once_unloaded(self, cycle: Cycle, plan: PatchPlan | None, before: PatchPlan | None) -> None:
+        """Said when a module becomes part of the patch: it is not what anybody expects."""
+        knowledge = self._knowledge
+        assert knowledge is not None, "learnt while building"
+        then, now = (set(knowledge.cannot_load_again(each) if each else ()) for each in (before, plan))
+        for name in sorted(now - then):
             when = "only with the next reload: this kernel is older than v6.3"
             cycle.notes.append(f"{name}, once unloaded, can be loaded again {when}")
 
