@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import re
 import shutil
 import time
@@ -103,6 +104,22 @@ class Kernel:
             missing.difference_update(self.told.report.files)
         return self.told.report
 
+    def patch_of(self, edits: Edits, into: Path) -> Path:
+        """A source patch that makes these edits; the files stay as they are."""
+        lines: list[str] = []
+        for name, edit in edits.items():
+            old = (self.tree.source / name).read_text()
+            pair = old.splitlines(keepends=True), _edited(old, edit).splitlines(keepends=True)
+            lines += difflib.unified_diff(*pair, f"a/{name}", f"b/{name}")
+        into.write_text("".join(lines))
+        return into
+
+    def after(self, verb: str, **fields: object) -> ReloadReport:
+        """What comes of `hotreload VERB`, where that is a cycle."""
+        self.verb(verb, **fields)
+        self.told = self.wait(self._watch.next_cycle())
+        return self.told.report
+
     def restore_all(self) -> None:
         """Bring sources and guest to what was booted, whatever a test has left."""
         self.restore()
@@ -137,6 +154,11 @@ class Kernel:
         """Copy one of the kernel's own modules into the guest: /tmp/NAME.ko."""
         (file,) = self.tree.output.rglob(f"{name}.ko")
         assert self.wait(self._watch.run(f"cat >/tmp/{name}.ko", stdin=file.read_bytes())).ok
+
+    def insert(self, module: Path) -> None:
+        """Load a module file of this machine."""
+        done = self.wait(self._watch.run("cat >/tmp/m.ko && insmod /tmp/m.ko", stdin=module.read_bytes()))
+        assert done.ok, done.complaint
 
     def load(self, name: str, parameters: str = "") -> None:
         self.put_module(name)

@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from hotreload.cli.main import main
 from hotreload.demo.driven import Driven, guest_name
 from hotreload.report.outcome import Outcome
 from tests.guest.kernel.conftest import Kernel, one_kernel
@@ -29,6 +34,28 @@ def test_of_three_edits_one_is_taken_back_and_two_stay(kernel: Kernel) -> None:
     assert report is not None
     assert report.outcome is Outcome.UNDONE
     assert _edited(kernel) == [False, False, False]
+
+
+def test_a_patch_of_several_files_is_brought_without_touching_them(kernel: Kernel, tmp_path: Path) -> None:
+    patch = kernel.patch_of({**VERSION, **LOADAVG}, tmp_path / "fix.patch")
+    assert kernel.after("push", patches=[str(patch)]).outcome is Outcome.LIVE
+    assert _edited(kernel) == [True, False, True]
+    assert all("edited" not in (kernel.tree.source / name).read_text() for name in (*VERSION, *LOADAVG))
+    assert kernel.after("undo").outcome is Outcome.UNDONE
+    assert _edited(kernel) == [False, False, False]
+
+
+def test_a_patch_of_several_files_becomes_a_module_that_the_kernel_loads(
+    kernel: Kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch = kernel.patch_of({**VERSION, **LOADAVG}, tmp_path / "fix.patch")
+    monkeypatch.chdir(tmp_path)
+    assert main(["build", "-p", str(patch), "-K", str(kernel.tree.output), str(kernel.tree.source)]) == 0
+    kernel.insert(tmp_path / "livepatch-fix.ko")
+    assert _edited(kernel) == [True, False, True]
+    kernel.run("echo 0 >/sys/kernel/livepatch/livepatch_fix/enabled")
+    assert _edited(kernel) == [False, False, False]
+    kernel.run("rmmod livepatch_fix")
 
 
 @one_kernel
