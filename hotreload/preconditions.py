@@ -202,6 +202,15 @@ async def _objtool_library(_config: Config) -> Finding:
     return ok("libelf.so.1")
 
 
+async def _kernel_build(_config: Config) -> Finding:
+    from hotreload.build.kernel_make import missing_packages
+
+    missing = tuple(dict.fromkeys(missing_packages({})))
+    if missing:
+        return Finding("warn", f"not installed: {', '.join(missing)}", Mend(missing), "HR5106")
+    return ok("flex, bison, bc, libelf")
+
+
 async def _inotify(_config: Config) -> Finding:
     limits = {name: int((INOTIFY / name).read_text()) for name in INOTIFY_NEEDED}
     low = {name: need for name, need in INOTIFY_NEEDED.items() if limits[name] < need}
@@ -249,6 +258,7 @@ CHECKS = (
     Check("binutils", "kbuild links modules with ld", program("ld", "binutils")),
     Check("make", "kbuild needs it for the first build of a module", program("make", "make")),
     Check("libelf", "objtool, which checks each object of the kernel, needs it", _objtool_library),
+    Check("kernel-build", "`hotreload kernel build` makes kernels of your own with it", _kernel_build),
     Check("busybox", "the guest's shell and commands", program("busybox", "busybox-static")),
     Check("dropbear", "the guest's SSH server", program("dropbear", "dropbear-bin")),
     Check("dropbearkey", "makes the guest's host key", program("dropbearkey", "dropbear-bin")),
