@@ -205,10 +205,12 @@ async def _objtool_library(_config: Config) -> Finding:
 async def _kernel_build(_config: Config) -> Finding:
     from hotreload.build.kernel_make import missing_packages
 
-    missing = tuple(dict.fromkeys(missing_packages({})))
+    # Packaged sources are unpacked with xz.
+    unpacking = () if shutil.which("xz") else ("xz-utils",)
+    missing = tuple(dict.fromkeys((*missing_packages({}), *unpacking)))
     if missing:
         return Finding("warn", f"not installed: {', '.join(missing)}", Mend(missing), "HR5106")
-    return ok("flex, bison, bc, libelf")
+    return ok("flex, bison, bc, libelf, xz")
 
 
 async def _inotify(_config: Config) -> Finding:
