@@ -60,6 +60,13 @@ class Booted:
     loaded: tuple[str, ...]
     notes: tuple[str, ...]
 
+    @property
+    def contents(self) -> str:
+        """What is worked on: the modules by name, of a kernel how much it is."""
+        if not self.module.is_kernel:
+            return ", ".join(self.loaded)
+        return f"{len(self.module.units)} units of vmlinux and {len(self.module.modules) - 1} modules"
+
 
 @contextlib.asynccontextmanager
 async def boot(

@@ -19,7 +19,6 @@ from hotreload.session.control import Message, answer, ask, report_from
 from hotreload.session.guests import About, place_of
 
 if TYPE_CHECKING:
-    from hotreload.session.boot import Booted
     from hotreload.session.session import Session
 
 COMMAND_FAILED = 1
@@ -141,7 +140,7 @@ def facts_of(session: Session) -> dict[str, Any]:
         "guest": session.order.guest,
         "folder": str(session.order.folder),
         "modules": list(booted.loaded),
-        "watched": _what_is_watched(booted),
+        "contents": booted.contents,
         "kernel": session.kernel.release,
         "accel": booted.machine.spec.accel,
         "ssh_port": booted.machine.ssh_port,
@@ -150,21 +149,13 @@ def facts_of(session: Session) -> dict[str, Any]:
     }
 
 
-def _what_is_watched(booted: Booted) -> str:
-    """The modules by name; of a kernel how much it is."""
-    if not booted.module.is_kernel:
-        return ", ".join(booted.loaded)
-    modules = len(booted.module.modules) - 1
-    return f"{len(booted.module.units)} units of vmlinux and {modules} modules"
-
-
 def ready_text(facts: Mapping[str, Any], *, watching: bool = True) -> str:
     """The lines that say that everything is up."""
     from datetime import datetime
 
     name, what = facts["guest"], "watching" if watching else "running"
     return (
-        f"{datetime.now():%H:%M:%S} ready      {what} {facts['folder']} ({facts['watched']})\n"
+        f"{datetime.now():%H:%M:%S} ready      {what} {facts['folder']} ({facts['contents']})\n"
         f"{'':19}guest {name}: {facts['kernel']}, {facts['accel']}"
         f"      hotreload guest ssh --guest {name}"
     )

@@ -153,6 +153,7 @@ class Service:
             "accel": booted.machine.spec.accel,
             "ssh_port": booted.machine.ssh_port,
             "modules": list(booted.loaded),
+            "contents": booted.contents,
             "running": session.reloader.running,
             "reloads": len(session.reloader.history),
             "kept": {name: list(reasons) for name, reasons in session.reloader.kept_loaded.items()},
