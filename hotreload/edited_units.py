@@ -28,6 +28,7 @@ class EditedUnits:
         self.max_units = max_units
         self.compiled: set[Path] = set()
         self.differing: set[Path] = set()  # files of the base that are not as they were
+        self.pushed: set[Path] = set()  # of a source patch, until one of their files is saved
         self._build = build
         self._base = base
         self._objects = objects
@@ -47,6 +48,7 @@ class EditedUnits:
             return self._all_that_may_differ()
         selection = units_for(files, self._build, self._objects)
         self._note_contents(selection.files)
+        self.pushed -= {unit.object for unit in selection.units}
         # A unit that did not compile may do so now: because of a header that has come into being, say.
         self._due |= {unit.object for unit in selection.units}
         if names := self._names_of_changed(selection.makefiles_changed):
@@ -61,7 +63,7 @@ class EditedUnits:
 
     def back_at_base(self) -> set[Path]:
         """The objects whose files are all as they were again; they count as compiled no more."""
-        back = self.compiled - set(self._build.inputs.users(self.differing))
+        back = self.compiled - self.pushed - set(self._build.inputs.users(self.differing))
         self.compiled -= back
         return back
 
@@ -79,6 +81,7 @@ class EditedUnits:
         return ", ".join(path.name for path in makefiles if sha256(path) != known.get(path))
 
     def _all_that_may_differ(self) -> list[TranslationUnit]:
+        self.pushed.clear()
         self._note_contents(self._base.digests)
         touched = units_for(self.differing, self._build, self._objects).units
         self._due |= {unit.object for unit in touched} | self.compiled

@@ -212,8 +212,15 @@ class Reloader:
                 units = patched_units(sources, self.module, selection)
                 compiled = await compile_units(self.base, units, texts | dict(sources.texts), work)
                 require_built(sources, selection, compiled.used, cycle, {})
+            before = dict(self._edited), set(self.units.compiled), set(self.units.pushed)
             self.units.compiled |= {unit.object for unit in units}
-            return await self._from(cycle, compiled.pairs, sources.texts)
+            self.units.pushed |= {unit.object for unit in units}
+            try:
+                return await self._from(cycle, compiled.pairs, sources.texts)
+            except BaseException:
+                # The next save is not to bring what nobody's files say.
+                self._edited, self.units.compiled, self.units.pushed = before
+                raise
 
     async def _from(
         self, cycle: Cycle, pairs: tuple[ObjectPair, ...], instead: Mapping[Path, bytes | None]

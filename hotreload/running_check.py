@@ -40,7 +40,7 @@ from hotreload.plan_units import block_of
 
 # The first gate of the interrupt descriptor table leads there: it tells how far the kernel was moved.
 FIRST_GATE = "asm_exc_divide_error"
-_Key = tuple[Path, str]  # a unit's object, and a function of it
+_Key = tuple[str, Path, str]  # a module, a unit's object, and a function of it
 _Unit = tuple[GuestUnit, dict[str, Symbol]]
 RESTART = "hotreload guest restart boots what was built; hotreload why HR3101"
 
@@ -74,10 +74,10 @@ class RunningCheck:
         known = {key: one for key, one in checked.items() if one is not None}
         verdict = await check_functions(self._read_memory, list(known.values()))
         wrong = {mismatch.function: mismatch for mismatch in verdict.mismatches}
-        self._passed |= {key for key in known if key[1] not in wrong}
+        self._passed |= {key for key in known if key[2] not in wrong}
         return tuple(
             Obstacle("HR3101", name, f"the guest runs other code: {wrong[name]}", RESTART, str(unit.source))
-            for (_, name), (unit, _function) in wanted.items()
+            for (_, _, name), (unit, _function) in wanted.items()
             if name in wrong
         )
 
@@ -149,4 +149,4 @@ def _replaced(compared: Iterable[Compared]) -> Iterator[tuple[_Key, tuple[Transl
         for twins in each.diff.changed:
             running = each.original.running.symbol_of.get(twins.original)
             if running is not None:
-                yield (unit.object, running.name), (unit, running)
+                yield (unit.module, unit.object, running.name), (unit, running)

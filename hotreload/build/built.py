@@ -181,6 +181,14 @@ def names_of(path: Path) -> tuple[Path, Path]:
     return Path(os.path.normpath(path)), Path(os.path.realpath(path))
 
 
+def saved_ns(file: Path) -> int:
+    """When a file was saved last, in ns of Unix time; 0 when there is none."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def sha256(file: Path) -> str:
     """The hexadecimal digest of a file's content; of nothing when it has gone."""
     try:

@@ -25,6 +25,7 @@ from pathlib import Path
 from hotreload.errors import InputError
 
 COMPILERS = re.compile(r"(?:[\w.]+-)*(?:gcc|cc)(?:-[\d.]+)?")
+OPTION = re.compile(r"\$\(wildcard include/config/(\S+?)\)")
 WRAPPERS = ("ccache", "sccache", "distcc")
 UNREADABLE_HINT = "hotreload replays gcc followed by objtool; please report this command"
 
@@ -48,12 +49,16 @@ class TranslationUnit:
 
 @dataclass(frozen=True, slots=True)
 class CmdFile:
-    """A ``.cmd`` file: ``source`` is None for what is not compiled (a link). Paths as written down."""
+    """A ``.cmd`` file: ``source`` is None for what is not compiled (a link). Paths as written down.
+
+    ``options``: of the configuration, those that the files mention; make goes by a stamp of each.
+    """
 
     target: str
     command: str
     source: str | None
     dependencies: tuple[str, ...]
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ def parse_cmd_file(text: str) -> CmdFile:
         command=_unescaped(found[2]).strip(),
         source=_unescaped(source[1]) if source else None,
         dependencies=_dependencies(deps[1]) if deps else (),
+        options=tuple(OPTION.findall(deps[1])) if deps else (),
     )
 
 

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hotreload.build.base import Base, open_base, record_base
-from hotreload.build.built import VMLINUX, Build
-from hotreload.build.kernel_sources import AUTOCONF, read_kernel_build
+from hotreload.build.built import VMLINUX, Build, saved_ns
+from hotreload.build.kernel_sources import AUTOCONF, module_files, read_kernel_build
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.elf.build_id import read_build_id
-from hotreload.errors import InputError
+from hotreload.errors import InputError, KernelUnfitError
 from hotreload.paths import cache_folder, writing_to
 
 Progress = Callable[[str], None]
@@ -42,7 +42,8 @@ async def kernel_base(tree: KernelTree, progress: Progress | None = None) -> Bas
 
 
 async def record_kernel(tree: KernelTree, progress: Progress | None = None) -> Base:
-    """Keep what the kernel was built from. Raises as kernel_base."""
+    """Keep what the kernel was built from. Raises as kernel_base, and KernelUnfitError (HR3102)."""
+    require_objects_as_run(tree)
     record = await asyncio.to_thread(_record, tree)
     if progress:
         progress(f"recording the sources of {tree.release}")
@@ -57,20 +58,33 @@ async def record_kernel(tree: KernelTree, progress: Progress | None = None) -> B
     return base
 
 
+def require_objects_as_run(tree: KernelTree) -> None:
+    """Raise KernelUnfitError (HR3102) where objtool works on vmlinux as a whole, and on no object of it.
+
+    What it adds to an object (unwind tables, the places of returns and static calls) would be missing in a
+    patch: delay-objtool in scripts/Makefile.lib, Linux commit 753da4179d08 (in v5.19). Modules get theirs.
+    """
+    if tree.option("X86_KERNEL_IBT") == "y":
+        raise KernelUnfitError(
+            "X86_KERNEL_IBT is set: objtool then finishes vmlinux as a whole, and no patch of it",
+            hint="scripts/config --disable X86_KERNEL_IBT; make olddefconfig all",
+        )
+
+
 def require_fresh(build: Build) -> None:
     """Raise InputError (HR1006) when a file was saved after what it goes into was made."""
     # What the configuration says is not a question of this file's time: it is newer than most objects.
-    saved = [0 if file.match(str(AUTOCONF)) else _saved_ns(file) for file in build.inputs.files]
+    saved = [0 if file.match(str(AUTOCONF)) else saved_ns(file) for file in build.inputs.files]
     stale = set()
     for target in build.inputs:
-        made = _saved_ns(target)
+        made = saved_ns(target)
         stale |= {number for number in build.inputs.numbers(target) if saved[number] > made}
-    linked = {built.ko: max(map(_saved_ns, (unit.object for unit in built.units)), default=0)
+    linked = {built.ko: max(map(saved_ns, (unit.object for unit in built.units)), default=0)
               for built in build.modules}  # fmt: skip
     if stale:
         files = [build.inputs.files[number] for number in sorted(stale)]
         raise _not_the_base(f"edited since the kernel was built: {_told(files, build.folder)}")
-    if late := [ko for ko, made in linked.items() if made > _saved_ns(ko)]:
+    if late := [ko for ko, made in linked.items() if made > saved_ns(ko)]:
         raise _not_the_base(f"not linked since its objects were made: {_told(late, build.tree.output)}")
 
 
@@ -85,17 +99,15 @@ def _told(files: list[Path], root: Path) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _saved_ns(file: Path) -> int:
-    try:
-        return file.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
-
-
 def _record(tree: KernelTree) -> Path:
-    """The link to the base of this vmlinux in this place: a copy elsewhere has its sources elsewhere."""
-    place = hashlib.sha256(f"{tree.source}\0{tree.output}".encode()).hexdigest()[:8]
-    return cache_folder() / "base" / f"{VMLINUX}-{_build_id(tree)}-{place}"
+    """The link to the base of this vmlinux and of the modules that are beside it now, in this place.
+
+    A copy elsewhere has its sources elsewhere, and a module may be built anew without vmlinux.
+    """
+    digest = hashlib.sha256(f"{tree.source}\0{tree.output}\0".encode())
+    for ko in module_files(tree):
+        digest.update(f"{ko}\0{saved_ns(ko)}\0".encode())
+    return cache_folder() / "base" / f"{VMLINUX}-{_build_id(tree)}-{digest.hexdigest()[:8]}"
 
 
 def _build_id(tree: KernelTree) -> str:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotreload.build.built import VMLINUX, Build, BuiltModule, UnitInputs, is_users, sha256
+from hotreload.build.built import VMLINUX, Build, BuiltModule, UnitInputs, is_users, saved_ns, sha256
 from hotreload.build.cmd_files import (
     CmdFile,
     TranslationUnit,
@@ -38,7 +38,7 @@ KCONFIG_HEADER = "include/linux/kconfig.h"
 
 def read_kernel_build(tree: KernelTree) -> Build:
     """Everything that the kernel in ``tree`` was built from. Raises InputError (HR1009)."""
-    reader = _Reader(tree, UnitInputs(), {})
+    reader = _Reader(tree, UnitInputs(), {}, {})
     modules = (
         BuiltModule(VMLINUX, tree.output / VMLINUX, tuple(reader.units(VMLINUX, _linked_into_vmlinux(tree)))),
         *reader.modules(),
@@ -54,6 +54,7 @@ def read_kernel_build(tree: KernelTree) -> Build:
 class _Reader:
     tree: KernelTree
     inputs: UnitInputs
+    options: dict[str, int]  # when the stamp of each option of the configuration was made, in ns
     spelled: dict[str, int | None]  # the number of each file, or that it is not the user's
 
     def units(self, module: str, targets: Iterable[Path], link: str = "") -> Iterator[TranslationUnit]:
@@ -62,6 +63,7 @@ class _Reader:
             notes = _notes(target)
             if notes is None or notes.source is None:
                 continue
+            self._require_configured(target, notes)
             files = [notes.source, *notes.dependencies]
             if any(file.endswith(KCONFIG_HEADER) for file in notes.dependencies):
                 files.append(str(AUTOCONF))
@@ -70,21 +72,28 @@ class _Reader:
             source = Path(os.path.normpath(self.tree.output / notes.source))
             yield TranslationUnit(source, target, notes.command, self.tree.output, module, _late(notes, link))
 
+    def _require_configured(self, target: Path, notes: CmdFile) -> None:
+        """Raise InputError (HR1006) when an option of the configuration changed after it was compiled."""
+        made = saved_ns(target)
+        for option in notes.options:
+            if option not in self.options:
+                self.options[option] = saved_ns(self.tree.output / "include/config" / option)
+            if self.options[option] > made:
+                name = os.path.relpath(target, self.tree.output)
+                raise InputError(
+                    f"CONFIG_{option} was changed after {name} was built",
+                    code="HR1006",
+                    hint="hotreload kernel build (or make) builds the kernel with the configuration of now",
+                )
+
     def modules(self) -> Iterator[BuiltModule]:
-        order = self.tree.output / "modules.order"
-        names = parse_modules_order(order.read_text()) if order.is_file() else ()
-        for name in names:
-            # Until v6.1 the lines begin with kernel/, the folder of the installed module.
-            stem = self.tree.output / name
-            if not stem.with_name(f"{stem.name}.mod").is_file():
-                stem = self.tree.output / name.removeprefix("kernel/")
+        for ko in module_files(self.tree):
+            stem = ko.with_suffix("")
             listed = parse_mod_file(stem.with_name(f"{stem.name}.mod").read_text())
             targets = [Path(os.path.normpath(self.tree.output / each)) for each in listed]
             link = _link(stem.with_name(f"{stem.name}.o"))
             module = stem.name.replace("-", "_")
-            yield BuiltModule(
-                module, stem.with_name(f"{stem.name}.ko"), tuple(self.units(module, targets, link))
-            )
+            yield BuiltModule(module, ko, tuple(self.units(module, targets, link)))
 
     def _number(self, spelled: str) -> int | None:
         # A file is named by hundreds of units: a million times in all.
@@ -93,6 +102,17 @@ class _Reader:
             ours = is_users(Path(os.path.normpath(path)), self.tree.source, self.tree)
             self.spelled[spelled] = self.inputs.number(path) if ours else None
         return self.spelled[spelled]
+
+
+def module_files(tree: KernelTree) -> Iterator[Path]:
+    """The module files that a build has made, in the order in which modules.order names them."""
+    order = tree.output / "modules.order"
+    for name in parse_modules_order(order.read_text()) if order.is_file() else ():
+        # Until v6.1 the lines begin with kernel/, the folder of the installed module.
+        stem = tree.output / name
+        if not stem.with_name(f"{stem.name}.mod").is_file():
+            stem = tree.output / name.removeprefix("kernel/")
+        yield stem.with_name(f"{stem.name}.ko")
 
 
 def _linked_into_vmlinux(tree: KernelTree) -> list[Path]:
@@ -152,9 +172,10 @@ def _late(notes: CmdFile, link: str) -> str:
 
 
 def _makefiles(tree: KernelTree, inputs: UnitInputs) -> set[Path]:
-    """What says how all this is built: the configuration, and the Makefile of each folder with a source."""
-    folders = {tree.source, *(Path(os.path.normpath(file.parent)) for file in inputs.files)}
+    """What says how all this is built: the configuration, and the Makefiles on the way to each source."""
+    folders = {Path(os.path.normpath(file.parent)) for file in inputs.files}
+    every = {above for folder in folders for above in (folder, *folder.parents)}
     found = {tree.config}
-    for folder in folders:
+    for folder in (each for each in every if each.is_relative_to(tree.source)):
         found.update(file for name in ("Makefile", "Kbuild") if (file := folder / name).is_file())
     return found

@@ -63,8 +63,11 @@ def new_inputs(build: Build, compiled: Path) -> frozenset[Path]:
 
 
 def _is_makefile(path: Path, build: Build) -> bool:
-    inside = path.is_relative_to(build.folder)
-    return path in build.makefiles or (inside and bool(MAKEFILE_NAME.fullmatch(path.name)))
+    if path in build.makefiles:
+        return True
+    # Of a kernel's thousands only those of the folders it was built from count.
+    inside = path.is_relative_to(build.folder) and not build.is_kernel
+    return inside and MAKEFILE_NAME.fullmatch(path.name) is not None
 
 
 def _compiled_here(build: Build, compiled: Path | None) -> Iterator[tuple[TranslationUnit, frozenset[Path]]]:

@@ -121,7 +121,7 @@ class _Planner:
                 for twins in unit.diff.changed:
                     if twins.original in unit.running.different:
                         self._refuse_other_build(unit, twins.original)
-                    position = self._original(unit, twins.original)
+                    position = self._original(unit, twins.original, is_replaced=True)
                     if position is not None:
                         self._refuse_never_left(unit, position.name)
                         funcs.append(KlpFunc(position.name, position.sympos, self.numbers[twins.patched]))
@@ -133,7 +133,8 @@ class _Planner:
         for unit in self.units:
             self.at_work = unit
             for rewrite in unit.diff.rewrites:
-                place = self._original(unit, rewrite.original)
+                self._refuse_weak(rewrite.original)
+                place = self._original(unit, rewrite.original, is_replaced=True)
                 if place is None:
                     continue
                 name = base_name(rewrite.original.name)
@@ -229,7 +230,10 @@ class _Planner:
                 f"{holder.name} has a relocation of type {relocation.type}, which no module loader applies"
             )
             self._refuse("HR2208", holder.name, message)
-        return self._planned(relocation, self._target(unit, holder, relocation))
+        target = self._target(unit, holder, relocation)
+        if isinstance(target, SymbolPosition) and unit.module == VMLINUX:
+            self._refuse_freed(unit, holder, target)
+        return self._planned(relocation, target)
 
     def _entry_relocation(self, unit: UnitDiff, place: str, relocation: Relocation) -> PlannedRelocation:
         """As another, but the kernel reads entries before it applies a module's livepatch relocations."""
@@ -303,14 +307,20 @@ class _Planner:
     def _original_or_refuse(self, unit: UnitDiff, original: Symbol) -> PlannedTarget:
         return self._original(unit, original) or PieceRef(0)
 
-    def _original(self, unit: UnitDiff, original: Symbol) -> SymbolPosition | None:
-        """Where the running kernel has a symbol of the original object."""
+    def _original(
+        self, unit: UnitDiff, original: Symbol, *, is_replaced: bool = False
+    ) -> SymbolPosition | None:
+        """Where the running kernel has a symbol of the original object.
+
+        Who refers to a weak one means whatever the linker took for it, of any size.
+        """
         module = self.symbols.modules[unit.module]
         running = unit.running.symbol_of.get(original)
         if running is not None:
             block = unit.block if running.is_local else None
             if block is not None or not running.is_local:
-                position = module.position(running.name, block, running.size)
+                any_size = original.binding == STB_WEAK and not is_replaced
+                position = module.position(running.name, block, None if any_size else running.size)
                 if position is not None:
                     return position
         self._refuse_other_build(unit, original)
@@ -324,6 +334,23 @@ class _Planner:
             message,
             "end hotreload and start it again: the guest boots what is built",
         )
+
+    def _refuse_freed(self, unit: UnitDiff, holder: Symbol, target: SymbolPosition) -> None:
+        """Whoever referred to init code before the edit knows when; a new reference comes after boot."""
+        original = unit.diff.original_of.get(holder)
+        known = (
+            {r.target.symbol.name for r in original.relocations if isinstance(r.target, SymbolRef)}
+            if original
+            else ()
+        )
+        if target.name not in known and self.symbols.modules[VMLINUX].is_freed(target):
+            message = f"{holder.name} refers to {target.name}, whose memory was given back after boot"
+            self._refuse("HR2201", holder.name, message, "use what is there after boot")
+
+    def _refuse_weak(self, variable: Symbol) -> None:
+        if variable.binding == STB_WEAK:
+            message = f"{variable.name} is weak, and another file may define the one that is in use"
+            self._refuse("HR2103", variable.name, message)
 
     def _refuse_never_left(self, unit: UnitDiff, name: str) -> None:
         if unit.module == VMLINUX and name in NEVER_LEFT:

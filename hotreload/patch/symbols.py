@@ -63,6 +63,7 @@ class ObjectSymbols(Protocol):
     def block_of(self, source: str, nth: int) -> int | None: ...
     def position(self, name: str, block: int | None, size: int | None = None) -> SymbolPosition | None: ...
     def has_global(self, name: str) -> bool: ...
+    def is_freed(self, position: SymbolPosition) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,10 @@ class ModuleSymbols:
 
     def has_global(self, name: str) -> bool:
         return any(entry.block == -1 for entry in self._entries.get(name, ()))
+
+    def is_freed(self, _position: SymbolPosition) -> bool:
+        """What a module frees after its start is not shown at all."""
+        return False
 
 
 def _is_shown(section: Any) -> bool:

@@ -26,7 +26,9 @@ _SYMBOL: Final = struct.Struct("<IBBHQQ")  # Elf64_Sym
 # scripts/mksysmap and is_ignored_symbol() of scripts/kallsyms.c leave these out; of absolute symbols, too,
 # there are none (x86-64).
 _HIDDEN: Final = re.compile(
-    rb"\$|\.L|__(?:crc|kstrtab|kstrtabns|efistub|kcfi_typeid|pi_\.L|kvm_nvhe_[$.])_?|L0$"
+    rb"\$|\.L|L0$|__(?:crc|kstrtab|kstrtabns|efistub|kcfi_typeid)_|__pi_\.L|__kvm_nvhe_[$.]"
+    rb"|kallsyms_(?:addresses|offsets|relative_base|num_syms|names|markers|token_table|token_index"
+    rb"|seqs_of_names)$"
 )
 
 
@@ -101,6 +103,12 @@ class VmlinuxSymbols:
 
     def has_global(self, name: str) -> bool:
         return any(symbol.block == -1 for symbol in self.named(name))
+
+    def is_freed(self, position: SymbolPosition) -> bool:
+        """Was its memory given back after boot (free_initmem())? kallsyms goes on to show it."""
+        begin, end = (self.find(name, None) for name in ("__init_begin", "__init_end"))
+        address = self.named(position.name)[position.sympos - 1].address
+        return begin is not None and end is not None and begin.address <= address < end.address
 
     def function_at(self, address: int) -> str | None:
         """The name of a function that starts at an address; of several the first in the table."""

@@ -74,5 +74,6 @@ class Miniature:
         place = Path(self.output, target)
         place.with_name(f".{place.name}.cmd").write_text(
             f"cmd_{target} := {shlex.join(command)}\n\nsource_{target} := {name}\n\n"
-            f"deps_{target} := \\\n" + "".join(f"  {file} \\\n" for file in files[1:])
+            f"deps_{target} := \\\n    $(wildcard include/config/SMP) \\\n"
+            + "".join(f"  {file} \\\n" for file in files[1:])
         )

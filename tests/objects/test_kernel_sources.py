@@ -17,7 +17,8 @@ from hotreload.build.kernel_sources import read_kernel_build, thin_archive_membe
 from hotreload.build.kernel_tree import watched_kernel
 from hotreload.build.units import units_for
 from hotreload.cycle import read_original
-from hotreload.errors import InputError
+from hotreload.elf.build_id import read_build_id
+from hotreload.errors import InputError, KernelUnfitError
 from hotreload.plan_units import compare_unit
 from tests.objects.compiling import run
 from tests.objects.miniature import Miniature
@@ -101,6 +102,29 @@ def test_objects_that_were_not_linked_have_no_base(kernel: Miniature) -> None:
     os.utime(kernel.output / "kernel/two.o")
     with pytest.raises(InputError, match="not linked since its objects were made: vmlinux"):
         asyncio.run(kernel_base(kernel.tree))
+
+
+def test_an_option_that_was_changed_after_the_build_has_no_base(kernel: Miniature) -> None:
+    kernel.write("include/config/SMP", "")
+    with pytest.raises(InputError, match=r"CONFIG_SMP was changed after fs/ext/one\.o was built"):
+        asyncio.run(kernel_base(kernel.tree))
+
+
+def test_a_module_that_is_built_anew_without_vmlinux_has_a_base_of_now(kernel: Miniature) -> None:
+    before = asyncio.run(kernel_base(kernel.tree))
+    kernel.write("mod/three.c", SOURCES["mod/three.c"].replace("- 3", "- 4"))
+    kernel.build()
+    after = asyncio.run(kernel_base(kernel.tree))
+    assert read_build_id(before.modules[0].ko) == read_build_id(after.modules[0].ko)
+    recorded = after.source(kernel.source / "mod/three.c")
+    assert recorded is not None
+    assert "- 4" in recorded.read_text()
+
+
+def test_a_kernel_whose_vmlinux_objtool_finishes_as_a_whole_is_refused(kernel: Miniature) -> None:
+    kernel.write(".config", "CONFIG_X86_KERNEL_IBT=y\n")
+    with pytest.raises(KernelUnfitError, match="X86_KERNEL_IBT is set"):
+        asyncio.run(record_kernel(kernel.tree))
 
 
 def test_a_copy_of_a_kernel_has_its_own_sources(kernel: Miniature, tmp_path: Path) -> None:

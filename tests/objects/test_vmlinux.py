@@ -26,6 +26,9 @@ pytestmark = pytest.mark.objects
 SCRIPT = """SECTIONS {
   . = 0xffffffff81000000;
   .text : { *(.sched.text) *(.text.unlikely*) *(.text .text.*) }
+  __init_begin = .;
+  .init : { *(.init.*) }
+  __init_end = .;
   .data : { *(.data .data.* .bss .bss.*) }
 }"""
 EXPORTS = {name: Export(0x1234, VMLINUX) for name in ("__fentry__", "printk", "shown")}
@@ -118,6 +121,35 @@ def test_what_some_task_never_leaves_is_refused(tmp_path: Path) -> None:
     (obstacle,) = refused.value.obstacles
     assert (obstacle.code, obstacle.symbol) == ("HR2210", "schedule")
     assert "whoever sleeps stands in it" in obstacle.message
+
+
+WEAK = "__attribute__((weak))"
+
+
+def test_who_calls_a_weak_function_of_its_file_means_the_one_that_the_linker_took(tmp_path: Path) -> None:
+    source = f"{WEAK} noinline int arch(int x) {{ return x; }} int fn(int x) {{ return arch(x) + 1; }}"
+    strong = 'int arch(int x) { printk("longer"); return x * 7 + 5; }'
+    plan = planned(tmp_path, {"fn.c": source, "strong.c": strong}, "fn.c", source.replace("+ 1", "+ 2"))
+    targets = {r.target for piece in plan.pieces for r in piece.relocations}
+    assert SymbolPosition(VMLINUX, "arch", 1) in targets
+
+
+def test_the_value_of_a_weak_variable_is_nobodys_to_write(tmp_path: Path) -> None:
+    source = f"{WEAK} int knob = 5; int fn(void) {{ return knob; }}"
+    with pytest.raises(NotPatchableError) as refused:
+        planned(tmp_path, {"fn.c": source, "strong.c": "int knob = 5;"}, "fn.c", source.replace("5", "6"))
+    assert "HR2103" in {obstacle.code for obstacle in refused.value.obstacles}
+
+
+def test_a_new_reference_to_what_is_freed_after_boot_is_refused_and_an_old_one_is_not(tmp_path: Path) -> None:
+    data = '__attribute__((section(".init.data")))'
+    source = f"{data} int once = 4; int old(void) {{ return once + 1; }} int fn(void) {{ return 1; }}"
+    units = {"fn.c": source}
+    assert planned(tmp_path / "old", units, "fn.c", source.replace("once + 1", "once + 2")).objects
+    with pytest.raises(NotPatchableError) as refused:
+        planned(tmp_path / "new", units, "fn.c", source.replace("return 1;", "return once;"))
+    assert [obstacle.code for obstacle in refused.value.obstacles] == ["HR2201"]
+    assert "fn refers to once, whose memory was given back after boot" in refused.value.obstacles[0].message
 
 
 def test_a_function_is_found_by_where_it_starts(tmp_path: Path) -> None:

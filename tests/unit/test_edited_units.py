@@ -76,6 +76,18 @@ def test_what_failed_to_compile_is_tried_with_the_next_save_unless_it_was_taken_
     assert sources.save("as it was\n", "a.c") == ["c.c"]
 
 
+def test_what_a_source_patch_brought_stays_until_its_file_is_saved(tmp_path: Path) -> None:
+    sources = Sources(tmp_path)
+    units, pushed = sources.units, {tmp_path / "c.o"}
+    units.compiled |= pushed
+    units.pushed |= pushed
+    assert sources.save("new\n", "a.c") == ["a.c"]
+    assert units.back_at_base() == set()
+    (tmp_path / "c.c").write_text("new\n")
+    assert sources.save("as it was\n", "c.c") == ["a.c"]
+    assert units.back_at_base() == pushed
+
+
 def test_more_units_than_the_bound_are_refused_and_not_forgotten(tmp_path: Path) -> None:
     sources = Sources(tmp_path, max_units=2)
     with pytest.raises(NotPatchableError, match=r"all\.h: 3 units would have to be compiled, the bound is 2"):
