@@ -142,7 +142,7 @@ class _Reader:
             raise no_symbols(self.headers, self.name)
         names = self._bytes_of(self.headers[table][6])
         extended = self._extended_indices(table)
-        stretches: dict[tuple[int, int, int, bool], Symbol] = {}
+        stretches: dict[tuple[int, int, int, str | None], Symbol] = {}
         for index, entry in enumerate(_SYMBOL.iter_unpack(self._bytes_of(table))):
             name_at, info, _, where, value, size = entry
             kind, binding = info & 0xF, info >> 4
@@ -175,9 +175,10 @@ class _Reader:
             if section is None or kind not in (STT_FUNC, STT_OBJECT):
                 self.symbols.append(symbol)
                 continue
-            # An empty object is none of the next one's names: a lock_class_key without lockdep has no size.
-            is_empty = kind == STT_OBJECT and not size
-            known = stretches.setdefault((section.index, value, kind, is_empty), symbol)
+            # What is empty is an object of its own: a lock_class_key without lockdep has no size, and shares
+            # its place with others like it and with the next variable.
+            alone = symbol.name if kind == STT_OBJECT and not size else None
+            known = stretches.setdefault((section.index, value, kind, alone), symbol)
             if known is symbol:
                 self.symbols.append(symbol)
                 section.symbols.append(symbol)

@@ -64,3 +64,11 @@ def test_a_symbol_is_found_under_the_name_that_the_running_module_has(tmp_path: 
         base.name: running.name for base, running in found.symbol_of.items() if base.name.startswith("n.")
     }
     assert all(base.name == running.name for base, running in found.symbol_of.items())
+
+
+def test_what_has_no_size_is_found_by_its_own_name_where_others_like_it_stand(tmp_path: Path) -> None:
+    # As sd_probe() in drivers/scsi/sd.c: a key of the file's beside one that a macro made, at a variable's start.
+    source = "struct key {}; void use(void *); static int n; int g(void) { static struct key __key; use(&__key); return n++; } static struct key mine; int f(void) { use(&mine); return n; }"
+    found = matched(tmp_path, source, source)
+    assert names(found) == set()
+    assert {"mine": "mine"}.items() <= {b.name: r.name for b, r in found.symbol_of.items()}.items()
