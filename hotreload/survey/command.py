@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ class Options:
     limit: int | None
     only: str
     json: Path | None
+    guest: bool = False
 
 
 def parse_options(description: str, argv: Sequence[str] | None = None, *, new: bool = False) -> Options:
@@ -55,6 +56,7 @@ def parse_options(description: str, argv: Sequence[str] | None = None, *, new: b
     parser.add_argument("--old", type=Path, metavar="DIR", help=f"sources to build ({OLD_VERSION} by apt)")
     if new:
         parser.add_argument("--new", type=Path, metavar="DIR", help=f"sources beside ({NEW_VERSION} by apt)")
+        parser.add_argument("--guest", action="store_true", help="load what is patchable into a guest, too")
     parser.add_argument("--work", type=Path, metavar="DIR", help="what is built and compiled; used again")
     parser.add_argument("--config", metavar="NAME", default="virtio", help="of the kernel, or a file of it")
     parser.add_argument("--jobs", type=_count, metavar="N", default=os.cpu_count() or 1, help="at a time")
@@ -71,6 +73,7 @@ def parse_options(description: str, argv: Sequence[str] | None = None, *, new: b
         given.limit,
         given.only,
         given.json,
+        new and given.guest,
     )
 
 
@@ -152,8 +155,14 @@ def print_counts(answers: Iterable[Answer]) -> None:
         )
 
 
-def write_json(answers: Iterable[Answer], file: Path | None) -> None:
-    """All answers as a JSON list, in the order of their units."""
+def write_json(
+    answers: Iterable[Answer], file: Path | None, in_guest: Mapping[str, object] | None = None
+) -> None:
+    """All answers as a JSON list, in the order of their units; ``in_guest``: what came of some in a guest."""
     if file is not None:
-        rows = [asdict(answer) for answer in sorted(answers, key=lambda answer: answer.unit)]
+        found = in_guest or {}
+        rows = [
+            asdict(answer) | ({"guest": found[answer.unit]} if answer.unit in found else {})
+            for answer in sorted(answers, key=lambda answer: answer.unit)
+        ]
         file.write_text(json.dumps(rows, indent=1) + "\n")

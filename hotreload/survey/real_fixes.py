@@ -4,15 +4,18 @@
 Every C file of a built kernel whose text differs in a newer release is compiled in both versions against the
 older one's headers, as somebody who edits that file alone would, and the two objects are compared. A pair
 that does not compile so (the fix needs a new header, too) is counted apart. What is asked is the
-differ: whether a symbol can be resolved in the guest is known to a plan only, which needs the guest's kernel.
+differ: whether a symbol can be resolved in the guest is known to a plan only. With ``--guest`` those that it
+takes are planned, too, and go into a guest (guest_fixes.py).
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.kernel_tree import find_kernel
 from hotreload.survey.answers import Answer, ask_all
 from hotreload.survey.command import (
     Options,
@@ -25,6 +28,7 @@ from hotreload.survey.command import (
     survey_of,
     write_json,
 )
+from hotreload.survey.guest_fixes import Fix, print_trials, try_in_guest
 from hotreload.survey.kernel_build import NEW_VERSION, PACKAGE, BuiltKernel, fetch_source
 
 # Of the pairs that change code, so many in a hundred are to be patchable.
@@ -60,15 +64,37 @@ async def measure(options: Options) -> int:
     write_json(answers, options.json)
     print(f"{len(answers):6} pairs")
     print_counts(answers)
-    return 0 if share(answers) >= GOAL else 1
+    met = share(answers) >= GOAL
+    if options.guest:
+        met = await _load_all(options, kernel, new, answers) and met
+    return 0 if met else 1
+
+
+async def _load_all(options: Options, kernel: BuiltKernel, new: Path, answers: list[Answer]) -> bool:
+    """Have a guest take what is patchable; False where one of these misbehaved there."""
+    fixes = [
+        Fix(answer.unit, kernel.source / answer.unit, (new / answer.unit).read_bytes())
+        for answer in sorted(answers, key=lambda answer: answer.unit)
+        if answer.verdict == "patchable"
+    ]
+    tree = find_kernel(str(kernel.output))
+    trials = await try_in_guest(tree, fixes, options.work / "console.log", say)
+    write_json(answers, options.json, {tried.unit: asdict(tried) for tried in trials.alone})
+    print_trials(trials, len(changing(answers)))
+    return not trials.is_wrong
+
+
+def changing(answers: list[Answer]) -> list[Answer]:
+    """The pairs that change code."""
+    return [answer for answer in answers if answer.verdict in ("patchable", "refused", "broken")]
 
 
 def share(answers: list[Answer]) -> float:
     """How many in a hundred of the pairs that change code are patchable; printed, too."""
-    changing = [answer for answer in answers if answer.verdict in ("patchable", "refused", "broken")]
-    good = sum(answer.verdict == "patchable" for answer in changing)
-    percent = 100 * good / len(changing) if changing else 100.0
-    print(f"{good} of {len(changing)} pairs that change code are patchable: {percent:.1f} %")
+    asked = changing(answers)
+    good = sum(answer.verdict == "patchable" for answer in asked)
+    percent = 100 * good / len(asked) if asked else 100.0
+    print(f"{good} of {len(asked)} pairs that change code are patchable: {percent:.1f} %")
     return percent
 
 

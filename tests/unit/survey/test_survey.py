@@ -124,9 +124,11 @@ def test_a_limit_takes_pairs_evenly() -> None:
 
 
 def test_answers_are_written_in_the_order_of_their_units(tmp_path: Path) -> None:
-    write_json([answer("b.c", "patchable"), answer("a.c", "refused", "HR2101")], tmp_path / "all.json")
+    answers = [answer("b.c", "patchable"), answer("a.c", "refused", "HR2101")]
+    write_json(answers, tmp_path / "all.json", {"b.c": {"reached": "undone"}})
     rows = json.loads((tmp_path / "all.json").read_text())
     assert [(row["unit"], row["verdict"]) for row in rows] == [("a.c", "refused"), ("b.c", "patchable")]
+    assert [row.get("guest") for row in rows] == [None, {"reached": "undone"}]
 
 
 def test_the_configuration_is_the_wide_one() -> None:
