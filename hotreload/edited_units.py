@@ -67,6 +67,15 @@ class EditedUnits:
         self.compiled -= back
         return back
 
+    def drop_pushed(self) -> set[Path]:
+        """Forget source patches: the objects that are of one. They count as compiled no more."""
+        dropped = set(self.pushed)
+        self.compiled -= dropped
+        # What the files themselves say of these units is to be compiled with the next save.
+        self._due |= dropped
+        self.pushed.clear()
+        return dropped
+
     def changed_makefiles(self) -> str:
         """The names of those that are not as they were when the guest booted."""
         return self._names_of_changed(self._base.makefiles)

@@ -284,6 +284,9 @@ class Reloader:
         left, target = self._history.current, self._history.steps[place]
         await self._bring(cycle, target.plan, target.homes)
         self._history.place = place
+        # The sources bring back what they say with the next save; nothing says what a source patch said.
+        for pushed in self.units.drop_pushed():
+            self._edited.pop(pushed, None)
         # Who takes a reload back knows that what it made is not in use any more.
         self._live_types.clear()
         moved = left if outcome is Outcome.UNDONE else target

@@ -88,6 +88,18 @@ def test_what_a_source_patch_brought_stays_until_its_file_is_saved(tmp_path: Pat
     assert units.back_at_base() == pushed
 
 
+def test_a_source_patch_that_was_dropped_leaves_what_the_files_say(tmp_path: Path) -> None:
+    sources = Sources(tmp_path)
+    sources.save("new\n", "a.c")
+    sources.compile()
+    units, pushed = sources.units, {tmp_path / "a.o", tmp_path / "c.o"}
+    units.compiled |= pushed
+    units.pushed |= pushed
+    assert units.drop_pushed() == pushed
+    assert sources.save("new\n", "b.c") == ["a.c", "b.c"]
+    assert units.back_at_base() == set()
+
+
 def test_more_units_than_the_bound_are_refused_and_not_forgotten(tmp_path: Path) -> None:
     sources = Sources(tmp_path, max_units=2)
     with pytest.raises(NotPatchableError, match=r"all\.h: 3 units would have to be compiled, the bound is 2"):
