@@ -178,10 +178,10 @@ def _module(
 ) -> BuiltModule:
     name = stem.name.replace("-", "_")
     units = []
-    link = _link(stem.with_name(f"{stem.name}.o"))
+    link = read_link(stem.with_name(f"{stem.name}.o"))
     for spelled in parse_mod_file(stem.with_name(f"{stem.name}.mod").read_text()):
         target = Path(os.path.normpath(folder / spelled))
-        notes = _notes(target)
+        notes = read_notes(target)
         if notes is None or notes.source is None:
             continue
         # Since v6.13 (Linux commit 13b25489b6f8 "kbuild: change working directory to external module
@@ -205,14 +205,14 @@ def _module(
     return BuiltModule(name, stem.with_name(f"{stem.name}.ko"), tuple(units))
 
 
-def _link(linked: Path) -> str:
-    """The command that linked a module's object; none for a module of one source."""
+def read_link(linked: Path) -> str:
+    """The command that linked an object of several; none for one that is compiled of one source."""
     file = linked.with_name(f".{linked.name}.cmd")
     command = parse_cmd_file(file.read_text(errors="surrogateescape")).command if file.is_file() else ""
     return "" if is_compile(command) else command
 
 
-def _notes(target: Path) -> CmdFile | None:
+def read_notes(target: Path) -> CmdFile | None:
     """What kbuild noted about an object; None for one that is not compiled here (a shipped ``.o``)."""
     file = target.with_name(f".{target.name}.cmd")
     if not file.is_file():

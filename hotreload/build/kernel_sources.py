@@ -19,13 +19,12 @@ from hotreload.build.built import VMLINUX, Build, BuiltModule, UnitInputs, is_us
 from hotreload.build.cmd_files import (
     CmdFile,
     TranslationUnit,
-    is_compile,
     late_steps,
-    parse_cmd_file,
     parse_mod_file,
     parse_modules_order,
     split_command,
 )
+from hotreload.build.external_module import read_link, read_notes
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.errors import InputError
 
@@ -60,7 +59,7 @@ class _Reader:
     def units(self, module: str, targets: Iterable[Path], link: str = "") -> Iterator[TranslationUnit]:
         """The compiled ones among the objects, whose inputs are noted on the way."""
         for target in targets:
-            notes = _notes(target)
+            notes = read_notes(target)
             if notes is None or notes.source is None:
                 continue
             self._require_configured(target, notes)
@@ -91,7 +90,7 @@ class _Reader:
             stem = ko.with_suffix("")
             listed = parse_mod_file(stem.with_name(f"{stem.name}.mod").read_text())
             targets = [Path(os.path.normpath(self.tree.output / each)) for each in listed]
-            link = _link(stem.with_name(f"{stem.name}.o"))
+            link = read_link(stem.with_name(f"{stem.name}.o"))
             module = stem.name.replace("-", "_")
             yield BuiltModule(module, ko, tuple(self.units(module, targets, link)))
 
@@ -149,24 +148,9 @@ def thin_archive_members(archive: bytes) -> list[str]:
     return found
 
 
-def _notes(target: Path) -> CmdFile | None:
-    """What kbuild noted about an object; None for one that is not compiled here."""
-    file = target.with_name(f".{target.name}.cmd")
-    try:
-        notes = parse_cmd_file(file.read_text(errors="surrogateescape"))
-    except OSError:
-        return None
-    return notes if is_compile(notes.command) else None
-
-
-def _link(linked: Path) -> str:
-    file = linked.with_name(f".{linked.name}.cmd")
-    return parse_cmd_file(file.read_text(errors="surrogateescape")).command if file.is_file() else ""
-
-
 def _late(notes: CmdFile, link: str) -> str:
     """objtool's call on what is linked, where it was not made on the object (see cmd_files.late_steps)."""
-    if not link or is_compile(link) or split_command(notes.command).after:
+    if not link or split_command(notes.command).after:
         return ""
     return late_steps(link, notes.target)
 
