@@ -86,10 +86,7 @@ def make_partial_overlay(
     for place in places.shown:
         if not places.fill(root, place):
             _link_quoted(root, place, texts)
-    for link, target in places.links.items():
-        os.symlink(f"{root}{target}", f"{root}{link}")
-    for real, text in texts.items():
-        Path(f"{root}{real}").write_bytes(text)
+    places.write_rest(root, texts)
     return Overlay(root, frozenset(texts), frozenset())
 
 
@@ -154,10 +151,7 @@ def make_overlay(
         os.makedirs(f"{root}{place}", exist_ok=True)
     if not all(places.fill(root, place) for place in places.shown):
         return None
-    for link, target in places.links.items():
-        os.symlink(f"{root}{target}", f"{root}{link}")
-    for real, text in texts.items():
-        Path(f"{root}{real}").write_bytes(text)
+    places.write_rest(root, texts)
     return Overlay(root, frozenset(texts), folders)
 
 
@@ -203,6 +197,13 @@ class _Places:
             if path not in self.folders and path not in self.links and path not in self.texts:
                 os.symlink(path, f"{root}{path}")
         return True
+
+    def write_rest(self, root: Path, texts: Mapping[str, bytes]) -> None:
+        """Make the links that lead to places here, and write the texts."""
+        for link, target in self.links.items():
+            os.symlink(f"{root}{target}", f"{root}{link}")
+        for real, text in texts.items():
+            Path(f"{root}{real}").write_bytes(text)
 
     def _enter(self, folder: str) -> str:
         """Take in a folder and all above it; its real path."""
