@@ -134,7 +134,7 @@ class Cycle:
         """The guest runs the sources: with a patch, or without one when nothing differs any more."""
         live_ms = (time.monotonic() - self.saved_at) * 1000
         undone = [name for name in before.symbols if name not in step.symbols]
-        changed = self._of_this_edit(step)
+        changed = self._of_this_edit(step, before)
         notes = [note.message for each in self.compared for note in each.diff.notes]
         notes += [
             f"{fn} travels: it {why}"
@@ -156,8 +156,10 @@ class Cycle:
             still_runs=step.number,
         )
 
-    def _of_this_edit(self, step: Step) -> tuple[str, ...]:
+    def _of_this_edit(self, step: Step, before: Step) -> tuple[str, ...]:
         names = [name for each in self.compared for name in each.diff.changed_names]
+        # What was compiled with an edit that was refused, and is not compiled again.
+        names += [name for name in step.symbols if name not in before.symbols]
         return tuple(name for name in dict.fromkeys(names) if name in step.symbols)
 
     def no_change(self, still_runs: int | None) -> ReloadReport:

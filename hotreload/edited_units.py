@@ -11,12 +11,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from hotreload.build.base import Base
-from hotreload.build.built import Build, sha256
+from hotreload.build.built import Build, is_stamp, sha256
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.units import new_inputs, units_for
-from hotreload.diff.obstacles import NotPatchableError, Obstacle
+from hotreload.diff.obstacles import BUILD_KERNEL, BUILD_MODULE, NotPatchableError, Obstacle
 
-RESTART = "end hotreload and start it again: it builds the module anew, and the guest boots with it"
 MANY_UNITS = "hotreload push --max-units N compiles them all; or build the kernel, and start hotreload again"
 
 
@@ -53,12 +52,9 @@ class EditedUnits:
         self._due |= {unit.object for unit in selection.units}
         if names := self._names_of_changed(selection.makefiles_changed):
             message = f"{names} changed: what is built, and how, is settled when the guest boots"
-            raise NotPatchableError([Obstacle("HR1004", names, message, RESTART)])
+            raise NotPatchableError([Obstacle("HR1004", names, message, BUILD_MODULE)])
         if not (self._due or selection.files or selection.makefiles_changed):
-            names = ", ".join(path.name for path in selection.not_part_of_build)
-            message = f"{names} is not part of this build: no unit includes it"
-            hint = "add it to the module's Makefile and start hotreload again, or include it"
-            raise NotPatchableError([Obstacle("HR1002", names, message, hint)])
+            raise NotPatchableError([self._not_part_of_build(selection.not_part_of_build)])
         return self._to_compile()
 
     def back_at_base(self) -> set[Path]:
@@ -98,7 +94,7 @@ class EditedUnits:
 
     def _note_contents(self, files: Iterable[Path]) -> None:
         for file in files:
-            if sha256(file) == self._base.digests[file]:
+            if is_stamp(file) or sha256(file) == self._base.digests[file]:
                 self.differing.discard(file)
             else:
                 self.differing.add(file)
@@ -108,6 +104,16 @@ class EditedUnits:
         if len(self._due) > self.max_units:
             raise NotPatchableError([self._too_many(self._due)])
         return [unit for unit in self._build.units if unit.object in self._due]
+
+    def _not_part_of_build(self, files: Iterable[Path]) -> Obstacle:
+        names = ", ".join(path.name for path in files)
+        message = f"{names} is not part of this build: no unit includes it"
+        hint = "add it to the module's Makefile and start hotreload again, or include it"
+        if self._build.is_kernel:
+            # The vdso, the boot code and the programs that build a kernel are built, and not linked into it.
+            message = f"{names}: no unit of vmlinux or of a module was made of it"
+            hint = f"if it is new, or goes into the image in another way: {BUILD_KERNEL}"
+        return Obstacle("HR1002", names, message, hint)
 
     def _too_many(self, objects: Collection[Path]) -> Obstacle:
         files = sorted(file.name for file in self.differing)

@@ -13,7 +13,7 @@ from hotreload.deploy.guest import Guest
 from hotreload.patch.kernel_symbols import KernelSymbols, read_symbols
 from hotreload.patch.model import PatchPlan
 from hotreload.patch.module import TRANSITION_SYMBOLS, ModuleGlue, read_glue
-from hotreload.patch.symbols import VMLINUX
+from hotreload.patch.symbols import VMLINUX, SymbolPosition
 
 # The function that clears them.
 CLEARING = "clear_relocate_add"
@@ -35,7 +35,13 @@ class KernelKnowledge:
         """
         if VMLINUX not in self.symbols.modules or self.symbols.modules[VMLINUX].has_global(CLEARING):
             return ()
-        return tuple(obj.name for obj in plan.objects if obj.name in self.symbols.modules and obj.name)
+        filled = {
+            piece.object
+            for piece in plan.pieces
+            if any(isinstance(relocation.target, SymbolPosition) for relocation in piece.relocations)
+        } | {write.object for write in plan.writes}
+        modules = (obj.name for obj in plan.objects if obj.name)
+        return tuple(name for name in modules if name in self.symbols.modules and name in filled)
 
 
 async def learn(module: Build, base: Base, glue: Path, guest: Guest) -> KernelKnowledge:

@@ -182,6 +182,8 @@ class Reloader:
         try:
             report = await ending
         except (EditError, EnvironmentFault) as error:
+            if self.module.is_kernel and isinstance(error, NotPatchableError):
+                error = error.of_kernel()
             # A full disk, say: the guest is as it was, and the next save may find some space.
             report = cycle.failed(error, self.running)
         if report.number is not None or report.reasons or report.error:
@@ -366,7 +368,12 @@ class Reloader:
             elif self._live is not None:
                 with cycle.stage("complete"):
                     await self._while_alive(
-                        disable_patch(self.guest, self._live.name, timeout=self.transition_timeout)
+                        disable_patch(
+                            self.guest,
+                            self._live.name,
+                            timeout=self.transition_timeout,
+                            lookups=self._live.lookups,
+                        )
                     )
                 self._live, self._written, self._homes = None, {}, {}
         finally:
@@ -383,6 +390,7 @@ class Reloader:
             patch.name,
             patch.module,
             timeout=self.transition_timeout,
+            lookups=patch.lookups,
             sections=patch.sections_to_tell,
         )
         try:

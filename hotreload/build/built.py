@@ -24,6 +24,7 @@ SYSTEM_FOLDERS = (
     Path("/usr/include"),
     Path("/usr/local/include"),
 )
+STAMPS = frozenset(("compile.h", "utsrelease.h", "utsversion.h"))
 MAKEFILE_NAME = re.compile(r"(?:Kbuild|Makefile|GNUmakefile)(?:\..+)?|.+\.mk")
 
 
@@ -64,8 +65,9 @@ class UnitInputs(Mapping[Path, tuple[Path, ...]]):
 
     def users(self, files: Iterable[Path]) -> Iterator[Path]:
         """The objects that were compiled from any of these files, spelled as here."""
-        wanted = [number for file in files if (number := self._numbers.get(file)) is not None]
-        return (target for target, held in self._of.items() if any(number in held for number in wanted))
+        wanted = {number for file in files if (number := self._numbers.get(file)) is not None}
+        # A branch switch asks for hundreds of files: to look for each in each unit takes seconds.
+        return (target for target, held in self._of.items() if not wanted.isdisjoint(held))
 
     def named(self, names: Iterable[Path]) -> dict[Path, set[Path]]:
         """Those of the files that have one of these names (``names_of``), each with those that it has.
@@ -179,6 +181,18 @@ def _below(path: str, folder: Path) -> bool:
 def names_of(path: Path) -> tuple[Path, Path]:
     """The names under which a watcher may report a file: without ``..``, and with links resolved."""
     return Path(os.path.normpath(path)), Path(os.path.realpath(path))
+
+
+def is_product(path: Path) -> bool:
+    """Is this a source that kbuild makes? It keeps the command beside what it made; only what its filechk
+    makes has none (scripts/Kbuild.include), and is in a folder that says so."""
+    return "generated" in path.parts or path.with_name(f".{path.name}.cmd").is_file()
+
+
+def is_stamp(path: Path) -> bool:
+    """Does kbuild write here what a build is called, and who made it? That changes with each commit and each
+    LOCALVERSION, and is no edit: what the guest runs keeps the name it was built with."""
+    return path.parts[-3:-1] == ("include", "generated") and path.name in STAMPS
 
 
 def saved_ns(file: Path) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotreload.build.base import Base, base_object
-from hotreload.build.built import is_users
+from hotreload.build.built import is_stamp, is_users
 from hotreload.build.cmd_files import (
     TranslationUnit,
     dependency_file,
@@ -80,10 +80,12 @@ async def rebuild(
     jobs = {unit.object: unit for unit in chosen}
     try:
         async with asyncio.TaskGroup() as group:
-            originals = {key: group.create_task(_original(base, unit, slots)) for key, unit in jobs.items()}
-            now = {key: group.create_task(_patched(base, unit, into, slots)) for key, unit in jobs.items()}
-            for task in now.values():
-                task.add_done_callback(lambda _task: progress(next(done)))
+            originals, now = {}, {}
+            # Both of a unit one after the other: else nobody hears of any before all the originals are there.
+            for key, unit in jobs.items():
+                originals[key] = group.create_task(_original(base, unit, slots))
+                now[key] = group.create_task(_patched(base, unit, into, slots))
+                now[key].add_done_callback(lambda _task: progress(next(done)))
     except ExceptionGroup as several:
         raise several.exceptions[0] from None
     said = {key: task.result() for key, task in now.items()}
@@ -151,7 +153,8 @@ async def compile_stabilised(base: Base, unit: TranslationUnit, into: Path) -> s
 
 
 def stabilised_texts(base: Base, inputs: Iterable[Path]) -> dict[str, bytes]:
-    """The texts, by real path, of the files in which lines have moved since the base."""
+    """The texts, by real path, of the files in which lines have moved since the base; and what kbuild called
+    the base, where it calls the next build something else."""
     texts = {}
     for file in inputs:
         recorded = base.source(file)
@@ -159,7 +162,9 @@ def stabilised_texts(base: Base, inputs: Iterable[Path]) -> dict[str, bytes]:
             was, now = recorded.read_bytes() if recorded else None, file.read_bytes()
         except OSError:
             continue
-        if was is not None and was != now and (text := stabilised_bytes(was, now)):
+        if was is None or was == now:
+            continue
+        if text := was if is_stamp(file) else stabilised_bytes(was, now):
             texts[os.path.realpath(file)] = text
     return texts
 

@@ -161,7 +161,8 @@ def _source(output: Path) -> Path:
     link = output / "source"
     if link.is_dir():
         return link.resolve()
-    found = re.search(r"^include\s+(\S+)/Makefile\s*$", (output / "Makefile").read_text(), re.MULTILINE)
+    # The kernel's own Makefile includes arch's, too, by a variable.
+    found = re.search(r"^include\s+([^\s$]+)/Makefile\s*$", (output / "Makefile").read_text(), re.MULTILINE)
     return (output / found[1]).resolve() if found else output
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 SECTION_FLAGS = ("-ffunction-sections", "-fdata-sections")
 FOLDER_FLAGS = ("-I", "-iquote", "-isystem", "-idirafter")
 FILE_FLAGS = ("-include", "-imacros")
-PREFIX_MAP = re.compile(r"-f(?:macro|file)-prefix-map=(/[^=]*)=(.*)")
+PREFIX_MAP = re.compile(r"-f(?:macro|file)-prefix-map=([^=]+)=(.*)")
 # -Wp,-MMD,FILE is kbuild's own; the others appear in hand-written rules.
 DEPENDENCY_FLAG = re.compile(r"-Wp,-MM?D,.*|-MM?D|-MP")
 # -g, -g2, -ggdb3, -gdwarf-5, -gz=zlib, -gsplit-dwarf ... and their way through the assembler.
@@ -60,8 +60,13 @@ class Shadow:
         return (
             f"-fmacro-prefix-map={self.root}=",
             f"-fmacro-prefix-map={self.root}/.{cwd}/=",
-            *(f"-fmacro-prefix-map={self.root}{found[1]}={found[2]}" for found in own if found),
+            # One map applies to a path, so theirs have to begin with the shadow's. A kernel that is built in
+            # place maps "./", for its headers are below -I./include.
+            *(f"-fmacro-prefix-map={self._prefix(found[1], cwd)}={found[2]}" for found in own if found),
         )
+
+    def _prefix(self, spelled: str, cwd: Path) -> str:
+        return f"{self.root}{spelled}" if os.path.isabs(spelled) else f"{self.root}/.{cwd}/{spelled}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,13 @@ def _stop(about: About) -> None:
 @json_option
 def restart(options: Globals) -> None:
     """Stop a guest and boot it again, in the background, with the sources as they are now."""
+    from hotreload.session.boot import require_buildable
+
     about = session_here(options)
+    folder, config = watched(about.folder, options)
+    with console_of(options, config).progress("building") as progress:
+        # Who cannot have the new guest keeps the old one.
+        run(require_buildable(folder, config, progress.update))
     _stop(about)
     options.flags["guest"] = about.guest
     _start(options, *watched(about.folder, options))

@@ -275,6 +275,9 @@ apply() { # NAME SECONDS [SECTION..]
     fi
     now_us
     load=$((us - start))
+    # To load it may take long, too, and is not what has the limit.
+    now_cs
+    limit=$((cs + $2 * 100))
     if [ ! -e "$LIVE/$1" ]; then
         printf '{"ok":false,"stage":"load","error":"the module is loaded, but is no live patch %s","dmesg":%s}\n' \
             "$1" "$(kernel_says)"
@@ -321,6 +324,8 @@ disable() { # NAME SECONDS
         printf '{"ok":false,"stage":"disable","error":%s,"dmesg":%s}\n' "$(echo "$error" | json)" "$(kernel_says)"
         return
     fi
+    now_cs
+    limit=$((cs + $2 * 100))
     if ! settle "$1" $limit; then
         stuck=$(tasks "$1")
         if transition_of "$1"; then

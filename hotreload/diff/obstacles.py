@@ -4,12 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Self
 
 from hotreload.errors import EditError
 
 RELOAD_MODULE: Final = "the module has to be loaded anew, and loses its state: hotreload guest restart"
+BUILD_MODULE: Final = (
+    "end hotreload and start it again: it builds the module anew, and the guest boots with it"
+)
+# Of a kernel nothing is built but when somebody says so: to boot it again would change nothing.
+BUILD_KERNEL: Final = (
+    "end hotreload, hotreload kernel build (or make), and start it again: the guest boots with the change"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +51,10 @@ class NotPatchableError(EditError):
     def __init__(self, obstacles: Iterable[Obstacle]) -> None:
         self.obstacles = tuple(dict.fromkeys(obstacles))
         super().__init__(self.obstacles[0].message, code=self.obstacles[0].code)
+
+    def of_kernel(self) -> Self:
+        """The same with the way out of who works on a kernel, not on a module."""
+        anew = (RELOAD_MODULE, BUILD_MODULE)
+        return type(self)(
+            replace(each, hint=BUILD_KERNEL) if each.hint in anew else each for each in self.obstacles
+        )

@@ -60,7 +60,7 @@ class LivePatch:
     """A patch module, to be loaded as ``name``; ``keep_loaded``: why it must stay when it is replaced.
 
     ``settlers``: what will have its home there; ``writes``: values that it writes, and ``pointed_at``: where
-    it has what these point at.
+    it has what these point at; ``lookups``: how often the kernel looks for a symbol to load it.
     """
 
     name: str
@@ -69,6 +69,7 @@ class LivePatch:
     keep_loaded: tuple[str, ...] = ()
     settlers: Mapping[Identity, Settler] = field(default_factory=dict)
     writes: tuple[PendingWrite, ...] = ()
+    lookups: int = 0
     pointed_at: Mapping[Value, tuple[str, int]] = field(default_factory=dict)
 
     @property
@@ -142,8 +143,15 @@ def write_module(
         reasons_to_stay(plan, settlement),
         dict(_settlers(module, plan.pieces, settlement)),
         writes,
+        _lookups(module, plan),
         dict(pointed_at(module, writes)),
     )
+
+
+def _lookups(module: ModuleFile, plan: PatchPlan) -> int:
+    """The kernel looks for each replaced function, and for the target of each livepatch relocation."""
+    relocations = (each for section in module.sections.values() for each in section.livepatch.values())
+    return sum(len(obj.funcs) for obj in plan.objects) + sum(map(len, relocations))
 
 
 def _with_all(

@@ -25,7 +25,7 @@ from hotreload.diff.correlate import (
     is_constant,
     is_place_static,
 )
-from hotreload.diff.obstacles import RELOAD_MODULE, NotPatchableError, Obstacle
+from hotreload.diff.obstacles import BUILD_KERNEL, RELOAD_MODULE, NotPatchableError, Obstacle
 from hotreload.diff.special_sections import LOADED, REPLACEMENTS, Entry
 from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE, STB_WEAK
 from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
@@ -295,14 +295,19 @@ class _Planner:
         export = self.symbols.exports.get(symbol.name)
         if export is None:
             if relocation.type != R_X86_64_NONE:
-                self._refuse(
-                    "HR2209", symbol.name, f"{symbol.name} is not exported, so no module can refer to it",
-                    "use an exported function, or define it",
-                )  # fmt: skip
+                self._refuse_unknown(unit, symbol)
             return Import(symbol.name, 0)
         if export.module == VMLINUX:
             return Import(symbol.name, export.crc, export.namespace)
         return SymbolPosition(export.module, symbol.name, 0)
+
+    def _refuse_unknown(self, unit: UnitDiff, symbol: Symbol) -> None:
+        message = f"{symbol.name} is not exported, so no module can refer to it"
+        hint = "use an exported function, or define it"
+        if unit.module == VMLINUX:
+            message = f"{symbol.name} is nowhere in the guest's kernel, nor in this edit"
+            hint = f"define it in a file that is built already; or {BUILD_KERNEL}"
+        self._refuse("HR2209", symbol.name, message, hint)
 
     def _original_or_refuse(self, unit: UnitDiff, original: Symbol) -> PlannedTarget:
         return self._original(unit, original) or PieceRef(0)

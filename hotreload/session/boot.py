@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 
 from hotreload.build.base import Base, build_base
 from hotreload.build.built import VMLINUX, Build, BuiltModule
+from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_record import kernel_base
-from hotreload.build.kernel_tree import KernelTree, kernel_compiler
+from hotreload.build.kernel_tree import KernelTree, check_fit, kernel_compiler
 from hotreload.config import Config
 from hotreload.deploy.guest import SshGuest
 from hotreload.deploy.livepatch import AGENT_PATH, agent_source, load_module
@@ -98,6 +99,16 @@ async def boot(
         if note := (await kernel_compiler(kernel)).note:
             notes = (*notes, note)
         yield Booted(module, base, glue, machine, guest, loaded, notes)
+
+
+async def require_buildable(folder: Path, config: Config, progress: Progress) -> None:
+    """Do what a boot does before it boots. Raises what build_base, build_glue and open_kernel raise."""
+    kernel = await open_kernel(config.kernel, progress)
+    check_fit(kernel)
+    try:
+        await _build_all(folder, kernel, progress)
+    except ExceptionGroup as several:
+        raise first_of(several) from None
 
 
 def first_of(several: BaseExceptionGroup[BaseException]) -> BaseException:

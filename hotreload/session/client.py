@@ -172,7 +172,7 @@ def status_text(facts: Mapping[str, Any]) -> str:
     rows.append(("session", f"{owner}, {'watches' if facts['watching'] else 'does not watch'}"))
     rows.append(("folder", facts["folder"]))
     if "modules" in facts:
-        rows.append(("modules", ", ".join(facts["modules"])))
+        rows.append(("modules", ", ".join(facts["modules"]) or facts["contents"]))
         number = facts["running"]
         rows.append(("runs", "the code it booted with" if number is None else f"reload #{number}"))
     rows += _patch_rows(facts)

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from hotreload.build.built import MAKEFILE_NAME, sha256
+from hotreload.build.built import MAKEFILE_NAME, is_product, is_stamp, sha256
 from hotreload.build.compile import prepare
 from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree, check_fit
@@ -178,17 +178,15 @@ class Session:
 
     async def _watch(self) -> None:
         module = self.booted.module
-        files = module.watched_files
-
+        files = frozenset(file for file in module.watched_files if not is_stamp(file))
         if module.is_kernel:
             files |= frozenset(module.makefiles)
 
         def wanted(path: Path) -> bool:
-            return (
-                path in files
-                or path.suffix in SOURCE_SUFFIXES
-                or MAKEFILE_NAME.fullmatch(path.name) is not None
-            )
+            if path in files or MAKEFILE_NAME.fullmatch(path.name):
+                return True
+            # Of a kernel that is built while we watch nobody is told of what only the boot code is made of.
+            return path.suffix in SOURCE_SUFFIXES and not (module.is_kernel and is_product(path))
 
         quiet = self.order.config.debounce_ms / 1000
         self._watcher = await self._owned.enter_async_context(
@@ -236,7 +234,8 @@ class Session:
 
     def differing(self) -> tuple[Path, ...]:
         """The sources that differ now from those the guest booted with."""
-        return tuple(file for file, held in self.booted.base.digests.items() if sha256(file) != held)
+        digests = self.booted.base.digests
+        return tuple(file for file, held in digests.items() if not is_stamp(file) and sha256(file) != held)
 
     # Cycles.
 

@@ -164,7 +164,9 @@ class WorkingGuest:
         name = trial.patch.name
         if trial.patch.keep_loaded:
             self._kept.append(name)
-        applied = await apply_patch(self._guest, name, trial.patch.module, timeout=limit)
+        applied = await apply_patch(
+            self._guest, name, trial.patch.module, timeout=limit, lookups=trial.patch.lookups
+        )
         tried.reached = "loaded"
         tried.load_ms, tried.transition_ms = applied.load_ms, applied.complete_ms - applied.load_ms
         if tried.transition_ms > self._timeout * 1000:
@@ -175,7 +177,7 @@ class WorkingGuest:
             return
         tried.reached = "listed"
         idle = await self._work(seconds)
-        await disable_patch(self._guest, name, timeout=limit)
+        await disable_patch(self._guest, name, timeout=limit, lookups=trial.patch.lookups)
         await self._remove()
         tried.reached = "undone"
         if idle or (said := await self._wrong_rounds()):

@@ -166,6 +166,37 @@ def changed(kernel: Miniature, base: Base, into: Path, *names: str) -> dict[str,
     return found
 
 
+def test_how_far_a_compile_is_can_be_told_before_all_originals_are_there(
+    kernel: Miniature, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    base = asyncio.run(record_kernel(kernel.tree))
+    store = base.folder.parent / "objects"
+    originals: list[int] = []
+    units = base.modules[0].units
+    asyncio.run(
+        rebuild(base, units, tmp_path / "now", lambda _done: originals.append(len([*store.glob("*.o")])))
+    )
+    assert originals == [1, 2]
+
+
+def test_what_the_next_build_is_called_is_no_part_of_an_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    release, name = "include/generated/utsrelease.h", "init/version.c"
+    text = (
+        "#include <generated/utsrelease.h>\n"
+        "const char *release(void);\nconst char *release(void)\n{\n\treturn UTS_RELEASE;\n}\n"
+        "int other(void);\nint other(void)\n{\n\treturn 1;\n}\n"
+    )
+    kernel = Miniature(tmp_path, {release: '#define UTS_RELEASE "6.1"\n', name: text})
+    base = asyncio.run(record_kernel(kernel.tree))
+    kernel.write(release, '#define UTS_RELEASE "6.1+"\n')
+    kernel.write(name, text.replace("return 1", "return 2"))
+    assert changed(kernel, base, tmp_path / "now", name) == {"version.c": ("other",)}
+
+
 @pytest.mark.parametrize("header", ["include/shared.h", "fs/ext/own.h", "kernel/deep.h", "kernel/deeper.h"])
 def test_a_comment_on_top_of_a_header_changes_no_function(
     kernel: Miniature, tmp_path: Path, header: str

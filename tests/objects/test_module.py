@@ -23,7 +23,7 @@ from hotreload.patch.glue import TABLE_SECTION, build_glue
 from hotreload.patch.homes import reasons_to_stay, settle
 from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import Import, PatchPlan, Piece, PieceRef, PlannedTarget, UnitDiff
-from hotreload.patch.module import ModuleGlue, write_module
+from hotreload.patch.module import LivePatch, ModuleGlue, write_module
 from hotreload.patch.plan import plan_patch
 from hotreload.patch.symbols import VMLINUX, Export, ModuleSymbols, SymbolPosition
 from tests.conftest import require
@@ -339,15 +339,20 @@ def glue(debian_kernel: KernelTree) -> ModuleGlue:
 
 
 @pytest.fixture
-def patch(glue: ModuleGlue, tmp_path: Path) -> Path:
+def made(glue: ModuleGlue, tmp_path: Path) -> LivePatch:
     source = """
         static int n = 3;
         static const char *const words[] = {"zero", "OLD"};
         int f(int i) { static int count; printk("text %s", words[i]); return n += count++; }
     """
     plan = planned(tmp_path, {"unit.c": edit(source)})
+    return write_module(plan, "hotreload_7", glue)
+
+
+@pytest.fixture
+def patch(made: LivePatch, tmp_path: Path) -> Path:
     file = tmp_path / "hotreload_7.ko"
-    file.write_bytes(write_module(plan, "hotreload_7", glue).module)
+    file.write_bytes(made.module)
     return file
 
 
@@ -406,6 +411,19 @@ def test_places_that_a_relocation_will_write_are_zero(patch: Path) -> None:
             size = 8 if relocation.type in (1, 24) else 4
             if section.data and not section.name.startswith(".note"):
                 assert not any(section.data[relocation.offset : relocation.offset + size]), section.name
+
+
+def test_the_kernel_looks_for_each_livepatch_relocation_and_each_function(
+    made: LivePatch, patch: Path
+) -> None:
+    relocations = [
+        relocation
+        for section in readelf(patch, "-r").split("Relocation section ")
+        if section.startswith("'.klp.rela.")
+        for relocation in section.splitlines()[2:]
+        if relocation
+    ]
+    assert made.lookups == len(relocations) + 1
 
 
 def test_no_place_has_two_relocations(patch: Path) -> None:

@@ -18,18 +18,20 @@ from hotreload.edited_units import EditedUnits
 class Sources:
     """A folder with units a, b and c, which all include all.h; a and b include ab.h. Its base is recorded."""
 
-    def __init__(self, folder: Path, max_units: int = 100) -> None:
+    def __init__(
+        self, folder: Path, max_units: int = 100, kernel: Path = Path("/k"), also: str = "all.h"
+    ) -> None:
         self.folder = folder
-        tree = KernelTree("6", "x86_64", Path("/k"), Path("/k"), Path("/i"), None, Path("/c"), Path("/s"))
+        tree = KernelTree("6", "x86_64", kernel, kernel, Path("/i"), None, Path("/c"), Path("/s"))
         includes = {"a.c": ("ab.h", "all.h"), "b.c": ("ab.h", "all.h"), "c.c": ("all.h",)}
-        for name in (*includes, "ab.h", "all.h", "Kbuild"):
+        for name in (*includes, "ab.h", "all.h", also, "Kbuild"):
             (folder / name).write_text("as it was\n")
         units = tuple(
             TranslationUnit(folder / name, folder / f"{name[0]}.o", "gcc -c", folder, "m")
             for name in includes
         )
         inputs = UnitInputs(
-            {u.object: (u.source, *(folder / h for h in includes[u.source.name])) for u in units}
+            {u.object: (u.source, *(folder / h for h in (*includes[u.source.name], also))) for u in units}
         )
         digests = {file: sha256(file) for file in inputs.files}
         makefiles = {folder / "Kbuild": sha256(folder / "Kbuild")}
@@ -129,3 +131,24 @@ def test_a_source_saved_together_with_a_makefile_comes_with_the_next_save(tmp_pa
 def test_a_file_of_no_unit_is_told(tmp_path: Path) -> None:
     with pytest.raises(NotPatchableError, match=r"other\.c is not part of this build"):
         Sources(tmp_path).save("new\n", "other.c")
+
+
+@pytest.mark.parametrize("is_kernel", [False, True])
+def test_a_file_that_no_unit_is_made_of_is_told_with_the_way_out_of_a_module_or_a_kernel(
+    tmp_path: Path, is_kernel: bool
+) -> None:
+    sources = Sources(tmp_path, kernel=tmp_path if is_kernel else Path("/k"))
+    with pytest.raises(NotPatchableError) as refused:
+        sources.save("new\n", "vgetcpu.c")
+    [obstacle] = refused.value.obstacles
+    assert (obstacle.code, obstacle.symbol) == ("HR1002", "vgetcpu.c")
+    assert ("hotreload kernel build" in obstacle.hint) is is_kernel
+    assert ("the module's Makefile" in obstacle.hint) is not is_kernel
+
+
+def test_another_name_for_the_next_build_is_no_edit(tmp_path: Path) -> None:
+    (tmp_path / "include/generated").mkdir(parents=True)
+    sources = Sources(tmp_path, also="include/generated/utsrelease.h")
+    assert sources.save('#define UTS_RELEASE "6.1.170+"\n', "include/generated/utsrelease.h") == []
+    assert sources.save("new\n", "c.c") == ["c.c"]
+    assert sources.units.differing == {tmp_path / "c.c"}

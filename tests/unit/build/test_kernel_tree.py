@@ -30,7 +30,7 @@ def built_tree(root: Path, options: Mapping[str, str] = FIT) -> Path:
     write(
         root,
         {
-            "Makefile": "VERSION = 6\n",
+            "Makefile": "VERSION = 6\ninclude $(srctree)/arch/$(SRCARCH)/Makefile\n",
             ".config": configuration(options),
             "Module.symvers": "",
             "include/generated/utsrelease.h": f'#define UTS_RELEASE "{RELEASE}"\n',

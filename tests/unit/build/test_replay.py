@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from hotreload.build.replay import Shadow, include_folders, replayed, shadowed
 
 RECORDED = ("gcc-12", "-Wp,-MMD,/m/.foo.o.d", "-I./include", "-O2", "-g", "-c", "-o", "/m/foo.o", "/m/foo.c")
@@ -79,6 +81,16 @@ def test_a_relative_source_is_mapped_back_to_its_relative_name() -> None:
 def test_a_prefix_map_of_kbuilds_own_holds_in_the_shadow_too() -> None:
     argv = shadowed(("gcc", "-fmacro-prefix-map=/m/=", "-c", "/m/foo.c"), KERNEL, Path("/m/foo.c"), SHADOW)
     assert argv.index("-fmacro-prefix-map=/s/m/=") > argv.index("-fmacro-prefix-map=/s=")
+
+
+@pytest.mark.parametrize("above", ["./", "../"])  # built in place, or in a folder in the sources
+def test_a_relative_prefix_map_holds_for_what_is_spelled_by_it(above: str) -> None:
+    argv = ("gcc", f"-I{above}include", f"-fmacro-prefix-map={above}=", "-c", "/m/foo.c")
+    words = shadowed(argv, Path("/m/out"), Path("/m/foo.c"), SHADOW)
+    assert f"-I/s/./m/out/{above}include" in words
+    assert words.index(f"-fmacro-prefix-map=/s/./m/out/{above}=") > words.index(
+        "-fmacro-prefix-map=/s/./m/out/="
+    )
 
 
 def test_a_kernel_folder_above_the_module_is_searched_in_the_shadow_first() -> None:

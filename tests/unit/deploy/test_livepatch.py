@@ -76,6 +76,14 @@ def test_an_applied_patch_tells_its_times_and_what_is_live() -> None:
     assert guest.asked == [(f"{AGENT_PATH} apply hotreload_2 3", b"\x7fELF")]
 
 
+def test_a_patch_of_many_symbols_has_time_to_be_loaded() -> None:
+    with pytest.raises(GuestUnreachableError, match="did not answer within 25 s"):
+        apply(Silent())
+    many = livepatch.apply_patch(Silent(), "hotreload_2", b"\x7fELF", timeout=5, lookups=1000)
+    with pytest.raises(GuestUnreachableError, match="did not answer within 275 s"):
+        asyncio.run(many)
+
+
 def test_a_stalled_transition_names_the_tasks_and_where_they_sleep() -> None:
     with pytest.raises(TransitionStalledError) as stall:
         apply(Answering(STALLED))

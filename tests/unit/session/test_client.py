@@ -31,3 +31,9 @@ def test_a_live_patch_of_somebody_elses_is_marked_as_such() -> None:
         "patch     kpatch_7  in transition, not one of hotreload's: no reload while it is there",
         "          vmlinux: version_proc_show",
     ]
+
+
+def test_a_kernel_without_a_loaded_module_is_told_by_its_size() -> None:
+    kernel = {"kernel": "6.1.170", "accel": "tcg", "ssh_port": 1, "running": None, "modules": []}
+    text = status_text(SESSION | kernel | {"contents": "887 units of vmlinux and 15 modules"})
+    assert "modules   887 units of vmlinux and 15 modules" in text.splitlines()
