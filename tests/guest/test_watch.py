@@ -324,6 +324,21 @@ def test_a_guest_in_the_background_takes_pushes_and_watchers_and_stays(driver: P
     assert not leftovers(driver)
 
 
+def test_a_restart_that_cannot_be_built_leaves_the_guest_that_runs(driver: Path) -> None:
+    assert run(driver, "guest", "start").returncode == 0
+    try:
+        edit(driver, "reads += step;", "reads += stop;")
+        refused = run(driver, "guest", "restart")
+        assert refused.returncode == 3
+        assert "'stop' undeclared" in refused.stderr.replace("\u2018", "'").replace("\u2019", "'")
+        assert reading(driver) == "old 1\n"
+        edit(driver, "reads += stop;", "reads += 2 * step;")
+        assert run(driver, "guest", "restart").returncode == 0
+        assert reading(driver) == "old 2\n"
+    finally:
+        assert run(driver, "guest", "stop").returncode == 0
+
+
 def test_a_background_guest_that_does_not_come_up_says_why(driver: Path) -> None:
     edit(driver, "return 0;\n}\n\nstatic void", "return -ENODEV;\n}\n\nstatic void")
     started = run(driver, "guest", "start")
