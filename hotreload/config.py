@@ -115,6 +115,11 @@ class Config:
     max_units: int = _setting(
         MAX_UNITS, _number(int, 1, 100_000, "units"), "units that an edit may compile; more is refused"
     )
+    checkpoints: str = _setting(
+        "on",
+        _one_of("on", "off"),
+        "on or off: save the guest before each push, and bring it back after a crash",
+    )
     boot_timeout: float = _setting(
         120.0, _number(float, 1, 3600, "seconds"), "seconds in which the guest must be up"
     )

@@ -72,16 +72,26 @@ class TransitionStalledError(EditError):
 
 
 class GuestCrashedError(EditError):
-    """The guest's kernel oopsed or panicked; ``excerpt`` is what its console said."""
+    """The guest's kernel oopsed or panicked; ``excerpt`` is what its console said.
+
+    ``place``: the module, the function to blame in it, and the offset of the instruction there, in bytes.
+    """
 
     exit_status = 5
     default_code = "HR4102"
 
     def __init__(
-        self, message: str, excerpt: str = "", *, code: str | None = None, hint: str | None = None
+        self,
+        message: str,
+        excerpt: str = "",
+        *,
+        place: tuple[str | None, str, int] | None = None,
+        code: str | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(message, code=code, hint=hint)
         self.excerpt = excerpt
+        self.place = place
 
 
 class SessionError(HotReloadError):

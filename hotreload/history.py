@@ -59,6 +59,11 @@ class History:
         self.place += 1
         return self.current
 
+    def return_to(self, place: int) -> None:
+        """The steps after that place are gone: the guest crashed of one of them."""
+        self.place = place
+        del self.steps[place + 1 :]
+
     def before(self, number: int | None) -> int | None:
         """Where to go back to, to undo reload ``number`` (None: the last) and all after it."""
         if number is None:

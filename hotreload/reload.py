@@ -31,6 +31,7 @@ from hotreload.diff.obstacles import NotPatchableError
 from hotreload.diff.unit_diff import without_same
 from hotreload.edited_units import EditedUnits
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError, PatchRejectedError
+from hotreload.fault_line import CodePlace, SourceLine, fault_line
 from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.patch.homes import Home, continued, gone, reset
@@ -41,9 +42,11 @@ from hotreload.patch_build import patched_units, refuse_recipes, require_built, 
 from hotreload.plan_units import compare_unit, plan_units
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why
+from hotreload.restore_points import Known, RestorePoints, RolledBack
 from hotreload.running_check import RunningCheck
 from hotreload.source_texts import SourceTexts
 from hotreload.stages import StageKeeper
+from hotreload.vm.checkpoints import Checkpoints
 from hotreload.vm.machine import Trouble
 
 T = TypeVar("T")
@@ -72,9 +75,10 @@ class Reloader:
         transition_timeout: float,
         dry_run: bool = False,
         max_units: int = MAX_UNITS,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         """``folder``: where the session keeps what it made; ``running``: what looks at the guest's memory;
-        ``trouble``: why the guest stopped, if it did."""
+        ``trouble``: why the guest stopped, if it did; ``checkpoints``: of the guest's machine, if it can."""
         self.module = module
         self.base = base
         self.guest = guest
@@ -97,6 +101,7 @@ class Reloader:
         self._live_types: dict[Path, tuple[bytes, ...]] = {}
         self._written: dict[Place, Written] = {}  # values that the live patch wrote into data
         self._serial = 0
+        self._restore_points = RestorePoints(checkpoints)
         self._tidying: asyncio.Task[None] | None = None
 
     @property
@@ -163,6 +168,44 @@ class Reloader:
             cycle, self._walk(cycle, self._history.after(), Outcome.REDONE, "nothing to redo")
         )
 
+    async def roll_back(self) -> RolledBack | None:
+        """Bring the guest, which panicked, back to before the last push; None: there is no checkpoint.
+
+        The sources stay as they are; a unit of that push is brought again when one of its files is saved.
+        Connections into the guest are lost. Raises EnvironmentFault (HR5105), GuestUnreachableError.
+        """
+        await self.close()
+        then = await self._restore_points.restore()
+        if then is None:
+            return None
+        crashed = self.running if self._history.place != then.place else None
+        left_out = tuple(
+            one.pair.unit.source for key, one in self._edited.items() if then.edited.get(key) is not one
+        )
+        self._edited = dict(then.edited)
+        self._live, self._written, self._homes = then.live, dict(then.written), dict(then.homes)
+        self._kept, self._live_types = dict(then.kept), dict(then.live_types)
+        self._history.return_to(then.place)
+        return RolledBack(crashed, left_out)
+
+    async def line_of(self, place: tuple[str | None, str, int] | None) -> SourceLine | None:
+        """The line of a place in the newest patch, (module, function, offset); None: it is in none of it."""
+        if place is None or place[0] != f"{NAME_PREFIX}{self._serial}":
+            return None
+        return await fault_line(CodePlace(*place), [one.pair for one in self._edited.values()])
+
+    def _known(self) -> Known:
+        """What is known of the guest as it is now."""
+        return Known(
+            self._history.place,
+            dict(self._edited),
+            self._live,
+            self._written,
+            self._homes,
+            dict(self._kept),
+            dict(self._live_types),
+        )
+
     async def prepare(self) -> None:
         """Do ahead what the first edit would have to wait for. Raises GuestUnreachableError, InputError."""
         await self._learn()
@@ -211,6 +254,7 @@ class Reloader:
             texts = {real: file.read_bytes() for real, file in edited.items() if file.is_file()}
             with cycle.stage("build"):
                 await self._learn()
+                await self._save_checkpoint(cycle)
                 units = patched_units(sources, self.module, selection)
                 compiled = await compile_units(self.base, units, texts | dict(sources.texts), work)
                 require_built(sources, selection, compiled.used, cycle, {})
@@ -284,6 +328,7 @@ class Reloader:
         if place is None:
             return ReloadReport(Outcome.NO_CHANGE, notes=(nothing,), still_runs=self.running)
         left, target = self._history.current, self._history.steps[place]
+        await self._save_checkpoint(cycle)
         await self._bring(cycle, target.plan, target.homes)
         self._history.place = place
         # The sources bring back what they say with the next save; nothing says what a source patch said.
@@ -310,6 +355,7 @@ class Reloader:
         with cycle.stage("build"):
             # What the later stages need to know of the kernel is read while the compiler runs.
             learning = asyncio.create_task(self._learn())
+            saving = asyncio.create_task(self._save_checkpoint(cycle))
             try:
                 pairs = await rebuild(
                     self.base, units, self._objects,
@@ -318,7 +364,8 @@ class Reloader:
                 await learning
             finally:
                 learning.cancel()
-                await asyncio.gather(learning, return_exceptions=True)
+                # What QEMU has begun to save it saves.
+                await asyncio.gather(learning, saving, return_exceptions=True)
         self.units.are_compiled(units)
         return pairs
 
@@ -366,6 +413,7 @@ class Reloader:
             if plan is not None:
                 await self._apply(cycle, self._write(cycle, plan, homes))
             elif self._live is not None:
+                self._restore_points.use()
                 with cycle.stage("complete"):
                     await self._while_alive(
                         disable_patch(
@@ -393,10 +441,12 @@ class Reloader:
             lookups=patch.lookups,
             sections=patch.sections_to_tell,
         )
+        self._restore_points.use()
         try:
             applied = await self._while_alive(applying)
         except PatchRejectedError:
             self._kept.pop(patch.name, None)
+            self._restore_points.give_back()
             raise
         cycle.note_times(applied)
         self._live = patch
@@ -427,6 +477,11 @@ class Reloader:
             await asyncio.gather(task, return_exceptions=True)
 
     # --- beside the hot path ---
+
+    async def _save_checkpoint(self, cycle: Cycle) -> None:
+        """Before the guest is touched; while the compiler runs, so that nobody waits for it."""
+        if not self.dry_run and (note := await self._restore_points.save(self._known())):
+            cycle.notes.append(note)
 
     async def _learn(self) -> None:
         if self._knowledge is None:

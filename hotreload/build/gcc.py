@@ -25,21 +25,24 @@ AUTHORS_HEADERS = ("-idirafter", str(Path(__file__).with_name("include")))
 _btf_known: dict[str, bool] = {}
 
 
-async def compile_object(unit: TranslationUnit, target: Path, shadow: Shadow | None = None) -> str:
+async def compile_object(
+    unit: TranslationUnit, target: Path, shadow: Shadow | None = None, *, lines: bool = False
+) -> str:
     """Compile ``unit`` to ``target`` and its dependencies to ``target`` with ``.d``; return the warnings.
 
-    With a shadow the sources are the shadow's. The object appears whole or not at all. Raises CompileError
-    with gcc's (or objtool's) output, EnvironmentFault when a program or space is missing.
+    With a shadow the sources are the shadow's; with ``lines`` the object has a table of its lines, and
+    none of its types. It appears whole or not at all. Raises CompileError with gcc's (or objtool's) output,
+    EnvironmentFault when a program or space is missing.
     """
     recorded = split_command(unit.command)
     argv = recorded.compile if shadow is None else shadowed(recorded.compile, unit.cwd, unit.source, shadow)
-    debug = ("-gbtf",) if await _knows_btf(argv[0]) else ()
+    types = ("-gbtf",) if await _knows_btf(argv[0]) else ()
     with _temporary(target) as (output, dependencies):
         command = replayed(
             (*argv, *AUTHORS_HEADERS),
             output=output,
             dependencies=dependencies,
-            debug=debug,
+            debug=("-g1",) if lines else types,
             assembly=unit.source.suffix == ".S",
         )
         said = await _step(command, unit, output)

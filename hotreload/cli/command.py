@@ -82,6 +82,7 @@ def _sentence(text: str) -> str:
 json_option = _global("--json", "json", is_flag=True, help="For programs: JSON on stdout.")
 max_rung_option = setting("--max-rung", "max_rung", type=click.Choice(RUNGS))
 max_units_option = setting("--max-units", "max_units", metavar="N", type=click.IntRange(1))
+checkpoints_option = setting("--checkpoints", "checkpoints", type=click.Choice(("on", "off")))
 load_option = setting("--load", "load", multiple=True, metavar="'MODULE [PARAM=VALUE]'")
 
 

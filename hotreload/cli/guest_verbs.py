@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from hotreload.cli.command import Commands, Globals, cli, json_option, load_option, verb, with_global_options
+from hotreload.cli.command import (
+    Commands,
+    Globals,
+    checkpoints_option,
+    cli,
+    json_option,
+    load_option,
+    verb,
+    with_global_options,
+)
 from hotreload.cli.verbs import (
     WithCommand,
     answer_of,
@@ -46,6 +55,7 @@ def guest() -> None:
 
 @verb("start", guest)
 @path_argument
+@checkpoints_option
 @load_option
 @json_option
 def start(options: Globals, paths: tuple[Path, ...]) -> None:
@@ -124,6 +134,7 @@ def _stop(about: About) -> None:
 
 
 @verb("restart", guest)
+@checkpoints_option
 @load_option
 @json_option
 def restart(options: Globals) -> None:

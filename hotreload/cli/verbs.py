@@ -15,6 +15,7 @@ import click
 
 from hotreload.cli.command import (
     Globals,
+    checkpoints_option,
     json_option,
     load_option,
     max_rung_option,
@@ -116,6 +117,7 @@ def print_json(value: object) -> None:
 @click.option("--dry-run", is_flag=True, help="Build and compare; send nothing to the guest.")
 @max_rung_option
 @max_units_option
+@checkpoints_option
 @load_option
 @json_option
 def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) -> int:

@@ -59,6 +59,7 @@ FRAME = re.compile(
 INSTRUCTION = re.compile(r"RIP: 0010:(.*)")
 SOURCE = re.compile(r"(?:WARNING: CPU: \d+ PID: \d+ at|kernel BUG at|UBSAN: [\w-]+ in) (\S+):(\d+)")
 
+OOPS_PANIC = "Kernel panic: Fatal exception"
 CUT_HERE = "------------[ cut here ]------------"
 TRACE_END = re.compile(r"---\[ end trace")
 # With panic=N it says that it reboots, with KASLR first where the kernel was.
@@ -87,6 +88,7 @@ class CrashReport:
     ``title``     one line: ``BUG: kernel NULL pointer dereference in foo_release+0x5``
     ``type``      the same without the place: what kind of complaint it is
     ``function``  that is to blame, as far as the text tells; ``module``: it is in
+    ``offset``    where in it, in bytes: in the instruction that is meant, or at its start
     ``source``    ``file:line``, where the message names one
     ``excerpt``   the lines of the text that belong to it, as the console had them
     ``complete``  whether its end was there; otherwise more of it may follow
@@ -97,6 +99,7 @@ class CrashReport:
     type: str
     function: str | None
     module: str | None
+    offset: int | None
     source: str | None
     excerpt: str
     complete: bool
@@ -116,7 +119,7 @@ def find_crash(text: str) -> CrashReport | None:
     """
     raw = text.replace("\r", "").split("\n")
     lines = [PREFIX.sub("", line).strip() for line in raw]
-    found = list(_headlines(lines))
+    found = _without_consequence(list(_headlines(lines)))
     if not found:
         return None
     worst = max(RANK[headline.code] for headline in found)
@@ -130,6 +133,7 @@ def find_crash(text: str) -> CrashReport | None:
         type=cause.type,
         function=frame["function"] if frame else None,
         module=frame["module"] if frame else None,
+        offset=_offset(frame, lines[cause.line : end]) if frame else None,
         source=_source(lines[cause.line : end]),
         excerpt="\n".join(raw[first:end]).strip("\n"),
         complete=complete,
@@ -143,6 +147,12 @@ def _headlines(lines: Sequence[str]) -> Iterator[_Headline]:
             if match:
                 yield _Headline(code, name.format(*match.groups()).strip(), position)
                 break
+
+
+def _without_consequence(found: list[_Headline]) -> list[_Headline]:
+    """An oops that panics only because it was booted with oops=panic is an oops (arch/x86: oops_end)."""
+    oopses = [headline.line for headline in found if headline.code == OOPS]
+    return [each for each in found if each.type != OOPS_PANIC or not oopses or each.line < oopses[0]]
 
 
 def _cause(found: Sequence[_Headline], worst: int) -> _Headline:
@@ -189,6 +199,13 @@ def _blamed(lines: Sequence[str], headline: str) -> re.Match[str] | None:
             if not HELPERS.match(frame["function"].lstrip("_")):
                 return frame
     return sure[0] if sure else None
+
+
+def _offset(frame: re.Match[str], lines: Sequence[str]) -> int:
+    """Of the instruction that is meant: a call trace names what comes behind a call."""
+    offset = int(frame["offset"], 16)
+    is_its_own = any((at := INSTRUCTION.match(line)) and at[1] == frame.string for line in lines)
+    return offset if is_its_own else max(offset - 1, 0)
 
 
 def _frames(lines: Sequence[str], headline: str) -> Iterator[re.Match[str]]:

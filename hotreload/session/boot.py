@@ -24,9 +24,10 @@ from hotreload.config import Config
 from hotreload.deploy.guest import SshGuest
 from hotreload.deploy.livepatch import AGENT_PATH, agent_source, load_module
 from hotreload.elf.build_id import build_id_in, read_build_id
-from hotreload.errors import GuestUnreachableError, InputError, KernelUnfitError
+from hotreload.errors import EnvironmentFault, GuestUnreachableError, InputError, KernelUnfitError
 from hotreload.patch.glue import build_glue
 from hotreload.session.loss import loss
+from hotreload.vm.checkpoints import Checkpoints, make_state_disk
 from hotreload.vm.image import build_image
 from hotreload.vm.kernel_modules import ModuleFolder, canonical, modinfo
 from hotreload.vm.machine import Machine
@@ -39,6 +40,8 @@ T = TypeVar("T")
 # Imported while QEMU boots, for they take half a second together and the first command needs them.
 SLOW_IMPORTS = ("asyncssh", "watchdog.observers", "hotreload.reload")
 SETUP_LIMIT = 600.0
+# In the session's folder, beside the console's log.
+STATE_DISK = "checkpoints.qcow2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Booted:
     guest: SshGuest
     loaded: tuple[str, ...]
     notes: tuple[str, ...]
+    checkpoints: Checkpoints | None
 
     @property
     def contents(self) -> str:
@@ -98,7 +102,8 @@ async def boot(
             await _or_lost(_set_up(guest, config.setup), machine, console_log)
         if note := (await kernel_compiler(kernel)).note:
             notes = (*notes, note)
-        yield Booted(module, base, glue, machine, guest, loaded, notes)
+        checkpoints = Checkpoints(machine) if machine.spec.state_disk else None
+        yield Booted(module, base, glue, machine, guest, loaded, notes, checkpoints)
 
 
 async def require_buildable(folder: Path, config: Config, progress: Progress) -> None:
@@ -152,9 +157,11 @@ async def _boot_guest(
 ) -> tuple[Machine, SshGuest, tuple[str, ...]]:
     image = await build_image(kernel, extra={AGENT_PATH: agent_source()})
     accel = (await choose_accel()).name if config.accel == "auto" else config.accel
+    disk, without = await _state_disk(owned, config, console_log.with_name(STATE_DISK))
     spec = MachineSpec(
-        kernel.image, image.initramfs, accel, cpus=config.cpus, memory_mb=config.memory_mb, name=name
-    )
+        kernel.image, image.initramfs, accel,
+        cpus=config.cpus, memory_mb=config.memory_mb, name=name, state_disk=disk,
+    )  # fmt: skip
     progress(f"booting {kernel.release}")
     importing = asyncio.create_task(asyncio.to_thread(_import_slow_ones))
     try:
@@ -164,7 +171,21 @@ async def _boot_guest(
     guest = await owned.enter_async_context(SshGuest(machine.ssh_port, image.client_key, image.host_key))
     # The login is the longest part of the first command.
     await guest.run("true")
-    return machine, guest, notes
+    return machine, guest, (*notes, *without)
+
+
+async def _state_disk(
+    owned: contextlib.AsyncExitStack, config: Config, file: Path
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Where checkpoints go, until the session ends; None, and why, where there can be none."""
+    if config.checkpoints == "off":
+        return None, ()
+    owned.callback(file.unlink, missing_ok=True)
+    try:
+        await make_state_disk(file)
+    except EnvironmentFault as fault:
+        return None, (f"{fault.code} {fault.message}: a crash will end the session",)
+    return file, ()
 
 
 def _import_slow_ones() -> None:

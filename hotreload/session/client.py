@@ -107,7 +107,12 @@ async def _follow(messages: AsyncIterator[Message], wish: Wish, console: Console
 
 async def _succeeds(wish: Wish, console: Console, run: Run) -> bool:
     assert wish.command is not None
-    done = await run(wish.command)
+    try:
+        done = await run(wish.command)
+    except GuestUnreachableError:
+        # The session tells what became of the guest, and whether it is back.
+        console.say(f"the guest was lost while it ran: {wish.command}", always=True)
+        return False
     # With --json standard output belongs to the events.
     out = sys.stderr if wish.as_json else sys.stdout
     for stream, data in ((out, done.stdout), (sys.stderr, done.stderr)):

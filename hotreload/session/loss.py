@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 from hotreload.errors import GuestCrashedError, GuestUnreachableError, HotReloadError
+from hotreload.fault_line import SourceLine
 from hotreload.paths import writing_to
 from hotreload.report.crash import CrashReport, find_crash
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
+from hotreload.restore_points import RolledBack
 from hotreload.vm.console import printable
 from hotreload.vm.machine import Machine, State, Trouble
 
@@ -28,37 +30,68 @@ async def trouble_of(machine: Machine) -> Trouble | None:
     return machine.trouble
 
 
-async def loss(trouble: Trouble, console_log: Path) -> HotReloadError:
-    """The error for it: GuestCrashedError when its kernel complained, else GuestUnreachableError (HR4103)."""
+async def loss(trouble: Trouble, console_log: Path, after: int = 0) -> HotReloadError:
+    """The error for it: GuestCrashedError when its kernel complained, else GuestUnreachableError (HR4103).
+
+    ``after``: how many bytes of the log are of before.
+    """
     if trouble.state is State.PANICKED:
-        crash = await _complaint(console_log)
+        crash = await _complaint(console_log, after)
         if crash is not None:
             return GuestCrashedError(
-                crash.title, printable(crash.excerpt), code=crash.code, hint=f"all it said: {console_log}"
+                crash.title,
+                printable(crash.excerpt),
+                place=_place(crash),
+                code=crash.code,
+                hint=f"all it said: {console_log}",
             )
         return GuestCrashedError(trouble.message, hint=f"all it said: {console_log}")
     return GuestUnreachableError(f"the guest is lost: {trouble.message}", hint=f"what it said: {console_log}")
 
 
-def crashed_report(error: GuestCrashedError, number: int | None, folder: Path) -> ReloadReport:
+def crashed_report(
+    error: GuestCrashedError, line: SourceLine | None, number: int | None, folder: Path
+) -> ReloadReport:
     """The line for it; what the console said goes to a file in ``folder``. ``number``: what it ran."""
     file = folder / REPORT_FILE
     with writing_to(folder):
         ran = f"reload #{number}" if number is not None else "the code it booted with"
-        file.write_text(f"{error.code} {error.message}\nthe guest ran {ran}\n\n{error.excerpt}\n")
+        at = f" ({line.file}:{line.line})" if line else ""
+        file.write_text(f"{error.code} {error.message}{at}\nthe guest ran {ran}\n\n{error.excerpt}\n")
     return ReloadReport(
         Outcome.CRASHED,
         number=number,
-        reasons=(Reason(error.code, error.message),),
+        reasons=(
+            Reason(
+                error.code, error.message, file=line.file if line else None, line=line.line if line else None
+            ),
+        ),
         notes=(f"report: {file}",),
         still_runs=number,
     )
 
 
-async def _complaint(console_log: Path) -> CrashReport | None:
+def _place(crash: CrashReport) -> tuple[str | None, str, int] | None:
+    if crash.function is None or crash.offset is None:
+        return None
+    return crash.module, crash.function, crash.offset
+
+
+def restored(back: RolledBack, seconds: float) -> tuple[str, ...]:
+    """The lines on what was done about a crash."""
+    gone = "the patch that was on its way is taken back" if back.number is None else f"#{back.number} undone"
+    lines = [f"{gone}, guest restored to the checkpoint before it in {seconds:.2f} s"]
+    if back.left_out:
+        names = ", ".join(file.name for file in back.left_out)
+        lines.append(f"{names}: the guest runs it as it was before that, until it is saved again")
+    return tuple(lines)
+
+
+async def _complaint(console_log: Path, after: int) -> CrashReport | None:
     deadline = time.monotonic() + TEXT_LIMIT
     while True:
-        crash = find_crash(await asyncio.to_thread(console_log.read_text, errors="replace"))
+        said = (await asyncio.to_thread(console_log.read_bytes))[after:]
+        crash = find_crash(said.decode(errors="replace"))
         if (crash is not None and crash.complete) or time.monotonic() > deadline:
             return crash
         await asyncio.sleep(0.05)

@@ -32,18 +32,19 @@ from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree, check_fit
 from hotreload.build.patched_sources import apply_patches
 from hotreload.config import Config
-from hotreload.errors import GuestCrashedError, GuestUnreachableError, HotReloadError
+from hotreload.errors import EnvironmentFault, GuestCrashedError, GuestUnreachableError, HotReloadError
 from hotreload.paths import state_folder, writing_to
 from hotreload.report.console import Console, Progress
 from hotreload.report.ndjson import EventSink, closing_event
 from hotreload.report.outcome import Outcome, ReloadReport
-from hotreload.session.boot import Booted, boot
+from hotreload.session.boot import STATE_DISK, Booted, boot
 from hotreload.session.control import report_object
-from hotreload.session.loss import crashed_report, loss, trouble_of
+from hotreload.session.loss import crashed_report, loss, restored, trouble_of
 from hotreload.watch.watcher import Watcher
 
 if TYPE_CHECKING:
     from hotreload.reload import Reloader
+    from hotreload.vm.machine import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ def make_state_folder(folder: Path) -> None:
     """Make it; the oldest of the same guest go."""
     with writing_to(folder):
         folder.mkdir(parents=True, mode=0o700)
+    for left_behind in folder.parent.glob(f"*/{STATE_DISK}"):
+        left_behind.unlink(missing_ok=True)  # of a session that was killed
     for old in sorted(folder.parent.iterdir())[:-KEPT_SESSIONS]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -103,7 +106,7 @@ class Session:
         self._watchers = 0
         self._pending: set[Path] = set()
         self._saved_at = 0.0
-        self._crash_is_told = False
+        self._console_read = 0  # bytes of the console's log that were said before the last restore
         self._due = asyncio.Event()
 
     # Its life.
@@ -172,6 +175,7 @@ class Session:
             transition_timeout=order.config.transition_timeout,
             dry_run=order.dry_run,
             max_units=order.config.max_units,
+            checkpoints=self.booted.checkpoints,
         )
         self._owned.push_async_callback(self._tear_down)
         self._owned.push_async_callback(self.reloader.close)
@@ -324,8 +328,7 @@ class Session:
             trouble = await trouble_of(self.booted.machine)
             if trouble is None:
                 raise
-            report = self._lost(await loss(trouble, self.console_log))
-        report = await self._with_complaint(report)
+            report = await self._lost(trouble)
         type, fields = closing_event(report)
         self._emit(type, cycle, **fields)
         self.console.report(report)
@@ -334,23 +337,33 @@ class Session:
             self.finish(report.outcome.exit_status)
         return report
 
-    async def _with_complaint(self, report: ReloadReport) -> ReloadReport:
-        """What the kernel said, in the report of a reload that crashed it."""
-        trouble = self.booted.machine.trouble
-        if report.outcome is not Outcome.CRASHED or trouble is None or self._crash_is_told:
-            return report
-        error = await loss(trouble, self.console_log)
-        if not isinstance(error, GuestCrashedError):
-            return report
-        told = crashed_report(error, report.number or self.reloader.running, self.order.state)
-        self._crash_is_told = True
-        return replace(report, reasons=told.reasons, notes=(*report.notes, *told.notes))
+    async def _lost(self, trouble: Trouble) -> ReloadReport:
+        """What became of a guest that does not run: a crash, and the guest is back where it was before.
 
-    def _lost(self, error: HotReloadError) -> ReloadReport:
+        Raises GuestUnreachableError for what is no crash.
+        """
+        error = await loss(trouble, self.console_log, self._console_read)
         if not isinstance(error, GuestCrashedError):
             raise error
-        self._crash_is_told = True
-        return crashed_report(error, self.reloader.running, self.order.state)
+        ran = self.reloader.running
+        looking = asyncio.create_task(self.reloader.line_of(error.place))
+        started = time.monotonic()
+        try:
+            failure: tuple[str, ...] = ()
+            back = await self.reloader.roll_back()
+            if back is not None:
+                await self.booted.guest.reconnect()
+        except EnvironmentFault as fault:
+            back, failure = None, (f"{fault.code} {fault.message}",)
+        seconds = time.monotonic() - started
+        report = crashed_report(error, await looking, ran, self.order.state)
+        if back is None:
+            return replace(report, notes=(*failure, *report.notes))
+        self._console_read = self.console_log.stat().st_size
+        self._emit("restore.done", checkpoint=f"before #{back.number}", ms=seconds * 1000)
+        return replace(
+            report, notes=(*restored(back, seconds), *report.notes), still_runs=self.reloader.running
+        )
 
     # Watching.
 
@@ -405,13 +418,14 @@ class Session:
             log.info("compiling ahead: %s", error)
 
     async def _stay_alert(self) -> None:
-        """End the session when the guest is lost."""
-        trouble = await self.booted.machine.wait_for_trouble()
-        async with self._busy:  # a reload under way tells of it by itself
-            if not self.finished.done():
-                error = await loss(trouble, self.console_log)
-                await self._say_state(trouble.state.value, message=error.message)
-                await self._told(_value(self._lost(error)))
+        """Tell of a guest that is lost; the session ends with it, unless it could be brought back."""
+        while not self.finished.done():
+            await self.booted.machine.wait_for_trouble()
+            async with self._busy:  # a reload under way tells of it by itself
+                trouble = self.booted.machine.trouble
+                if trouble is not None and not self.finished.done():
+                    await self._say_state(trouble.state.value, message=trouble.message)
+                    await self._told(self._lost(trouble))
 
     # Telling.
 

@@ -84,6 +84,7 @@ class Machine:
         self._owned = contextlib.AsyncExitStack()
         self._qemu: Qemu
         self._reads = 0
+        self._running = asyncio.Event()
         self._trouble: asyncio.Future[Trouble]
 
     async def __aenter__(self) -> Self:
@@ -143,6 +144,10 @@ class Machine:
         """Return when the guest does not run any more, at once if it does not now. Any number may wait."""
         return await asyncio.shield(self._trouble)
 
+    async def wait_until_running(self) -> None:
+        """Return when the guest runs (again): when QEMU has told so, and it is known here."""
+        await self._running.wait()
+
     async def read_memory(self, address: int, size: int) -> bytes:
         """``size`` bytes of the kernel's memory at a virtual address, while the guest runs on.
 
@@ -192,9 +197,11 @@ class Machine:
             # Somebody loaded a snapshot over the dead guest.
             self.state = State.RUNNING
             self._trouble = asyncio.get_running_loop().create_future()
+            self._running.set()
 
     def _enter(self, trouble: Trouble) -> None:
         self.state = trouble.state
+        self._running.clear()
         if self._trouble.done():
             # Who asks from now on hears of the end, not of the panic that it followed.
             self._trouble = asyncio.get_running_loop().create_future()
@@ -225,6 +232,7 @@ class Machine:
                 raise error
             raise self._not_booted(error.message)
         self.state = State.RUNNING
+        self._running.set()
 
     def _not_booted(self, message: str) -> GuestUnreachableError:
         excerpt = "\n".join(part for part in (self._qemu.complaint, self.console.tail()) if part)

@@ -14,6 +14,8 @@ from pathlib import Path
 from hotreload.process import paste_ready
 
 GUEST_SSH_PORT = 22
+# The block node that checkpoints are saved in.
+STATE_NODE = "state"
 
 KERNEL_COMMAND_LINE = (
     "console=ttyS0",
@@ -111,9 +113,12 @@ class MachineSpec:
         # Where the kernel keeps its VMCOREINFO note: drgn and the crash tools ask QEMU for it.
         yield from ("-device", "vmcoreinfo")
         if self.state_disk is not None:
-            yield from ("-blockdev", f"driver=file,node-name=state-file,filename={_escaped(self.state_disk)}")
-            yield from ("-blockdev", "driver=qcow2,node-name=state,file=state-file")
-            yield from ("-device", "virtio-blk-pci,drive=state")
+            # The guest has no such device: what it does not see cannot change what is tested in it.
+            # A snapshot lives as long as QEMU, so nothing has to reach the disk.
+            file = f"driver=file,node-name=state-file,filename={_escaped(self.state_disk)}"
+            yield from ("-blockdev", f"{file},cache.no-flush=on")
+            node = f"driver=qcow2,node-name={STATE_NODE},file=state-file"
+            yield from ("-blockdev", f"{node},cache.no-flush=on")
 
 
 def cpu_model(accel: str) -> str:

@@ -21,6 +21,7 @@ import pytest
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.deploy.guest import SshGuest
 from hotreload.errors import EnvironmentFault, GuestUnreachableError
+from hotreload.vm.checkpoints import Checkpoints, make_state_disk
 from hotreload.vm.image import GuestImage, build_image
 from hotreload.vm.machine import Machine, State
 from hotreload.vm.spec import MachineSpec
@@ -202,6 +203,41 @@ def test_a_panic_is_noticed_within_a_second_and_the_console_tells_of_it(
     assert seconds < 1.0
     assert "sysrq triggered crash" in text
     assert not qemus_with(console_log)
+
+
+def test_a_guest_that_panicked_is_as_it_was_at_its_checkpoint(
+    guest_spec: MachineSpec, guest_image: GuestImage, console_log: Path
+) -> None:
+    async def scenario() -> None:
+        disk = console_log.parent.parent / "state.qcow2"
+        await make_state_disk(disk)
+        spec = dataclasses.replace(guest_spec, state_disk=disk)
+        async with fresh(spec, guest_image, console_log) as (machine, guest):
+            checkpoints = Checkpoints(machine)
+            await guest.run("echo first >/tmp/what")
+            first = await checkpoints.save()
+            await guest.run("echo second >/tmp/what")
+            second = await checkpoints.save()
+            for checkpoint, text in ((second, "second"), (first, "first"), (second, "second")):
+                await guest.run("echo lost >/tmp/what")
+                crash = asyncio.create_task(guest.run("echo c >/proc/sysrq-trigger"))
+                await machine.wait_for_trouble()
+                crash.cancel()
+                await checkpoints.restore(checkpoint)
+                assert machine.state is State.RUNNING
+                assert machine.trouble is None
+                await guest.reconnect()
+                assert (await guest.run("cat /tmp/what")).text == f"{text}\n"
+            crash = asyncio.create_task(guest.run("echo c >/proc/sysrq-trigger"))
+            await machine.wait_for_trouble()
+            crash.cancel()
+            await checkpoints.delete(first)
+            with pytest.raises(EnvironmentFault, match="no checkpoint") as gone:
+                await checkpoints.restore(first)
+            assert gone.value.code == "HR5105"
+            assert machine.state is State.PANICKED
+
+    asyncio.run(scenario())
 
 
 def test_a_guest_that_switches_itself_off_is_told_apart_from_a_crash(

@@ -347,8 +347,73 @@ def test_a_background_guest_that_does_not_come_up_says_why(driver: Path) -> None
     assert eventually_nothing(driver)
 
 
-def test_a_crash_is_told_and_ends_the_session_with_status_5(driver: Path) -> None:
+def crash_of_reading(driver: Path, watching: Watch, said: int) -> str:
+    """Read in a guest that does not survive it; what was said of that."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        run(driver, "guest", "exec", "cat", "/proc/counter", limit=20)
+    return watching.waits_for("report: ", times=said)
+
+
+def test_a_crash_brings_the_guest_back_to_before_the_reload_and_edits_go_on(driver: Path) -> None:
     with watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "old %d", "new %d")
+        watching.waits_for("live")
+        assert reading(driver) == "new 1\n"
+        edit(driver, "reads += step;", "reads += *(volatile int *)8;")
+        watching.waits_for("live", times=2)
+        crash_of_reading(driver, watching, 1)
+        lines = (driver / "counter.c").read_text().splitlines()
+        line = next(number for number, text in enumerate(lines, 1) if "volatile" in text)
+        told = watching.waits_for("crashed")
+        assert re.search(
+            rf"HR4101 BUG: kernel NULL pointer dereference in show\+0x\w+ \(counter.c:{line}\)", told
+        )
+        assert re.search(r"#2 undone, guest restored to the checkpoint before it in \d", watching.said)
+        assert "counter.c: the guest runs it as it was before that" in watching.said
+        assert reading(driver) == "new 2\n"
+        assert "#1" in run(driver, "status").stdout
+        assert run(driver, "redo").stderr.count("nothing to redo") == 1
+
+        edit(driver, "reads += *(volatile int *)8;", "reads += 10 * step;")
+        assert "#3" in watching.waits_for("live", times=3)
+        assert reading(driver) == "new 12\n"
+        assert watching.end() == 130
+    assert eventually_nothing(driver)
+
+
+def test_a_guest_that_crashes_again_goes_back_further_and_then_ends_with_status_5(driver: Path) -> None:
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "old %d", "new %d")
+        watching.waits_for("live")
+        edit(driver, "new %d", "newer %d")
+        watching.waits_for("live", times=2)
+        panic = ("guest", "exec", "echo c >/proc/sysrq-trigger")
+        for number, text in ((2, "new"), (1, "old")):
+            run(driver, *panic)
+            watching.waits_for(f"#{number} undone, guest restored")
+            assert reading(driver).startswith(text)
+        run(driver, *panic)
+        assert watching.process.wait(LIMIT) == 5
+    assert eventually_nothing(driver)
+
+
+def test_a_command_that_crashes_the_guest_after_a_reload_does_not_end_the_watch(driver: Path) -> None:
+    with watch(driver, "--", "cat", "/proc/counter") as watching:
+        watching.waits_for("ready")
+        edit(driver, "reads += step;", "reads += *(volatile int *)8;")
+        watching.waits_for("the guest was lost while it ran: cat /proc/counter")
+        watching.waits_for("#1 undone, guest restored")
+        edit(driver, "reads += *(volatile int *)8;", "reads += 10 * step;")
+        watching.waits_for("live .*#2")
+        assert watching.process.stdout is not None
+        assert watching.process.stdout.readline() == "old 10\n"
+        assert watching.end() == 130
+
+
+def test_without_checkpoints_a_crash_ends_the_session_with_status_5(driver: Path) -> None:
+    with watch(driver, "--checkpoints", "off") as watching:
         watching.waits_for("ready")
         edit(driver, "reads += step;", "reads += *(volatile int *)8;")
         watching.waits_for("live")

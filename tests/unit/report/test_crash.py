@@ -127,6 +127,21 @@ def test_a_panic_is_told_by_what_led_to_it() -> None:
     assert "Kernel panic - not syncing" in crash.excerpt
 
 
+def test_an_oops_that_oops_panic_made_a_panic_is_an_oops_and_one_in_an_interrupt_is_none() -> None:
+    oops = recorded("null_dereference")
+    for words, code in (("Fatal exception", "HR4101"), ("Fatal exception in interrupt", "HR4102")):
+        crash = find_crash(f"{oops}[    9.0] Kernel panic - not syncing: {words}\n")
+        assert crash is not None
+        assert (crash.code, crash.title) == (code, f"{NULL} in foo_release+0x5")
+
+
+@pytest.mark.parametrize(("story", "offset"), [("null_dereference", 5), ("refcount", 0x124 - 1)])
+def test_the_offset_is_in_the_instruction_at_fault_not_behind_the_call(story: str, offset: int) -> None:
+    crash = find_crash(recorded(story))
+    assert crash is not None
+    assert crash.offset == offset
+
+
 def test_text_without_times_with_carriage_returns_and_levels_reads_the_same() -> None:
     expected = find_crash(recorded("page_fault"))
     lines = [line.partition("] ")[2] for line in recorded("page_fault").splitlines() if line.startswith("[")]

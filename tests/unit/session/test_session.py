@@ -12,6 +12,7 @@ import pytest
 from hotreload.cli.main import main
 from hotreload.cli.verbs import guest_command
 from hotreload.errors import GuestCrashedError, GuestUnreachableError
+from hotreload.fault_line import SourceLine
 from hotreload.paths import state_folder
 from hotreload.session.boot import Load, load_order
 from hotreload.session.loss import crashed_report, loss
@@ -60,7 +61,7 @@ def test_a_panic_is_told_with_its_cause_and_what_the_console_said_is_kept(tmp_pa
     console = RECORDED / "null_dereference.txt"
     error = asyncio.run(loss(Trouble(State.PANICKED, "the guest's kernel panicked"), console))
     assert isinstance(error, GuestCrashedError)
-    report = crashed_report(error, 14, tmp_path)
+    report = crashed_report(error, SourceLine(Path("/d/foo.c"), 88), 14, tmp_path)
     assert (report.number, report.reasons[0].code, report.outcome.exit_status) == (14, error.code, 5)
     text = (tmp_path / "report.txt").read_text()
     assert "the guest ran reload #14" in text

@@ -46,8 +46,8 @@ def test_there_is_no_disk_unless_asked_for() -> None:
     disk = MachineSpec(SPEC.kernel, SPEC.initramfs, state_disk=Path("/state/a,b.qcow2")).argv(AT)
     blocks = [disk[place + 1] for place, word in enumerate(disk) if word == "-blockdev"]
     assert blocks == [
-        "driver=file,node-name=state-file,filename=/state/a,,b.qcow2",
-        "driver=qcow2,node-name=state,file=state-file",
+        "driver=file,node-name=state-file,filename=/state/a,,b.qcow2,cache.no-flush=on",
+        "driver=qcow2,node-name=state,file=state-file,cache.no-flush=on",
     ]
 
 

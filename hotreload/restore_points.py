@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""Checkpoints of the guest before each push, each with what was known of the guest then.
+
+A crash brings the last of them back, and uses it up: a guest that crashes once more before anything was
+pushed goes back one further.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload.cycle import Compared
+from hotreload.errors import EnvironmentFault
+from hotreload.patch.homes import Home
+from hotreload.patch.model import Identity
+from hotreload.patch.module import LivePatch
+from hotreload.patch.writes import Place, Written
+from hotreload.vm.checkpoints import Checkpoint, Checkpoints
+
+KEPT = 3
+# Seconds. A guest that stands still for longer with each save is not what anybody wants.
+SLOW = 3.0
+NO_MORE = "no checkpoints from now on: a crash ends the session"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a reloader knows of its guest at one moment; ``place``: in the history."""
+
+    place: int
+    edited: Mapping[Path, Compared]
+    live: LivePatch | None
+    written: Mapping[Place, Written]
+    homes: Mapping[Identity, Home]
+    kept: Mapping[str, tuple[str, ...]]
+    live_types: Mapping[Path, tuple[bytes, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """``number``: the reload that was undone so, None: the guest crashed while it was brought there.
+
+    ``left_out``: the sources whose last edits the guest has no more.
+    """
+
+    number: int | None
+    left_out: tuple[Path, ...]
+
+
+class RestorePoints:
+    """The last KEPT of them; without ``checkpoints`` there are none."""
+
+    def __init__(self, checkpoints: Checkpoints | None) -> None:
+        self._checkpoints = checkpoints
+        self._points: deque[tuple[Checkpoint, Known]] = deque()
+        self._latest: tuple[Checkpoint, Known] | None = None  # nothing was pushed since
+
+    async def save(self, known: Known) -> str | None:
+        """Save the guest, of which this is known; what is to be told, if it cannot be saved.
+
+        Raises GuestUnreachableError.
+        """
+        if self._checkpoints is None:
+            return None
+        try:
+            await self._make_room(self._checkpoints)
+            checkpoint = await self._checkpoints.save()
+        except EnvironmentFault as fault:
+            self._checkpoints = None
+            return f"{fault.code} {fault.message}; {NO_MORE}"
+        self._latest = checkpoint, known
+        if checkpoint.seconds > SLOW:
+            self._checkpoints = None
+            return f"HR5105 to save the guest took {checkpoint.seconds:.1f} s; {NO_MORE}"
+        return None
+
+    def use(self) -> None:
+        """From here on the guest is another one than the one that was saved last."""
+        if self._latest is not None:
+            self._points.append(self._latest)
+            self._latest = None
+
+    def give_back(self) -> None:
+        """The guest took nothing: it is still the one that was saved last."""
+        if self._points:
+            self._latest = self._points.pop()
+
+    async def restore(self) -> Known | None:
+        """Bring the guest back to the last one; what was known of it. Raises as Checkpoints.restore."""
+        if self._checkpoints is None or not self._points:
+            return None
+        checkpoint, known = self._points.pop()
+        await self._checkpoints.restore(checkpoint)
+        return known
+
+    async def _make_room(self, checkpoints: Checkpoints) -> None:
+        if self._latest is not None:
+            (checkpoint, _), self._latest = self._latest, None
+            await checkpoints.delete(checkpoint)
+        while len(self._points) >= KEPT:
+            checkpoint, _ = self._points.popleft()
+            await checkpoints.delete(checkpoint)
