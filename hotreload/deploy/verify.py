@@ -50,9 +50,10 @@ def addresses_in_vmlinux(symbols: VmlinuxSymbols, block: int | None, offset: int
 
     def find(name: str, block: int | None) -> int | None:
         found = symbols.find(name, block)
-        if found is None:
-            return None
-        return found.address + offset if found.address >= KERNEL_MAP else found.address
+        return None if found is None else moved(found.address)
+
+    def moved(address: int) -> int:
+        return address + offset if address >= KERNEL_MAP else address
 
     def address_of(symbol: Symbol) -> int | None:
         if symbol.is_local:
@@ -60,8 +61,11 @@ def addresses_in_vmlinux(symbols: VmlinuxSymbols, block: int | None, offset: int
         for name in (symbol.name, *symbol.aliases):
             if (address := find(name, None)) is not None:
                 return address
+        if symbol.section is not None or symbol.binding != STB_WEAK:
+            return None
         # What nobody defines and nobody has to has no address.
-        return 0 if symbol.section is None and symbol.binding == STB_WEAK else None
+        hidden = symbols.hidden(symbol.name)
+        return 0 if hidden is None else moved(hidden)
 
     return address_of
 

@@ -77,8 +77,16 @@ class VmlinuxSymbols:
 
     def named(self, name: str) -> list[VmlinuxSymbol]:
         """All that kallsyms shows under a name, in the order of kallsyms."""
-        bare = name.encode(errors="surrogateescape")
-        if _HIDDEN.match(bare) or bare not in self._only:
+        return [] if _HIDDEN.match(_bytes(name)) else self._all(name)
+
+    def hidden(self, name: str) -> int | None:
+        """The address of a global symbol that kallsyms does not show: its own tables, above all."""
+        found = [symbol.address for symbol in self._all(name) if symbol.block == -1]
+        return found[0] if len(found) == 1 and _HIDDEN.match(_bytes(name)) else None
+
+    def _all(self, name: str) -> list[VmlinuxSymbol]:
+        bare = _bytes(name)
+        if bare not in self._only:
             return []
         numbers = (self._only[bare], *self._others.get(bare, ()))
         found = [self._symbol(name, number) for number in numbers]
@@ -125,6 +133,10 @@ class VmlinuxSymbols:
         local = info >> 4 == STB_LOCAL
         block = bisect_right(self._first_of_block, number) - 1 if local else -1
         return VmlinuxSymbol(name, block, value, size, info & 0xF)
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode(errors="surrogateescape")
 
 
 def _text(names: bytes, at: int) -> bytes:

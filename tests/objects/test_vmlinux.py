@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hotreload.deploy.verify import addresses_in_vmlinux
 from hotreload.diff.object_diff import diff_objects
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.diff.running_code import match_running
@@ -157,6 +158,29 @@ def test_a_function_is_found_by_where_it_starts(tmp_path: Path) -> None:
     found = symbols.find("a", None)
     assert found is not None
     assert (symbols.function_at(found.address), symbols.function_at(found.address + 1)) == ("a", None)
+
+
+def test_a_weak_reference_to_a_table_that_kallsyms_hides_is_to_that_table(tmp_path: Path) -> None:
+    user = """
+        extern char kallsyms_names[] __attribute__((weak)), nowhere[] __attribute__((weak));
+        int f(int i) { return nowhere ? nowhere[i] : kallsyms_names[i]; }
+    """
+    symbols = vmlinux(tmp_path, {"user.c": user, "tables.c": "char shown[8] = {1}, kallsyms_names[8] = {2};"})
+    address_of = addresses_in_vmlinux(symbols, None)
+    targets = {symbol.name: symbol for symbol in object_of(user, tmp_path / "object").symbols}
+    shown = symbols.find("shown", None)
+    assert shown is not None
+    assert abs((address_of(targets["kallsyms_names"]) or 0) - shown.address) == 8
+    assert address_of(targets["nowhere"]) == 0
+    assert symbols.named("kallsyms_names") == []
+
+
+def test_a_patch_that_needs_what_kallsyms_hides_is_refused(tmp_path: Path) -> None:
+    user = "extern char kallsyms_names[]; int f(int i) { return i ? kallsyms_names[i] : 1; }"
+    units = {"user.c": user, "tables.c": "char kallsyms_names[8] = {2};"}
+    with pytest.raises(NotPatchableError) as refused:
+        planned(tmp_path, units, "user.c", user.replace(": 1", ": 2"))
+    assert refused.value.code == "HR2209"
 
 
 def test_what_is_no_linked_kernel_is_told(tmp_path: Path) -> None:
