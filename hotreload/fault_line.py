@@ -26,16 +26,6 @@ LIMIT = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class CodePlace:
-    """An offset, in bytes, in a function of a module; it is in the middle of the instruction that is meant,
-    or at its start."""
-
-    module: str | None
-    function: str
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
 class SourceLine:
     """``line`` counts from 1."""
 
@@ -43,39 +33,47 @@ class SourceLine:
     line: int
 
 
-async def fault_line(place: CodePlace, pairs: Iterable[ObjectPair]) -> SourceLine | None:
-    """The line of a place in what these units were compiled to; None: nobody knows for sure."""
-    found = [(pair.unit, function) for pair in pairs if (function := _find(pair.patched, place))]
-    return await _line_in(*found[0], place) if len(found) == 1 else None
+async def fault_line(
+    module: bytes, function: str, offset: int, pairs: Iterable[ObjectPair]
+) -> SourceLine | None:
+    """The line of an offset, in bytes, in a function of a patch module that was made of these units.
 
-
-async def _line_in(unit: TranslationUnit, ran: Symbol, place: CodePlace) -> SourceLine | None:
+    The offset is that of an instruction, or in the middle of it. None: nobody knows for sure.
+    """
     with tempfile.TemporaryDirectory(prefix="hotreload-line-") as folder:
-        target = Path(folder, unit.object.name)
+        file = Path(folder, "patch.ko")
         try:
-            await compile_object(unit, target, lines=True)
-            made = _find(target, place)
-            if made is None or made.section is None or not _is_same_code(made, ran):
+            file.write_bytes(module)
+            ran = _find(file, function)
+            if ran is None or offset >= ran.size:
                 return None
-            words = ["addr2line", "-j", made.section.name, "-e", str(target), hex(made.value + place.offset)]
-            told = (await process.run(words, timeout=LIMIT)).text
+            for unit in (pair.unit for pair in pairs if _find(pair.patched, function)):
+                if line := await _line_in(unit, Path(folder, unit.object.name), ran, offset):
+                    return line
         except (HotReloadError, TimeoutError, OSError):
-            return None  # the report of the crash is what matters
+            pass  # the report of the crash is what matters
+    return None
+
+
+async def _line_in(unit: TranslationUnit, target: Path, ran: Symbol, offset: int) -> SourceLine | None:
+    await compile_object(unit, target, lines=True)
+    made = _find(target, ran.name)
+    if made is None or made.section is None or not _is_same_code(made, ran):
+        return None
+    words = ["addr2line", "-j", made.section.name, "-e", str(target), hex(made.value + offset)]
+    told = (await process.run(words, timeout=LIMIT)).text
     found = re.match(r"(.+):(\d+)", told)
     return SourceLine(unit.cwd / found[1], int(found[2])) if found and found[2] != "0" else None
 
 
-def _find(file: Path, place: CodePlace) -> Symbol | None:
-    """The function of that name in an object, where it is long enough."""
-    try:
-        symbols = read_object(file).symbols
-    except HotReloadError:
-        return None
-    named = [each for each in symbols if each.is_function and each.name == place.function]
-    return named[0] if len(named) == 1 and place.offset < named[0].size else None
+def _find(file: Path, name: str) -> Symbol | None:
+    """The function of that name in an object; None where there are several."""
+    named = [each for each in read_object(file).symbols if each.is_function and each.name == name]
+    return named[0] if len(named) == 1 else None
 
 
 def _is_same_code(made: Symbol, ran: Symbol) -> bool:
-    """The same function, but for numbers of lines: as long, and referring to something at the same places."""
-    shapes = [[(each.offset, each.type) for each in symbol.relocations] for symbol in (made, ran)]
-    return shapes[0] == shapes[1] and made.size == ran.size
+    """The same bytes. What relocations write is zero in both; those of the module that are livepatch ones
+    stand elsewhere."""
+    places = [{each.offset for each in symbol.relocations if each.type} for symbol in (made, ran)]
+    return made.content == ran.content and places[1] <= places[0]

@@ -59,10 +59,10 @@ class History:
         self.place += 1
         return self.current
 
-    def return_to(self, place: int) -> None:
-        """The steps after that place are gone: the guest crashed of one of them."""
+    def return_to(self, step: Step, place: int) -> None:
+        """The guest runs that step again, which was at that place; all after it are gone."""
         self.place = place
-        del self.steps[place + 1 :]
+        self.steps[place:] = [step]
 
     def before(self, number: int | None) -> int | None:
         """Where to go back to, to undo reload ``number`` (None: the last) and all after it."""

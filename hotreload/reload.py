@@ -31,7 +31,7 @@ from hotreload.diff.obstacles import NotPatchableError
 from hotreload.diff.unit_diff import without_same
 from hotreload.edited_units import EditedUnits
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError, PatchRejectedError
-from hotreload.fault_line import CodePlace, SourceLine, fault_line
+from hotreload.fault_line import SourceLine, fault_line
 from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.patch.homes import Home, continued, gone, reset
@@ -101,6 +101,8 @@ class Reloader:
         self._live_types: dict[Path, tuple[bytes, ...]] = {}
         self._written: dict[Place, Written] = {}  # values that the live patch wrote into data
         self._serial = 0
+        self._newest: LivePatch | None = None  # live, or on its way
+        self._edited_of: dict[int, Mapping[Path, Compared]] = {}  # what each reload was made of
         self._restore_points = RestorePoints(checkpoints)
         self._tidying: asyncio.Task[None] | None = None
 
@@ -175,36 +177,48 @@ class Reloader:
         Connections into the guest are lost. Raises EnvironmentFault (HR5105), GuestUnreachableError.
         """
         await self.close()
-        then = await self._restore_points.restore()
-        if then is None:
+        found = await self._restore_points.restore()
+        if found is None:
             return None
-        crashed = self.running if self._history.place != then.place else None
-        left_out = tuple(
-            one.pair.unit.source for key, one in self._edited.items() if then.edited.get(key) is not one
-        )
-        self._edited = dict(then.edited)
+        checkpoint, then = found
+        was, place, before = self._history.current, self._history.place, self._edited
+        self._history.return_to(then.step, then.place)
+        # What the guest runs was made of these, whatever was compiled since.
+        self._edited = dict(self._edited_of.get(then.step.number, {}))
+        self.units.compiled |= self._edited.keys()
         self._live, self._written, self._homes = then.live, dict(then.written), dict(then.homes)
         self._kept, self._live_types = dict(then.kept), dict(then.live_types)
-        self._history.return_to(then.place)
-        return RolledBack(crashed, left_out)
+        return RolledBack(
+            checkpoint.tag,
+            was.number if place > then.place else None,
+            place < then.place,
+            self.running,
+            _differing(before, self._edited),
+        )
 
-    async def line_of(self, place: tuple[str | None, str, int] | None) -> SourceLine | None:
-        """The line of a place in the newest patch, (module, function, offset); None: it is in none of it."""
-        if place is None or place[0] != f"{NAME_PREFIX}{self._serial}":
-            return None
-        return await fault_line(CodePlace(*place), [one.pair for one in self._edited.values()])
+    def note(self, report: ReloadReport) -> ReloadReport:
+        """Keep a report that is not of a cycle: it is part of the history, too."""
+        self._history.reports.append(report)
+        return report
 
     def _known(self) -> Known:
         """What is known of the guest as it is now."""
         return Known(
+            self._history.current,
             self._history.place,
-            dict(self._edited),
             self._live,
             self._written,
             self._homes,
             dict(self._kept),
             dict(self._live_types),
         )
+
+    async def line_of(self, place: tuple[str | None, str, int] | None) -> SourceLine | None:
+        """The line of a place in the newest patch, (module, function, offset); None: it is in none of it."""
+        if place is None or self._newest is None or place[0] != self._newest.name:
+            return None
+        pairs = [one.pair for one in self._edited.values()]
+        return await fault_line(self._newest.module, place[1], place[2], pairs)
 
     async def prepare(self) -> None:
         """Do ahead what the first edit would have to wait for. Raises GuestUnreachableError, InputError."""
@@ -297,6 +311,7 @@ class Reloader:
         self._note_types()
         self._note_once_unloaded(cycle, plan, before.plan)
         step = self._history.add(plan, self._symbols(), self._homes)
+        self._edited_of[step.number] = dict(self._edited)
         self._keep_stages(cycle, step)
         return cycle.went_live(step, before)
 
@@ -459,6 +474,7 @@ class Reloader:
             self._serial += 1
             name = f"{NAME_PREFIX}{self._serial}"
             patch = write_module(plan, name, self._knowledge.glue, homes, self._written)
+            self._newest = patch
             cycle.note_settlement(patch.settlement, reset(self._history.current.plan, plan))
             return patch
 
@@ -497,3 +513,9 @@ class Reloader:
     def _symbols(self) -> tuple[str, ...]:
         names = [name for compared in self._edited.values() for name in compared.diff.changed_names]
         return tuple(dict.fromkeys(names))
+
+
+def _differing(before: Mapping[Path, Compared], now: Mapping[Path, Compared]) -> tuple[Path, ...]:
+    """The sources of the units that are not the same in both."""
+    others = [key for key in {**before, **now} if before.get(key) is not now.get(key)]
+    return tuple((now.get(key) or before[key]).pair.unit.source for key in others)

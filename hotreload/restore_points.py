@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotreload.cycle import Compared
 from hotreload.errors import EnvironmentFault
+from hotreload.history import Step
 from hotreload.patch.homes import Home
 from hotreload.patch.model import Identity
 from hotreload.patch.module import LivePatch
@@ -28,10 +28,10 @@ NO_MORE = "no checkpoints from now on: a crash ends the session"
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a reloader knows of its guest at one moment; ``place``: in the history."""
+    """What a reloader knows of its guest at one moment; ``step``: of the history, at that ``place``."""
 
+    step: Step
     place: int
-    edited: Mapping[Path, Compared]
     live: LivePatch | None
     written: Mapping[Place, Written]
     homes: Mapping[Identity, Home]
@@ -41,12 +41,17 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
-    """``number``: the reload that was undone so, None: the guest crashed while it was brought there.
+    """Where the guest was brought back to.
 
-    ``left_out``: the sources whose last edits the guest has no more.
+    ``checkpoint``: its name; ``number``: the reload that was undone so, None: none was, for the guest crashed
+    while a patch was brought to it, or after an undo (``before_undo``); ``runs``: the reload whose code it
+    runs now. ``left_out``: sources that the guest does not run as they were compiled last.
     """
 
+    checkpoint: str
     number: int | None
+    before_undo: bool
+    runs: int | None
     left_out: tuple[Path, ...]
 
 
@@ -57,6 +62,7 @@ class RestorePoints:
         self._checkpoints = checkpoints
         self._points: deque[tuple[Checkpoint, Known]] = deque()
         self._latest: tuple[Checkpoint, Known] | None = None  # nothing was pushed since
+        self._spent: list[Checkpoint] = []
 
     async def save(self, known: Known) -> str | None:
         """Save the guest, of which this is known; what is to be told, if it cannot be saved.
@@ -88,18 +94,20 @@ class RestorePoints:
         if self._points:
             self._latest = self._points.pop()
 
-    async def restore(self) -> Known | None:
+    async def restore(self) -> tuple[Checkpoint, Known] | None:
         """Bring the guest back to the last one; what was known of it. Raises as Checkpoints.restore."""
         if self._checkpoints is None or not self._points:
             return None
         checkpoint, known = self._points.pop()
+        self._spent.append(checkpoint)
         await self._checkpoints.restore(checkpoint)
-        return known
+        return checkpoint, known
 
     async def _make_room(self, checkpoints: Checkpoints) -> None:
         if self._latest is not None:
-            (checkpoint, _), self._latest = self._latest, None
-            await checkpoints.delete(checkpoint)
+            self._spent.append(self._latest[0])
+            self._latest = None
         while len(self._points) >= KEPT:
-            checkpoint, _ = self._points.popleft()
-            await checkpoints.delete(checkpoint)
+            self._spent.append(self._points.popleft()[0])
+        while self._spent:
+            await checkpoints.delete(self._spent.pop())

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hotreload.errors import GuestUnreachableError
+from hotreload.errors import GuestUnreachableError, HotReloadError
 from hotreload.process import CommandResult
 from hotreload.report.console import Console
 from hotreload.report.text import enumerate_names
@@ -98,21 +98,35 @@ async def _follow(messages: AsyncIterator[Message], wish: Wish, console: Console
             continue
         report = report_from(message["report"])
         status = report.outcome.exit_status
-        if wish.command and report.outcome.rung and not await _succeeds(wish, console, run):
-            status = status or COMMAND_FAILED
+        if wish.command and report.outcome.rung:
+            done = await _done(wish, console, run)
+            if done is None and wish.once:
+                return await _ending(messages)
+            status = status or (0 if done else COMMAND_FAILED)
         if wish.once:
             return status
     return GuestUnreachableError.exit_status
 
 
-async def _succeeds(wish: Wish, console: Console, run: Run) -> bool:
+async def _ending(messages: AsyncIterator[Message]) -> int:
+    """The status of a guest that is lost: the session tells what became of it."""
+    async for message in messages:
+        if "report" in message:
+            return report_from(message["report"]).outcome.exit_status
+    return GuestUnreachableError.exit_status
+
+
+async def _done(wish: Wish, console: Console, run: Run) -> bool | None:
+    """Run the command: did it succeed? None: the guest was lost while it ran."""
     assert wish.command is not None
     try:
         done = await run(wish.command)
-    except GuestUnreachableError:
+    except HotReloadError as error:
+        if error.exit_status != GuestUnreachableError.exit_status:
+            raise
         # The session tells what became of the guest, and whether it is back.
         console.say(f"the guest was lost while it ran: {wish.command}", always=True)
-        return False
+        return None
     # With --json standard output belongs to the events.
     out = sys.stderr if wish.as_json else sys.stdout
     for stream, data in ((out, done.stdout), (sys.stderr, done.stderr)):

@@ -79,11 +79,17 @@ def _place(crash: CrashReport) -> tuple[str | None, str, int] | None:
 
 def restored(back: RolledBack, seconds: float) -> tuple[str, ...]:
     """The lines on what was done about a crash."""
-    gone = "the patch that was on its way is taken back" if back.number is None else f"#{back.number} undone"
-    lines = [f"{gone}, guest restored to the checkpoint before it in {seconds:.2f} s"]
+    runs = "the code it booted with" if back.runs is None else f"#{back.runs}"
+    if back.before_undo:
+        what = f"guest restored to the checkpoint before the undo: it runs {runs} again, after"
+    elif back.number is None:
+        what = "the patch on its way is taken back, guest restored to the checkpoint before it in"
+    else:
+        what = f"#{back.number} undone, guest restored to the checkpoint before it in"
+    lines = [f"{what} {seconds:.2f} s"]
     if back.left_out:
         names = ", ".join(file.name for file in back.left_out)
-        lines.append(f"{names}: the guest runs it as it was before that, until it is saved again")
+        lines.append(f"{names}: the guest runs {runs} of it, until it is saved again")
     return tuple(lines)
 
 

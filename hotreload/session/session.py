@@ -296,8 +296,8 @@ class Session:
                 else:
                     self._emit(type, cycle, **fields)
 
-            report = await self.reloader.reload(tuple(paths), saved_at, started=started)
-        report = await self._told(_value(report), cycle, watched=watched)
+            work = self.reloader.reload(tuple(paths), saved_at, started=started)
+            report = await self._told(work, cycle, watched=watched)
         # An edit may have added the include of a header that nobody watched.
         await self._watcher.also_watch(self.reloader.new_inputs())
         return report
@@ -358,12 +358,11 @@ class Session:
         seconds = time.monotonic() - started
         report = crashed_report(error, await looking, ran, self.order.state)
         if back is None:
-            return replace(report, notes=(*failure, *report.notes))
+            return self.reloader.note(replace(report, notes=(*failure, *report.notes)))
         self._console_read = self.console_log.stat().st_size
-        self._emit("restore.done", checkpoint=f"before #{back.number}", ms=seconds * 1000)
-        return replace(
-            report, notes=(*restored(back, seconds), *report.notes), still_runs=self.reloader.running
-        )
+        self._emit("restore.done", checkpoint=back.checkpoint, ms=seconds * 1000)
+        notes = (*restored(back, seconds), *report.notes)
+        return self.reloader.note(replace(report, notes=notes, still_runs=back.runs))
 
     # Watching.
 
@@ -454,7 +453,3 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
     if not task.cancelled():
         task.exception()  # told already
-
-
-async def _value(report: ReloadReport) -> ReloadReport:
-    return report

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotreload import process
-from hotreload.errors import EnvironmentFault
+from hotreload.errors import EnvironmentFault, GuestUnreachableError
 from hotreload.vm.machine import Machine
 from hotreload.vm.monitor import QmpError
 from hotreload.vm.spec import STATE_NODE
@@ -55,13 +55,23 @@ class Checkpoints:
         self._busy = asyncio.Lock()
 
     async def save(self) -> Checkpoint:
-        """Save the guest as it is now. Raises EnvironmentFault (HR5105) and GuestUnreachableError."""
+        """Save the guest as it is now.
+
+        Raises EnvironmentFault (HR5105), and GuestUnreachableError, also for a guest that does not run:
+        nobody wants that one back.
+        """
         async with self._busy:
             self._serial += 1
             tag = f"checkpoint-{self._serial}"
             started = time.monotonic()
+            self._require_running()
             await self._job("snapshot-save", tag, vmstate=STATE_NODE)
+            self._require_running()
             return Checkpoint(tag, time.monotonic() - started)
+
+    def _require_running(self) -> None:
+        if trouble := self._machine.trouble:
+            raise GuestUnreachableError(f"the guest is lost: {trouble.message}")
 
     async def delete(self, checkpoint: Checkpoint) -> None:
         """Give its space back. Raises as ``save``."""

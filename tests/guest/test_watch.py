@@ -53,6 +53,17 @@ module_init(counter_init);
 module_exit(counter_exit);
 MODULE_LICENSE("GPL");
 """
+TIMER = """\
+static int ticks;
+static void tick(struct timer_list *unused);
+static DEFINE_TIMER(timer, tick);
+static noinline void tick(struct timer_list *unused)
+{
+	ticks++;
+	mod_timer(&timer, jiffies + 1);
+}
+
+static int __init"""
 HOTRELOAD = (sys.executable, "-m", "hotreload")
 LIMIT = 30.0
 
@@ -370,10 +381,12 @@ def test_a_crash_brings_the_guest_back_to_before_the_reload_and_edits_go_on(driv
             rf"HR4101 BUG: kernel NULL pointer dereference in show\+0x\w+ \(counter.c:{line}\)", told
         )
         assert re.search(r"#2 undone, guest restored to the checkpoint before it in \d", watching.said)
-        assert "counter.c: the guest runs it as it was before that" in watching.said
+        assert "counter.c: the guest runs #1 of it, until it is saved again" in watching.said
         assert reading(driver) == "new 2\n"
         assert "#1" in run(driver, "status").stdout
         assert run(driver, "redo").stderr.count("nothing to redo") == 1
+        assert "crashed" in run(driver, "history").stdout
+        assert "NULL pointer" in run(driver, "why").stdout
 
         edit(driver, "reads += *(volatile int *)8;", "reads += 10 * step;")
         assert "#3" in watching.waits_for("live", times=3)
@@ -399,6 +412,40 @@ def test_a_guest_that_crashes_again_goes_back_further_and_then_ends_with_status_
     assert eventually_nothing(driver)
 
 
+def test_a_crash_after_an_undo_goes_back_to_before_the_undo(driver: Path) -> None:
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        for number, (old, new) in enumerate((("old", "new"), ("new", "newer")), 1):
+            edit(driver, f"{old} %d", f"{new} %d")
+            watching.waits_for("live", times=number)
+        assert run(driver, "undo", "1").returncode == 0
+        panic = ("guest", "exec", "echo c >/proc/sysrq-trigger")
+        run(driver, *panic)
+        watching.waits_for("restored to the checkpoint before the undo: it runs #2 again")
+        assert reading(driver).startswith("newer")
+        run(driver, *panic)
+        watching.waits_for("#2 undone, guest restored")
+        assert reading(driver).startswith("new ")
+        assert watching.end() == 130
+
+
+def test_a_crash_while_the_patch_is_brought_takes_it_back(driver: Path) -> None:
+    # A timer runs the function before anybody could look.
+    edit(driver, "static int __init", TIMER)
+    edit(driver, "{\n\tproc_create", "{\n\tmod_timer(&timer, jiffies + 1);\n\tproc_create")
+    edit(driver, "{\n\tremove", "{\n\tdel_timer_sync(&timer);\n\tremove")
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "ticks++;", "ticks += *(volatile int *)8;")
+        watching.waits_for(r"crashed .*HR410\d .* in tick\+0x")
+        watching.waits_for("guest restored to the checkpoint before it")
+        assert reading(driver) == "old 1\n"
+        edit(driver, "ticks += *(volatile int *)8;", "ticks += 2;")
+        watching.waits_for("live")
+        assert watching.end() == 130
+    assert eventually_nothing(driver)
+
+
 def test_a_command_that_crashes_the_guest_after_a_reload_does_not_end_the_watch(driver: Path) -> None:
     with watch(driver, "--", "cat", "/proc/counter") as watching:
         watching.waits_for("ready")
@@ -410,6 +457,12 @@ def test_a_command_that_crashes_the_guest_after_a_reload_does_not_end_the_watch(
         assert watching.process.stdout is not None
         assert watching.process.stdout.readline() == "old 10\n"
         assert watching.end() == 130
+    edit(driver, "reads += 10 * step;", "reads += step;")
+    with watch(driver, "--once", "--", "cat", "/proc/counter") as watching:
+        watching.waits_for("ready")
+        edit(driver, "reads += step;", "reads += *(volatile int *)8;")
+        assert watching.process.wait(LIMIT) == 5
+        assert "#1 undone" in watching.said
 
 
 def test_without_checkpoints_a_crash_ends_the_session_with_status_5(driver: Path) -> None:
