@@ -288,16 +288,19 @@ class Session:
         cycle = self._cycle
         self._emit("watch.change", cycle, files=list(files))
 
-        with self._long_build() as compiled:
+        async def reloaded() -> ReloadReport:
+            with self._long_build() as compiled:
 
-            def started(type: str, fields: Mapping[str, Any]) -> None:
-                if type == "build.progress":
-                    compiled(fields["done"], fields["units"])
-                else:
-                    self._emit(type, cycle, **fields)
+                def started(type: str, fields: Mapping[str, Any]) -> None:
+                    if type == "build.progress":
+                        compiled(fields["done"], fields["units"])
+                    else:
+                        self._emit(type, cycle, **fields)
 
-            work = self.reloader.reload(tuple(paths), saved_at, started=started)
-            report = await self._told(work, cycle, watched=watched)
+                return await self.reloader.reload(tuple(paths), saved_at, started=started)
+
+        # The bar is gone when the report is told.
+        report = await self._told(reloaded(), cycle, watched=watched)
         # An edit may have added the include of a header that nobody watched.
         await self._watcher.also_watch(self.reloader.new_inputs())
         return report
