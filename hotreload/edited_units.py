@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from hotreload.build.base import Base
-from hotreload.build.built import Build, is_stamp, sha256
+from hotreload.build.built import is_stamp, sha256
 from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.guest_base import GuestBase
 from hotreload.build.units import new_inputs, units_for
 from hotreload.diff.obstacles import BUILD_KERNEL, BUILD_MODULE, NotPatchableError, Obstacle
 
@@ -22,20 +22,34 @@ MANY_UNITS = "hotreload push --max-units N compiles them all; or build the kerne
 class EditedUnits:
     """See the module. ``compiled``: the objects of the units that are not made of the base's files alone."""
 
-    def __init__(self, build: Build, base: Base, objects: Path, max_units: int) -> None:
+    def __init__(self, base: GuestBase, objects: Path, max_units: int) -> None:
         """``objects``: the folder of our own compiles; their ``.d`` files know what edits have included."""
         self.max_units = max_units
         self.compiled: set[Path] = set()
-        self.differing: set[Path] = set()  # files of the base that are not as they were
         self.pushed: set[Path] = set()  # of a source patch, until one of their files is saved
-        self._build = build
         self._base = base
+        # Of each part of the base the files that are not as they were for it.
+        self._differing: tuple[set[Path], ...] = tuple(set() for _ in base.parts)
         self._objects = objects
         self._due: set[Path] = set()  # objects of units that have to be compiled at the next chance
 
+    @property
+    def differing(self) -> set[Path]:
+        """The files of the base that are not as they were."""
+        return set().union(*self._differing)
+
+    def rebase(self, base: GuestBase, compiled: Iterable[Path]) -> None:
+        """The guest has another base now, and what it runs beyond that was made of these objects."""
+        self._base = base
+        self._differing = tuple(set() for _ in base.parts)
+        for part in base.parts:
+            self._note_contents(part.digests)
+        self.compiled = set(compiled)
+        self.pushed &= self.compiled
+
     def new_inputs(self) -> frozenset[Path]:
         """The files of the user's that edits have included."""
-        return new_inputs(self._build, self._objects)
+        return new_inputs(self._base.build, self._objects)
 
     def of(self, files: tuple[Path, ...]) -> list[TranslationUnit]:
         """What to compile when these files were saved; none: whatever differs from the base.
@@ -45,7 +59,7 @@ class EditedUnits:
         """
         if not files:
             return self._all_that_may_differ()
-        selection = units_for(files, self._build, self._objects)
+        selection = units_for(files, self._base.build, self._objects)
         self._note_contents(selection.files)
         self.pushed -= {unit.object for unit in selection.units}
         # A unit that did not compile may do so now: because of a header that has come into being, say.
@@ -59,7 +73,7 @@ class EditedUnits:
 
     def back_at_base(self) -> set[Path]:
         """The objects whose files are all as they were again; they count as compiled no more."""
-        back = self.compiled - self.pushed - set(self._build.inputs.users(self.differing))
+        back = self.compiled - self.pushed - self._users_of_differing()
         self.compiled -= back
         return back
 
@@ -87,29 +101,39 @@ class EditedUnits:
 
     def _all_that_may_differ(self) -> list[TranslationUnit]:
         self.pushed.clear()
-        self._note_contents(self._base.digests)
-        touched = units_for(self.differing, self._build, self._objects).units
+        for part in self._base.parts:
+            self._note_contents(part.digests)
+        touched = units_for(self.differing, self._base.build, self._objects).units
         self._due |= {unit.object for unit in touched} | self.compiled
         return self._to_compile()
 
     def _note_contents(self, files: Iterable[Path]) -> None:
         for file in files:
-            if is_stamp(file) or sha256(file) == self._base.digests[file]:
-                self.differing.discard(file)
-            else:
-                self.differing.add(file)
+            now = sha256(file)
+            for part, differing in zip(self._base.parts, self._differing, strict=True):
+                if is_stamp(file) or now == part.digests.get(file, now):
+                    differing.discard(file)
+                else:
+                    differing.add(file)
+
+    def _users_of_differing(self) -> set[Path]:
+        """The objects of the units that were made of other contents than there are now."""
+        found: set[Path] = set()
+        for part, differing in zip(self._base.parts, self._differing, strict=True):
+            found.update(part.inputs.users(differing))
+        return found
 
     def _to_compile(self) -> list[TranslationUnit]:
-        self._due &= set(self._build.inputs.users(self.differing))
+        self._due &= self._users_of_differing()
         if len(self._due) > self.max_units:
             raise NotPatchableError([self._too_many(self._due)])
-        return [unit for unit in self._build.units if unit.object in self._due]
+        return [unit for unit in self._base.units if unit.object in self._due]
 
     def _not_part_of_build(self, files: Iterable[Path]) -> Obstacle:
         names = ", ".join(path.name for path in files)
         message = f"{names} is not part of this build: no unit includes it"
         hint = "add it to the module's Makefile and start hotreload again, or include it"
-        if self._build.is_kernel:
+        if self._base.is_kernel:
             # The vdso, the boot code and the programs that build a kernel are built, and not linked into it.
             message = f"{names}: no unit of vmlinux or of a module was made of it"
             hint = f"if it is new, or goes into the image in another way: {BUILD_KERNEL}"

@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotreload.build.base import Base
+from hotreload.build.base import AnyBase, Base
 from hotreload.build.built import Build
 from hotreload.deploy.guest import Guest
 from hotreload.patch.kernel_symbols import KernelSymbols, read_symbols
@@ -44,7 +44,7 @@ class KernelKnowledge:
         return tuple(name for name in modules if name in self.symbols.modules and name in filled)
 
 
-async def learn(module: Build, base: Base, glue: Path, guest: Guest) -> KernelKnowledge:
+async def learn(module: Build, base: AnyBase, glue: Path, guest: Guest) -> KernelKnowledge:
     """Read exports and module symbols, ask the guest's kallsyms. Raises GuestUnreachableError, InputError."""
     asking = asyncio.create_task(_unique_in_guest(guest))
     try:
@@ -60,7 +60,7 @@ def learn_offline(module: Build, base: Base, glue: Path) -> KernelKnowledge:
     return KernelKnowledge(_symbols(module, base), read_glue(glue, _unique_in_map(base.tree.system_map)))
 
 
-def _symbols(module: Build, base: Base) -> KernelSymbols:
+def _symbols(module: Build, base: AnyBase) -> KernelSymbols:
     places = (base.tree.output / "Module.symvers", module.folder / "Module.symvers")
     symvers = [file for file in places if file.is_file()]
     return read_symbols(symvers, {built.name: built.ko for built in base.modules})

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hotreload.build.base import Base
+from hotreload.build.base import AnyBase
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.cycle import Compared, Original
@@ -40,7 +40,7 @@ def compare_unit(
     return Compared(pair, original, diff, section_of(patched))
 
 
-def plan_units(base: Base, compared: Mapping[Path, Compared], symbols: KernelSymbols) -> PatchPlan | None:
+def plan_units(base: AnyBase, compared: Mapping[Path, Compared], symbols: KernelSymbols) -> PatchPlan | None:
     """One plan for all units, by object, that differ from the base; None: none does.
 
     Raises NotPatchableError with the obstacles of all of them at once.
@@ -73,7 +73,7 @@ def obstacles_of(compared: Mapping[Path, Compared]) -> tuple[Obstacle, ...]:
     )
 
 
-def block_of(base: Base, module: str, unit: TranslationUnit, symbols: KernelSymbols) -> int | None:
+def block_of(base: AnyBase, module: str, unit: TranslationUnit, symbols: KernelSymbols) -> int | None:
     """Which stretch of the module's symbols is the unit's: several may come from files of one name."""
     units = next(built.units for built in base.modules if built.name == module)
     namesakes = [other for other in units if other.source.name == unit.source.name]

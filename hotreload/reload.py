@@ -14,45 +14,37 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from hotreload.build.base import Base
 from hotreload.build.built import Build
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair, rebuild
+from hotreload.build.guest_base import GuestBase
 from hotreload.build.patched_sources import PatchedSources
 from hotreload.build.patched_units import compile_units
 from hotreload.build.units import units_for
 from hotreload.config import MAX_UNITS
 from hotreload.cycle import Announce, Compared, Cycle, Original, read_original
 from hotreload.deploy.guest import Guest
-from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
 from hotreload.diff.obstacles import NotPatchableError
-from hotreload.diff.unit_diff import without_same
 from hotreload.edited_units import EditedUnits
-from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError, PatchRejectedError
+from hotreload.errors import EditError, EnvironmentFault
 from hotreload.fault_line import SourceLine, fault_line
 from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
-from hotreload.patch.homes import Home, continued, gone, reset
+from hotreload.patch.homes import Home, continued
 from hotreload.patch.model import Identity, PatchPlan
-from hotreload.patch.module import NAME_PREFIX, LivePatch, write_module
-from hotreload.patch.writes import Place, Written
 from hotreload.patch_build import patched_units, refuse_recipes, require_built, work_folder
+from hotreload.patched_guest import PatchedGuest
 from hotreload.plan_units import compare_unit, plan_units
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why
-from hotreload.restore_points import Known, RestorePoints, RolledBack
+from hotreload.restore_points import Known, RolledBack
 from hotreload.running_check import RunningCheck
 from hotreload.source_texts import SourceTexts
 from hotreload.stages import StageKeeper
 from hotreload.vm.checkpoints import Checkpoints
 from hotreload.vm.machine import Trouble
-
-T = TypeVar("T")
-
-# How often a guest that takes a patch is looked at for a panic, in seconds.
-TROUBLE_INTERVAL = 0.05
 
 
 def _silently(_type: str, _fields: object) -> None:
@@ -79,32 +71,24 @@ class Reloader:
     ) -> None:
         """``folder``: where the session keeps what it made; ``running``: what looks at the guest's memory;
         ``trouble``: why the guest stopped, if it did; ``checkpoints``: of the guest's machine, if it can."""
-        self.module = module
-        self.base = base
-        self.guest = guest
-        self.transition_timeout = transition_timeout
         self.dry_run = dry_run
         self._glue = glue
-        self._trouble = trouble
         self._running = running
         self._stages = StageKeeper(folder / "reloads")
         self._objects = folder / "objects"
-        self.units = EditedUnits(module, base, self._objects, max_units)
+        booted = GuestBase.booted(module, base)
+        self._guest = PatchedGuest(
+            guest,
+            Known(booted),
+            trouble=trouble,
+            transition_timeout=transition_timeout,
+            checkpoints=checkpoints,
+        )
+        self.units = EditedUnits(booted, self._objects, max_units)
         self._knowledge: KernelKnowledge | None = None
         self._originals: dict[Path, Original] = {}
         self._edited: dict[Path, Compared] = {}  # units compiled since boot, by object
         self._history = History()
-        self._live: LivePatch | None = None
-        self._kept: dict[str, tuple[str, ...]] = {}  # patch modules that must stay loaded, and why
-        self._homes: dict[Identity, Home] = {}  # where what the reloads added lives
-        # Each .BTF of a unit, by object, that the guest has run since it booted or since the last undo.
-        self._live_types: dict[Path, tuple[bytes, ...]] = {}
-        self._written: dict[Place, Written] = {}  # values that the live patch wrote into data
-        self._serial = 0
-        self._newest: LivePatch | None = None  # live, or on its way
-        self._edited_of: dict[int, Mapping[Path, Compared]] = {}  # what each reload was made of
-        self._restore_points = RestorePoints(checkpoints)
-        self._tidying: asyncio.Task[None] | None = None
 
     @property
     def history(self) -> tuple[ReloadReport, ...]:
@@ -128,7 +112,12 @@ class Reloader:
     @property
     def kept_loaded(self) -> Mapping[str, tuple[str, ...]]:
         """Patch modules that stay loaded though replaced: what of each may still be pointed at."""
-        return self._kept
+        return self._guest.known.kept
+
+    @property
+    def base(self) -> GuestBase:
+        """What the guest booted; of modules that were loaded anew, that."""
+        return self._guest.known.base
 
     async def reload(
         self, paths: Iterable[Path], saved_at: float, *, started: Announce = _silently
@@ -176,18 +165,15 @@ class Reloader:
         The sources stay as they are; a unit of that push is brought again when one of its files is saved.
         Connections into the guest are lost. Raises EnvironmentFault (HR5105), GuestUnreachableError.
         """
-        await self.close()
-        found = await self._restore_points.restore()
+        found = await self._guest.restore()
         if found is None:
             return None
         checkpoint, then = found
         was, place, before = self._history.current, self._history.place, self._edited
         self._history.return_to(then.step, then.place)
         # What the guest runs was made of these, whatever was compiled since.
-        self._edited = dict(self._edited_of.get(then.step.number, {}))
+        self._edited = dict(then.known.edited)
         self.units.compiled |= self._edited.keys()
-        self._live, self._written, self._homes = then.live, dict(then.written), dict(then.homes)
-        self._kept, self._live_types = dict(then.kept), dict(then.live_types)
         return RolledBack(
             checkpoint.tag,
             was.number if place > then.place else None,
@@ -201,24 +187,13 @@ class Reloader:
         self._history.reports.append(report)
         return report
 
-    def _known(self) -> Known:
-        """What is known of the guest as it is now."""
-        return Known(
-            self._history.current,
-            self._history.place,
-            self._live,
-            self._written,
-            self._homes,
-            dict(self._kept),
-            dict(self._live_types),
-        )
-
     async def line_of(self, place: tuple[str | None, str, int] | None) -> SourceLine | None:
         """The line of a place in the newest patch, (module, function, offset); None: it is in none of it."""
-        if place is None or self._newest is None or place[0] != self._newest.name:
+        newest = self._guest.newest
+        if place is None or newest is None or place[0] != newest.name:
             return None
         pairs = [one.pair for one in self._edited.values()]
-        return await fault_line(self._newest.module, place[1], place[2], pairs)
+        return await fault_line(newest.module, place[1], place[2], pairs)
 
     async def prepare(self) -> None:
         """Do ahead what the first edit would have to wait for. Raises GuestUnreachableError, InputError."""
@@ -230,16 +205,14 @@ class Reloader:
 
     async def close(self) -> None:
         """End what goes on beside the reloads."""
-        if self._tidying is not None:
-            self._tidying.cancel()
-            await asyncio.gather(self._tidying, return_exceptions=True)
+        await self._guest.close()
 
     async def _told(self, cycle: Cycle, ending: Awaitable[ReloadReport]) -> ReloadReport:
         """The one place where an EditError becomes an outcome."""
         try:
             report = await ending
         except (EditError, EnvironmentFault) as error:
-            if self.module.is_kernel and isinstance(error, NotPatchableError):
+            if self.base.is_kernel and isinstance(error, NotPatchableError):
                 error = error.of_kernel()
             # A full disk, say: the guest is as it was, and the next save may find some space.
             report = cycle.failed(error, self.running)
@@ -261,7 +234,7 @@ class Reloader:
     async def _through_patched(self, cycle: Cycle, sources: PatchedSources) -> ReloadReport:
         """The same for what source patches make of the files, which themselves stay as they are."""
         refuse_recipes(sources)
-        selection = units_for(sources.texts, self.module, self._objects)
+        selection = units_for(sources.texts, self.base.build, self._objects)
         with work_folder() as work:
             # What else was edited is edited here, too.
             edited = {Path(os.path.realpath(file)): file for file in self.units.differing}
@@ -269,7 +242,7 @@ class Reloader:
             with cycle.stage("build"):
                 await self._learn()
                 await self._save_checkpoint(cycle)
-                units = patched_units(sources, self.module, selection)
+                units = patched_units(sources, self.base.build, selection)
                 compiled = await compile_units(self.base, units, texts | dict(sources.texts), work)
                 require_built(sources, selection, compiled.used, cycle, {})
             before = dict(self._edited), set(self.units.compiled), set(self.units.pushed)
@@ -306,21 +279,13 @@ class Reloader:
         await self._check_running(cycle)
 
         # The guest has not been touched so far. This is the first line that does.
-        await self._bring(cycle, plan, continued(self._homes, before.plan))
+        await self._bring(cycle, plan, continued(self._guest.known.homes, before.plan))
 
-        self._note_types()
+        self._guest.note_made_of(self._edited)
         self._note_once_unloaded(cycle, plan, before.plan)
-        step = self._history.add(plan, self._symbols(), self._homes)
-        self._edited_of[step.number] = dict(self._edited)
+        step = self._history.add(plan, self._symbols(), self._guest.known.homes)
         self._keep_stages(cycle, step)
         return cycle.went_live(step, before)
-
-    def _note_types(self) -> None:
-        """The guest may have objects of every type that its code knew. Of equal ones the last is enough."""
-        for key, each in self._edited.items():
-            known = self._live_types.get(key, ())
-            if each.types and each.types not in known:
-                self._live_types[key] = (*without_same(known, each.types), each.types)
 
     def _note_once_unloaded(self, cycle: Cycle, plan: PatchPlan | None, before: PatchPlan | None) -> None:
         """Said when a module becomes part of the patch: it is not what anybody expects."""
@@ -333,7 +298,7 @@ class Reloader:
 
     def _keep_stages(self, cycle: Cycle, step: Step) -> None:
         try:
-            self._stages.keep(step.number, cycle.compared, self._live)
+            self._stages.keep(step.number, cycle.compared, self._guest.known.live)
         except EnvironmentFault as fault:
             # The new code is live; that its stages are not on disk is no reason to say otherwise.
             cycle.notes.append(f"{fault.code} {fault.message}: the stages of this reload were not kept")
@@ -349,8 +314,7 @@ class Reloader:
         # The sources bring back what they say with the next save; nothing says what a source patch said.
         for pushed in self.units.drop_pushed():
             self._edited.pop(pushed, None)
-        # Who takes a reload back knows that what it made is not in use any more.
-        self._live_types.clear()
+        self._guest.forget_types()
         moved = left if outcome is Outcome.UNDONE else target
         runs = f"the guest runs #{target.number}" if target.number else "the guest runs what it booted"
         return ReloadReport(
@@ -391,16 +355,17 @@ class Reloader:
             for pair in pairs:
                 key = pair.unit.object
                 if key not in self._originals:
-                    self._originals[key] = read_original(pair.original, self.base.plain_object(pair.unit))
-                compared = compare_unit(
-                    pair, self._originals[key], self._texts(pair.unit, instead), self._live_types.get(key, ())
-                )
+                    plain = self.base.of(pair.unit).plain_object(pair.unit)
+                    self._originals[key] = read_original(pair.original, plain)
+                live_types = self._guest.known.live_types.get(key, ())
+                texts = self._texts(pair.unit, instead)
+                compared = compare_unit(pair, self._originals[key], texts, live_types)
                 self._edited[key] = compared
                 cycle.compared.append(compared)
 
     def _texts(self, unit: TranslationUnit, instead: Mapping[Path, bytes | None]) -> Mapping[str, str]:
         """The unit's sources as they are now, its own file first; read when they are asked for."""
-        inputs = self.module.inputs[unit.object]
+        inputs = self.base.of(unit).inputs[unit.object]
         files = (unit.source, *(file for file in inputs if file != unit.source))
         texts = {file: instead.get(Path(os.path.realpath(file))) for file in files} if instead else {}
         return SourceTexts(files, {file: text for file, text in texts.items() if text is not None})
@@ -419,96 +384,24 @@ class Reloader:
                 raise NotPatchableError(found)
 
     async def _bring(self, cycle: Cycle, plan: PatchPlan | None, homes: Mapping[Identity, Home]) -> None:
-        """Make the guest run ``plan``: its module replaces the one before; without a plan, what it booted.
-
-        ``homes``: where that of it lives which is there already.
-        """
-        cycle.note_gone(gone(self._history.current.plan, plan, self._homes))
-        try:
-            if plan is not None:
-                await self._apply(cycle, self._write(cycle, plan, homes))
-            elif self._live is not None:
-                self._restore_points.use()
-                with cycle.stage("complete"):
-                    await self._while_alive(
-                        disable_patch(
-                            self.guest,
-                            self._live.name,
-                            timeout=self.transition_timeout,
-                            lookups=self._live.lookups,
-                        )
-                    )
-                self._live, self._written, self._homes = None, {}, {}
-        finally:
-            await self.close()
-            self._tidying = asyncio.create_task(self._tidy())
-
-    async def _apply(self, cycle: Cycle, patch: LivePatch) -> None:
-        cycle.announce("apply.start", {"rung": "patch", "files": cycle.files, "symbols": self._symbols()})
-        if patch.keep_loaded:
-            # Also one that is taken back on its way: tasks that had changed over ran its code.
-            self._kept[patch.name] = patch.keep_loaded
-        applying = apply_patch(
-            self.guest,
-            patch.name,
-            patch.module,
-            timeout=self.transition_timeout,
-            lookups=patch.lookups,
-            sections=patch.sections_to_tell,
-        )
-        self._restore_points.use()
-        try:
-            applied = await self._while_alive(applying)
-        except PatchRejectedError:
-            self._kept.pop(patch.name, None)
-            self._restore_points.give_back()
-            raise
-        cycle.note_times(applied)
-        self._live = patch
-        self._homes = patch.homes(applied.sections)
-        self._written = patch.written(applied.sections)
-
-    def _write(self, cycle: Cycle, plan: PatchPlan, homes: Mapping[Identity, Home]) -> LivePatch:
+        """Make the guest run ``plan``; ``homes``: where that of it lives which is there already."""
         assert self._knowledge is not None, "learnt while building"
-        with cycle.stage("link"):
-            self._serial += 1
-            name = f"{NAME_PREFIX}{self._serial}"
-            patch = write_module(plan, name, self._knowledge.glue, homes, self._written)
-            self._newest = patch
-            cycle.note_settlement(patch.settlement, reset(self._history.current.plan, plan))
-            return patch
-
-    async def _while_alive(self, deployment: Awaitable[T]) -> T:
-        """What a deployment answers, unless the guest dies of it. Raises GuestUnreachableError (HR4103)."""
-        task = asyncio.ensure_future(deployment)
-        try:
-            while not task.done():
-                await asyncio.wait({task}, timeout=TROUBLE_INTERVAL)
-                trouble = self._trouble()
-                if trouble is not None:
-                    raise GuestUnreachableError(f"the guest is lost: {trouble.message}")
-            return task.result()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        if plan is not None:
+            cycle.announce("apply.start", {"rung": "patch", "files": cycle.files, "symbols": self._symbols()})
+        await self._guest.bring(cycle, plan, homes, self._knowledge.glue)
 
     # --- beside the hot path ---
 
     async def _save_checkpoint(self, cycle: Cycle) -> None:
         """Before the guest is touched; while the compiler runs, so that nobody waits for it."""
-        if not self.dry_run and (note := await self._restore_points.save(self._known())):
+        if self.dry_run:
+            return
+        if note := await self._guest.save(self._history.current, self._history.place):
             cycle.notes.append(note)
 
     async def _learn(self) -> None:
         if self._knowledge is None:
-            self._knowledge = await learn(self.module, self.base, self._glue, self.guest)
-
-    async def _tidy(self) -> None:
-        """Remove replaced patch modules. What cannot be removed now is tried again after the next reload."""
-        try:
-            await sweep(self.guest, self._kept)
-        except EditError:
-            return
+            self._knowledge = await learn(self.base.build, self.base, self._glue, self._guest.guest)
 
     def _symbols(self) -> tuple[str, ...]:
         names = [name for compared in self._edited.values() for name in compared.diff.changed_names]

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from hotreload.build.guest_base import GuestBase
+from hotreload.cycle import Compared
 from hotreload.errors import EnvironmentFault
 from hotreload.history import Step
 from hotreload.patch.homes import Home
-from hotreload.patch.model import Identity
+from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch.module import LivePatch
 from hotreload.patch.writes import Place, Written
 from hotreload.vm.checkpoints import Checkpoint, Checkpoints
@@ -28,15 +30,35 @@ NO_MORE = "no checkpoints from now on: a crash ends the session"
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a reloader knows of its guest at one moment; ``step``: of the history, at that ``place``."""
+    """What is known of a guest at one moment.
+
+    ``base``        what it booted; of modules that were loaded anew, that
+    ``plan``        what it runs beyond that; None: nothing
+    ``live``        the patch that is the plan
+    ``edited``      the units that it was made of, by object
+    ``homes``       where what the reloads added lives
+    ``written``     values that the live patch wrote into data
+    ``kept``        patch modules that must stay loaded, and why
+    ``live_types``  each .BTF of a unit, by object, that ran since the boot or since the last undo
+    """
+
+    base: GuestBase
+    plan: PatchPlan | None = None
+    live: LivePatch | None = None
+    edited: Mapping[Path, Compared] = field(default_factory=dict)
+    homes: Mapping[Identity, Home] = field(default_factory=dict)
+    written: Mapping[Place, Written] = field(default_factory=dict)
+    kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    live_types: Mapping[Path, tuple[bytes, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """``step`` is of the history, at that ``place``, and ``known`` of the guest then."""
 
     step: Step
     place: int
-    live: LivePatch | None
-    written: Mapping[Place, Written]
-    homes: Mapping[Identity, Home]
-    kept: Mapping[str, tuple[str, ...]]
-    live_types: Mapping[Path, tuple[bytes, ...]]
+    known: Known
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +82,12 @@ class RestorePoints:
 
     def __init__(self, checkpoints: Checkpoints | None) -> None:
         self._checkpoints = checkpoints
-        self._points: deque[tuple[Checkpoint, Known]] = deque()
-        self._latest: tuple[Checkpoint, Known] | None = None  # nothing was pushed since
+        self._points: deque[tuple[Checkpoint, Moment]] = deque()
+        self._latest: tuple[Checkpoint, Moment] | None = None  # nothing was pushed since
         self._spent: list[Checkpoint] = []
 
-    async def save(self, known: Known) -> str | None:
-        """Save the guest, of which this is known; what is to be told, if it cannot be saved.
+    async def save(self, moment: Moment) -> str | None:
+        """Save the guest as it is at this moment; what is to be told, if it cannot be saved.
 
         Raises GuestUnreachableError.
         """
@@ -77,7 +99,7 @@ class RestorePoints:
         except EnvironmentFault as fault:
             self._checkpoints = None
             return f"{fault.code} {fault.message}; {NO_MORE}"
-        self._latest = checkpoint, known
+        self._latest = checkpoint, moment
         if checkpoint.seconds > SLOW:
             self._checkpoints = None
             return f"HR5105 to save the guest took {checkpoint.seconds:.1f} s; {NO_MORE}"
@@ -94,14 +116,14 @@ class RestorePoints:
         if self._points:
             self._latest = self._points.pop()
 
-    async def restore(self) -> tuple[Checkpoint, Known] | None:
-        """Bring the guest back to the last one; what was known of it. Raises as Checkpoints.restore."""
+    async def restore(self) -> tuple[Checkpoint, Moment] | None:
+        """Bring the guest back to the last one, and the moment of it. Raises as Checkpoints.restore."""
         if self._checkpoints is None or not self._points:
             return None
-        checkpoint, known = self._points.pop()
+        checkpoint, moment = self._points.pop()
         self._spent.append(checkpoint)
         await self._checkpoints.restore(checkpoint)
-        return checkpoint, known
+        return checkpoint, moment
 
     async def _make_room(self, checkpoints: Checkpoints) -> None:
         if self._latest is not None:

@@ -9,11 +9,11 @@ before its first replacement; from then on it begins with a call of ours.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotreload.build.base import Base
+from hotreload.build.base import AnyBase
 from hotreload.build.built import VMLINUX
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.cycle import Compared
@@ -49,7 +49,7 @@ class RunningCheck:
     """See the module; one for each life of a guest. For modules it needs their kernel's vmlinux, too."""
 
     def __init__(
-        self, base: Base, guest: Guest, read_memory: ReadMemory, idt_base: Callable[[], Awaitable[int]]
+        self, base: AnyBase, guest: Guest, read_memory: ReadMemory, idt_base: Callable[[], Awaitable[int]]
     ) -> None:
         self._base = base
         self._guest = guest
@@ -58,6 +58,11 @@ class RunningCheck:
         self._offset: int | None = None
         self._units: dict[Path, _Unit] = {}
         self._passed: set[_Key] = set()
+
+    def forget(self, base: AnyBase, modules: Collection[str]) -> None:
+        """The guest has another ``base`` now: these modules were loaded anew."""
+        self._base = base
+        self._passed = {key for key in self._passed if key[0] not in modules}
 
     async def obstacles(self, compared: Iterable[Compared], symbols: KernelSymbols) -> tuple[Obstacle, ...]:
         """HR3101 for each function to be replaced that is not what kbuild made.
@@ -112,7 +117,7 @@ class RunningCheck:
         return Checked(guest_unit, functions[running.name], address)
 
     def _read(self, unit: TranslationUnit, addresses: AddressOf, places: _Places) -> _Unit:
-        plain = read_object(self._base.plain_object(unit))
+        plain = read_object(self._base.of(unit).plain_object(unit))
         made = GuestUnit(plain, addresses, places.name_at)
         return made, {symbol.name: symbol for symbol in plain.symbols if symbol.is_function}
 

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hotreload.build.built import Build, BuiltModule, UnitInputs, is_users, sha256
 from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file, split_command, split_late
@@ -51,6 +51,29 @@ class SourceMovedError(InputError):
     """A source was saved between kbuild's run and the recording of the base."""
 
     default_code = "HR1006"
+
+
+class AnyBase(Protocol):
+    """A base of one part, or of several (guest_base.py)."""
+
+    @property
+    def modules(self) -> tuple[BuiltModule, ...]:
+        """With the ``.ko`` that the guest has."""
+
+    @property
+    def units(self) -> tuple[TranslationUnit, ...]:
+        """Every unit once per module it belongs to."""
+
+    @property
+    def tree(self) -> KernelTree:
+        """The kernel."""
+
+    @property
+    def is_kernel(self) -> bool:
+        """Is this a kernel's own tree?"""
+
+    def of(self, unit: TranslationUnit) -> Base:
+        """The base of one unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +118,10 @@ class Base:
         """What was recorded, as kbuild left it then."""
         makefiles = tuple(self.makefiles)
         return Build(self.users_folder, self.tree, self.modules, makefiles, self.inputs, self.digests, ())
+
+    def of(self, unit: TranslationUnit) -> Base:  # noqa: ARG002
+        """The base of one unit: this one."""
+        return self
 
     def plain_object(self, unit: TranslationUnit) -> Path:
         """The object that kbuild made and that is linked into the guest's module."""

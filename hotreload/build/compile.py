@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotreload.build.base import Base, base_object
+from hotreload.build.base import AnyBase, Base, base_object
 from hotreload.build.built import is_stamp, is_users
 from hotreload.build.cmd_files import (
     TranslationUnit,
@@ -64,7 +64,7 @@ async def compile_patched(unit: TranslationUnit, into: Path) -> Path:
 
 
 async def rebuild(
-    base: Base, units: Iterable[TranslationUnit], into: Path, progress: Progress = lambda _done: None
+    base: AnyBase, units: Iterable[TranslationUnit], into: Path, progress: Progress = lambda _done: None
 ) -> tuple[ObjectPair, ...]:
     """Both objects of each unit, as many at a time as there are processors; in the order of ``units``.
 
@@ -83,8 +83,8 @@ async def rebuild(
             originals, now = {}, {}
             # Both of a unit one after the other: else nobody hears of any before all the originals are there.
             for key, unit in jobs.items():
-                originals[key] = group.create_task(_original(base, unit, slots))
-                now[key] = group.create_task(_patched(base, unit, into, slots))
+                originals[key] = group.create_task(_original(base.of(unit), unit, slots))
+                now[key] = group.create_task(_patched(base.of(unit), unit, into, slots))
                 now[key].add_done_callback(lambda _task: progress(next(done)))
     except ExceptionGroup as several:
         raise several.exceptions[0] from None
@@ -98,7 +98,7 @@ async def rebuild(
     )
 
 
-async def prepare(base: Base, edited: Iterable[Path] = ()) -> None:
+async def prepare(base: AnyBase, edited: Iterable[Path] = ()) -> None:
     """Compile the base objects that are not in the cache yet, one at a time: the next edit goes first.
 
     To be run while nothing else is to be done; a first edit then waits for its own compile only. Of a kernel
@@ -108,7 +108,7 @@ async def prepare(base: Base, edited: Iterable[Path] = ()) -> None:
     folders = {target.parent for target in edited}
     for unit in base.units:
         if not base.is_kernel or unit.object.parent in folders:
-            await base_object(base, unit)
+            await base_object(base.of(unit), unit)
 
 
 async def _original(base: Base, unit: TranslationUnit, slots: asyncio.Semaphore) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotreload.build.base import Base, base_object
+from hotreload.build.base import AnyBase, Base, base_object
 from hotreload.build.built import is_users
 from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file, split_command
 from hotreload.build.compile import ObjectPair, patched_object
@@ -39,7 +39,7 @@ class CompiledUnits:
 
 
 async def compile_units(
-    base: Base, units: Iterable[TranslationUnit], texts: Texts, work: Path
+    base: AnyBase, units: Iterable[TranslationUnit], texts: Texts, work: Path
 ) -> CompiledUnits:
     """Both objects of each unit, the patched one with ``texts`` (by real path, None: gone) for its files.
 
@@ -47,14 +47,18 @@ async def compile_units(
     user's files; InputError (HR1006) when a patched file is reached by a way that leads out of the mirror.
     """
     jobs = {unit.object: unit for unit in units}
-    compiler = _Compiler(base, texts, work)
+    compilers: dict[int, _Compiler] = {}
+    for part in map(base.of, jobs.values()):
+        if id(part) not in compilers:
+            compilers[id(part)] = _Compiler(part, texts, work / str(len(compilers)))
     slots = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def pair(unit: TranslationUnit) -> ObjectPair | CompileError:
         async with slots:
-            original = await base_object(base, unit)
+            part = base.of(unit)
+            original = await base_object(part, unit)
             try:
-                return ObjectPair(unit, original, *await compiler.compile(unit))
+                return ObjectPair(unit, original, *await compilers[id(part)].compile(unit))
             except CompileError as error:
                 return error
 
@@ -68,7 +72,7 @@ async def compile_units(
     if failed:
         raise CompileError(failed[0].message, "".join(error.diagnostics for error in failed))
     pairs = tuple(result for result in results if isinstance(result, ObjectPair))
-    return CompiledUnits(pairs, frozenset(compiler.used))
+    return CompiledUnits(pairs, frozenset().union(*(each.used for each in compilers.values())))
 
 
 class _Compiler:

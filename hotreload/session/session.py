@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from hotreload.build.built import MAKEFILE_NAME, is_product, is_stamp, sha256
+from hotreload.build.built import MAKEFILE_NAME, is_product, is_stamp
 from hotreload.build.compile import prepare
 from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree, check_fit
@@ -238,8 +238,7 @@ class Session:
 
     def differing(self) -> tuple[Path, ...]:
         """The sources that differ now from those the guest booted with."""
-        digests = self.booted.base.digests
-        return tuple(file for file, held in digests.items() if not is_stamp(file) and sha256(file) != held)
+        return self.reloader.base.differing()
 
     # Cycles.
 
@@ -414,7 +413,7 @@ class Session:
         try:
             await self.reloader.prepare()
             await asyncio.sleep(IDLE)
-            await prepare(self.booted.base, self.reloader.edited)
+            await prepare(self.reloader.base, self.reloader.edited)
         except HotReloadError as error:
             # Told when it matters: with the first edit of that unit.
             log.info("compiling ahead: %s", error)

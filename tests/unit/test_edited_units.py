@@ -10,6 +10,7 @@ import pytest
 from hotreload.build.base import Base
 from hotreload.build.built import Build, BuiltModule, UnitInputs, sha256
 from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.guest_base import GuestBase
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.edited_units import EditedUnits
@@ -38,7 +39,7 @@ class Sources:
         modules = (BuiltModule("m", folder / "m.ko", units),)
         build = Build(folder, tree, modules, tuple(makefiles), inputs, digests, ())
         base = Base(folder / "base", tree, folder, modules, inputs, digests, makefiles, "")
-        self.units = EditedUnits(build, base, folder / "objects", max_units)
+        self.units = EditedUnits(GuestBase.booted(build, base), folder / "objects", max_units)
 
     def save(self, text: str, *names: str) -> list[str]:
         """The units that this save asks for, by source."""

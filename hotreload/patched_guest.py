@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: MIT
+"""The guest as reloads have changed it: what is known of it, and every way to change it.
+
+What is known is one value (`Known`). A checkpoint is saved with it, and brings it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from hotreload.cycle import Compared, Cycle
+from hotreload.deploy.guest import Guest
+from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
+from hotreload.diff.unit_diff import without_same
+from hotreload.errors import EditError, GuestUnreachableError, PatchRejectedError
+from hotreload.history import Step
+from hotreload.patch.homes import Home, gone, reset
+from hotreload.patch.model import Identity, PatchPlan
+from hotreload.patch.module import NAME_PREFIX, LivePatch, ModuleGlue, write_module
+from hotreload.restore_points import Known, Moment, RestorePoints
+from hotreload.vm.checkpoints import Checkpoint, Checkpoints
+from hotreload.vm.machine import Trouble
+
+T = TypeVar("T")
+
+# How often a guest that takes a patch is looked at for a panic, in seconds.
+TROUBLE_INTERVAL = 0.05
+
+
+class PatchedGuest:
+    """See the module. One change at a time: callers serialise the calls.
+
+    ``known``: of the guest as it is now; ``newest``: the patch that is live, or was on its way last.
+    """
+
+    def __init__(
+        self,
+        guest: Guest,
+        known: Known,
+        *,
+        trouble: Callable[[], Trouble | None],
+        transition_timeout: float,
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        """``trouble``: why the guest stopped, if it did; ``checkpoints``: of its machine, if it can."""
+        self.guest = guest
+        self.known = known
+        self.newest: LivePatch | None = None
+        self.transition_timeout = transition_timeout
+        self._trouble = trouble
+        self._restore_points = RestorePoints(checkpoints)
+        self._serial = 0
+        self._tidying: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """End what goes on beside the changes."""
+        if self._tidying is not None:
+            self._tidying.cancel()
+            await asyncio.gather(self._tidying, return_exceptions=True)
+
+    # --- there ---
+
+    async def bring(
+        self, cycle: Cycle, plan: PatchPlan | None, homes: Mapping[Identity, Home], glue: ModuleGlue
+    ) -> None:
+        """Make the guest run ``plan``: its module replaces the one before; without a plan, its base.
+
+        ``homes``: where that of it lives which is there already. Raises as apply_patch and disable_patch.
+        """
+        cycle.note_gone(gone(self.known.plan, plan, self.known.homes))
+        try:
+            if plan is not None:
+                await self._apply(cycle, self._write(cycle, plan, homes, glue))
+            elif self.known.live is not None:
+                await self._disable(cycle, self.known.live)
+            self.known = replace(self.known, plan=plan)
+        finally:
+            await self.close()
+            self._tidying = asyncio.create_task(self._tidy())
+
+    def _write(
+        self, cycle: Cycle, plan: PatchPlan, homes: Mapping[Identity, Home], glue: ModuleGlue
+    ) -> LivePatch:
+        with cycle.stage("link"):
+            self._serial += 1
+            patch = write_module(plan, f"{NAME_PREFIX}{self._serial}", glue, homes, self.known.written)
+            self.newest = patch
+            cycle.note_settlement(patch.settlement, reset(self.known.plan, plan))
+            return patch
+
+    async def _apply(self, cycle: Cycle, patch: LivePatch) -> None:
+        if patch.keep_loaded:
+            # Also one that is taken back on its way: tasks that had changed over ran its code.
+            self.known = replace(self.known, kept={**self.known.kept, patch.name: patch.keep_loaded})
+        applying = apply_patch(
+            self.guest,
+            patch.name,
+            patch.module,
+            timeout=self.transition_timeout,
+            lookups=patch.lookups,
+            sections=patch.sections_to_tell,
+        )
+        self._restore_points.use()
+        try:
+            applied = await self._while_alive(applying)
+        except PatchRejectedError:
+            kept = {name: why for name, why in self.known.kept.items() if name != patch.name}
+            self.known = replace(self.known, kept=kept)
+            self._restore_points.give_back()
+            raise
+        cycle.note_times(applied)
+        self.known = replace(
+            self.known,
+            live=patch,
+            homes=patch.homes(applied.sections),
+            written=patch.written(applied.sections),
+        )
+
+    async def _disable(self, cycle: Cycle, live: LivePatch) -> None:
+        self._restore_points.use()
+        with cycle.stage("complete"):
+            await self._while_alive(
+                disable_patch(self.guest, live.name, timeout=self.transition_timeout, lookups=live.lookups)
+            )
+        self.known = replace(self.known, live=None, written={}, homes={})
+
+    async def _while_alive(self, deployment: Awaitable[T]) -> T:
+        """What a deployment answers, unless the guest dies of it. Raises GuestUnreachableError (HR4103)."""
+        task = asyncio.ensure_future(deployment)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=TROUBLE_INTERVAL)
+                trouble = self._trouble()
+                if trouble is not None:
+                    raise GuestUnreachableError(f"the guest is lost: {trouble.message}")
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _tidy(self) -> None:
+        """Remove replaced patch modules. What cannot be removed now is tried again after the next change."""
+        try:
+            await sweep(self.guest, self.known.kept)
+        except EditError:
+            return
+
+    def note_made_of(self, edited: Mapping[Path, Compared]) -> None:
+        """What the guest runs was made of these units' objects.
+
+        It may have data of every type that their code knew; of equal ones the last is enough.
+        """
+        types = dict(self.known.live_types)
+        for key, each in edited.items():
+            held = types.get(key, ())
+            if each.types and each.types not in held:
+                types[key] = (*without_same(held, each.types), each.types)
+        self.known = replace(self.known, edited=dict(edited), live_types=types)
+
+    def forget_types(self) -> None:
+        """Who takes a reload back knows that what it made is not in use any more."""
+        self.known = replace(self.known, live_types={})
+
+    # --- and back ---
+
+    async def save(self, step: Step, place: int) -> str | None:
+        """Save a checkpoint, for the step of the history at that place; what is to be told, if it failed.
+
+        Raises GuestUnreachableError.
+        """
+        return await self._restore_points.save(Moment(step, place, self.known))
+
+    async def restore(self) -> tuple[Checkpoint, Moment] | None:
+        """Bring the guest, which panicked, back to before the last change; None: there is no checkpoint.
+
+        Connections into the guest are lost. Raises EnvironmentFault (HR5105), GuestUnreachableError.
+        """
+        await self.close()
+        found = await self._restore_points.restore()
+        if found is not None:
+            self.known = found[1].known
+        return found
