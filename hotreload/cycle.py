@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class Cycle:
     announce: Announce
     compared: list[Compared] = field(default_factory=list)
     milliseconds: dict[str, float] = field(default_factory=dict)
+    is_saved: bool = False  # there is a checkpoint of the guest as it was before
     notes: list[str] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -97,6 +98,16 @@ class Cycle:
                 "ms": self.milliseconds["diff"],
             },
         )
+
+    def announce_climb(
+        self, refusal: NotPatchableError, modules: Collection[str], still_runs: int | None
+    ) -> None:
+        """Tell why no patch can do it, and what is lost by what follows, before it is."""
+        names = ", ".join(f"{name}.ko" for name in sorted(modules))
+        lost = "its state is lost" if len(modules) == 1 else "their state is lost"
+        hint = f"needs a module reload: {names}; {lost}"
+        hinted = NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles)
+        self.announce("climb", {"report": self.failed(hinted, still_runs)})
 
     def note_times(self, applied: AppliedPatch) -> None:
         """``push``: on the way; ``load``: insmod; ``complete``: from then until all tasks run new code."""
@@ -161,6 +172,19 @@ class Cycle:
         # What was compiled with an edit that was refused, and is not compiled again.
         names += [name for name in step.symbols if name not in before.symbols]
         return tuple(name for name in dict.fromkeys(names) if name in step.symbols)
+
+    def went_anew(self, step: Step, modules: Collection[str]) -> ReloadReport:
+        """The guest runs the sources: these modules were loaded anew."""
+        return ReloadReport(
+            Outcome.RELOADED,
+            step.number,
+            self.files,
+            tuple(f"{name}.ko" for name in sorted(modules)),
+            self.milliseconds,
+            (time.monotonic() - self.saved_at) * 1000,
+            notes=tuple(self.notes),
+            still_runs=step.number,
+        )
 
     def no_change(self, still_runs: int | None) -> ReloadReport:
         """The compiler made the same code of it."""

@@ -47,6 +47,10 @@ class EditedUnits:
         self.compiled = set(compiled)
         self.pushed &= self.compiled
 
+    def ask_for(self, modules: Collection[str]) -> None:
+        """Compile with the next save what the files say of these modules."""
+        self._due |= {unit.object for unit in self._base.units if unit.module in modules}
+
     def new_inputs(self) -> frozenset[Path]:
         """The files of the user's that edits have included."""
         return new_inputs(self._base.build, self._objects)

@@ -7,9 +7,10 @@ steps; a reload after an undo drops the steps that were undone, as an editor doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 
+from hotreload.build.guest_base import GuestBase
 from hotreload.patch.homes import Home
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.report.outcome import ReloadReport
@@ -20,12 +21,14 @@ class Step:
     """``plan`` is None where the guest runs what it booted; ``number`` of the reload, 0 for the boot.
 
     ``symbols``: the functions that run anew. ``homes``: where what the reloads up to here added lives.
+    ``base``: what the plan is the difference to; the same for all steps until a module is loaded anew.
     """
 
     number: int
     plan: PatchPlan | None
     symbols: tuple[str, ...] = ()
     homes: Mapping[Identity, Home] = field(default_factory=dict)
+    base: GuestBase | None = None
 
 
 BOOT = Step(0, None)
@@ -50,12 +53,16 @@ class History:
         return self.current.number or None
 
     def add(
-        self, plan: PatchPlan | None, symbols: tuple[str, ...], homes: Mapping[Identity, Home] | None = None
+        self,
+        plan: PatchPlan | None,
+        symbols: tuple[str, ...],
+        homes: Mapping[Identity, Home] | None = None,
+        base: GuestBase | None = None,
     ) -> Step:
         """A reload went live; returns its step, with the next number."""
         self.last_number += 1
         del self.steps[self.place + 1 :]
-        self.steps.append(Step(self.last_number, plan, symbols, homes or {}))
+        self.steps.append(Step(self.last_number, plan, symbols, homes or {}, base))
         self.place += 1
         return self.current
 
@@ -63,6 +70,13 @@ class History:
         """The guest runs that step again, which was at that place; all after it are gone."""
         self.place = place
         self.steps[place:] = [step]
+
+    def drop_homes(self, modules: Collection[str]) -> None:
+        """These modules are loaded anew: what earlier reloads added to them has nothing to do with them."""
+        self.steps = [
+            replace(step, homes={key: home for key, home in step.homes.items() if key.module not in modules})
+            for step in self.steps
+        ]
 
     def before(self, number: int | None) -> int | None:
         """Where to go back to, to undo reload ``number`` (None: the last) and all after it."""

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hotreload.build.base import AnyBase, Base
 from hotreload.build.built import Build
+from hotreload.build.guest_base import GuestBase
 from hotreload.deploy.guest import Guest
 from hotreload.patch.kernel_symbols import KernelSymbols, read_symbols
 from hotreload.patch.model import PatchPlan
@@ -25,6 +26,10 @@ class KernelKnowledge:
 
     symbols: KernelSymbols
     glue: ModuleGlue
+
+    def of(self, base: GuestBase) -> KernelKnowledge:
+        """The same kernel, with the modules that the guest has now."""
+        return replace(self, symbols=_symbols(base.build, base))
 
     def cannot_load_again(self, plan: PatchPlan) -> tuple[str, ...]:
         """The modules of a plan that this kernel does not load again under it, once they were unloaded.

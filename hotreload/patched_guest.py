@@ -7,14 +7,16 @@ What is known is one value (`Known`). A checkpoint is saved with it, and brings 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from hotreload.build.guest_base import GuestBase
 from hotreload.cycle import Compared, Cycle
-from hotreload.deploy.guest import Guest
+from hotreload.deploy.guest import RestorableGuest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
+from hotreload.deploy.module_reload import ModuleExchange
 from hotreload.diff.unit_diff import without_same
 from hotreload.errors import EditError, GuestUnreachableError, PatchRejectedError
 from hotreload.history import Step
@@ -39,7 +41,7 @@ class PatchedGuest:
 
     def __init__(
         self,
-        guest: Guest,
+        guest: RestorableGuest,
         known: Known,
         *,
         trouble: Callable[[], Trouble | None],
@@ -142,12 +144,59 @@ class PatchedGuest:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    async def load_anew(
+        self,
+        cycle: Cycle,
+        base: GuestBase,
+        exchange: ModuleExchange,
+        modules: Collection[str],
+        without: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Exchange ``modules`` for those of another base; ``without`` takes the live patch off them.
+
+        Raises PatchRejectedError, with what the guest has then, and GuestUnreachableError.
+        """
+        if await self._while_alive(exchange.begin()):
+            await without()
+            self._restore_points.use()
+            with cycle.stage("load"):
+                await self._exchange(exchange)
+        else:
+            cycle.notes.append("it is not loaded in the guest: the next load takes the new one")
+        objects = {
+            unit.object for each in (self.known.base, base) for unit in each.units if unit.module in modules
+        }
+        self.known = replace(
+            self.known,
+            base=base,
+            edited={key: each for key, each in self.known.edited.items() if key not in objects},
+            live_types={key: each for key, each in self.known.live_types.items() if key not in objects},
+        )
+
+    async def _exchange(self, exchange: ModuleExchange) -> None:
+        await self.close()
+        await self._tidy()  # a replaced patch may use a module
+        try:
+            await self._while_alive(exchange.run())
+        except PatchRejectedError as error:
+            # The old modules with their state, if there is a checkpoint; else the old modules.
+            if found := await self.restore():
+                told = f"the guest is back at {found[0].tag}, before it"
+            else:
+                told = await self._while_alive(exchange.put_back())
+            error.message += f"; {told}" if told else ""
+            raise
+
     async def _tidy(self) -> None:
         """Remove replaced patch modules. What cannot be removed now is tried again after the next change."""
         try:
             await sweep(self.guest, self.known.kept)
         except EditError:
             return
+
+    def take_base(self, base: GuestBase) -> None:
+        """What the guest has is what this base says, too."""
+        self.known = replace(self.known, base=base)
 
     def note_made_of(self, edited: Mapping[Path, Compared]) -> None:
         """What the guest runs was made of these units' objects.
@@ -175,12 +224,14 @@ class PatchedGuest:
         return await self._restore_points.save(Moment(step, place, self.known))
 
     async def restore(self) -> tuple[Checkpoint, Moment] | None:
-        """Bring the guest, which panicked, back to before the last change; None: there is no checkpoint.
+        """Bring the guest back to before the last change; None: there is no checkpoint.
 
-        Connections into the guest are lost. Raises EnvironmentFault (HR5105), GuestUnreachableError.
+        Connections into the guest are lost, but ours. Raises EnvironmentFault (HR5105) and
+        GuestUnreachableError.
         """
         await self.close()
         found = await self._restore_points.restore()
         if found is not None:
             self.known = found[1].known
+            await self.guest.reconnect()
         return found

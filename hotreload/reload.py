@@ -25,13 +25,14 @@ from hotreload.build.patched_units import compile_units
 from hotreload.build.units import units_for
 from hotreload.config import MAX_UNITS
 from hotreload.cycle import Announce, Compared, Cycle, Original, read_original
-from hotreload.deploy.guest import Guest
+from hotreload.deploy.guest import RestorableGuest
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.edited_units import EditedUnits
-from hotreload.errors import EditError, EnvironmentFault
+from hotreload.errors import EditError, EnvironmentFault, PatchRejectedError
 from hotreload.fault_line import SourceLine, fault_line
 from hotreload.history import History, Step
 from hotreload.kernel_knowledge import KernelKnowledge, learn
+from hotreload.module_rung import ModuleRung
 from hotreload.patch.homes import Home, continued
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch_build import patched_units, refuse_recipes, require_built, work_folder
@@ -60,8 +61,9 @@ class Reloader:
         module: Build,
         base: Base,
         glue: Path,
-        guest: Guest,
+        guest: RestorableGuest,
         running: RunningCheck,
+        module_rung: ModuleRung,
         trouble: Callable[[], Trouble | None],
         folder: Path,
         transition_timeout: float,
@@ -70,10 +72,12 @@ class Reloader:
         checkpoints: Checkpoints | None = None,
     ) -> None:
         """``folder``: where the session keeps what it made; ``running``: what looks at the guest's memory;
-        ``trouble``: why the guest stopped, if it did; ``checkpoints``: of the guest's machine, if it can."""
+        ``module_rung``: what follows where no patch can do it; ``trouble``: why the guest stopped, if it did;
+        ``checkpoints``: of the guest's machine, if it can."""
         self.dry_run = dry_run
         self._glue = glue
         self._running = running
+        self._module_rung = module_rung
         self._stages = StageKeeper(folder / "reloads")
         self._objects = folder / "objects"
         booted = GuestBase.booted(module, base)
@@ -88,7 +92,7 @@ class Reloader:
         self._knowledge: KernelKnowledge | None = None
         self._originals: dict[Path, Original] = {}
         self._edited: dict[Path, Compared] = {}  # units compiled since boot, by object
-        self._history = History()
+        self._history = History([Step(0, None, base=booted)])
 
     @property
     def history(self) -> tuple[ReloadReport, ...]:
@@ -165,12 +169,15 @@ class Reloader:
         The sources stay as they are; a unit of that push is brought again when one of its files is saved.
         Connections into the guest are lost. Raises EnvironmentFault (HR5105), GuestUnreachableError.
         """
+        now = self.base
         found = await self._guest.restore()
         if found is None:
             return None
         checkpoint, then = found
         was, place, before = self._history.current, self._history.place, self._edited
         self._history.return_to(then.step, then.place)
+        if anew := self.base.anew_since(now):
+            self._take_base(anew)
         # What the guest runs was made of these, whatever was compiled since.
         self._edited = dict(then.known.edited)
         self.units.compiled |= self._edited.keys()
@@ -221,6 +228,14 @@ class Reloader:
         return report
 
     async def _through(self, cycle: Cycle) -> ReloadReport:
+        try:
+            return await self._as_patch(cycle)
+        except NotPatchableError as refusal:
+            if self.dry_run or not self._module_rung.leads_past(refusal, self.base):
+                raise
+            return await self._as_modules(cycle, refusal)
+
+    async def _as_patch(self, cycle: Cycle) -> ReloadReport:
         # Which translation units do these files go into? A header may go into many.
         units = self.units.of(cycle.files)
         for target in self.units.back_at_base():
@@ -268,24 +283,86 @@ class Reloader:
         if changed := self.units.changed_makefiles():
             cycle.notes.append(f"HR1004 {changed} changed; the build is still the one before")
 
-        before = self._history.current
-        if plan == before.plan:
+        before, running = self._history.current, self._guest.known.plan
+        if plan == running:
             return cycle.no_change(self.running)
         if self.dry_run:
             return cycle.would_be(self._symbols(), self.running)
         cycle.announce_difference()
 
         # Does the guest run the functions that are replaced? Its memory says.
-        await self._check_running(cycle)
+        await self._check_running(cycle, self._edited)
 
         # The guest has not been touched so far. This is the first line that does.
-        await self._bring(cycle, plan, continued(self._guest.known.homes, before.plan))
+        await self._bring(cycle, plan, continued(self._guest.known.homes, running))
 
         self._guest.note_made_of(self._edited)
-        self._note_once_unloaded(cycle, plan, before.plan)
-        step = self._history.add(plan, self._symbols(), self._guest.known.homes)
+        self._note_once_unloaded(cycle, plan, running)
+        step = self._add_step(plan)
         self._keep_stages(cycle, step)
         return cycle.went_live(step, before)
+
+    async def _as_modules(self, cycle: Cycle, refusal: NotPatchableError) -> ReloadReport:
+        """The next rung: the modules that are in the way are built and loaded anew, and lose their state."""
+        await self._learn()
+        await self._save_checkpoint(cycle)
+        with cycle.stage("build"):
+            base, names = await self._module_rung.build(self.base, refusal, self._edited, self._plan_of)
+        if not names:  # a comment in a Makefile
+            self._take_base(names, base)
+            return await self._as_patch(cycle)
+        cycle.announce_climb(refusal, names, self.running)
+        await self._load_anew(cycle, base, names, self._edited)
+        return cycle.went_anew(self._add_step(self._guest.known.plan), names)
+
+    async def _load_anew(
+        self, cycle: Cycle, base: GuestBase, names: frozenset[str], edited: Mapping[Path, Compared]
+    ) -> None:
+        """Exchange these modules for those of another base; what else was ``edited`` is live beside them."""
+        before, homes = self._guest.known.plan, self._guest.known.homes
+        rest = {key: each for key, each in edited.items() if each.pair.unit.module not in names}
+        plan = self._plan_of(rest)
+
+        async def without() -> None:
+            if plan != before:
+                await self._check_running(cycle, rest)
+                await self._bring(cycle, plan, continued(homes, before))
+                self._guest.note_made_of(rest)
+
+        exchange = await self._module_rung.exchange(self._guest.guest, self.base, base, names)
+        cycle.announce("apply.start", {"rung": "module", "files": cycle.files, "symbols": sorted(names)})
+        try:
+            await self._guest.load_anew(cycle, base, exchange, names, without)
+        except PatchRejectedError:
+            await self._put_back(cycle, before, homes, names)
+            raise
+        cycle.notes += exchange.notes
+        self._take_base(names)
+
+    async def _put_back(
+        self, cycle: Cycle, plan: PatchPlan | None, homes: Mapping[Identity, Home], names: frozenset[str]
+    ) -> None:
+        """The new modules were not taken: what was live of the old ones is to be live again."""
+        if self._guest.known.plan != plan:
+            self._history.drop_homes(names)
+            left = {key: home for key, home in continued(homes, plan).items() if key.module not in names}
+            await self._bring(cycle, plan, left)
+
+    def _take_base(self, names: frozenset[str], base: GuestBase | None = None) -> None:
+        """These modules are of another base than before: forget what was known of them."""
+        if base is not None:
+            self._guest.take_base(base)
+        anew = {unit.object for unit in self.base.units if unit.module in names}
+        self._edited = {key: each for key, each in self._edited.items() if key not in anew}
+        self._originals = {key: each for key, each in self._originals.items() if key not in anew}
+        self._running.forget(self.base, names)
+        self._history.drop_homes(names)
+        self.units.rebase(self.base, self._edited)
+        assert self._knowledge is not None, "learnt while building"
+        self._knowledge = self._knowledge.of(self.base)
+
+    def _add_step(self, plan: PatchPlan | None) -> Step:
+        return self._history.add(plan, self._symbols(), self._guest.known.homes, self.base)
 
     def _note_once_unloaded(self, cycle: Cycle, plan: PatchPlan | None, before: PatchPlan | None) -> None:
         """Said when a module becomes part of the patch: it is not what anybody expects."""
@@ -309,7 +386,9 @@ class Reloader:
             return ReloadReport(Outcome.NO_CHANGE, notes=(nothing,), still_runs=self.running)
         left, target = self._history.current, self._history.steps[place]
         await self._save_checkpoint(cycle)
-        await self._bring(cycle, target.plan, target.homes)
+        await self._go_to_base(cycle, target)
+        # Its homes may have gone with a module.
+        await self._bring(cycle, target.plan, self._history.steps[place].homes)
         self._history.place = place
         # The sources bring back what they say with the next save; nothing says what a source patch said.
         for pushed in self.units.drop_pushed():
@@ -326,6 +405,16 @@ class Reloader:
             notes=(runs, *cycle.notes),
             still_runs=self.running,
         )
+
+    async def _go_to_base(self, cycle: Cycle, target: Step) -> None:
+        """Have the modules of that step: those that are others now are loaded anew."""
+        await self._learn()
+        assert target.base is not None, "every step of a reloader has one"
+        if anew := target.base.anew_since(self.base):
+            await self._load_anew(cycle, target.base, anew, self._guest.known.edited)
+            # The sources say something else of them, and bring it back with the next save.
+            self.units.ask_for(anew)
+            cycle.notes.append(f"loaded anew: {', '.join(sorted(anew))}")
 
     # --- stages ---
 
@@ -373,14 +462,18 @@ class Reloader:
     def _plan(self, cycle: Cycle) -> PatchPlan | None:
         """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""
         with cycle.stage("link"):
-            assert self._knowledge is not None, "learnt while building"
-            return plan_units(self.base, self._edited, self._knowledge.symbols)
+            return self._plan_of(self._edited)
 
-    async def _check_running(self, cycle: Cycle) -> None:
+    def _plan_of(self, edited: Mapping[Path, Compared]) -> PatchPlan | None:
+        """Raises NotPatchableError."""
+        assert self._knowledge is not None, "learnt while building"
+        return plan_units(self.base, edited, self._knowledge.symbols)
+
+    async def _check_running(self, cycle: Cycle, edited: Mapping[Path, Compared]) -> None:
         """Raises NotPatchableError (HR3101)."""
         with cycle.stage("link"):
             assert self._knowledge is not None, "learnt while building"
-            if found := await self._running.obstacles(self._edited.values(), self._knowledge.symbols):
+            if found := await self._running.obstacles(edited.values(), self._knowledge.symbols):
                 raise NotPatchableError(found)
 
     async def _bring(self, cycle: Cycle, plan: PatchPlan | None, homes: Mapping[Identity, Home]) -> None:
@@ -394,8 +487,9 @@ class Reloader:
 
     async def _save_checkpoint(self, cycle: Cycle) -> None:
         """Before the guest is touched; while the compiler runs, so that nobody waits for it."""
-        if self.dry_run:
+        if self.dry_run or cycle.is_saved:
             return
+        cycle.is_saved = True
         if note := await self._guest.save(self._history.current, self._history.place):
             cycle.notes.append(note)
 

@@ -71,6 +71,15 @@ class GuestBase:
             if any(part.digests.get(file, now[file]) != now[file] for part in self.parts)
         )
 
+    def anew_since(self, other: GuestBase) -> frozenset[str]:
+        """The modules that are not of the same part in both."""
+        places = [
+            {built.name: part.id for part in base.parts for built in part.modules} for base in (self, other)
+        ]
+        return frozenset(
+            name for name in places[0].keys() | places[1] if places[0].get(name) != places[1].get(name)
+        )
+
     def with_anew(self, build: Build, base: Base, names: Iterable[str]) -> GuestBase:
         """The same, but that these modules are now those of another base, recorded of ``build``."""
         anew = frozenset(names)

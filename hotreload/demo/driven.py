@@ -103,6 +103,12 @@ class Driven:
             done["status"], base64.b64decode(done["stdout"]), base64.b64decode(done["stderr"])
         )
 
+    async def request(self, verb: str, **fields: object) -> ReloadReport:
+        """Ask for an undo, a redo or a push. Raises RemoteError, GuestUnreachableError."""
+        report = report_from((await answer(self._place, verb, **fields))["report"])
+        await self._cycles.get()  # it was told to all who follow, too
+        return report
+
     async def next_cycle(self) -> Told:
         """Wait for the next cycle to end. Raises what the watch ended with, or HotReloadError after 90 s."""
         try:

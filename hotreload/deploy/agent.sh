@@ -13,7 +13,9 @@
 #   agent sweep [KEEP..]          remove our replaced patch modules, but no code that a task stands in
 #   agent status                  the live patches, and what holds up a transition
 #   agent load NAME [PARAMETERS]  load an ordinary module from standard input
-#   agent unload NAME             remove an ordinary module
+#   agent modules NAME..          which of these modules are loaded, and who uses them
+#   agent unload NAME             remove an ordinary module; tell which devices its drivers had
+#   agent rebind DEVICE..         give devices, as unload told them, back to their drivers
 #   agent buildid MODULE          the build-id of a loaded module
 
 LIVE=/sys/kernel/livepatch
@@ -426,19 +428,77 @@ load() { # NAME [PARAMETERS]
     echo '{"ok":true}'
 }
 
+holders() { # the modules that use the module $1, as the inside of a JSON array
+    comma=
+    for holder in "/sys/module/$1/holders"/*; do
+        [ ! -e "$holder" ] || printf '%s"%s"' "$comma" "${holder##*/}"
+        comma=,
+    done
+}
+
+# Who may have a module's devices or files open: each program with a device, or a file of the kernel's. Whose
+# module a file is of is told nowhere, so those that every guest has are left out.
+open_files() {
+    ls -l /proc/[0-9]*/fd | awk '
+    /^\/proc\// { split($1, part, "/"); pid = part[3] }
+    / -> \/(dev|proc|sys)\// {
+        file = $NF
+        if (file ~ /^\/dev\/(null|zero|full|u?random|kmsg|console|ptmx|tty.*|pts\/.*)$/ || file ~ "^/proc/" pid "/") next
+        if ((getline comm <("/proc/" pid "/comm")) > 0) print comm " (pid " pid "): " file
+        close("/proc/" pid "/comm")
+    }' | sort -u | head -n 8
+} 2>/dev/null
+
+modules() { # NAME..
+    printf '{"ok":true,"modules":{'
+    separator=
+    users=0
+    for name; do
+        first_line "/sys/module/$name/refcnt"
+        [ "$value" ] || continue
+        users=$((users + value))
+        printf '%s"%s":{"users":%d,"holders":[%s]}' "$separator" "$name" "$value" "$(holders "$name")"
+        separator=,
+    done
+    printf '},"open":[%s]}\n' "$([ $users = 0 ] || open_files | json lines)"
+}
+
+bound_devices() { # BUS/DRIVER/DEVICE of each device that a driver of the module $1 has, as a JSON array's inside
+    comma=
+    for driver in "/sys/module/$1/drivers"/*; do
+        for device in "$driver"/*; do
+            [ -L "$device" ] && [ -e "$device/driver" ] || continue
+            # The folder of a driver is named BUS:DRIVER there.
+            place=${driver##*/}
+            printf '%s"%s/%s/%s"' "$comma" "${place%%:*}" "${place#*:}" "${device##*/}"
+            comma=,
+        done
+    done
+}
+
 unload() { # NAME
     canary "unload $1"
+    bound=$(bound_devices "$1")
     if ! error=$(rmmod "$1" 2>&1); then
         first_line "/sys/module/$1/refcnt"
-        holders=
-        for holder in "/sys/module/$1/holders"/*; do
-            [ ! -e "$holder" ] || holders="$holders${holders:+,}\"${holder##*/}\""
-        done
-        printf '{"ok":false,"stage":"unload","users":%d,"holders":[%s],"error":%s,"dmesg":%s}\n' \
-            "${value:--1}" "$holders" "$(echo "$error" | json)" "$(kernel_says)"
+        printf '{"ok":false,"stage":"unload","users":%d,"holders":[%s],"open":[%s],"error":%s,"dmesg":%s}\n' \
+            "${value:--1}" "$(holders "$1")" "$([ "$value" = 0 ] || open_files | json lines)" "$(echo "$error" | json)" "$(kernel_says)"
         return
     fi
-    echo '{"ok":true}'
+    printf '{"ok":true,"bound":[%s]}\n' "$bound"
+}
+
+rebind() { # BUS/DRIVER/DEVICE..
+    left=
+    for place; do
+        device=${place##*/}
+        driver=${place%/*}
+        bus=/sys/bus/${place%%/*}
+        # The bus gives its devices to a driver that appears, unless somebody has told it not to.
+        [ -e "$bus/devices/$device/driver" ] || echo "$device" >"$bus/drivers/${driver#*/}/bind"
+        [ -e "$bus/devices/$device/driver" ] || left="$left${left:+,}\"$place\""
+    done 2>/dev/null
+    printf '{"ok":true,"left":[%s]}\n' "$left"
 }
 
 buildid() { # MODULE
@@ -452,11 +512,11 @@ buildid() { # MODULE
 }
 
 case $1 in
-apply | disable | sweep | status | load | unload | buildid) "$@" ;;
+apply | disable | sweep | status | load | modules | unload | rebind | buildid) "$@" ;;
 # For tests: how standard input reads as a JSON string.
 json) json ;;
 *)
-    echo "usage: agent apply|disable|sweep|status|load|unload|buildid ..." >&2
+    echo "usage: agent apply|disable|sweep|status|load|modules|unload|rebind|buildid ..." >&2
     exit 2
     ;;
 esac

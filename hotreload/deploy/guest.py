@@ -30,6 +30,7 @@ KEY_EXCHANGES = ("curve25519-sha256", "curve25519-sha256@libssh.org")
 # A dead guest is noticed after INTERVAL * (COUNT + 1) seconds: QEMU itself answers TCP for ever.
 KEEPALIVE_INTERVAL = 1
 KEEPALIVE_COUNT = 3
+LOOK_INTERVAL = 0.5
 # Seconds for a login. QEMU accepts the connection even if no guest is behind it.
 LOGIN_LIMIT = 10.0
 
@@ -42,6 +43,14 @@ class Guest(Protocol):
 
         Raises TimeoutError after ``timeout`` seconds, GuestUnreachableError (HR4103) when the guest is lost.
         """
+        ...
+
+
+class RestorableGuest(Guest, Protocol):
+    """One that may be brought back to a checkpoint."""
+
+    async def reconnect(self) -> None:
+        """Drop the connection and log in again. Raises GuestUnreachableError (HR4103)."""
         ...
 
 
@@ -106,6 +115,17 @@ class SshGuest:
             await self._connected()
         except (asyncssh.Error, OSError) as error:
             raise _lost(error) from error
+
+    async def wait_until_lost(self) -> None:
+        """Return when the connection drops that is open; when there is none, wait for one."""
+        while True:
+            connection = self._connection
+            if connection is None:
+                await asyncio.sleep(LOOK_INTERVAL)
+                continue
+            await connection.wait_closed()
+            if self._connection is connection:  # else it was us who hung up
+                return
 
     async def close(self) -> None:
         """Hang up. The next command connects again."""

@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,8 +141,34 @@ async def load_module(guest: Guest, name: str, image: bytes, parameters: str = "
         raise _refusal(f"module {name}", answer, PLAIN_LIMIT)
 
 
-async def unload_module(guest: Guest, name: str) -> None:
-    """Remove an ordinary module.
+@dataclass(frozen=True, slots=True)
+class ModuleUse:
+    """Who uses a loaded module: ``users`` references, among them one of each of the ``holders``, modules."""
+
+    users: int
+    holders: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleUses:
+    """``of`` each module that is loaded; ``open_files``: those that may be one's, as people read them."""
+
+    of: Mapping[str, ModuleUse]
+    open_files: tuple[str, ...]
+
+
+async def module_uses(guest: Guest, names: Iterable[str]) -> ModuleUses:
+    """Those of the modules that are loaded, and who uses them."""
+    answer = await _ask(guest, ("modules", *names))
+    uses = {
+        name: ModuleUse(int(use["users"]), tuple(map(str, use["holders"])))
+        for name, use in answer["modules"].items()
+    }
+    return ModuleUses(uses, tuple(map(str, answer["open"])))
+
+
+async def unload_module(guest: Guest, name: str) -> tuple[str, ...]:
+    """Remove an ordinary module; the devices that its drivers had, as ``rebind_devices`` takes them.
 
     Raises PatchRejectedError: HR2301 in use, HR2304 other modules use it, HR2302 it has no exit function,
     HR3103 anything else.
@@ -150,6 +176,12 @@ async def unload_module(guest: Guest, name: str) -> None:
     answer = await _ask(guest, ("unload", name))
     if not answer["ok"]:
         raise _not_unloaded(name, answer)
+    return tuple(map(str, answer["bound"]))
+
+
+async def rebind_devices(guest: Guest, devices: Iterable[str]) -> tuple[str, ...]:
+    """Give devices, ``BUS/DRIVER/DEVICE``, back to their drivers where the bus did not; those not taken."""
+    return tuple(map(str, (await _ask(guest, ("rebind", *devices)))["left"]))
 
 
 async def build_id(guest: Guest, module: str) -> str | None:
@@ -222,16 +254,29 @@ def rejection(what: str, reason: str) -> PatchRejectedError:
     return PatchRejectedError(f"the guest's kernel refused {what}: {reason}", code=code, hint=hint)
 
 
+def used_by(name: str, holders: Iterable[str]) -> PatchRejectedError:
+    """The error for a module that other modules use."""
+    told = ", ".join(holders)
+    return PatchRejectedError(f"module {name} is used by {told}", code="HR2304", hint=f"remove {told} first")
+
+
+def in_use(name: str, users: int, open_files: Sequence[str]) -> PatchRejectedError:
+    """The error for a module that something of user space, or of the kernel, holds."""
+    count = "1 reference" if users == 1 else f"{users} references"
+    hint = "end the programs that have its devices or files open"
+    if open_files:
+        hint += f"; open now: {', '.join(open_files)}"
+    return PatchRejectedError(f"module {name} is in use ({count})", code="HR2301", hint=hint)
+
+
 def _not_unloaded(name: str, answer: dict[str, Any]) -> PatchRejectedError:
     holders = tuple(map(str, answer.get("holders", ())))
     users = answer.get("users", -1)
     if holders:
-        fact, code = f"module {name} is used by {', '.join(holders)}", "HR2304"
-        hint = f"remove {', '.join(holders)} first"
-    elif users > 0:
-        fact, code = f"module {name} is in use ({users} references)", "HR2301"
-        hint = "end the programs that have its devices or files open"
-    elif users == 0 and "busy" in str(answer.get("error", "")):
+        return used_by(name, holders)
+    if users > 0:
+        return in_use(name, users, tuple(map(str, answer.get("open", ()))))
+    if users == 0 and "busy" in str(answer.get("error", "")):
         fact, code = f"module {name} has no exit function", "HR2302"
         hint = "give it a module_exit(), or restart the guest"
     else:

@@ -9,9 +9,12 @@ from typing import Final, Self
 
 from hotreload.errors import EditError
 
-RELOAD_MODULE: Final = "the module has to be loaded anew, and loses its state: hotreload guest restart"
+RELOAD_MODULE: Final = (
+    "the module has to be loaded anew, and loses its state: hotreload watch --max-rung module does that"
+)
 BUILD_MODULE: Final = (
-    "end hotreload and start it again: it builds the module anew, and the guest boots with it"
+    "the module has to be built and loaded anew, and loses its state: hotreload watch --max-rung module"
+    " does that"
 )
 # Of a kernel nothing is built but when somebody says so: to boot it again would change nothing.
 BUILD_KERNEL: Final = (

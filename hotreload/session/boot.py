@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,13 +23,14 @@ from hotreload.build.kernel_tree import KernelTree, check_fit, kernel_compiler
 from hotreload.config import Config
 from hotreload.deploy.guest import SshGuest
 from hotreload.deploy.livepatch import AGENT_PATH, agent_source, load_module
+from hotreload.deploy.module_reload import Load, depends_of, load_order
 from hotreload.elf.build_id import build_id_in, read_build_id
 from hotreload.errors import EnvironmentFault, GuestUnreachableError, InputError, KernelUnfitError
 from hotreload.patch.glue import build_glue
 from hotreload.session.loss import loss
 from hotreload.vm.checkpoints import Checkpoints, make_state_disk
 from hotreload.vm.image import build_image
-from hotreload.vm.kernel_modules import ModuleFolder, canonical, modinfo
+from hotreload.vm.kernel_modules import ModuleFolder
 from hotreload.vm.machine import Machine
 from hotreload.vm.probe import choose_accel
 from hotreload.vm.spec import MachineSpec
@@ -42,14 +43,6 @@ SLOW_IMPORTS = ("asyncssh", "watchdog.observers", "hotreload.reload")
 SETUP_LIMIT = 600.0
 # In the session's folder, beside the console's log.
 STATE_DISK = "checkpoints.qcow2"
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One module to load, with its parameters as insmod takes them."""
-
-    name: str
-    parameters: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +226,7 @@ async def _load_modules(
 ) -> tuple[str, ...]:
     """Load the modules, with those of the kernel's that they use; the names of ours that are loaded."""
     files = {module.name: module.ko for module in built}
-    depends = {name: await asyncio.to_thread(_depends, ko) for name, ko in files.items()}
+    depends = {name: await asyncio.to_thread(depends_of, ko) for name, ko in files.items()}
     kernels = _KernelModules(guest, kernel)
     loads = load_order(depends, wanted)
     for load in loads:
@@ -243,35 +236,6 @@ async def _load_modules(
         else:
             await kernels.load(load, tuple(files))
     return tuple(load.name for load in loads if load.name in files or not files)
-
-
-def _depends(ko: Path) -> tuple[str, ...]:
-    words = modinfo(ko.read_bytes(), str(ko)).get("depends", [""])[0].split(",")
-    return tuple(canonical(word) for word in words if word)
-
-
-def load_order(depends: Mapping[str, Iterable[str]], wanted: Sequence[str] = ()) -> tuple[Load, ...]:
-    """What to load, in order: as wanted (``"NAME PARAMETERS"``; default: all of ours), what each uses first.
-
-    ``depends``: our modules, each with what it uses; other names are the kernel's.
-    """
-    given = dict(_split(line) for line in wanted)
-    order: dict[str, Load] = {}
-
-    def visit(name: str) -> None:
-        if name not in order:
-            for other in depends.get(name, ()):
-                visit(other)
-            order[name] = Load(name, given.get(name, ""))
-
-    for name in given or depends:
-        visit(name)
-    return tuple(order.values())
-
-
-def _split(line: str) -> tuple[str, str]:
-    name, _, parameters = line.strip().partition(" ")
-    return canonical(name), parameters.strip()
 
 
 class _KernelModules:

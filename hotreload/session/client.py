@@ -85,8 +85,9 @@ def _show(message: Message, console: Console, *, as_json: bool) -> None:
     if as_json and "event" in message:
         sys.stdout.write(message["event"])
         sys.stdout.flush()
-    if "report" in message:
-        console.report(report_from(message["report"]))
+    for key in ("climb", "report"):
+        if key in message:
+            console.report(report_from(message[key]))
     if "ready" in message:
         console.say(ready_text(message["ready"]))
 
@@ -142,7 +143,7 @@ async def cycle(
 ) -> int:
     """Ask for a push, an undo or a redo; print what comes of it. Returns its exit status."""
     async for message in ask(place_of(about.guest), request, **fields):
-        if "event" in message:
+        if "event" in message or "climb" in message:
             _show(message, console, as_json=as_json)
         if "done" in message:
             report = report_from(message["done"]["report"])

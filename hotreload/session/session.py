@@ -26,12 +26,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from hotreload.build.built import MAKEFILE_NAME, is_product, is_stamp
+from hotreload.build.built import MAKEFILE_NAME, Build, is_product, is_stamp
 from hotreload.build.compile import prepare
 from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree, check_fit
 from hotreload.build.patched_sources import apply_patches
 from hotreload.config import Config
+from hotreload.deploy.module_reload import Commands
 from hotreload.errors import EnvironmentFault, GuestCrashedError, GuestUnreachableError, HotReloadError
 from hotreload.paths import state_folder, writing_to
 from hotreload.report.console import Console, Progress
@@ -103,6 +104,7 @@ class Session:
         self._busy = asyncio.Lock()
         self._cycle = 0
         self._watcher: Watcher
+        self._watched: Build  # whose files the watcher knows
         self._watchers = 0
         self._pending: set[Path] = set()
         self._saved_at = 0.0
@@ -157,6 +159,7 @@ class Session:
         self.booted = await self._owned.enter_async_context(
             boot(order.folder, self.kernel, order.config, order.guest, self.console_log, progress)
         )
+        from hotreload.module_rung import ModuleRung
         from hotreload.reload import Reloader
         from hotreload.running_check import RunningCheck
         from hotreload.vm.memory import idt_base
@@ -176,12 +179,17 @@ class Session:
             dry_run=order.dry_run,
             max_units=order.config.max_units,
             checkpoints=self.booted.checkpoints,
+            module_rung=ModuleRung(
+                order.config.max_rung,
+                order.config.load,
+                Commands(order.config.setup, order.config.teardown),
+            ),
         )
         self._owned.push_async_callback(self._tear_down)
         self._owned.push_async_callback(self.reloader.close)
 
     async def _watch(self) -> None:
-        module = self.booted.module
+        module = self._watched = self.booted.module
         files = frozenset(file for file in module.watched_files if not is_stamp(file))
         if module.is_kernel:
             files |= frozenset(module.makefiles)
@@ -293,6 +301,8 @@ class Session:
                 def started(type: str, fields: Mapping[str, Any]) -> None:
                     if type == "build.progress":
                         compiled(fields["done"], fields["units"])
+                    elif type == "climb":
+                        self._say(fields["report"], cycle, "climb")
                     else:
                         self._emit(type, cycle, **fields)
 
@@ -300,8 +310,11 @@ class Session:
 
         # The bar is gone when the report is told.
         report = await self._told(reloaded(), cycle, watched=watched)
-        # An edit may have added the include of a header that nobody watched.
-        await self._watcher.also_watch(self.reloader.new_inputs())
+        # An edit may have added the include of a header that nobody watched, a new recipe a unit.
+        build = self.reloader.base.build
+        new = frozenset() if build is self._watched else build.watched_files
+        self._watched = build
+        await self._watcher.also_watch(self.reloader.new_inputs() | new)
         return report
 
     @contextlib.contextmanager
@@ -331,13 +344,17 @@ class Session:
             if trouble is None:
                 raise
             report = await self._lost(trouble)
-        type, fields = closing_event(report)
-        self._emit(type, cycle, **fields)
-        self.console.report(report)
-        self._tell({"report": report_object(report), "watched": watched})
+        self._say(report, cycle, "report", watched=watched)
         if report.outcome is Outcome.CRASHED and self.booted.machine.trouble is not None:
             self.finish(report.outcome.exit_status)
         return report
+
+    def _say(self, report: ReloadReport, cycle: int | None, key: str, **fields: Any) -> None:
+        """Tell a report everywhere. ``key``: "report" ends a cycle, after a "climb" the cycle goes on."""
+        type, told = closing_event(report)
+        self._emit(type, cycle, **told)
+        self.console.report(report)
+        self._tell({key: report_object(report), **fields})
 
     async def _lost(self, trouble: Trouble) -> ReloadReport:
         """What became of a guest that does not run: a crash, and the guest is back where it was before.
@@ -353,8 +370,6 @@ class Session:
         try:
             failure: tuple[str, ...] = ()
             back = await self.reloader.roll_back()
-            if back is not None:
-                await self.booted.guest.reconnect()
         except EnvironmentFault as fault:
             back, failure = None, (f"{fault.code} {fault.message}",)
         seconds = time.monotonic() - started

@@ -24,6 +24,7 @@ from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.kernel_sources import read_kernel_build
 from hotreload.build.kernel_tree import KernelTree, find_kernel
 from hotreload.deploy.guest import SshGuest
+from hotreload.deploy.module_reload import load_order
 from hotreload.deploy.verify import (
     Checked,
     ReadMemory,
@@ -41,7 +42,6 @@ from hotreload.elf.model import Symbol
 from hotreload.elf.reader import read_object
 from hotreload.errors import HotReloadError
 from hotreload.patch.vmlinux_symbols import VmlinuxSymbols
-from hotreload.session.boot import load_order
 from hotreload.vm.image import build_image
 from hotreload.vm.kernel_modules import modinfo
 from hotreload.vm.machine import Machine

@@ -95,12 +95,18 @@ def in_session(debian_kernel: KernelTree, tmp_path: Path) -> Callable[..., None]
     folder = tmp_path / "pair"
     folder.mkdir()
 
-    def run(story: Callable[..., Awaitable[None]], files: Mapping[str, str] = FILES) -> None:
+    def run(
+        story: Callable[..., Awaitable[None]],
+        files: Mapping[str, str] = FILES,
+        max_rung: str = "patch",
+        options: tuple[str, ...] = (),
+    ) -> None:
         for name, text in files.items():
             (folder / name).write_text(text)
 
         async def within() -> None:
-            async with Driven(folder, guest_name("edits"), lambda _text: None) as watch:
+            words = ("--max-rung", max_rung, *options)
+            async with Driven(folder, guest_name("edits"), lambda _text: None, words) as watch:
 
                 async def save(**texts: str) -> ReloadReport:
                     for name, text in texts.items():

@@ -196,7 +196,7 @@ def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         except EnvironmentFault as fault:
             require(False, f"the packaged kernel ({fault.message})", fault.hint or "hotreload doctor --fix")
             raise
-        watch = Driven(folder, name, lambda _text: None, ("-K", request.param))
+        watch = Driven(folder, name, lambda _text: None, ("-K", request.param, "--max-rung", "patch"))
         runner.run(watch.__aenter__())
         try:
             running = Constructs(folder, kernel, name, watch, runner)

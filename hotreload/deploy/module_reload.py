@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""Loading modules anew: the old ones go, those that use others first, and the new ones come."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload.deploy.guest import Guest
+from hotreload.deploy.livepatch import (
+    ModuleUses,
+    in_use,
+    load_module,
+    module_uses,
+    rebind_devices,
+    unload_module,
+    used_by,
+)
+from hotreload.errors import PatchRejectedError
+from hotreload.patch.module import NAME_PREFIX
+from hotreload.vm.kernel_modules import canonical, modinfo
+
+COMMAND_LIMIT = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One module to load, with its parameters as insmod takes them."""
+
+    name: str
+    parameters: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleFile:
+    """A module to load, from a file of this machine."""
+
+    load: Load
+    ko: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """Shell commands of the user's: ``setup`` after modules were loaded, ``teardown`` before they go."""
+
+    setup: str | None = None
+    teardown: str | None = None
+
+
+def load_order(depends: Mapping[str, Iterable[str]], wanted: Sequence[str] = ()) -> tuple[Load, ...]:
+    """What to load, in order: as wanted (``"NAME PARAMETERS"``; default: all of ours), what each uses first.
+
+    ``depends``: our modules, each with what it uses; other names are the kernel's.
+    """
+    given = dict(_split(line) for line in wanted)
+    order: dict[str, Load] = {}
+
+    def visit(name: str) -> None:
+        if name not in order:
+            for other in depends.get(name, ()):
+                visit(other)
+            order[name] = Load(name, given.get(name, ""))
+
+    for name in given or depends:
+        visit(name)
+    return tuple(order.values())
+
+
+def _split(line: str) -> tuple[str, str]:
+    name, _, parameters = line.strip().partition(" ")
+    return canonical(name), parameters.strip()
+
+
+def depends_of(ko: Path) -> tuple[str, ...]:
+    """The modules that a module uses, as its file says."""
+    words = modinfo(ko.read_bytes(), str(ko)).get("depends", [""])[0].split(",")
+    return tuple(canonical(word) for word in words if word)
+
+
+class ModuleExchange:
+    """One exchange of modules, ``old`` for ``new``, both in the order in which they are loaded.
+
+    Of both only what the guest has loaded when it begins.
+    """
+
+    def __init__(
+        self, guest: Guest, old: Sequence[ModuleFile], new: Sequence[ModuleFile], commands: Commands
+    ) -> None:
+        self.notes: list[str] = []  # what to tell about it
+        self._guest = guest
+        self._old = old
+        self._new = new
+        self._commands = commands
+        self._gone: list[ModuleFile] = []  # the last one first
+        self._come: list[ModuleFile] = []
+        self._bound: list[str] = []
+
+    async def begin(self) -> bool:
+        """Run the teardown command, and look whether the modules can go; False: none is loaded.
+
+        Raises PatchRejectedError, HR2301 in use and HR2304 other modules use it: nothing has changed.
+        """
+        names = [each.load.name for each in self._old]
+        if not (await module_uses(self._guest, names)).of:
+            return False
+        if self._commands.teardown:
+            await self._run("teardown", self._commands.teardown)
+        modules = await module_uses(self._guest, names)
+        try:
+            _require_unused(modules)
+        except PatchRejectedError:
+            await self._set_up()
+            raise
+        self._old = [each for each in self._old if each.load.name in modules.of]
+        self._new = [each for each in self._new if each.load.name in modules.of]
+        return True
+
+    async def run(self) -> None:
+        """Unload and load, give the drivers the devices that they had, and run the setup command.
+
+        Raises PatchRejectedError: what unload_module and load_module raise; only some have gone or come then.
+        """
+        for each in reversed(self._old):
+            self._bound += await unload_module(self._guest, each.load.name)
+            self._gone.append(each)
+        for each in self._new:
+            await self._load(each)
+        await self._make_ready()
+
+    async def put_back(self) -> str:
+        """After ``run`` has failed: have the old modules again, loaded anew; what is to be told of it."""
+        old = self._gone[::-1]
+        if not old:
+            return ""
+        try:
+            for each in reversed(self._come):
+                await unload_module(self._guest, each.load.name)
+            for each in old:
+                await self._load(each)
+        except PatchRejectedError as error:
+            return f"what was there before does not load any more, either: {error.message}"
+        finally:
+            await self._make_ready()
+        return f"the guest has {', '.join(each.load.name for each in old)} of before again, loaded anew"
+
+    async def _load(self, module: ModuleFile) -> None:
+        content = await asyncio.to_thread(module.ko.read_bytes)
+        await load_module(self._guest, module.load.name, content, module.load.parameters)
+        self._come.append(module)
+
+    async def _make_ready(self) -> None:
+        if self._bound and (left := await rebind_devices(self._guest, self._bound)):
+            self.notes.append(f"not bound any more: {', '.join(left)}")
+        await self._set_up()
+
+    async def _set_up(self) -> None:
+        if self._commands.setup:
+            await self._run("setup", self._commands.setup)
+
+    async def _run(self, which: str, command: str) -> None:
+        """Run a command of the user's; that it failed is told."""
+        try:
+            done = await self._guest.run(command, timeout=COMMAND_LIMIT)
+        except TimeoutError:
+            self.notes.append(f"the {which} command is not done after {COMMAND_LIMIT:g} s")
+            return
+        if not done.ok:
+            self.notes.append(f"the {which} command ended with status {done.status}: {done.complaint}")
+
+
+def _require_unused(modules: ModuleUses) -> None:
+    """Raise PatchRejectedError for a module that is held by something other than these modules.
+
+    Our own patches do not count: they are taken off first.
+    """
+    for name, use in modules.of.items():
+        others = [holder for holder in use.holders if holder not in modules.of]
+        if foreign := [holder for holder in others if not holder.startswith(NAME_PREFIX)]:
+            raise used_by(name, foreign)
+        if (users := use.users - len(use.holders)) > 0:
+            raise in_use(name, users, modules.open_files)

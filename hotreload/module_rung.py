@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""The rung above a patch: modules are built anew, the old ones unloaded, the new ones loaded.
+
+Only where the user allows it, only for modules of a folder of their own, and only past obstacles that a
+module which is loaded anew does not have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hotreload.build.base import build_base
+from hotreload.build.built import Build, BuiltModule
+from hotreload.build.guest_base import GuestBase
+from hotreload.cycle import Compared
+from hotreload.deploy.guest import Guest
+from hotreload.deploy.module_reload import Commands, ModuleExchange, ModuleFile, depends_of, load_order
+from hotreload.diff.obstacles import NotPatchableError
+from hotreload.ladder import can_be_loaded, is_allowed, modules_in_the_way, with_dependents
+
+RECIPE_CHANGED = "HR1004"
+NEW_MODULE = "end hotreload and start it again: the guest boots with the modules that there are now"
+
+Plan = Callable[[Mapping[Path, Compared]], object]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRung:
+    """``load`` and ``commands`` are the user's settings: what is loaded, and what else is run."""
+
+    max_rung: str
+    load: tuple[str, ...]
+    commands: Commands
+
+    def leads_past(self, refusal: NotPatchableError, base: GuestBase) -> bool:
+        """May it be taken, and does it help?"""
+        return is_allowed("module", self.max_rung) and not base.is_kernel and can_be_loaded(refusal.obstacles)
+
+    async def build(
+        self, base: GuestBase, refusal: NotPatchableError, edited: Mapping[Path, Compared], plan: Plan
+    ) -> tuple[GuestBase, frozenset[str]]:
+        """Build the modules as the sources are; the base with those that have to be loaded anew, their names.
+
+        ``plan`` raises NotPatchableError for edits that no patch can bring. Raises what build_base raises,
+        and the refusal with another way out when there are other modules now than before.
+        """
+        names = modules_in_the_way(edited, plan) if edited else frozenset()
+        build, built = await build_base(base.tree, base.build.folder)
+        if {each.name for each in built.modules} != {each.name for each in base.modules}:
+            raise NotPatchableError(replace(each, hint=NEW_MODULE) for each in refusal.obstacles)
+        if any(each.code == RECIPE_CHANGED for each in refusal.obstacles):
+            names |= _made_otherwise(base, build)
+        depends = await asyncio.to_thread(_depends, (*base.modules, *built.modules))
+        names = with_dependents(names, built.modules, depends)
+        return base.with_anew(build, built, names), names
+
+    async def exchange(
+        self, guest: Guest, old: GuestBase, new: GuestBase, names: Collection[str]
+    ) -> ModuleExchange:
+        """How the modules of these names get from one base to the other."""
+        gone, come = await asyncio.to_thread(lambda: (self._files(old, names), self._files(new, names)))
+        return ModuleExchange(guest, gone, come, self.commands)
+
+    def _files(self, base: GuestBase, names: Collection[str]) -> tuple[ModuleFile, ...]:
+        kos = {built.name: built.ko for built in base.modules}
+        order = load_order(_depends(base.modules), self.load)
+        return tuple(ModuleFile(load, kos[load.name]) for load in order if load.name in names)
+
+
+def _depends(modules: Collection[BuiltModule]) -> dict[str, set[str]]:
+    """Each module with those that it uses; of several of one name all that they use."""
+    uses: dict[str, set[str]] = {}
+    for built in modules:
+        uses.setdefault(built.name, set()).update(depends_of(built.ko))
+    return uses
+
+
+def _made_otherwise(base: GuestBase, build: Build) -> frozenset[str]:
+    """The modules that kbuild makes of other units now, or by other commands."""
+    before = {built.name: built.units for built in base.modules}
+    return frozenset(built.name for built in build.modules if built.units != before[built.name])

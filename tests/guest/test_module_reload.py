@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: MIT
+"""What no patch can bring: the module is built anew, unloaded and loaded, and all else stays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from hotreload.demo.driven import Driven
+from hotreload.report.outcome import Outcome
+from tests.guest.story import FILES, HELP, MAIN, Read, Save
+
+InSession = Callable[..., None]
+
+GROWN = MAIN.replace("static int reads;", "static struct { long n; } reads;").replace("reads++", "reads.n++")
+GROWN = GROWN.replace('"hello %d %d\\n", reads, twice(reads)', '"grown %ld %d\\n", reads.n, twice(reads.n)')
+
+
+def proc_module(name: str, shown: str, extra: str = "", before: str = "") -> str:
+    """A module that shows a line in /proc/NAME; ``extra`` are its own definitions."""
+    return f"""\
+#include <linux/module.h>
+#include <linux/proc_fs.h>
+#include <linux/seq_file.h>
+{extra}
+static int show(struct seq_file *m, void *v)
+{{
+	{before}seq_printf(m, {shown});
+	return 0;
+}}
+
+static int __init start(void)
+{{
+	proc_create_single("{name}", 0, NULL, show);
+	return 0;
+}}
+
+static void __exit stop(void)
+{{
+	remove_proc_entry("{name}", NULL);
+}}
+module_init(start);
+module_exit(stop);
+MODULE_LICENSE("GPL");
+"""
+
+
+CORE = proc_module(
+    "core",
+    '"core %d\\n", total',
+    """
+static int total;
+int core_add(int n);
+int core_add(int n)
+{
+	return total += n;
+}
+EXPORT_SYMBOL_GPL(core_add);
+""",
+)
+USER = proc_module("user", '"user %d\\n", core_add(1)', "int core_add(int n);\n")
+OTHER = proc_module("other", '"other %d\\n", ++reads', "static int reads;\n")
+THREE = {"Kbuild": "obj-m := core.o user.o other.o\n", "core.c": CORE, "user.c": USER, "other.c": OTHER}
+
+
+DEVICE = """\
+#include <linux/fs.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+
+static int opened;
+
+static int is_open(struct inode *inode, struct file *file)
+{
+	opened++;
+	return 0;
+}
+
+static const struct file_operations held_fops = { .owner = THIS_MODULE, .open = is_open };
+static struct miscdevice held = { .minor = MISC_DYNAMIC_MINOR, .name = "held", .fops = &held_fops };
+module_misc_device(held);
+MODULE_LICENSE("GPL");
+"""
+
+
+async def proc(watch: Driven, name: str) -> str:
+    return (await watch.run(f"cat /proc/{name}")).text.strip()
+
+
+def test_a_struct_of_live_data_that_grows_has_its_module_loaded_anew(in_session: InSession) -> None:
+    async def story(save: Save, read: Read) -> None:
+        assert await read() == "hello 1 2\n"
+        grown = await save(main_c=GROWN)
+        assert (grown.outcome, grown.symbols, grown.number) == (Outcome.RELOADED, ("pair.ko",), 1), grown
+        assert await read() == "grown 1 2\n"
+        # From here on it is the base: a patch of the module that is loaded now.
+        patched = await save(help_c=HELP.replace("2 * n", "7 * n"))
+        assert (patched.outcome, patched.symbols) == (Outcome.LIVE, ("twice",)), patched
+        assert await read() == "grown 2 14\n"
+
+    in_session(story, max_rung="module")
+
+
+def test_why_it_is_loaded_anew_is_told_before_it_is(in_session: InSession) -> None:
+    async def story(_save: Save, _read: Read, watch: Driven) -> None:
+        (watch.folder / "main.c").write_text(GROWN)
+        told = await watch.next_cycle()
+        (reason,) = told.events["refused"]["reasons"]
+        assert reason["code"] == "HR2101"
+        assert reason["hint"] == "needs a module reload: pair.ko; its state is lost"
+        assert told.events["apply.start"]["rung"] == told.events["apply.done"]["rung"] == "module"
+        assert told.events["refused"]["seq"] < told.events["apply.start"]["seq"]
+
+    in_session(story, max_rung="module")
+
+
+def test_what_is_live_of_other_modules_stays_and_so_does_their_state(in_session: InSession) -> None:
+    async def story(save: Save, _read: Read, watch: Driven) -> None:
+        assert await proc(watch, "other") == "other 1"
+        live = await save(other_c=OTHER.replace("other %d", "patched %d"))
+        assert live.outcome is Outcome.LIVE
+        grown = await save(user_c=USER.replace("static int show", "static long held;\nstatic int show"))
+        assert grown.outcome in (Outcome.NO_CHANGE, Outcome.LIVE), grown
+        again = await save(core_c=CORE.replace("int total", "long total").replace("core %d", "core %ld"))
+        assert again.outcome is Outcome.RELOADED, again
+        # The module that uses it has to go first, and comes with it.
+        assert again.symbols == ("core.ko", "user.ko")
+        assert await proc(watch, "user") == "user 1"
+        assert await proc(watch, "core") == "core 1"
+        assert await proc(watch, "other") == "patched 2"
+
+    in_session(story, THREE, max_rung="module")
+
+
+def test_undo_and_redo_go_there_and_back(in_session: InSession) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        await save(help_c=HELP.replace("2 * n", "3 * n"))
+        assert await read() == "hello 1 3\n"
+        assert (await save(main_c=GROWN)).outcome is Outcome.RELOADED
+        assert await read() == "grown 1 3\n"
+        undone = await watch.request("undo")
+        assert (undone.outcome, undone.number) == (Outcome.UNDONE, 2), undone
+        assert await read() == "hello 1 3\n"
+        redone = await watch.request("redo")
+        assert (redone.outcome, redone.number) == (Outcome.REDONE, 2), redone
+        assert await read() == "grown 1 3\n"
+        await watch.request("undo", everything=True)
+        assert await read() == "hello 1 2\n"
+        # The sources have not changed: the next save brings all that they say.
+        both = await save(help_c=HELP.replace("2 * n", "5 * n"))
+        assert both.outcome is Outcome.RELOADED, both
+        assert await read() == "grown 1 5\n"
+
+    in_session(story, max_rung="module")
+
+
+def test_a_module_in_use_stays_and_who_has_it_open_is_told(in_session: InSession) -> None:
+    async def story(save: Save, _read: Read, watch: Driven) -> None:
+        patched = await save(held_c=DEVICE.replace("return 0", "return opened < 0"))
+        assert patched.outcome is Outcome.LIVE
+        sleeping = "sleep 600 </dev/held >/dev/null 2>&1 & echo $!"
+        pid = (
+            await watch.run(f"{sleeping}; until ls -l /proc/$!/fd | grep -q held; do :; done")
+        ).text.strip()
+        grown = DEVICE.replace("static int opened", "static long opened")
+        refused = await save(held_c=grown)
+        assert refused.outcome is Outcome.REJECTED, refused
+        (reason,) = refused.reasons
+        assert (reason.code, reason.message) == ("HR2301", "module held is in use (1 reference)")
+        assert f"open now: sleep (pid {pid}): /dev/held" in str(reason.hint)
+        # What was live of it still is.
+        assert "is_open" in (await watch.run("ls /sys/kernel/livepatch/*/held")).text
+        await watch.run(f"kill {pid}")
+        assert (await save(held_c=grown + "\n")).outcome is Outcome.RELOADED
+
+    in_session(story, {"Kbuild": "obj-m := held.o\n", "held.c": DEVICE}, max_rung="module")
+
+
+@pytest.mark.parametrize("checkpoints", ["on", "off"])
+def test_a_module_that_does_not_load_leaves_the_guest_with_the_old_one_and_what_was_live(
+    in_session: InSession, checkpoints: str
+) -> None:
+    async def story(save: Save, read: Read) -> None:
+        await save(help_c=HELP.replace("2 * n", "3 * n"))
+        assert await read() == "hello 1 3\n"
+        broken = GROWN.replace('proc_create_single("pair", 0, NULL, show);\n\treturn 0', "return -EIO")
+        failed = await save(main_c=broken)
+        assert failed.outcome is Outcome.REJECTED, failed
+        assert failed.reasons[0].code == "HR3103"
+        # With a checkpoint even its state is as it was.
+        assert await read() == ("hello 2 6\n" if checkpoints == "on" else "hello 1 3\n")
+        assert (await save(main_c=GROWN)).outcome is Outcome.RELOADED
+        assert await read() == "grown 1 3\n"
+
+    in_session(story, max_rung="module", options=("--checkpoints", checkpoints))
+
+
+def test_a_new_recipe_loads_anew_what_it_makes_in_another_way(in_session: InSession) -> None:
+    async def story(save: Save, _read: Read, watch: Driven) -> None:
+        assert await proc(watch, "other") == "other 1"
+        changed = await save(Kbuild=THREE["Kbuild"] + "CFLAGS_user.o := -DLOUD\n")
+        assert (changed.outcome, changed.symbols) == (Outcome.RELOADED, ("user.ko",)), changed
+        assert await proc(watch, "other") == "other 2"
+        said = await save(Kbuild=THREE["Kbuild"] + "CFLAGS_user.o := -DLOUD\n# a word\n")
+        assert said.outcome is Outcome.NO_CHANGE, said
+
+    in_session(story, THREE, max_rung="module")
+
+
+def test_a_unit_that_a_new_recipe_adds_is_watched_from_then_on(in_session: InSession) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        (watch.folder / "more.c").write_text('#include "pair.h"\nint twice(int n)\n{\n\treturn 4 * n;\n}\n')
+        added = await save(Kbuild=FILES["Kbuild"].replace("help.o", "more.o"))
+        assert added.outcome is Outcome.RELOADED, added
+        assert await read() == "hello 1 4\n"
+        patched = await save(more_c='#include "pair.h"\nint twice(int n)\n{\n\treturn 6 * n;\n}\n')
+        assert (patched.outcome, patched.symbols) == (Outcome.LIVE, ("twice",))
+        assert await read() == "hello 2 12\n"
+
+    in_session(story, max_rung="module")
+
+
+def test_a_crash_of_the_new_module_brings_the_old_one_back(in_session: InSession) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        assert await read() == "hello 1 2\n"
+        bad = GROWN.replace("reads.n++;", "reads.n = *(volatile int *)8;")
+        assert (await save(main_c=bad)).outcome is Outcome.RELOADED
+        reading = asyncio.create_task(watch.run("cat /proc/pair"))
+        crashed = (await watch.next_cycle()).report
+        await asyncio.gather(reading, return_exceptions=True)
+        assert crashed.outcome is Outcome.CRASHED
+        assert await read() == "hello 2 4\n"
+        assert (await save(main_c=GROWN)).outcome is Outcome.RELOADED
+        assert await read() == "grown 1 2\n"
+
+    in_session(story, max_rung="module")
