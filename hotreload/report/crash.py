@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Console text of a guest -> what its kernel complained about. Pure.
 
-After the model of syzkaller's pkg/report: find the headline, cut the text at the line where the complaint
-begins and where it ends, name it by its kind and the function that is to blame. A table says what a headline
-looks like; nothing else here knows a message.
+After the model of syzkaller's pkg/report: find the headlines, cut the text at the lines where each complaint
+begins and where it ends, name it by its kind and the function that is to blame. The tables of complaints.py
+say what a headline looks like; nothing here knows a message.
 
-One complaint often brings others: an oops in interrupt context ends in a panic, a KASAN report in an oops.
-The worst gives the code, the first of the worst kind the title, for it is the cause of those after it; except
-that a panic that follows another complaint is named after that one.
+Several headlines can be one complaint: a bad address is followed by "Oops", an oops in an interrupt by a
+panic. It is named after the first of them, for that is the cause, and is as bad as the worst.
+
+The text may be anything: it is what a guest wrote. It is read in linear time, and a line only as far as a
+kernel writes one. What a program of the guest prints in the kernel's words cannot be told apart.
 """
 
 from __future__ import annotations
@@ -16,75 +18,46 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-OOPS, PANIC, SPLAT = "HR4101", "HR4102", "HR4105"
-
-# Rows: code, pattern at the start of a line, name of the complaint ("{}": what the pattern's group found).
-# The first row that matches a line counts. Sources, of 6.1: arch/x86/mm/fault.c, arch/x86/kernel/traps.c and
-# dumpstack.c, kernel/panic.c, hung_task.c, watchdog.c, rcu/tree_stall.h, locking/lockdep.c, mm/kasan/.
-HEADLINES = tuple(
-    (code, re.compile(pattern), name)
-    for code, pattern, name in (
-        (PANIC, r"Kernel panic - not syncing: (.*)", "Kernel panic: {}"),
-        (SPLAT, r"BUG: KASAN: ([\w-]+)", "BUG: KASAN: {}"),
-        (SPLAT, r"BUG: (KFENCE|KMSAN): ([\w -]+?)(?: in |$)", "BUG: {}: {}"),
-        (SPLAT, r"UBSAN: ([\w-]+)", "UBSAN: {}"),
-        (OOPS, r"BUG: (kernel NULL pointer dereference)", "BUG: {}"),
-        (OOPS, r"BUG: (unable to handle page fault)", "BUG: {}"),
-        (OOPS, r"BUG: unable to handle kernel (NULL pointer dereference|paging request)", "BUG: kernel {}"),
-        (OOPS, r"BUG: (?:\w+ )?(stack guard page) was hit", "BUG: {} was hit"),
-        (OOPS, r"(kernel BUG) at (\S+?)!?$", "{}"),
-        (OOPS, r"(general protection fault|divide error|invalid opcode)\b.*\[#\d+\]", "{}"),
-        (OOPS, r"(stack segment|stack guard page|double fault|int3|trap.*)\b.*\[#\d+\]", "{}"),
-        (OOPS, r"(?:Internal error: )?Oops\b.*\[#\d+\]", "Oops"),
-        (SPLAT, r"BUG: (sleeping function called from invalid context)", "BUG: {}"),
-        (SPLAT, r"BUG: (scheduling while atomic)", "BUG: {}"),
-        (SPLAT, r"(?:watchdog: )?BUG: (soft lockup)", "BUG: {}"),
-        (SPLAT, r"(?:NMI )?(?:watchdog: )?Watchdog detected (hard LOCKUP)", "{}"),
-        (SPLAT, r"BUG: (.+?)(?::|$)", "BUG: {}"),
-        (SPLAT, r"WARNING: CPU: \d+ PID: \d+ at", "WARNING"),
-        (SPLAT, r"WARNING: ((?:possible|bad|inconsistent|suspicious|held|lock)\b.*)", "WARNING: {}"),
-        (SPLAT, r"(INFO: trying to register non-static key)", "{}"),
-        (SPLAT, r"INFO: (task \S+?):\d+ (blocked for more than \d+ seconds)", "INFO: {} {}"),
-        (SPLAT, r"(?:rcu: )?INFO: (\w+ (?:self-)?detected (?:expedited )?stalls?)", "INFO: {}"),
-    )
-)  # fmt: skip
-RANK = {SPLAT: 0, OOPS: 1, PANIC: 2}
-
-# printk's prefixes: <level>, [seconds], and with CONFIG_PRINTK_CALLER the task or processor.
-PREFIX = re.compile(r"^(?:<\d+>)?\s*\[\s*\d+\.\d+\](?:\[\s*[CT]\d+\])? ?|^<\d+>")
-FRAME = re.compile(
-    r"(?P<guess>\? )?(?P<function>[A-Za-z_][\w.]*)\+(?P<offset>0x[0-9a-f]+)/(?P<size>0x[0-9a-f]+)"
-    r"(?: \[(?P<module>[\w-]+)[^\]]*\])?"
+from hotreload.report.blame import CALL_TRACE, blamed
+from hotreload.report.complaints import (
+    BETTER_NAMES,
+    CONSEQUENCES,
+    DEAD,
+    HEADLINES,
+    OBJECT,
+    OOPS_PANIC,
+    RULE,
+    STACK,
+    TRACE,
+    Found,
+    Kind,
 )
-INSTRUCTION = re.compile(r"RIP: 0010:(.*)")
-SOURCE = re.compile(r"(?:WARNING: CPU: \d+ PID: \d+ at|kernel BUG at|UBSAN: [\w-]+ in) (\S+):(\d+)")
+from hotreload.vm.console import printable
 
-OOPS_PANIC = "Kernel panic: Fatal exception"
+CODES = {Kind.SPLAT: "HR4105", Kind.STUCK: "HR4105", Kind.OOPS: "HR4101", Kind.PANIC: "HR4102"}
+
+# printk's prefixes: <level>, [seconds], and with CONFIG_PRINTK_CALLER the task or processor; before them may
+# stand a prompt, for a person's shell and the kernel write to the same console.
+PREFIX = re.compile(r"^.*?\[\s*\d+\.\d+\](?:\[\s*[CT]\d+\])? ?|^(?:<\d+>)?(?:\[\s*[CT]\d+\] ?)?")
+SOURCE = re.compile(
+    r"(?:WARNING: CPU: \d+ PID: \d+ at |kernel BUG at |UBSAN: [\w-]+ in )(\S+):(\d+)"
+    r"|(\S+):(\d+) suspicious rcu_\w+\(\) usage"
+)
+DIES = re.compile(r"\[#\d+\]")
 CUT_HERE = "------------[ cut here ]------------"
-TRACE_END = re.compile(r"---\[ end trace")
-# With panic=N it says that it reboots, with KASLR first where the kernel was.
-PANIC_END = re.compile(r"---\[ end Kernel panic|Kernel Offset: |Rebooting in \d+ seconds")
-RULE = re.compile(r"={20,}$")
-BACKTRACE = "stack backtrace:"
-STEP_BACK = 6  # lines in which a complaint's true beginning may stand before its headline
-LONGEST = 120  # lines of one excerpt
-LARGEST_FUNCTION = 1 << 24  # bytes; a "function" of more is data that was jumped to
 
-# Who reports, checks, or waits on behalf of another: never to blame.
-HELPERS = re.compile(
-    r"dump_stack|show_stack|panic|warn_|report_bug|kasan|asan|check_region|print_|end_report|ubsan|refcount_"
-    r"|might_|schedule|lock_|mutex_|rwsem_|down_|raw_|rt_mutex|queued_spin|native_|lockdep|register_lock_class"
-    r"|debug_|check_|validate_chain|mark_lock|rcu_|nmi_|watchdog|kfree|kmem_cache|slab_|object_err|msleep|usleep"
-    r"|wait_for|io_schedule|asm_|sysvec_|exc_|do_trap|handle_bug|die|oops_|page_fault|mem(?:cpy|set|move)"
-    r"|list_(?:add|del)|delay_|const_udelay|udelay|read_tsc|cpu_relax"
-)
+STEP_BACK = 6  # lines in which a complaint's true beginning may stand before its headline
+LONGEST = 400  # lines of one excerpt
+WIDEST = 2048  # characters of a line: PRINTK_MESSAGE_MAX
+LONGEST_NAME = 80  # characters of what a driver says in a WARN
+MOST = 50  # complaints: a kernel that has more is not understood by the next one either
 
 
 @dataclass(frozen=True, slots=True)
 class CrashReport:
     """The complaint of a kernel.
 
-    ``code``      HR4101 oops, HR4102 panic, HR4105 a warning: the kernel goes on
+    ``code``      HR4101 oops, HR4102 panic, HR4105 a complaint after which the kernel goes on
     ``title``     one line: ``BUG: kernel NULL pointer dereference in foo_release+0x5``
     ``type``      the same without the place: what kind of complaint it is
     ``function``  that is to blame, as far as the text tells; ``module``: it is in
@@ -92,6 +65,7 @@ class CrashReport:
     ``source``    ``file:line``, where the message names one
     ``excerpt``   the lines of the text that belong to it, as the console had them
     ``complete``  whether its end was there; otherwise more of it may follow
+    ``is_stuck``  something waits or loops for ever: the kernel goes on, but a part of the guest is lost
     """
 
     code: str
@@ -103,125 +77,194 @@ class CrashReport:
     source: str | None
     excerpt: str
     complete: bool
+    is_stuck: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Headline:
-    code: str
-    type: str
-    line: int
+class _Complaint:
+    """One complaint: its headlines in the order of their lines, and the lines that are its own."""
+
+    found: tuple[Found, ...]
+    first: int
+    end: int
+    complete: bool
+
+    @property
+    def cause(self) -> Found:
+        return self.found[0]
+
+    @property
+    def worst(self) -> Kind:
+        # An oops that panics only because it was booted with oops=panic is an oops (arch/x86: oops_end).
+        if self.cause.kind is Kind.OOPS:
+            return max(each.kind for each in self.found if each.name != OOPS_PANIC)
+        return max(each.kind for each in self.found)
 
 
 def find_crash(text: str) -> CrashReport | None:
-    """The worst complaint in a piece of console text, None when there is none.
+    """The worst complaint in a piece of console text, of several the first; None when there is none.
 
     Give it the text since the last push: a complaint of before would be found as well.
     """
-    raw = text.replace("\r", "").split("\n")
-    lines = [PREFIX.sub("", line).strip() for line in raw]
-    found = _without_consequence(list(_headlines(lines)))
-    if not found:
+    raw, lines = _lines(text)
+    complaints = _complaints(lines)
+    if not complaints:
         return None
-    worst = max(RANK[headline.code] for headline in found)
-    cause = _cause(found, worst)
-    code = next(headline.code for headline in found if RANK[headline.code] == worst)
-    first, end, complete = _extent(lines, cause.line, panicked=code == PANIC)
-    frame = _blamed(lines[cause.line : end], lines[cause.line])
-    return CrashReport(
-        code=code,
-        title=f"{cause.type} in {frame['function']}+{frame['offset']}" if frame else cause.type,
-        type=cause.type,
-        function=frame["function"] if frame else None,
-        module=frame["module"] if frame else None,
-        offset=_offset(frame, lines[cause.line : end]) if frame else None,
-        source=_source(lines[cause.line : end]),
-        excerpt="\n".join(raw[first:end]).strip("\n"),
-        complete=complete,
-    )
+    return _report(raw, lines, max(complaints, key=lambda each: each.worst))
 
 
-def _headlines(lines: Sequence[str]) -> Iterator[_Headline]:
+def find_complaints(text: str) -> tuple[CrashReport, ...]:
+    """Every complaint in a piece of console text, in order; one that repeats itself counts once, and 50 do.
+
+    Of a text that has grown the answer begins with that to the shorter one, but for the last: until that is
+    ``complete`` it may get another title; afterwards it may still be an oops that becomes a panic.
+    """
+    raw, lines = _lines(text)
+    told: dict[tuple[object, ...], CrashReport] = {}
+    for complaint in _complaints(lines):
+        report = _report(raw, lines, complaint)
+        kind = re.sub(r"0x[0-9a-f]+|[0-9a-f]{16}|\d+", "#", report.type)
+        told.setdefault((kind, report.module, report.function, report.offset), report)
+        if len(told) == MOST:
+            break
+    return tuple(told.values())
+
+
+def _lines(text: str) -> tuple[list[str], list[str]]:
+    """The lines as they are, and as the kernel meant them."""
+    raw = text.replace("\r", "").split("\n")
+    return raw, [PREFIX.sub("", printable(line[:WIDEST]), count=1).strip() for line in raw]
+
+
+def _complaints(lines: Sequence[str]) -> list[_Complaint]:
+    groups: list[list[Found]] = []
+    for found in _headlines(lines):
+        if groups and _belongs(lines, found, groups[-1]):
+            groups[-1].append(found)
+        else:
+            groups.append([found])
+    floors = [0, *(group[-1].line + 1 for group in groups)]
+    firsts = [_beginning(lines, group[0].line, floor) for group, floor in zip(groups, floors, strict=False)]
+    limits = [*firsts, len(lines)][1:]
+    return [
+        _Complaint(tuple(group), first, *_end(lines, group, limit, is_last=limit == len(lines)))
+        for group, first, limit in zip(groups, firsts, limits, strict=True)
+    ]
+
+
+def _headlines(lines: Sequence[str]) -> Iterator[Found]:
     for position, line in enumerate(lines):
-        for code, pattern, name in HEADLINES:
-            match = pattern.match(line)
+        for headline in HEADLINES:
+            match = headline.pattern.match(line)
             if match:
-                yield _Headline(code, name.format(*match.groups()).strip(), position)
+                name = headline.name.format(*match.groups()).strip()
+                yield Found(headline, name, position, dies=bool(DIES.search(line)))
                 break
 
 
-def _without_consequence(found: list[_Headline]) -> list[_Headline]:
-    """An oops that panics only because it was booted with oops=panic is an oops (arch/x86: oops_end)."""
-    oopses = [headline.line for headline in found if headline.code == OOPS]
-    return [each for each in found if each.type != OOPS_PANIC or not oopses or each.line < oopses[0]]
+def _belongs(lines: Sequence[str], found: Found, before: Sequence[Found]) -> bool:
+    """Whether a headline only goes on with the complaint before it."""
+    cause = before[0]
+    if found.kind is Kind.PANIC:
+        return cause.kind is Kind.OOPS or bool(CONSEQUENCES.match(found.name))
+    if len(before) > 1 or found.line - cause.line > LONGEST:
+        return False
+    if found.dies:
+        return cause.kind is Kind.OOPS and not cause.dies
+    # 6.12 shows the stack of a complaint of SLUB by a WARN.
+    no_stack = all(line != CALL_TRACE for line in lines[cause.line : found.line])
+    return found.headline.end is TRACE and cause.headline.end is OBJECT and no_stack
 
 
-def _cause(found: Sequence[_Headline], worst: int) -> _Headline:
-    """The complaint to name: the first of the worst, or, of a panic, what led to it."""
-    first = next(headline for headline in found if RANK[headline.code] == worst)
-    before = (headline for headline in found if headline.code == OOPS and headline.line < first.line)
-    return next(before, first)
-
-
-def _extent(lines: Sequence[str], headline: int, *, panicked: bool) -> tuple[int, int, bool]:
-    """First line, the one after the last, and whether the end was seen."""
-    first = _beginning(lines, headline)
-    limit = min(len(lines), headline + LONGEST)
-    if not panicked and CUT_HERE in lines[headline:limit]:  # the next complaint begins
-        limit = lines.index(CUT_HERE, headline, limit)
-    end = PANIC_END if panicked else RULE if RULE.match(lines[first]) else TRACE_END
-    for position in range(headline + 1, limit):
-        if end.match(lines[position]):
-            return first, position + 1, True
-    # Lockdep, hung tasks and their like have no line that ends them: their last call trace does.
-    traces = [position for position in range(headline, limit) if lines[position] == "</TASK>"]
-    if traces and not panicked:
-        return first, traces[-1] + 1, True
-    return first, limit, limit - headline == LONGEST
-
-
-def _beginning(lines: Sequence[str], headline: int) -> int:
-    for position in range(headline - 1, max(headline - STEP_BACK, 0) - 1, -1):
-        if lines[position] == CUT_HERE or RULE.match(lines[position]):
-            return position
-        if TRACE_END.match(lines[position]):
+def _beginning(lines: Sequence[str], headline: int, floor: int) -> int:
+    """The first line of a complaint; ``floor``: the first that can be its own."""
+    for position in range(headline - 1, max(headline - STEP_BACK, floor) - 1, -1):
+        if lines[position] == CUT_HERE or (position == headline - 1 and RULE.match(lines[position])):
+            return _with_preamble(lines, position, floor)
+        if TRACE.match(lines[position]):
             break
-    return headline
+    return _with_preamble(lines, headline, floor)
 
 
-def _blamed(lines: Sequence[str], headline: str) -> re.Match[str] | None:
-    """The frame to blame: where it happened; unless that is a helper, the nearest caller that is none."""
-    if BACKTRACE in lines:  # lockdep: the chains of locks before it tell who else took them, at other times
-        lines = lines[lines.index(BACKTRACE) :]
-    candidates = list(_frames(lines, headline))
-    sure = [frame for frame in candidates if not frame["guess"]]
-    for frames in (sure, candidates):
-        for frame in frames:
-            if not HELPERS.match(frame["function"].lstrip("_")):
-                return frame
-    return sure[0] if sure else None
+def _with_preamble(lines: Sequence[str], first: int, floor: int) -> int:
+    return first - 1 if first > floor and _better_name(lines[first - 1], "") else first
 
 
-def _offset(frame: re.Match[str], lines: Sequence[str]) -> int:
-    """Of the instruction that is meant: a call trace names what comes behind a call."""
-    offset = int(frame["offset"], 16)
-    is_its_own = any((at := INSTRUCTION.match(line)) and at[1] == frame.string for line in lines)
-    return offset if is_its_own else max(offset - 1, 0)
+def _end(lines: Sequence[str], group: Sequence[Found], limit: int, *, is_last: bool) -> tuple[int, bool]:
+    """The line after the last of a complaint, and whether that is its end."""
+    cause = group[0]
+    full = limit - cause.line > LONGEST
+    limit = min(limit, cause.line + LONGEST)
+    panic = next((found.line for found in group if found.kind is Kind.PANIC), None)
+    start, end = (cause.line, cause.headline.end) if panic is None else (panic, DEAD)
+    ends = (position for position in range(start, limit) if end.match(lines[position]))
+    # Some show more than one stack; after a panic comes where the kernel was.
+    last = max(ends, default=None) if end in (STACK, OBJECT, DEAD) else next(ends, None)
+    if last is not None:
+        return last + 1, True
+    if panic is not None and panic != cause.line:
+        # What has shown its stack already does not show it again.
+        return min(panic + 1, limit), True
+    return limit, full or not is_last
 
 
-def _frames(lines: Sequence[str], headline: str) -> Iterator[re.Match[str]]:
-    """Frames in the order in which they are believed: of the headline, of RIP, of the call traces."""
-    places = [found[0] for found in [FRAME.search(headline)] if found]
-    places += [found[1] for line in lines if (found := INSTRUCTION.match(line))]
-    places += [line for line in lines if FRAME.match(line)]
-    for place in places:
-        frame = FRAME.match(place)
-        if frame and int(frame["size"], 16) < LARGEST_FUNCTION:
-            yield frame
+def _report(raw: Sequence[str], lines: Sequence[str], complaint: _Complaint) -> CrashReport:
+    own = lines[complaint.first : complaint.end]
+    message = _message(lines, complaint)
+    kind = complaint.worst
+    if kind is Kind.OOPS and _in_interrupt(own):
+        kind = Kind.PANIC  # the next thing that it says
+    name = _name(lines, complaint, message)
+    place = blamed(lines[complaint.cause.line : complaint.end], complaint.cause, name, message)
+    return CrashReport(
+        code=CODES[kind],
+        title=f"{name} in {place}" if place else name,
+        type=name,
+        function=place.function if place else None,
+        module=place.module if place else None,
+        offset=place.offset if place else None,
+        source=_source(own),
+        excerpt="\n".join(raw[complaint.first : complaint.end]).strip("\n"),
+        complete=complaint.complete,
+        is_stuck=kind is Kind.STUCK,
+    )
 
 
-def _source(lines: Sequence[str]) -> str | None:
-    for line in lines:
-        found = SOURCE.match(line)
-        if found:
-            return f"{found[1]}:{found[2].rstrip('!')}"
+def _message(lines: Sequence[str], complaint: _Complaint) -> str:
+    """What a WARN says in its own words: between the cut and the headline."""
+    headline = complaint.cause.line
+    if lines[complaint.first] == CUT_HERE and complaint.first + 1 < headline:
+        return lines[complaint.first + 1]
+    return ""
+
+
+def _name(lines: Sequence[str], complaint: _Complaint, message: str) -> str:
+    cause = complaint.cause
+    around = lines[max(complaint.first, cause.line - 3) : min(complaint.end, cause.line + 3)]
+    better = next((name for line in around if (name := _better_name(line, cause.name))), None)
+    if better:
+        return better
+    says_more = message and cause.headline.end is TRACE
+    return f"{cause.name}: {_cut(message.rstrip('.'))}" if says_more else cause.name
+
+
+def _better_name(line: str, name: str) -> str | None:
+    for pattern, better in BETTER_NAMES:
+        match = pattern.match(line)
+        if match:
+            return better.format(*match.groups(), of=name.rpartition(": ")[0])
     return None
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= LONGEST_NAME else f"{message[: LONGEST_NAME - 3]}..."
+
+
+def _in_interrupt(own: Sequence[str]) -> bool:
+    """The innermost stack of an oops is that of an interrupt: the kernel cannot go on without it."""
+    return next((line for line in own if line in ("<IRQ>", "<NMI>", "<TASK>")), "<TASK>") != "<TASK>"
+
+
+def _source(own: Sequence[str]) -> str | None:
+    found = next((found for line in own if (found := SOURCE.match(line))), None)
+    return f"{found[1] or found[3]}:{found[2] or found[4]}" if found else None

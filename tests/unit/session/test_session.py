@@ -39,7 +39,7 @@ def test_the_records_of_the_last_sessions_are_kept_and_those_of_other_guests_lef
 
 
 def test_a_panic_is_told_with_its_cause_and_what_the_console_said_is_kept(tmp_path: Path) -> None:
-    console = RECORDED / "null_dereference.txt"
+    console = RECORDED / "6.1" / "null_dereference.txt"
     error = asyncio.run(loss(Trouble(State.PANICKED, "the guest's kernel panicked"), console))
     assert isinstance(error, GuestCrashedError)
     report = crashed_report(error, SourceLine(Path("/d/foo.c"), 88), 14, tmp_path)
