@@ -18,7 +18,7 @@ from hotreload import process
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.build.gcc import compile_object
-from hotreload.elf.model import Symbol
+from hotreload.elf.model import ObjectFile, StringRef, Symbol, SymbolRef
 from hotreload.elf.reader import read_object
 from hotreload.errors import HotReloadError
 
@@ -55,15 +55,49 @@ async def fault_line(
     return None
 
 
+def function_at(module: bytes, offset: int) -> tuple[str, int] | None:
+    """The function at an offset in the code of a patch module, and the offset in it."""
+    with tempfile.NamedTemporaryFile(prefix="hotreload-line-", suffix=".ko") as file:
+        file.write(module)
+        file.flush()
+        try:
+            symbols = read_object(Path(file.name)).symbols
+        except HotReloadError:
+            return None
+    code = (each for each in symbols if each.is_function and each.section and each.section.name == ".text")
+    found = next((each for each in code if each.value <= offset < each.value + each.size), None)
+    return (found.name, offset - found.value) if found else None
+
+
 async def _line_in(unit: TranslationUnit, target: Path, ran: Symbol, offset: int) -> SourceLine | None:
     await compile_object(unit, target, lines=True)
     made = _find(target, ran.name)
     if made is None or made.section is None or not _is_same_code(made, ran):
         return None
-    words = ["addr2line", "-j", made.section.name, "-e", str(target), hex(made.value + offset)]
-    told = (await process.run(words, timeout=LIMIT)).text
-    found = re.match(r"(.+):(\d+)", told)
-    return SourceLine(unit.cwd / found[1], int(found[2])) if found and found[2] != "0" else None
+    if line := _line_of_check(read_object(target), ran.name, offset):
+        return SourceLine(unit.cwd / line[0], line[1])
+    words = ["addr2line", "-i", "-j", made.section.name, "-e", str(target), hex(made.value + offset)]
+    told = re.findall(r"(?m)^(.+):(\d+)", (await process.run(words, timeout=LIMIT)).text)
+    lines = [SourceLine(unit.cwd / file, int(line)) for file, line in told if line != "0"]
+    # The innermost first. Where a header's function was inlined, the author knows the line that calls it.
+    return next((line for line in lines if line.file == unit.source), lines[0] if lines else None)
+
+
+def _line_of_check(made: ObjectFile, function: str, offset: int) -> tuple[str, int] | None:
+    """The file and line of a WARN() or BUG() there, which tell it themselves (struct bug_entry, asm/bug.h).
+
+    gcc's table of lines gives their instruction to whatever stands before it.
+    """
+    for table in (section for section in made.sections if section.name == "__bug_table"):
+        at = {relocation.offset: relocation for relocation in table.relocations}
+        for start, relocation in at.items():
+            target, file = relocation.target, at.get(start + 4)
+            if not isinstance(target, SymbolRef) or file is None or not isinstance(file.target, StringRef):
+                continue
+            if target.symbol.name == function and relocation.addend == offset:
+                line = int.from_bytes(table.data[start + 8 : start + 10], "little")
+                return file.target.text.decode(errors="replace"), line
+    return None
 
 
 def _find(file: Path, name: str) -> Symbol | None:

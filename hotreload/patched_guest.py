@@ -7,6 +7,7 @@ What is known is one value (`Known`). A checkpoint is saved with it, and brings 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
 from hotreload.deploy.module_reload import ModuleExchange
 from hotreload.diff.unit_diff import without_same
 from hotreload.errors import EditError, GuestUnreachableError, PatchRejectedError
+from hotreload.fault_line import function_at
 from hotreload.history import Step
 from hotreload.patch.homes import Home, gone, reset
 from hotreload.patch.model import Identity, PatchPlan
@@ -52,10 +54,12 @@ class PatchedGuest:
         self.guest = guest
         self.known = known
         self.newest: LivePatch | None = None
+        self.is_changing = False  # nobody knows how far a change got
         self.transition_timeout = transition_timeout
         self._trouble = trouble
         self._restore_points = RestorePoints(checkpoints)
         self._serial = 0
+        self._text: Mapping[str, int] = {}  # where the code of patch modules is
         self._tidying: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -133,12 +137,16 @@ class PatchedGuest:
     async def _while_alive(self, deployment: Awaitable[T]) -> T:
         """What a deployment answers, unless the guest dies of it. Raises GuestUnreachableError (HR4103)."""
         task = asyncio.ensure_future(deployment)
+        self.is_changing = True
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=TROUBLE_INTERVAL)
                 trouble = self._trouble()
                 if trouble is not None:
                     raise GuestUnreachableError(f"the guest is lost: {trouble.message}")
+            with contextlib.suppress(EditError):
+                task.result()
+            self.is_changing = False  # what came of it the guest has told
             return task.result()
         finally:
             task.cancel()
@@ -190,9 +198,17 @@ class PatchedGuest:
     async def _tidy(self) -> None:
         """Remove replaced patch modules. What cannot be removed now is tried again after the next change."""
         try:
-            await sweep(self.guest, self.known.kept)
+            self._text = (await sweep(self.guest, self.known.kept)).text
         except EditError:
             return
+
+    def place_of(self, address: int) -> tuple[str, str, int] | None:
+        """The module, the function and the offset in it, of an address in the newest patch's code."""
+        start = self._text.get(self.newest.name) if self.newest is not None else None
+        if self.newest is None or not start:
+            return None
+        found = function_at(self.newest.module, address - start)
+        return (self.newest.name, *found) if found else None
 
     def take_base(self, base: GuestBase) -> None:
         """What the guest has is what this base says, too."""
@@ -233,5 +249,6 @@ class PatchedGuest:
         found = await self._restore_points.restore()
         if found is not None:
             self.known = found[1].known
+            self.is_changing = False
             await self.guest.reconnect()
         return found

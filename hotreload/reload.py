@@ -104,6 +104,11 @@ class Reloader:
         """The number of the reload whose code the guest runs; None: what it booted."""
         return self._history.running
 
+    @property
+    def is_changing(self) -> bool:
+        """Was something sent to the guest of which nobody knows what came of it?"""
+        return self._guest.is_changing
+
     def new_inputs(self) -> frozenset[Path]:
         """The files of the user's that edits have included."""
         return self.units.new_inputs()
@@ -201,6 +206,10 @@ class Reloader:
             return None
         pairs = [one.pair for one in self._edited.values()]
         return await fault_line(newest.module, place[1], place[2], pairs)
+
+    def place_of(self, address: int) -> tuple[str, str, int] | None:
+        """See PatchedGuest.place_of."""
+        return self._guest.place_of(address)
 
     async def prepare(self) -> None:
         """Do ahead what the first edit would have to wait for. Raises GuestUnreachableError, InputError."""

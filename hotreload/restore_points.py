@@ -85,6 +85,7 @@ class RestorePoints:
         self._points: deque[tuple[Checkpoint, Moment]] = deque()
         self._latest: tuple[Checkpoint, Moment] | None = None  # nothing was pushed since
         self._spent: list[Checkpoint] = []
+        self._slow = 0  # saves that were, one after the other
 
     async def save(self, moment: Moment) -> str | None:
         """Save the guest as it is at this moment; what is to be told, if it cannot be saved.
@@ -100,7 +101,8 @@ class RestorePoints:
             self._checkpoints = None
             return f"{fault.code} {fault.message}; {NO_MORE}"
         self._latest = checkpoint, moment
-        if checkpoint.seconds > SLOW:
+        self._slow = self._slow + 1 if checkpoint.seconds > SLOW else 0
+        if self._slow > 1:  # once may be this machine's fault
             self._checkpoints = None
             return f"HR5105 to save the guest took {checkpoint.seconds:.1f} s; {NO_MORE}"
         return None

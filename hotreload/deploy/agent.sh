@@ -10,7 +10,8 @@
 #                                 load the patch module on standard input, see its transition through; tell
 #                                 where these sections of it are
 #   agent disable NAME SECONDS    back to the kernel's own functions; sweep removes the module
-#   agent sweep [KEEP..]          remove our replaced patch modules, but no code that a task stands in
+#   agent sweep [KEEP..]          remove our replaced patch modules, but no code that a task stands in; tell
+#                                 where the code of the live one is
 #   agent status                  the live patches, and what holds up a transition
 #   agent load NAME [PARAMETERS]  load an ordinary module from standard input
 #   agent modules NAME..          which of these modules are loaded, and who uses them
@@ -373,7 +374,11 @@ sweep() { # KEEP..
     replaced
     left=
     for name in $names; do left="$left${left:+,}\"$name\""; done
-    printf '{"ok":true,"removed":[%s],"left":[%s]}\n' "$removed" "$left"
+    text=
+    for patch in "$LIVE"/*; do
+        ! ours "${patch##*/}" || text="$text${text:+,}\"${patch##*/}\":\"$(cat "/sys/module/${patch##*/}/sections/.text")\""
+    done 2>/dev/null
+    printf '{"ok":true,"removed":[%s],"left":[%s],"text":{%s}}\n' "$removed" "$left" "$text"
 }
 
 status_of() { # one patch as a JSON object

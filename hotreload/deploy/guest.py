@@ -30,7 +30,6 @@ KEY_EXCHANGES = ("curve25519-sha256", "curve25519-sha256@libssh.org")
 # A dead guest is noticed after INTERVAL * (COUNT + 1) seconds: QEMU itself answers TCP for ever.
 KEEPALIVE_INTERVAL = 1
 KEEPALIVE_COUNT = 3
-LOOK_INTERVAL = 0.5
 # Seconds for a login. QEMU accepts the connection even if no guest is behind it.
 LOGIN_LIMIT = 10.0
 
@@ -64,6 +63,8 @@ class SshGuest:
         self._host_key = host_key
         self._connection: asyncssh.SSHClientConnection | None = None
         self._connecting = asyncio.Lock()
+        self._lost = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,6 +94,7 @@ class SshGuest:
                 finally:
                     process.close()
             except (asyncssh.Error, OSError) as error:
+                self._lost.set()
                 await self.close()
                 raise _lost(error) from error
 
@@ -117,15 +119,14 @@ class SshGuest:
             raise _lost(error) from error
 
     async def wait_until_lost(self) -> None:
-        """Return when the connection drops that is open; when there is none, wait for one."""
-        while True:
-            connection = self._connection
-            if connection is None:
-                await asyncio.sleep(LOOK_INTERVAL)
-                continue
-            await connection.wait_closed()
-            if self._connection is connection:  # else it was us who hung up
-                return
+        """Return when a connection has dropped since the last call, in use or idle."""
+        await self._lost.wait()
+        self._lost.clear()
+
+    async def _watch(self, connection: asyncssh.SSHClientConnection) -> None:
+        await connection.wait_closed()
+        if self._connection is connection:  # else it was us who hung up
+            self._lost.set()
 
     async def close(self) -> None:
         """Hang up. The next command connects again."""
@@ -134,6 +135,8 @@ class SshGuest:
             # Not close(): a guest that is gone would never answer the farewell.
             connection.abort()
             await connection.wait_closed()
+        if self._watching is not None:
+            self._watching.cancel()
 
     async def _opened(self, command: str) -> asyncssh.SSHClientProcess[bytes]:
         import asyncssh
@@ -150,6 +153,7 @@ class SshGuest:
         async with self._connecting:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await self._log_in()
+                self._watching = asyncio.create_task(self._watch(self._connection))
             return self._connection
 
     async def _log_in(self) -> asyncssh.SSHClientConnection:

@@ -8,7 +8,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,11 @@ class AppliedPatch:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Patch modules that were removed, and those replaced ones that are still loaded."""
+    """Patch modules that were removed, those replaced ones that are still loaded, and where live code is."""
 
     removed: tuple[str, ...]
     left: tuple[str, ...]
+    text: Mapping[str, int] = field(default_factory=dict, compare=False)
 
 
 def agent_source() -> bytes:
@@ -123,7 +124,8 @@ async def disable_patch(guest: Guest, name: str, *, timeout: float, lookups: int
 async def sweep(guest: Guest, keep: Iterable[str] = ()) -> Swept:
     """Remove our replaced patch modules that no task stands in, but those in ``keep``."""
     answer = await _ask(guest, ("sweep", *keep))
-    return Swept(tuple(answer.get("removed", ())), tuple(answer.get("left", ())))
+    text = {name: int(address or "0", 16) for name, address in answer.get("text", {}).items()}
+    return Swept(tuple(answer.get("removed", ())), tuple(answer.get("left", ())), text)
 
 
 async def patch_status(guest: Guest) -> PatchStatus:

@@ -35,6 +35,7 @@ WORDS = {
     Outcome.COMPILE_ERROR: ("error", "red"),
     Outcome.STALLED: ("stalled", "yellow"),
     Outcome.CRASHED: ("crashed", "alarm"),
+    Outcome.COMPLAINED: ("warned", "alarm"),
     Outcome.UNDONE: ("undone", "green"),
     Outcome.REDONE: ("redone", "green"),
 }

@@ -180,7 +180,7 @@ def closing_event(report: ReloadReport) -> tuple[str, dict[str, Any]]:
         }
         return "diff.done", said | {"files": files, "ms": report.milliseconds.get("diff", 0.0)}
     reasons = [reason_object(reason) for reason in report.reasons]
-    if outcome is Outcome.CRASHED:
+    if outcome in (Outcome.CRASHED, Outcome.COMPLAINED):
         first = report.reasons[0] if report.reasons else Reason("HR4101", "the guest's kernel crashed")
         return "crash", {
             "code": first.code,

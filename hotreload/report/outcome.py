@@ -26,6 +26,7 @@ class Outcome(StrEnum):
     COMPILE_ERROR = "compile_error"
     STALLED = "stalled"
     CRASHED = "crashed"
+    COMPLAINED = "complained"  # and goes on
     UNDONE = "undone"
     REDONE = "redone"
 

@@ -10,17 +10,21 @@ from pathlib import Path
 
 from hotreload.errors import GuestCrashedError, GuestUnreachableError, HotReloadError
 from hotreload.fault_line import SourceLine
-from hotreload.paths import writing_to
 from hotreload.report.crash import CrashReport, find_crash
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 from hotreload.restore_points import RolledBack
+from hotreload.session.alert import Silence
 from hotreload.vm.console import printable
 from hotreload.vm.machine import Machine, State, Trouble
 
 # Seconds. QEMU tells of a panic 0.1 s before the console has its text, SSH may notice before QEMU tells.
 TEXT_LIMIT = 2.0
+TEXT_REST = 0.4  # in which nothing more was said
 TROUBLE_LIMIT = 0.5
 REPORT_FILE = "report.txt"
+COMPLAINTS_FILE = "complaints.txt"
+# What a kernel says that was asked to restart (kernel/reboot.c).
+RESTARTS = "reboot: Restarting system"
 
 
 async def trouble_of(machine: Machine) -> Trouble | None:
@@ -38,15 +42,54 @@ async def loss(trouble: Trouble, console_log: Path, after: int = 0) -> HotReload
     if trouble.state is State.PANICKED:
         crash = await _complaint(console_log, after)
         if crash is not None:
-            return GuestCrashedError(
-                crash.title,
-                printable(crash.excerpt),
-                place=_place(crash),
-                code=crash.code,
-                hint=f"all it said: {console_log}",
-            )
-        return GuestCrashedError(trouble.message, hint=f"all it said: {console_log}")
+            return crash_error(crash, console_log)
+        return GuestCrashedError(trouble.message, hint=_where(console_log))
+    if trouble.state is State.RESET and RESTARTS not in await _said(console_log, after):
+        return GuestCrashedError("the guest reset itself: a triple fault", hint=_where(console_log))
     return GuestUnreachableError(f"the guest is lost: {trouble.message}", hint=f"what it said: {console_log}")
+
+
+def crash_error(crash: CrashReport, console_log: Path) -> GuestCrashedError:
+    """The error for what a kernel complained about."""
+    return GuestCrashedError(
+        crash.title,
+        printable(crash.excerpt),
+        place=place_of(crash),
+        code=crash.code,
+        hint=_where(console_log),
+    )
+
+
+def silence_error(silence: Silence | None, cause: str = "") -> GuestCrashedError:
+    """The error for a guest that does not answer; None: it does again. ``cause``: how that was noticed."""
+    if silence is None:
+        return GuestCrashedError(cause, code="HR4103")
+    if silence.is_deaf:
+        return GuestCrashedError("the guest is silent: it runs with its interrupts off", code="HR4104")
+    return GuestCrashedError("the guest runs, and does not answer any more", code="HR4103")
+
+
+def complaint_report(
+    crash: CrashReport, line: SourceLine | None, number: int | None, folder: Path
+) -> ReloadReport:
+    """The line for a complaint after which the kernel goes on. ``number``: what it ran."""
+    file = folder / COMPLAINTS_FILE
+    ran = f"reload #{number}" if number is not None else "the code it booted with"
+    at = f" ({line.file}:{line.line})" if line else ""
+    with contextlib.suppress(OSError), file.open("a") as told:
+        told.write(f"{crash.code} {crash.title}{at}\nthe guest ran {ran}\n\n{printable(crash.excerpt)}\n\n")
+    where = (line.file, line.line) if line else (None, None)
+    return ReloadReport(
+        Outcome.COMPLAINED,
+        number=number,
+        reasons=(Reason(crash.code, crash.title, crash.function, file=where[0], line=where[1]),),
+        notes=(f"the guest goes on; all of it: {file}",),
+        still_runs=number,
+    )
+
+
+def _where(console_log: Path) -> str:
+    return f"all it said: {console_log}"
 
 
 def crashed_report(
@@ -54,7 +97,8 @@ def crashed_report(
 ) -> ReloadReport:
     """The line for it; what the console said goes to a file in ``folder``. ``number``: what it ran."""
     file = folder / REPORT_FILE
-    with writing_to(folder):
+    # A full disk is no reason to leave the guest where it is.
+    with contextlib.suppress(OSError):
         ran = f"reload #{number}" if number is not None else "the code it booted with"
         at = f" ({line.file}:{line.line})" if line else ""
         file.write_text(f"{error.code} {error.message}{at}\nthe guest ran {ran}\n\n{error.excerpt}\n")
@@ -71,7 +115,8 @@ def crashed_report(
     )
 
 
-def _place(crash: CrashReport) -> tuple[str | None, str, int] | None:
+def place_of(crash: CrashReport) -> tuple[str | None, str, int] | None:
+    """The module, the function to blame and the offset in it; None: the text does not tell."""
     if crash.function is None or crash.offset is None:
         return None
     return crash.module, crash.function, crash.offset
@@ -94,10 +139,17 @@ def restored(back: RolledBack, seconds: float) -> tuple[str, ...]:
 
 
 async def _complaint(console_log: Path, after: int) -> CrashReport | None:
-    deadline = time.monotonic() + TEXT_LIMIT
+    said, since = await _said(console_log, after), time.monotonic()
     while True:
-        said = (await asyncio.to_thread(console_log.read_bytes))[after:]
-        crash = find_crash(said.decode(errors="replace"))
-        if (crash is not None and crash.complete) or time.monotonic() > deadline:
+        crash = find_crash(said)
+        limit = TEXT_LIMIT if crash is None else TEXT_REST
+        if (crash is not None and crash.complete) or time.monotonic() - since > limit:
             return crash
         await asyncio.sleep(0.05)
+        now = await _said(console_log, after)
+        if now != said:
+            said, since = now, time.monotonic()
+
+
+async def _said(console_log: Path, after: int) -> str:
+    return (await asyncio.to_thread(console_log.read_bytes))[after:].decode(errors="replace")

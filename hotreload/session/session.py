@@ -19,7 +19,7 @@ import logging
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -33,19 +33,18 @@ from hotreload.build.kernel_tree import KernelTree, check_fit
 from hotreload.build.patched_sources import apply_patches
 from hotreload.config import Config
 from hotreload.deploy.module_reload import Commands
-from hotreload.errors import EnvironmentFault, GuestCrashedError, GuestUnreachableError, HotReloadError
+from hotreload.errors import GuestUnreachableError, HotReloadError
 from hotreload.paths import state_folder, writing_to
 from hotreload.report.console import Console, Progress
 from hotreload.report.ndjson import EventSink, closing_event
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.session.boot import STATE_DISK, Booted, boot
 from hotreload.session.control import report_object
-from hotreload.session.loss import crashed_report, loss, restored, trouble_of
+from hotreload.session.rescue import Rescue
 from hotreload.watch.watcher import Watcher
 
 if TYPE_CHECKING:
     from hotreload.reload import Reloader
-    from hotreload.vm.machine import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +53,7 @@ KEPT_SESSIONS = 10
 IDLE = 1.0
 TEARDOWN_LIMIT = 30.0
 MANY_UNITS = 8  # a compile of so many is worth a word on how far it is
+COMPLAINT = "HR4105"
 SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
 
 Listener = Callable[[Mapping[str, Any]], None]
@@ -95,6 +95,7 @@ class Session:
         self.kernel: KernelTree
         self.booted: Booted
         self.reloader: Reloader
+        self.rescue: Rescue
         self.ready = asyncio.Event()
         self.finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.started = time.monotonic()
@@ -108,7 +109,6 @@ class Session:
         self._watchers = 0
         self._pending: set[Path] = set()
         self._saved_at = 0.0
-        self._console_read = 0  # bytes of the console's log that were said before the last restore
         self._due = asyncio.Event()
 
     # Its life.
@@ -185,6 +185,7 @@ class Session:
                 Commands(order.config.setup, order.config.teardown),
             ),
         )
+        self.rescue = Rescue(self.booted, self.reloader, order.state, self._say_restored)
         self._owned.push_async_callback(self._tear_down)
         self._owned.push_async_callback(self.reloader.close)
 
@@ -206,7 +207,8 @@ class Session:
         )
         # What was saved between kbuild's run and the watcher's start; from here on the watcher tells.
         self._note(await asyncio.to_thread(self.differing), time.monotonic())
-        for life in (self._collect, self._reload, self._stay_alert):
+        lives = (self._collect, self._reload, self._stay_alert, self._keep_contact, self._hear_complaints)
+        for life in lives:
             self._start(life())
 
     def _start(self, work: Any) -> None:
@@ -338,16 +340,15 @@ class Session:
         """Wait for the report of a cycle and tell it to everybody."""
         try:
             report = await work
-        except GuestUnreachableError:
-            # It may be the panic that cut the connection.
-            trouble = await trouble_of(self.booted.machine)
-            if trouble is None:
-                raise
-            report = await self._lost(trouble)
+        except GuestUnreachableError as error:
+            report = await self.rescue.after(error)
+        self._tell_report(report, cycle, watched=watched)
+        return report
+
+    def _tell_report(self, report: ReloadReport, cycle: int | None = None, *, watched: bool = False) -> None:
         self._say(report, cycle, "report", watched=watched)
         if report.outcome is Outcome.CRASHED and self.booted.machine.trouble is not None:
             self.finish(report.outcome.exit_status)
-        return report
 
     def _say(self, report: ReloadReport, cycle: int | None, key: str, **fields: Any) -> None:
         """Tell a report everywhere. ``key``: "report" ends a cycle, after a "climb" the cycle goes on."""
@@ -355,31 +356,6 @@ class Session:
         self._emit(type, cycle, **told)
         self.console.report(report)
         self._tell({key: report_object(report), **fields})
-
-    async def _lost(self, trouble: Trouble) -> ReloadReport:
-        """What became of a guest that does not run: a crash, and the guest is back where it was before.
-
-        Raises GuestUnreachableError for what is no crash.
-        """
-        error = await loss(trouble, self.console_log, self._console_read)
-        if not isinstance(error, GuestCrashedError):
-            raise error
-        ran = self.reloader.running
-        looking = asyncio.create_task(self.reloader.line_of(error.place))
-        started = time.monotonic()
-        try:
-            failure: tuple[str, ...] = ()
-            back = await self.reloader.roll_back()
-        except EnvironmentFault as fault:
-            back, failure = None, (f"{fault.code} {fault.message}",)
-        seconds = time.monotonic() - started
-        report = crashed_report(error, await looking, ran, self.order.state)
-        if back is None:
-            return self.reloader.note(replace(report, notes=(*failure, *report.notes)))
-        self._console_read = self.console_log.stat().st_size
-        self._emit("restore.done", checkpoint=back.checkpoint, ms=seconds * 1000)
-        notes = (*restored(back, seconds), *report.notes)
-        return self.reloader.note(replace(report, notes=notes, still_runs=back.runs))
 
     # Watching.
 
@@ -441,7 +417,27 @@ class Session:
                 trouble = self.booted.machine.trouble
                 if trouble is not None and not self.finished.done():
                     await self._say_state(trouble.state.value, message=trouble.message)
-                    await self._told(self._lost(trouble))
+                    await self._told(self.rescue.from_trouble(trouble))
+
+    async def _keep_contact(self) -> None:
+        """See to a guest that runs, and does not answer any more."""
+        while not self.finished.done():
+            await self.booted.guest.wait_until_lost()
+            await self._see_to(self.rescue.from_silence)
+
+    async def _hear_complaints(self) -> None:
+        """Tell what the guest's kernel complains about while it goes on."""
+        async for crash in self.rescue.console.complaints():
+            # What the guest dies of is told with its end.
+            if crash.code == COMPLAINT:
+                await self._see_to(partial(self.rescue.from_complaint, crash, self.rescue.restores))
+
+    async def _see_to(self, work: Callable[[], Awaitable[ReloadReport | None]]) -> None:
+        async with self._busy:
+            if self.booted.machine.trouble is None and not self.finished.done():
+                report = await work()
+                if report is not None:
+                    self._tell_report(report)
 
     # Telling.
 
@@ -460,6 +456,9 @@ class Session:
 
     def _emit(self, type: str, cycle: int | None = None, **fields: Any) -> None:
         self._tell({"event": self._events.emit(type, cycle, **fields).line()})
+
+    def _say_restored(self, checkpoint: str, seconds: float) -> None:
+        self._emit("restore.done", checkpoint=checkpoint, ms=seconds * 1000)
 
     async def _say_state(self, state: str, **fields: Any) -> None:
         self._emit("guest.state", guest=self.order.guest, state=state, **fields)

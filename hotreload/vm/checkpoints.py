@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hotreload import process
 from hotreload.errors import EnvironmentFault, GuestUnreachableError
-from hotreload.vm.machine import Machine
+from hotreload.vm.machine import Machine, State
 from hotreload.vm.monitor import QmpError
 from hotreload.vm.spec import STATE_NODE
 
@@ -79,14 +79,33 @@ class Checkpoints:
             await self._job("snapshot-delete", checkpoint.tag)
 
     async def restore(self, checkpoint: Checkpoint) -> None:
-        """Bring a guest that panicked back there, and let it run. Connections into it are lost.
+        """Bring the guest back there, and let it run. Connections into it are lost.
 
         Raises as ``save``.
         """
         async with self._busy:
-            await self._job("snapshot-load", checkpoint.tag, vmstate=STATE_NODE)
-            await self._machine.monitor.execute("cont")
-            await self._machine.wait_until_running()
+            was_reset = self._machine.trouble is not None and self._machine.trouble.state is State.RESET
+            try:
+                async with asyncio.timeout(LIMIT):
+                    if was_reset:
+                        await self._let_reset()
+                    await self._job("snapshot-load", checkpoint.tag, vmstate=STATE_NODE)
+                    if was_reset:
+                        await self._execute("set-action", reboot="shutdown")
+                    await self._execute("cont")
+                    await self._machine.wait_until_running()
+            except QmpError as error:
+                raise _unusable(str(error)) from error
+            except TimeoutError as error:
+                raise _unusable(f"to bring the guest back takes more than {LIMIT:g} s") from error
+
+    async def _let_reset(self) -> None:
+        """A machine that was shut down loads no state before it was reset."""
+        await self._execute("set-action", reboot="reset")
+        await self._execute("system_reset")
+
+    async def _execute(self, command: str, **arguments: object) -> None:
+        await self._machine.monitor.execute(command, arguments)
 
     async def _job(self, kind: str, tag: str, **arguments: object) -> None:
         job = f"{kind}-{tag}"

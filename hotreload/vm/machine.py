@@ -4,6 +4,7 @@
     created --> booting --> running --> stopped
                    |         |   ^-----------------.
                    |         |-----> panicked -----| QEMU says RESUME    the guest is kept, paused
+                   |         |-----> reset --------|                     the guest reset itself
                    |         `-----> halted -------'                     the guest switched itself off
                    `------------------------------> stopped              with GuestUnreachableError
 
@@ -46,22 +47,31 @@ class State(enum.Enum):
     RUNNING = "running"
     PANICKED = "panicked"
     HALTED = "halted"
+    RESET = "reset"
     STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why a guest does not run any more: ``state`` is PANICKED, HALTED or STOPPED, ``message`` one line."""
+    """Why a guest does not run any more: ``state`` is PANICKED, HALTED, RESET or STOPPED."""
 
     state: State
     message: str
 
 
-# What QEMU reports when a guest stops by itself.
-TROUBLES = {
-    "GUEST_PANICKED": Trouble(State.PANICKED, "the guest's kernel panicked"),
-    "SHUTDOWN": Trouble(State.HALTED, "the guest switched itself off"),
-}
+PANICKED = Trouble(State.PANICKED, "the guest's kernel panicked")
+HALTED = Trouble(State.HALTED, "the guest switched itself off")
+RESET = Trouble(State.RESET, "the guest reset itself")
+
+
+def trouble_in(event: QmpEvent) -> Trouble | None:
+    """What QEMU reports when a guest stops by itself."""
+    if event.name == "GUEST_PANICKED":
+        return PANICKED
+    if event.name == "SHUTDOWN":
+        # A reset is a shutdown to us: -action reboot=shutdown.
+        return RESET if event.data.get("reason") == "guest-reset" else HALTED
+    return None
 
 
 class Machine:
@@ -148,6 +158,10 @@ class Machine:
         """Return when the guest runs (again): when QEMU has told so, and it is known here."""
         await self._running.wait()
 
+    async def is_paused(self) -> bool:
+        """Does it stand still because somebody wants it so: over QMP, or with a debugger?"""
+        return self.trouble is None and not (await self.monitor.execute("query-status"))["running"]
+
     async def read_memory(self, address: int, size: int) -> bytes:
         """``size`` bytes of the kernel's memory at a virtual address, while the guest runs on.
 
@@ -191,9 +205,10 @@ class Machine:
         self._enter(Trouble(State.STOPPED, await self._qemu.wait()))
 
     def _note(self, event: QmpEvent) -> None:
-        if event.name in TROUBLES and self.state in (State.BOOTING, State.RUNNING):
-            self._enter(TROUBLES[event.name])
-        elif event.name == "RESUME" and self.state in (State.PANICKED, State.HALTED):
+        trouble = trouble_in(event)
+        if trouble is not None and self.state in (State.BOOTING, State.RUNNING):
+            self._enter(trouble)
+        elif event.name == "RESUME" and self.state in (State.PANICKED, State.HALTED, State.RESET):
             # Somebody loaded a snapshot over the dead guest.
             self.state = State.RUNNING
             self._trouble = asyncio.get_running_loop().create_future()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import shutil
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from hotreload.vm.probe import choose_accel
 from hotreload.vm.spec import MachineSpec
 from tests.conftest import require, say
 from tests.guest.story import FILES
+from tests.guest.watching import made_driver
 
 T = TypeVar("T")
 
@@ -79,6 +81,16 @@ def booted(
             if guest is not None:
                 runner.run(guest.close())
             runner.run(machine.stop())
+
+
+@pytest.fixture
+def driver(debian_kernel: KernelTree, tmp_path: Path) -> Path:
+    """The folder of a small driver, that all is there to watch."""
+    assert debian_kernel.image.is_file()
+    for program, package in PROGRAMS.items():
+        require(shutil.which(program), program, f"apt-get install {package}")
+    # No other test run's guest has this name: what is left behind is ours.
+    return made_driver(tmp_path / f"counter{os.getpid()}")
 
 
 @pytest.fixture

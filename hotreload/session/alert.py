@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""What goes wrong with a guest that runs: its kernel complains, or it answers no more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload.deploy.guest import SshGuest
+from hotreload.errors import GuestUnreachableError
+from hotreload.report.crash import CrashReport, find_complaints
+from hotreload.vm.machine import Machine
+from hotreload.vm.processors import InKernel, stuck_processor
+
+# Seconds between looks at the console's log; and after which a complaint without an end has no more to come.
+INTERVAL = 0.1
+UNFINISHED = 1.0
+# Bytes of console that are read again with each look; a guest that says more is looked at in pieces.
+WINDOW = 256 * 1024
+# For how long a guest is asked to let us in; an attempt takes up to ten.
+PATIENCE = 15.0
+RETRY = 0.5
+
+
+class ConsoleReader:
+    """Finds what a kernel complains about, as its console tells it."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._read = 0  # where the text begins that is looked at
+        self._told = 0  # how many complaints in it were told
+
+    def skip(self) -> int:
+        """From here on only what is said from now on counts; where that begins in the log."""
+        self._read, self._told = self._log.stat().st_size, 0
+        return self._read
+
+    async def complaints(self) -> AsyncIterator[CrashReport]:
+        """Each as soon as its end was there."""
+        seen, since = -1, asyncio.get_running_loop().time()
+        while True:
+            await asyncio.sleep(INTERVAL)
+            now, size = asyncio.get_running_loop().time(), self._log.stat().st_size
+            if size != seen:
+                seen, since = size, now
+            elif now - since > UNFINISHED + 2 * INTERVAL:
+                continue  # all that it said was looked at
+            start = self._read
+            found = await asyncio.to_thread(self._look, start)
+            for crash in found[self._told :]:
+                if start != self._read or not (crash.complete or now - since > UNFINISHED):
+                    break
+                self._told += 1
+                yield crash
+            if start == self._read and size - start > WINDOW and len(found) == self._told:
+                self.skip()
+
+    def _look(self, start: int) -> tuple[CrashReport, ...]:
+        with self._log.open("rb") as log:
+            log.seek(start)
+            return find_complaints(log.read(2 * WINDOW).decode(errors="replace"))
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A guest that runs and does not answer. ``stuck``: a processor that does not leave the kernel."""
+
+    stuck: InKernel | None
+
+    @property
+    def is_deaf(self) -> bool:
+        """Does it not even hear a timer?"""
+        return self.stuck is not None and self.stuck.closed
+
+
+async def why_silent(machine: Machine, guest: SshGuest) -> Silence | None:
+    """Give a guest that failed to answer the time to; None: it does, or has ended.
+
+    While somebody has paused it, wait. Who is deaf is not waited for.
+    """
+    try:
+        while machine.trouble is None and await machine.is_paused():  # noqa: ASYNC110
+            await asyncio.sleep(INTERVAL)
+        return await _silence(machine, guest)
+    except GuestUnreachableError:  # QEMU is gone
+        await machine.wait_for_trouble()
+        return None
+
+
+async def _silence(machine: Machine, guest: SshGuest) -> Silence | None:
+    asking = asyncio.create_task(_answers(guest))
+    looking = asyncio.create_task(stuck_processor(machine.monitor))
+    dying = asyncio.create_task(machine.wait_for_trouble())
+    try:
+        await asyncio.wait({asking, looking, dying}, return_when=asyncio.FIRST_COMPLETED)
+        if looking.done() and not Silence(looking.result()).is_deaf:
+            await asyncio.wait({asking, dying}, return_when=asyncio.FIRST_COMPLETED)
+        if dying.done() or (asking.done() and asking.result()):
+            return None
+        return Silence(await looking)
+    finally:
+        for task in (asking, looking, dying):
+            task.cancel()
+        await asyncio.gather(asking, looking, dying, return_exceptions=True)
+
+
+async def _answers(guest: SshGuest) -> bool:
+    deadline = asyncio.get_running_loop().time() + PATIENCE
+    while True:
+        try:
+            await guest.reconnect()
+        except GuestUnreachableError:
+            if asyncio.get_running_loop().time() > deadline:
+                return False
+            await asyncio.sleep(RETRY)
+        else:
+            return True

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""A guest that crashed, fell silent or complained: a report, and where it is lost, the way back.
+
+What happened is found out first, for after the restore nothing in the guest knows of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hotreload.errors import EnvironmentFault, GuestCrashedError, GuestUnreachableError, HotReloadError
+from hotreload.fault_line import SourceLine
+from hotreload.report.crash import CrashReport
+from hotreload.report.outcome import Outcome, Reason, ReloadReport
+from hotreload.session.alert import ConsoleReader, Silence, why_silent
+from hotreload.session.boot import Booted
+from hotreload.session.loss import (
+    complaint_report,
+    crash_error,
+    crashed_report,
+    loss,
+    place_of,
+    restored,
+    silence_error,
+    trouble_of,
+)
+from hotreload.vm.machine import Machine, Trouble
+from hotreload.vm.processors import InKernel
+
+if TYPE_CHECKING:
+    from hotreload.reload import Reloader
+
+# Seconds in which a guest that runs answers a plain command.
+ANSWER = 5.0
+LARGEST_FUNCTION = 1 << 18
+
+
+class Rescue:
+    """That of one guest. ``restored`` is told the checkpoint's name and the seconds it took."""
+
+    def __init__(
+        self, booted: Booted, reloader: Reloader, state: Path, restored: Callable[[str, float], None]
+    ) -> None:
+        self.console_log = state / "console.log"
+        self.console = ConsoleReader(self.console_log)
+        self._console_read = self.console.skip()
+        self._booted = booted
+        self._machine: Machine = booted.machine
+        self._reloader = reloader
+        self._state = state
+        self._restored = restored
+        self._told: set[tuple[int | None, str]] = set()
+        self.restores = 0
+
+    async def after(self, error: GuestUnreachableError) -> ReloadReport:
+        """What becomes of a guest that was lost while something was done with it.
+
+        Raises ``error``, or what the guest was lost of, when it cannot be brought back.
+        """
+        if trouble := await trouble_of(self._machine):
+            return await self.from_trouble(trouble)
+        silence = await why_silent(self._machine, self._booted.guest)
+        if trouble := self._machine.trouble:
+            return await self.from_trouble(trouble)
+        if silence is None and not self._reloader.is_changing:
+            # Nothing was sent, and it is there again.
+            reason = Reason(error.code, error.message, hint="it answers again: save once more")
+            report = ReloadReport(Outcome.REJECTED, reasons=(reason,), still_runs=self._reloader.running)
+            return self._reloader.note(report)
+        # Of a patch on its way nobody knows how far it got.
+        return await self._back_from(silence, silence_error(silence, error.message))
+
+    async def from_trouble(self, trouble: Trouble) -> ReloadReport:
+        """What becomes of a guest that does not run. Raises GuestUnreachableError for what is no crash."""
+        error = await loss(trouble, self.console_log, self._console_read)
+        if not isinstance(error, GuestCrashedError):
+            raise error
+        if report := await self._back(error):
+            return report
+        ran = self._reloader.running
+        return self._report(error, await self._reloader.line_of(error.place), (), ran, ran)
+
+    async def from_complaint(self, crash: CrashReport, restores: int) -> ReloadReport | None:
+        """What becomes of a guest whose kernel complains; None: it was told, or is past.
+
+        ``restores``: how many there had been when it complained. Raises GuestUnreachableError.
+        """
+        if restores != self.restores:
+            return None
+        if crash.is_stuck and not await self._answers():
+            silence = await why_silent(self._machine, self._booted.guest)
+            if silence is not None:
+                return await self._back_from(silence, crash_error(crash, self.console_log))
+        key = self._reloader.running, f"{crash.type} {crash.function}"
+        if key in self._told:
+            return None
+        self._told.add(key)
+        line = await self._reloader.line_of(place_of(crash))
+        return self._reloader.note(complaint_report(crash, line, self._reloader.running, self._state))
+
+    async def from_silence(self) -> ReloadReport | None:
+        """What becomes of a guest whose connection dropped; None: it answers, or its end is told elsewhere.
+
+        Raises GuestUnreachableError.
+        """
+        silence = await why_silent(self._machine, self._booted.guest)
+        if silence is None:
+            return None
+        return await self._back_from(silence, silence_error(silence))
+
+    async def _answers(self) -> bool:
+        try:
+            return (await self._booted.guest.run("true", timeout=ANSWER)).ok
+        except (TimeoutError, GuestUnreachableError):
+            return False
+
+    async def _back_from(self, silence: Silence | None, error: GuestCrashedError) -> ReloadReport:
+        """Bring a guest back that runs. Raises GuestUnreachableError when there is no checkpoint."""
+        report = await self._back(error, silence.stuck if silence else None)
+        if report is None:
+            raise GuestUnreachableError(error.message, error.excerpt, code=error.code, hint=error.hint)
+        return report
+
+    async def _back(self, error: GuestCrashedError, stuck: InKernel | None = None) -> ReloadReport | None:
+        """Bring the guest back to its last checkpoint, and tell; None: there is none."""
+        ran = self._reloader.running
+        if stuck is not None:
+            error.place = error.place or await asyncio.to_thread(self._reloader.place_of, stuck.address)
+        looking = asyncio.create_task(self._reloader.line_of(error.place))
+        started = time.monotonic()
+        try:
+            back = await self._reloader.roll_back()
+        except EnvironmentFault as fault:
+            return self._report(error, await looking, (f"{fault.code} {fault.message}",), ran, ran)
+        finally:
+            line = await looking
+        if back is None:
+            return None
+        seconds = time.monotonic() - started
+        self._console_read = self.console.skip()
+        self.restores += 1
+        self._restored(back.checkpoint, seconds)
+        if stuck is not None and error.place is None:
+            error.message += f" in {await self._name_of(stuck.address)}"
+        elif stuck is not None and error.place is not None:
+            error.message += f" in {error.place[1]}+{error.place[2]:#x}"
+        return self._report(error, line, restored(back, seconds), ran, back.runs)
+
+    def _report(
+        self,
+        error: GuestCrashedError,
+        line: SourceLine | None,
+        notes: tuple[str, ...],
+        ran: int | None,
+        still_runs: int | None,
+    ) -> ReloadReport:
+        report = crashed_report(error, line, ran, self._state)
+        return self._reloader.note(replace(report, notes=(*notes, *report.notes), still_runs=still_runs))
+
+    async def _name_of(self, address: int) -> str:
+        """The function there, as the guest's kernel knows it now."""
+        nearest = (
+            f"awk -v at={address:016x} '$1 <= at && $1 > best {{ best = $1; name = $3 }}"
+            f" END {{ print best, name }}' /proc/kallsyms"
+        )
+        try:
+            start, name = (await self._booted.guest.run(nearest)).text.split()[:2]
+        except (HotReloadError, TimeoutError, ValueError):
+            return f"{address:#x}"
+        offset = address - int(start, 16)
+        # What was loaded since is not there any more.
+        return f"{name}+{offset:#x}" if offset < LARGEST_FUNCTION else f"a module ({address:#x})"

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: MIT
+"""A guest that crashes, falls silent, complains or is cut off: nobody loses more than one reload."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from qemu.qmp import QMPClient
+
+from tests.guest.watching import DRIVER, LIMIT, TIMER, Watch, edit, eventually_nothing, reading, run, watch
+
+
+def crash_of_reading(driver: Path, watching: Watch, said: int) -> str:
+    """Read in a guest that does not survive it; what was said of that."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        run(driver, "guest", "exec", "cat", "/proc/counter", limit=20)
+    return watching.waits_for("report: ", times=said)
+
+
+def test_a_crash_brings_the_guest_back_to_before_the_reload_and_edits_go_on(driver: Path) -> None:
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "old %d", "new %d")
+        watching.waits_for("live")
+        assert reading(driver) == "new 1\n"
+        edit(driver, "reads += step;", "reads += *(volatile int *)8;")
+        watching.waits_for("live", times=2)
+        crash_of_reading(driver, watching, 1)
+        lines = (driver / "counter.c").read_text().splitlines()
+        line = next(number for number, text in enumerate(lines, 1) if "volatile" in text)
+        told = watching.waits_for("crashed")
+        assert re.search(
+            rf"HR4101 BUG: kernel NULL pointer dereference in show\+0x\w+ \(counter.c:{line}\)", told
+        )
+        assert re.search(r"#2 undone, guest restored to the checkpoint before it in \d", watching.said)
+        assert "counter.c: the guest runs #1 of it, until it is saved again" in watching.said
+        assert reading(driver) == "new 2\n"
+        assert "#1" in run(driver, "status").stdout
+        assert run(driver, "redo").stderr.count("nothing to redo") == 1
+        assert "crashed" in run(driver, "history").stdout
+        assert "NULL pointer" in run(driver, "why").stdout
+
+        edit(driver, "reads += *(volatile int *)8;", "reads += 10 * step;")
+        assert "#3" in watching.waits_for("live", times=3)
+        assert reading(driver) == "new 12\n"
+        assert watching.end() == 130
+    assert eventually_nothing(driver)
+
+
+def test_a_guest_that_crashes_again_goes_back_further_and_then_ends_with_status_5(driver: Path) -> None:
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "old %d", "new %d")
+        watching.waits_for("live")
+        edit(driver, "new %d", "newer %d")
+        watching.waits_for("live", times=2)
+        panic = ("guest", "exec", "echo c >/proc/sysrq-trigger")
+        for number, text in ((2, "new"), (1, "old")):
+            run(driver, *panic)
+            watching.waits_for(f"#{number} undone, guest restored")
+            assert reading(driver).startswith(text)
+        run(driver, *panic)
+        assert watching.process.wait(LIMIT) == 5
+    assert eventually_nothing(driver)
+
+
+def test_a_crash_after_an_undo_goes_back_to_before_the_undo(driver: Path) -> None:
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        for number, (old, new) in enumerate((("old", "new"), ("new", "newer")), 1):
+            edit(driver, f"{old} %d", f"{new} %d")
+            watching.waits_for("live", times=number)
+        assert run(driver, "undo", "1").returncode == 0
+        panic = ("guest", "exec", "echo c >/proc/sysrq-trigger")
+        run(driver, *panic)
+        watching.waits_for("restored to the checkpoint before the undo: it runs #2 again")
+        assert reading(driver).startswith("newer")
+        run(driver, *panic)
+        watching.waits_for("#2 undone, guest restored")
+        assert reading(driver).startswith("new ")
+        assert watching.end() == 130
+
+
+def test_a_crash_while_the_patch_is_brought_takes_it_back(driver: Path) -> None:
+    # A timer runs the function before anybody could look.
+    edit(driver, "static int __init", TIMER)
+    edit(driver, "{\n\tproc_create", "{\n\tmod_timer(&timer, jiffies + 1);\n\tproc_create")
+    edit(driver, "{\n\tremove", "{\n\tdel_timer_sync(&timer);\n\tremove")
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "ticks++;", "ticks += *(volatile int *)8;")
+        watching.waits_for(r"crashed .*HR410\d .* in tick\+0x")
+        watching.waits_for("guest restored to the checkpoint before it")
+        assert reading(driver) == "old 1\n"
+        edit(driver, "ticks += *(volatile int *)8;", "ticks += 2;")
+        watching.waits_for("live")
+        assert watching.end() == 130
+    assert eventually_nothing(driver)
+
+
+def test_a_command_that_crashes_the_guest_after_a_reload_does_not_end_the_watch(driver: Path) -> None:
+    with watch(driver, "--", "cat", "/proc/counter") as watching:
+        watching.waits_for("ready")
+        edit(driver, "reads += step;", "reads += *(volatile int *)8;")
+        watching.waits_for("the guest was lost while it ran: cat /proc/counter")
+        watching.waits_for("#1 undone, guest restored")
+        edit(driver, "reads += *(volatile int *)8;", "reads += 10 * step;")
+        watching.waits_for("live .*#2")
+        assert watching.process.stdout is not None
+        assert watching.process.stdout.readline() == "old 10\n"
+        assert watching.end() == 130
+    edit(driver, "reads += 10 * step;", "reads += step;")
+    with watch(driver, "--once", "--", "cat", "/proc/counter") as watching:
+        watching.waits_for("ready")
+        edit(driver, "reads += step;", "reads += *(volatile int *)8;")
+        assert watching.process.wait(LIMIT) == 5
+        assert "#1 undone" in watching.said
+
+
+def test_without_checkpoints_a_crash_ends_the_session_with_status_5(driver: Path) -> None:
+    with watch(driver, "--checkpoints", "off") as watching:
+        watching.waits_for("ready")
+        edit(driver, "reads += step;", "reads += *(volatile int *)8;")
+        watching.waits_for("live")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run(driver, "guest", "exec", "cat", "/proc/counter", limit=20)
+        assert watching.process.wait(LIMIT) == 5
+        assert re.search(r"crashed .*HR410\d .* in show\+0x", watching.said)
+        [report] = re.findall(r"report: (\S+)", watching.said)
+        assert "RIP: 0010:show+0x" in Path(report).read_text()
+    assert eventually_nothing(driver)
+
+
+def test_a_machine_that_is_lost_ends_the_session_with_status_8(driver: Path) -> None:
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        shown = json.loads(run(driver, "guest", "show", "--json").stdout)
+        os.kill(shown["qemu_pid"], signal.SIGKILL)
+        assert watching.process.wait(LIMIT) == 8
+        assert "error[HR4103]: the guest is lost: QEMU ended with signal 9" in watching.said
+    assert eventually_nothing(driver)
+
+
+# What a patch can do to a guest.
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        pytest.param(
+            "local_irq_disable();\n\tfor (;;)\n\t\tcpu_relax();",
+            "HR4104 the guest is silent: it runs with its interrupts off",
+            id="it loops with interrupts off",
+        ),
+        pytest.param(
+            '{ u8 none[10] = {}; asm volatile("lidt %0; int3" :: "m"(none)); }',
+            "HR4102 the guest reset itself: a triple fault",
+            id="its processor gives up",
+        ),
+        pytest.param(
+            "preempt_disable();\n\tfor (;;)\n\t\tcpu_relax();",
+            "HR4103 the guest runs, and does not answer any more",
+            id="it loops",
+        ),
+    ],
+)
+def test_a_guest_that_answers_no_more_is_brought_back(harm: str, told: str, driver: Path) -> None:
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "old %d", "new %d")
+        watching.waits_for("live")
+        assert reading(driver) == "new 1\n"
+        edit(driver, "reads += step;", harm)
+        watching.waits_for("live", times=2)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run(driver, "guest", "exec", "cat", "/proc/counter")
+        line = watching.waits_for(f"crashed .*{told}", limit=60)
+        if "triple fault" not in line:  # which leaves no trace
+            assert re.search(r" in show\+0x\w+ \(counter.c:1[123]\)", line)
+        watching.waits_for("#2 undone, guest restored to the checkpoint before it")
+        assert reading(driver) == "new 2\n"
+        edit(driver, harm, "reads += 10;")
+        watching.waits_for("live", times=3)
+        assert reading(driver) == "new 12\n"
+        assert watching.end() == 130
+    assert eventually_nothing(driver)
+
+
+def test_a_panic_in_an_interrupt_brings_the_guest_back_and_names_the_line(driver: Path) -> None:
+    edit(driver, "static int __init", TIMER)
+    edit(driver, "reads += step;", "reads += step;\n\tmod_timer(&timer, jiffies + 1);")
+    edit(driver, "{\n\tremove", "{\n\tdel_timer_sync(&timer);\n\tremove")
+    edit(driver, "static int show", "static struct timer_list timer;\nstatic int show")
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "ticks++;", "ticks += *(volatile int *)8;")
+        watching.waits_for("live")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run(driver, "guest", "exec", "cat", "/proc/counter")
+        watching.waits_for(r"crashed .*HR4102 .* in tick\+0x\w+ \(counter.c:\d+\)")
+        watching.waits_for("#1 undone, guest restored")
+        assert watching.end() == 130
+
+
+def test_a_warning_after_a_reload_is_told_once_and_nothing_is_undone(driver: Path) -> None:
+    with watch(driver, "--json") as watching:
+        watching.waits_for("ready")
+        edit(driver, "reads += step;", "WARN_ON(reads);\n\treads += step;")
+        watching.waits_for("live")
+        for number in (1, 2, 3):
+            assert reading(driver) == f"old {number}\n"
+        lines = (driver / "counter.c").read_text().splitlines()
+        line = next(number for number, text in enumerate(lines, 1) if "WARN_ON" in text)
+        watching.waits_for(rf"warned .*HR4105 WARNING in show\+0x\w+ \(counter.c:{line}\) .*#1")
+        assert reading(driver) == "old 4\n"
+        assert watching.said.count("warned") == 1
+        assert "warned" in run(driver, "history").stdout
+        assert watching.end() == 130
+        assert watching.process.stdout is not None
+        events = [json.loads(text) for text in watching.process.stdout]
+    (crash,) = (event for event in events if event["type"] == "crash")
+    assert (crash["code"], crash["function"], crash["number"]) == ("HR4105", "show", 1)
+
+
+# What somebody does to it while a patch is on its way.
+
+
+SLOW = DRIVER.replace("<linux/module.h>", "<linux/delay.h>\n#include <linux/module.h>").replace(
+    "reads += step;", "reads += step;\n\tif (reads == 1)\n\t\tmsleep(12000);"
+)
+
+
+@pytest.fixture
+def on_its_way(driver: Path) -> Path:
+    (driver / "counter.c").write_text(SLOW)
+    return driver
+
+
+def push_on_its_way(driver: Path, watching: Watch) -> None:
+    """Save an edit whose patch is held up: a task sleeps in the old code."""
+    watching.waits_for("ready")
+    run(driver, "guest", "exec", "setsid cat /proc/counter >/dev/null 2>&1 </dev/null & sleep 0.3")
+    edit(driver, "old %d", "new %d")
+    deadline = time.monotonic() + LIMIT
+    while "in transition" not in run(driver, "status").stdout:
+        assert time.monotonic() < deadline, watching.said
+
+
+def test_a_connection_that_is_cut_while_a_patch_is_on_its_way_takes_it_back(on_its_way: Path) -> None:
+    with watch(on_its_way) as watching:
+        push_on_its_way(on_its_way, watching)
+        # Its server for this connection is the one that another of them has started.
+        parent = "/proc/$(awk '/^PPid/ {print $2}' /proc/$p/status)/comm"
+        cut = f"for p in $(pidof dropbear); do grep -q dropbear {parent} && kill -9 $p; done"
+        run(on_its_way, "guest", "exec", f"(sleep 0.2; {cut}) >/dev/null 2>&1 </dev/null &")
+        watching.waits_for("crashed .*HR4103 the guest does not answer: ")
+        watching.waits_for("the patch on its way is taken back, guest restored to the checkpoint before it")
+        edit(on_its_way, "new %d", "newer %d")
+        watching.waits_for("live")
+        assert reading(on_its_way).startswith("newer")
+        assert watching.end() == 130
+    assert eventually_nothing(on_its_way)
+
+
+def test_a_guest_that_is_paused_while_a_patch_is_on_its_way_is_waited_for(on_its_way: Path) -> None:
+    with watch(on_its_way) as watching:
+        push_on_its_way(on_its_way, watching)
+        shown = json.loads(run(on_its_way, "guest", "show", "--json").stdout)
+        qmp(shown["qmp"], "stop")
+        time.sleep(8)
+        assert "crashed" not in watching.said
+        qmp(shown["qmp"], "cont")
+        watching.waits_for("the patch on its way is taken back, guest restored|live ")
+        edit(on_its_way, "new %d", "newer %d")
+        watching.waits_for("live ", times=watching.said.count("live ") + 1)
+        assert reading(on_its_way).startswith("newer")
+        assert watching.end() == 130
+    assert eventually_nothing(on_its_way)
+
+
+def test_a_machine_that_is_killed_while_a_patch_is_on_its_way_ends_the_session_with_status_8(
+    on_its_way: Path,
+) -> None:
+    with watch(on_its_way) as watching:
+        push_on_its_way(on_its_way, watching)
+        shown = json.loads(run(on_its_way, "guest", "show", "--json").stdout)
+        os.kill(shown["qemu_pid"], signal.SIGKILL)
+        assert watching.process.wait(LIMIT) == 8
+        assert "error[HR4103]: the guest is lost: QEMU ended with signal 9" in watching.said
+    assert eventually_nothing(on_its_way)
+    with watch(on_its_way) as watching:
+        watching.waits_for("ready")
+        assert reading(on_its_way) == "new 1\n"
+        assert watching.end() == 130
+
+
+def qmp(socket: str, command: str) -> None:
+    """Give QEMU an order by hand, as a person would."""
+
+    async def give() -> None:
+        client = QMPClient("by hand")
+        await client.connect(socket)
+        await client.execute(command)
+        await client.disconnect()
+
+    asyncio.run(give())
