@@ -120,6 +120,11 @@ class Config:
         _one_of("on", "off"),
         "on or off: save the guest before each push, and bring it back after a crash",
     )
+    vmcore: str = _setting(
+        "off",
+        _one_of("on", "off"),
+        "on or off: keep the memory of a guest that crashed, before it is brought back",
+    )
     boot_timeout: float = _setting(
         120.0, _number(float, 1, 3600, "seconds"), "seconds in which the guest must be up"
     )

@@ -7,7 +7,7 @@ steps; a reload after an undo drops the steps that were undone, as an editor doe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from hotreload.build.guest_base import GuestBase
@@ -66,10 +66,9 @@ class History:
         self.place += 1
         return self.current
 
-    def return_to(self, step: Step, place: int) -> None:
-        """The guest runs that step again, which was at that place; all after it are gone."""
-        self.place = place
-        self.steps[place:] = [step]
+    def return_to(self, steps: Iterable[Step], place: int) -> None:
+        """The guest is as it was when these were the steps, and this the place among them."""
+        self.steps, self.place = list(steps), place
 
     def drop_homes(self, modules: Collection[str]) -> None:
         """These modules are loaded anew: what earlier reloads added to them has nothing to do with them."""

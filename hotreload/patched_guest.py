@@ -21,12 +21,12 @@ from hotreload.deploy.module_reload import ModuleExchange
 from hotreload.diff.unit_diff import without_same
 from hotreload.errors import EditError, GuestUnreachableError, PatchRejectedError
 from hotreload.fault_line import function_at
-from hotreload.history import Step
+from hotreload.history import History
 from hotreload.patch.homes import Home, gone, reset
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch.module import NAME_PREFIX, LivePatch, ModuleGlue, write_module
-from hotreload.restore_points import Known, Moment, RestorePoints
-from hotreload.vm.checkpoints import Checkpoint, Checkpoints
+from hotreload.restore_points import Known, Moment, RestorePoints, Saved
+from hotreload.vm.checkpoints import Checkpoints
 from hotreload.vm.machine import Trouble
 
 T = TypeVar("T")
@@ -189,7 +189,7 @@ class PatchedGuest:
         except PatchRejectedError as error:
             # The old modules with their state, if there is a checkpoint; else the old modules.
             if found := await self.restore():
-                told = f"the guest is back at {found[0].tag}, before it"
+                told = f"the guest is back at {found.checkpoint.tag}, before it"
             else:
                 told = await self._while_alive(exchange.put_back())
             error.message += f"; {told}" if told else ""
@@ -232,23 +232,39 @@ class PatchedGuest:
 
     # --- and back ---
 
-    async def save(self, step: Step, place: int) -> str | None:
-        """Save a checkpoint, for the step of the history at that place; what is to be told, if it failed.
+    async def save(self, history: History) -> str | None:
+        """Save one before a change; what is to be told, if it failed. Raises GuestUnreachableError."""
+        return await self._restore_points.save(self._moment(history))
 
-        Raises GuestUnreachableError.
-        """
-        return await self._restore_points.save(Moment(step, place, self.known))
+    async def save_by_hand(self, name: str, history: History) -> Saved:
+        """Save one that stays. Raises as RestorePoints.save_by_hand."""
+        return await self._restore_points.save_by_hand(name, self._moment(history))
 
-    async def restore(self) -> tuple[Checkpoint, Moment] | None:
+    @property
+    def checkpoints(self) -> tuple[Saved, ...]:
+        """Those that the guest can go back to, the latest last."""
+        return self._restore_points.listed()
+
+    def _moment(self, history: History) -> Moment:
+        return Moment(tuple(history.steps), history.place, self.known)
+
+    async def load(self, name: str | None) -> Saved:
+        """Bring the guest back to a checkpoint, None: the latest. Raises as RestorePoints.load."""
+        await self.close()
+        return await self._returned(await self._restore_points.load(name))
+
+    async def restore(self) -> Saved | None:
         """Bring the guest back to before the last change; None: there is no checkpoint.
 
         Connections into the guest are lost, but ours. Raises EnvironmentFault (HR5105) and
         GuestUnreachableError.
         """
         await self.close()
-        found = await self._restore_points.restore()
-        if found is not None:
-            self.known = found[1].known
-            self.is_changing = False
-            await self.guest.reconnect()
-        return found
+        saved = await self._restore_points.restore()
+        return None if saved is None else await self._returned(saved)
+
+    async def _returned(self, saved: Saved) -> Saved:
+        self.known = saved.moment.known
+        self.is_changing = False
+        await self.guest.reconnect()
+        return saved

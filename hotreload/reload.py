@@ -40,7 +40,7 @@ from hotreload.patched_guest import PatchedGuest
 from hotreload.plan_units import compare_unit, plan_units
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why
-from hotreload.restore_points import Known, RolledBack
+from hotreload.restore_points import Known, Moment, RolledBack, Saved
 from hotreload.running_check import RunningCheck
 from hotreload.source_texts import SourceTexts
 from hotreload.stages import StageKeeper
@@ -174,25 +174,61 @@ class Reloader:
         The sources stay as they are; a unit of that push is brought again when one of its files is saved.
         Connections into the guest are lost. Raises EnvironmentFault (HR5105), GuestUnreachableError.
         """
-        now = self.base
-        found = await self._guest.restore()
-        if found is None:
+        was, place, base, edited = self._history.current, self._history.place, self.base, self._edited
+        saved = await self._guest.restore()
+        if saved is None:
             return None
-        checkpoint, then = found
-        was, place, before = self._history.current, self._history.place, self._edited
-        self._history.return_to(then.step, then.place)
-        if anew := self.base.anew_since(now):
+        self._return_to(saved.moment, base)
+        return RolledBack(
+            saved.checkpoint.tag,
+            was.number if place > saved.moment.place else None,
+            place < saved.moment.place,
+            self.running,
+            _differing(edited, self._edited),
+        )
+
+    async def save_checkpoint(self, name: str) -> Saved:
+        """Save the guest under a name, until it ends.
+
+        Raises InputError, EnvironmentFault (HR5105), GuestUnreachableError.
+        """
+        return await self._guest.save_by_hand(name, self._history)
+
+    @property
+    def checkpoints(self) -> tuple[Saved, ...]:
+        """Those that the guest can go back to, the latest last."""
+        return self._guest.checkpoints
+
+    async def load_checkpoint(self, name: str | None) -> ReloadReport:
+        """Bring the guest back to a checkpoint, None: the latest; raises as ``save_checkpoint``.
+
+        The sources stay as they are; a unit that the guest does not run is brought when it is saved.
+        """
+        started, base, edited = time.monotonic(), self.base, self._edited
+        saved = await self._guest.load(name)
+        self._return_to(saved.moment, base)
+        runs = "the code it booted with" if self.running is None else f"#{self.running}"
+        notes = [f"the guest runs {runs}"]
+        if left_out := [file.name for file in _differing(edited, self._edited)]:
+            notes.append(f"{', '.join(left_out)}: as it was then, until it is saved again")
+        return self.note(
+            ReloadReport(
+                Outcome.RESTORED,
+                symbols=(saved.checkpoint.tag,),
+                saved_to_live_ms=(time.monotonic() - started) * 1000,
+                notes=tuple(notes),
+                still_runs=self.running,
+            )
+        )
+
+    def _return_to(self, moment: Moment, base: GuestBase) -> None:
+        """The guest is as it was then; ``base``: the one it had until now."""
+        self._history.return_to(moment.steps, moment.place)
+        if anew := self.base.anew_since(base):
             self._take_base(anew)
         # What the guest runs was made of these, whatever was compiled since.
-        self._edited = dict(then.known.edited)
+        self._edited = dict(moment.known.edited)
         self.units.compiled |= self._edited.keys()
-        return RolledBack(
-            checkpoint.tag,
-            was.number if place > then.place else None,
-            place < then.place,
-            self.running,
-            _differing(before, self._edited),
-        )
 
     def note(self, report: ReloadReport) -> ReloadReport:
         """Keep a report that is not of a cycle: it is part of the history, too."""
@@ -499,7 +535,7 @@ class Reloader:
         if self.dry_run or cycle.is_saved:
             return
         cycle.is_saved = True
-        if note := await self._guest.save(self._history.current, self._history.place):
+        if note := await self._guest.save(self._history):
             cycle.notes.append(note)
 
     async def _learn(self) -> None:

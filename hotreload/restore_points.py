@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints of the guest before each push, each with what was known of the guest then.
+"""Checkpoints of the guest, each with what was known of the guest then.
 
-A crash brings the last of them back, and uses it up: a guest that crashes once more before anything was
-pushed goes back one further.
+One is saved before each push. A crash brings the last of them back, and uses it up: a guest that crashes once
+more before anything was pushed goes back one further. Those that a person asks for stay as long as the guest.
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,15 +15,16 @@ from pathlib import Path
 
 from hotreload.build.guest_base import GuestBase
 from hotreload.cycle import Compared
-from hotreload.errors import EnvironmentFault
+from hotreload.errors import EnvironmentFault, InputError
 from hotreload.history import Step
 from hotreload.patch.homes import Home
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch.module import LivePatch
 from hotreload.patch.writes import Place, Written
-from hotreload.vm.checkpoints import Checkpoint, Checkpoints
+from hotreload.vm.checkpoints import TAG_PREFIX, Checkpoint, Checkpoints
 
 KEPT = 3
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Seconds. A guest that stands still for longer with each save is not what anybody wants.
 SLOW = 3.0
 NO_MORE = "no checkpoints from now on: a crash ends the session"
@@ -54,11 +56,25 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """``step`` is of the history, at that ``place``, and ``known`` of the guest then."""
+    """The ``steps`` of the history, the ``place`` among them, and what was ``known`` of the guest then."""
 
-    step: Step
+    steps: tuple[Step, ...]
     place: int
     known: Known
+
+    @property
+    def runs(self) -> int | None:
+        """The number of the reload whose code the guest ran; None: what it booted."""
+        return self.steps[self.place].number or None
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint that the guest can go back to; ``by_hand``: a person asked for it."""
+
+    checkpoint: Checkpoint
+    moment: Moment
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +98,9 @@ class RestorePoints:
 
     def __init__(self, checkpoints: Checkpoints | None) -> None:
         self._checkpoints = checkpoints
-        self._points: deque[tuple[Checkpoint, Moment]] = deque()
-        self._latest: tuple[Checkpoint, Moment] | None = None  # nothing was pushed since
+        self._points: deque[Saved] = deque()
+        self._latest: Saved | None = None  # nothing was pushed since
+        self._by_hand: dict[str, Saved] = {}
         self._spent: list[Checkpoint] = []
         self._slow = 0  # saves that were, one after the other
 
@@ -100,7 +117,7 @@ class RestorePoints:
         except EnvironmentFault as fault:
             self._checkpoints = None
             return f"{fault.code} {fault.message}; {NO_MORE}"
-        self._latest = checkpoint, moment
+        self._latest = Saved(checkpoint, moment)
         self._slow = self._slow + 1 if checkpoint.seconds > SLOW else 0
         if self._slow > 1:  # once may be this machine's fault
             self._checkpoints = None
@@ -118,20 +135,68 @@ class RestorePoints:
         if self._points:
             self._latest = self._points.pop()
 
-    async def restore(self) -> tuple[Checkpoint, Moment] | None:
-        """Bring the guest back to the last one, and the moment of it. Raises as Checkpoints.restore."""
+    async def restore(self) -> Saved | None:
+        """Bring the guest back to before the last push; None: there was none. Raises as ``load``."""
         if self._checkpoints is None or not self._points:
             return None
-        checkpoint, moment = self._points.pop()
-        self._spent.append(checkpoint)
-        await self._checkpoints.restore(checkpoint)
-        return checkpoint, moment
+        saved = self._points.pop()
+        self._spent.append(saved.checkpoint)
+        await self._checkpoints.restore(saved.checkpoint)
+        return saved
+
+    def listed(self) -> tuple[Saved, ...]:
+        """Those that the guest can go back to, the latest last."""
+        every = (*self._by_hand.values(), *self._points, *((self._latest,) if self._latest else ()))
+        return tuple(sorted(every, key=lambda saved: saved.checkpoint.saved_at))
+
+    async def save_by_hand(self, name: str, moment: Moment) -> Saved:
+        """Save one that stays; one of the same name goes. Raises InputError, and as Checkpoints.save."""
+        checkpoints = self._usable()
+        if not NAME.fullmatch(name) or name.startswith(TAG_PREFIX):
+            raise InputError(
+                f"{name!r} is no name for a checkpoint",
+                hint=f"letters, digits, '.', '_' and '-', not {TAG_PREFIX} in front",
+            )
+        if before := self._by_hand.pop(name, None):
+            await checkpoints.delete(before.checkpoint)
+        self._by_hand[name] = Saved(await checkpoints.save(name), moment, by_hand=True)
+        return self._by_hand[name]
+
+    async def load(self, name: str | None) -> Saved:
+        """Bring the guest back to one, None: the latest. Raises InputError, and as Checkpoints.restore."""
+        checkpoints, listed = self._usable(), self.listed()
+        found = [saved for saved in listed if name in (None, saved.checkpoint.tag)]
+        if not found:
+            names = ", ".join(saved.checkpoint.tag for saved in listed)
+            raise InputError(
+                f"there is no checkpoint {name}" if name else "there is no checkpoint yet",
+                hint=f"there are {names}" if names else "hotreload guest save NAME makes one",
+            )
+        saved = found[-1]
+        await checkpoints.restore(saved.checkpoint)
+        # What was saved later is of a guest that there is no more.
+        later = [each for each in self._points if each.checkpoint.saved_at > saved.checkpoint.saved_at]
+        self._spent += [each.checkpoint for each in later]
+        self._points = deque(each for each in self._points if each not in later)
+        if self._latest is not None and self._latest is not saved:
+            self._spent.append(self._latest.checkpoint)
+            self._latest = None
+        return saved
+
+    def _usable(self) -> Checkpoints:
+        if self._checkpoints is None:
+            raise EnvironmentFault(
+                "this guest has no checkpoints",
+                code="HR5105",
+                hint="hotreload guest start --checkpoints on; hotreload why HR5105",
+            )
+        return self._checkpoints
 
     async def _make_room(self, checkpoints: Checkpoints) -> None:
         if self._latest is not None:
-            self._spent.append(self._latest[0])
+            self._spent.append(self._latest.checkpoint)
             self._latest = None
         while len(self._points) >= KEPT:
-            self._spent.append(self._points.popleft()[0])
+            self._spent.append(self._points.popleft().checkpoint)
         while self._spent:
             await checkpoints.delete(self._spent.pop())

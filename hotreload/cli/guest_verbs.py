@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -30,6 +31,7 @@ from hotreload.cli.verbs import (
     WithCommand,
     answer_of,
     console_of,
+    cycle,
     guest_command,
     one_folder,
     path_argument,
@@ -248,6 +250,67 @@ def put(options: Globals, file: Path, where: str) -> None:
         raise InputError(f"{file} cannot be read: {error.strerror}", hint="mend its permissions") from error
     path = where + file.name if where.endswith("/") else where
     answer_of(session_here(options), "put", path=path, mode=mode, data=base64.b64encode(data).decode())
+
+
+@verb("save", guest)
+@click.argument("name")
+def save(options: Globals, name: str) -> None:
+    """Save the guest as it is now, under NAME; `guest load NAME` brings it back."""
+    saved = answer_of(session_here(options), "save", name=name)
+    _say(options, f"saved {saved['name']} in {saved['seconds']:.2f} s")
+
+
+@verb("load", guest)
+@click.argument("name", required=False)
+@json_option
+def load(options: Globals, name: str | None) -> int:
+    """Bring the guest back to a checkpoint: to the one NAME, or to the latest.
+
+    The sources stay as they are. What the guest does not run of them it is brought with their next save.
+    """
+    return cycle(options, None, "load", name=name)
+
+
+@verb("checkpoints", guest)
+@json_option
+def checkpoints(options: Globals) -> None:
+    """What `guest load` can bring back: those saved by hand, and those before the last pushes."""
+    from hotreload.report.table import align
+
+    answer = answer_of(session_here(options), "checkpoints")
+    if options.json:
+        print_json(answer)
+        return
+    if not answer["checkpoints"]:
+        _say(options, "no checkpoints yet")
+        return
+    rows = [
+        (
+            each["name"],
+            f"{datetime.fromtimestamp(each['saved_at']):%H:%M:%S}",
+            "what it booted" if each["runs"] is None else f"#{each['runs']}",
+        )
+        for each in answer["checkpoints"]
+    ]
+    click.echo(align(("name", "saved at", "runs"), rows))
+
+
+@verb("dump", guest)
+@click.argument("file", type=click.Path(path_type=Path))
+def dump(options: Globals, file: Path) -> None:
+    """Write the guest's memory to FILE, a vmcore that drgn and crash read; the guest goes on."""
+    from hotreload.process import paste_ready
+
+    target = file.absolute()
+    vmlinux = answer_of(session_here(options), "dump", file=str(target))["vmlinux"]
+    symbols = vmlinux if Path(vmlinux).is_file() else "VMLINUX"
+    for line in (("drgn", "-c", target, "-s", symbols), ("crash", symbols, target)):
+        _say(options, paste_ready(line))
+
+
+def _say(options: Globals, text: str) -> None:
+    if not options.quiet:
+        click.echo(text, err=True)
 
 
 @verb("logs", guest)

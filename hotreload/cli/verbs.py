@@ -152,7 +152,7 @@ def push(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...]) -
     """
     files = [str(file.resolve()) for file in patches]
     bound = options.flags.get("max_units")
-    return _cycle(options, one_folder(paths), "push", patches=files, max_units=bound)
+    return cycle(options, one_folder(paths), "push", patches=files, max_units=bound)
 
 
 @verb("undo")
@@ -161,17 +161,18 @@ def push(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...]) -
 @json_option
 def undo(options: Globals, number: int | None, everything: bool) -> int:
     """Take back the last reload; or reload NUMBER and all after it."""
-    return _cycle(options, None, "undo", number=number, everything=everything)
+    return cycle(options, None, "undo", number=number, everything=everything)
 
 
 @verb("redo")
 @json_option
 def redo(options: Globals) -> int:
     """Do again what undo took back."""
-    return _cycle(options, None, "redo")
+    return cycle(options, None, "redo")
 
 
-def _cycle(options: Globals, folder: Path | None, request: str, **fields: object) -> int:
+def cycle(options: Globals, folder: Path | None, request: str, **fields: object) -> int:
+    """Ask for something that ends in a report; print it. The exit status."""
     from hotreload.session import client
 
     console = console_of(options, options.config(folder))

@@ -13,8 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hotreload.errors import EnvironmentFault, GuestCrashedError, GuestUnreachableError, HotReloadError
+from hotreload.build.built import VMLINUX
+from hotreload.errors import (
+    EnvironmentFault,
+    GuestCrashedError,
+    GuestUnreachableError,
+    HotReloadError,
+    InputError,
+)
 from hotreload.fault_line import SourceLine
+from hotreload.process import paste_ready
 from hotreload.report.crash import CrashReport
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 from hotreload.session.alert import ConsoleReader, Silence, why_silent
@@ -44,7 +52,13 @@ class Rescue:
     """That of one guest. ``restored`` is told the checkpoint's name and the seconds it took."""
 
     def __init__(
-        self, booted: Booted, reloader: Reloader, state: Path, restored: Callable[[str, float], None]
+        self,
+        booted: Booted,
+        reloader: Reloader,
+        state: Path,
+        restored: Callable[[str, float], None],
+        *,
+        keeps_memory: bool,
     ) -> None:
         self.console_log = state / "console.log"
         self.console = ConsoleReader(self.console_log)
@@ -54,6 +68,7 @@ class Rescue:
         self._reloader = reloader
         self._state = state
         self._restored = restored
+        self._keeps_memory = keeps_memory
         self._told: set[tuple[int | None, str]] = set()
         self.restores = 0
 
@@ -113,6 +128,11 @@ class Rescue:
             return None
         return await self._back_from(silence, silence_error(silence))
 
+    def begin_anew(self) -> None:
+        """The guest was brought back: what it said so far is of another one."""
+        self._console_read = self.console.skip()
+        self.restores += 1
+
     async def _answers(self) -> bool:
         try:
             return (await self._booted.guest.run("true", timeout=ANSWER)).ok
@@ -131,25 +151,34 @@ class Rescue:
         ran = self._reloader.running
         if stuck is not None:
             error.place = error.place or await asyncio.to_thread(self._reloader.place_of, stuck.address)
+        kept = await self._keep_memory() if self._keeps_memory else ()
         looking = asyncio.create_task(self._reloader.line_of(error.place))
         started = time.monotonic()
         try:
             back = await self._reloader.roll_back()
         except EnvironmentFault as fault:
-            return self._report(error, await looking, (f"{fault.code} {fault.message}",), ran, ran)
+            return self._report(error, await looking, (f"{fault.code} {fault.message}", *kept), ran, ran)
         finally:
             line = await looking
         if back is None:
             return None
         seconds = time.monotonic() - started
-        self._console_read = self.console.skip()
-        self.restores += 1
+        self.begin_anew()
         self._restored(back.checkpoint, seconds)
         if stuck is not None and error.place is None:
             error.message += f" in {await self._name_of(stuck.address)}"
         elif stuck is not None and error.place is not None:
             error.message += f" in {error.place[1]}+{error.place[2]:#x}"
-        return self._report(error, line, restored(back, seconds), ran, back.runs)
+        return self._report(error, line, (*restored(back, seconds), *kept), ran, back.runs)
+
+    async def _keep_memory(self) -> tuple[str, ...]:
+        """Write the memory of the guest as it died; how people look into it."""
+        vmcore = self._state / f"vmcore-{self.restores + 1}"
+        try:
+            await self._machine.dump(vmcore)
+        except (EnvironmentFault, InputError) as error:
+            return (f"{error.code} {error.message}",)
+        return (paste_ready(("drgn", "-c", vmcore, "-s", self._reloader.base.tree.output / VMLINUX)),)
 
     def _report(
         self,

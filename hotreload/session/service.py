@@ -11,8 +11,9 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from hotreload.build.built import VMLINUX
 from hotreload.config import Config
 from hotreload.deploy.livepatch import patch_status
 from hotreload.errors import GuestUnreachableError, InputError
@@ -22,6 +23,9 @@ from hotreload.report.outcome import ReloadReport
 from hotreload.session.control import Message, Send, report_object, serving
 from hotreload.session.guests import About, claim, guest_name
 from hotreload.session.session import Listener, Order, Session, make_state_folder, new_state
+
+if TYPE_CHECKING:
+    from hotreload.restore_points import Saved
 
 # Seconds. A command in the guest that takes longer is better off in a shell of its own.
 COMMAND_LIMIT = 24 * 3600.0
@@ -117,6 +121,10 @@ class Service:
             "watch": self.watch,
             "exec": self.exec,
             "put": self.put,
+            "save": self.save,
+            "load": self.load,
+            "checkpoints": self.checkpoints,
+            "dump": self.dump,
             "stop": self.stop,
         }
         verb = str(request.get("verb"))
@@ -263,11 +271,40 @@ class Service:
             ) from None
         return {}
 
+    async def save(self, request: Message, _send: Send) -> Message:
+        """Save the guest under a name."""
+        return saved_object(await self._session.save_checkpoint(request["name"]))
+
+    async def load(self, request: Message, send: Send) -> Message:
+        """Bring the guest back to a checkpoint."""
+        return await self._cycle(self._session.load_checkpoint(request.get("name")), send)
+
+    async def checkpoints(self, _request: Message, _send: Send) -> Message:
+        """Those that the guest can go back to."""
+        return {"v": 1, "checkpoints": [saved_object(each) for each in self._session.reloader.checkpoints]}
+
+    async def dump(self, request: Message, _send: Send) -> Message:
+        """Write the guest's memory to a file, for drgn and crash."""
+        await self._session.booted.machine.dump(Path(request["file"]))
+        return {"vmlinux": str(self._session.kernel.output / VMLINUX)}
+
     async def stop(self, _request: Message, _send: Send) -> Message:
         self.stopped.set()
         # The answer comes when all is gone: the connection ends with the session.
         await asyncio.Event().wait()
         return {}
+
+
+def saved_object(saved: Saved) -> Message:
+    """A checkpoint as JSON; ``runs``: the number of the reload that the guest ran then."""
+    checkpoint = saved.checkpoint
+    return {
+        "name": checkpoint.tag,
+        "saved_at": checkpoint.saved_at,
+        "seconds": checkpoint.seconds,
+        "runs": saved.moment.runs,
+        "by_hand": saved.by_hand,
+    }
 
 
 def _text64(data: bytes) -> str:

@@ -45,6 +45,7 @@ from hotreload.watch.watcher import Watcher
 
 if TYPE_CHECKING:
     from hotreload.reload import Reloader
+    from hotreload.restore_points import Saved
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,13 @@ class Session:
                 Commands(order.config.setup, order.config.teardown),
             ),
         )
-        self.rescue = Rescue(self.booted, self.reloader, order.state, self._say_restored)
+        self.rescue = Rescue(
+            self.booted,
+            self.reloader,
+            order.state,
+            self._say_restored,
+            keeps_memory=order.config.vmcore == "on",
+        )
         self._owned.push_async_callback(self._tear_down)
         self._owned.push_async_callback(self.reloader.close)
 
@@ -283,6 +290,21 @@ class Session:
         """See Reloader.redo."""
         async with self._one_at_a_time():
             return await self._told(self.reloader.redo())
+
+    async def save_checkpoint(self, name: str) -> Saved:
+        """See Reloader.save_checkpoint."""
+        async with self._one_at_a_time():
+            return await self.reloader.save_checkpoint(name)
+
+    async def load_checkpoint(self, name: str | None = None) -> ReloadReport:
+        """See Reloader.load_checkpoint."""
+        async with self._one_at_a_time():
+            report = await self.reloader.load_checkpoint(name)
+            self.rescue.begin_anew()
+            self._say_restored(report.symbols[0], (report.saved_to_live_ms or 0.0) / 1000)
+            self.console.report(report)
+            self._tell({"report": report_object(report), "watched": False})
+            return report
 
     @contextlib.asynccontextmanager
     async def _one_at_a_time(self) -> AsyncIterator[None]:

@@ -23,6 +23,7 @@ from hotreload.vm.spec import STATE_NODE
 
 # What the disk may grow to; it takes what is used.
 DISK_SIZE = "64G"
+TAG_PREFIX = "checkpoint-"
 # Seconds between looks at a job, and in which one must be over.
 INTERVAL = 0.005
 LIMIT = 60.0
@@ -30,10 +31,14 @@ LIMIT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A saved state of the guest. ``tag``: its name in the state disk; ``seconds``: to save it."""
+    """A saved state of the guest. ``tag``: its name in the state disk; ``seconds``: to save it.
+
+    ``saved_at``: Unix time.
+    """
 
     tag: str
     seconds: float
+    saved_at: float = 0.0
 
 
 async def make_state_disk(file: Path) -> None:
@@ -52,22 +57,23 @@ class Checkpoints:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._serial = 0
+        self._jobs = 0
         self._busy = asyncio.Lock()
 
-    async def save(self) -> Checkpoint:
-        """Save the guest as it is now.
+    async def save(self, tag: str | None = None) -> Checkpoint:
+        """Save the guest as it is now; ``tag``: a name of its own.
 
         Raises EnvironmentFault (HR5105), and GuestUnreachableError, also for a guest that does not run:
         nobody wants that one back.
         """
         async with self._busy:
             self._serial += 1
-            tag = f"checkpoint-{self._serial}"
+            tag = tag or f"{TAG_PREFIX}{self._serial}"
             started = time.monotonic()
             self._require_running()
             await self._job("snapshot-save", tag, vmstate=STATE_NODE)
             self._require_running()
-            return Checkpoint(tag, time.monotonic() - started)
+            return Checkpoint(tag, time.monotonic() - started, time.time())
 
     def _require_running(self) -> None:
         if trouble := self._machine.trouble:
@@ -108,7 +114,8 @@ class Checkpoints:
         await self._machine.monitor.execute(command, arguments)
 
     async def _job(self, kind: str, tag: str, **arguments: object) -> None:
-        job = f"{kind}-{tag}"
+        self._jobs += 1
+        job = f"{kind}-{self._jobs}"
         execute = self._machine.monitor.execute
         try:
             async with asyncio.timeout(LIMIT):

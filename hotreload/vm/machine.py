@@ -24,11 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hotreload.errors import EnvironmentFault, GuestUnreachableError
+from hotreload.errors import EnvironmentFault, GuestUnreachableError, InputError
 from hotreload.paths import writing_to
 from hotreload.vm.console import Console
 from hotreload.vm.memory import read_memory
-from hotreload.vm.monitor import Monitor, QmpEvent
+from hotreload.vm.monitor import Monitor, QmpError, QmpEvent
 from hotreload.vm.qemu import Qemu, QemuEndedError, main_complaint, start_qemu
 from hotreload.vm.sockets import free_port, socket_folder
 from hotreload.vm.spec import Endpoints, MachineSpec
@@ -157,6 +157,31 @@ class Machine:
     async def wait_until_running(self) -> None:
         """Return when the guest runs (again): when QEMU has told so, and it is known here."""
         await self._running.wait()
+
+    async def dump(self, file: Path) -> None:
+        """Write the guest's memory to a new file, as drgn and crash read it; it stands still meanwhile.
+
+        ``file`` is absolute. Raises InputError when it is there already, EnvironmentFault when it cannot be
+        written, GuestUnreachableError.
+        """
+        try:
+            file.open("xb").close()
+        except FileExistsError as error:
+            raise InputError(f"{file} is there already", hint="name another file") from error
+        except OSError as error:
+            raise InputError(
+                f"{file} cannot be written: {error.strerror}", hint="name another file"
+            ) from error
+        try:
+            arguments = {"paging": False, "protocol": f"file:{file}", "format": "kdump-zlib"}
+            await self.monitor.execute("dump-guest-memory", arguments)
+        except QmpError as error:
+            file.unlink(missing_ok=True)
+            raise EnvironmentFault(
+                f"QEMU does not write the guest's memory: {error}",
+                code="HR5107",
+                hint="is there enough space?",
+            ) from error
 
     async def is_paused(self) -> bool:
         """Does it stand still because somebody wants it so: over QMP, or with a debugger?"""

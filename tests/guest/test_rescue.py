@@ -313,3 +313,97 @@ def qmp(socket: str, command: str) -> None:
         await client.disconnect()
 
     asyncio.run(give())
+
+
+# Checkpoints by hand.
+
+
+def test_a_guest_is_saved_and_brought_back_by_name(driver: Path) -> None:
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        assert "no checkpoints yet" in run(driver, "guest", "checkpoints").stderr
+        assert reading(driver) == "old 1\n"
+        edit(driver, "old %d", "new %d")
+        watching.waits_for("live")
+        assert run(driver, "guest", "save", "clean").returncode == 0
+        assert reading(driver) == "new 2\n"
+        run(driver, "undo", "--all")
+        assert reading(driver) == "old 3\n"
+
+        loaded = run(driver, "guest", "load", "clean")
+        assert loaded.returncode == 0
+        assert re.search(r"restored +clean .*\n +the guest runs #1", loaded.stderr)
+        assert reading(driver) == "new 2\n"
+        listed = json.loads(run(driver, "guest", "checkpoints", "--json").stdout)["checkpoints"]
+        assert [(each["name"], each["runs"], each["by_hand"]) for each in listed] == [
+            ("checkpoint-1", None, False),
+            ("clean", 1, True),
+        ]
+        # What a crash brings back is what was before the push, as ever.
+        run(driver, "guest", "exec", "echo c >/proc/sysrq-trigger")
+        watching.waits_for("#1 undone, guest restored")
+        assert reading(driver) == "old 2\n"
+        assert run(driver, "guest", "load").returncode == 0
+        assert reading(driver) == "new 2\n"
+
+        for words, said in (
+            (("load", "nowhere"), "there is no checkpoint nowhere"),
+            (("save", "a/b"), "'a/b' is no name for a checkpoint"),
+            (("save", "checkpoint-1"), "'checkpoint-1' is no name"),
+        ):
+            wrong = run(driver, "guest", *words)
+            assert (wrong.returncode, said in wrong.stderr) == (2, True), wrong.stderr
+        assert watching.end() == 130
+
+
+def test_a_reload_that_deadlocks_two_readers_is_left_behind_by_loading_a_checkpoint(driver: Path) -> None:
+    edit(driver, "static int step", "static DEFINE_MUTEX(lock);\nstatic int step")
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "reads += step;", "mutex_lock(&lock);\n\tmutex_lock(&lock);\n\treads += step;")
+        watching.waits_for("live")
+        run(driver, "guest", "exec", "setsid cat /proc/counter >/dev/null 2>&1 </dev/null & sleep 0.3")
+        assert "show+0x" in run(driver, "guest", "exec", "cat /proc/[0-9]*/stack").stdout
+        assert run(driver, "guest", "load").returncode == 0
+        edit(driver, "mutex_lock(&lock);\n\tmutex_lock(&lock);\n\treads += step;", "reads += 2 * step;")
+        watching.waits_for("live", times=2)
+        assert reading(driver) == "old 2\n"
+        assert watching.end() == 130
+
+
+def test_the_memory_of_a_guest_that_crashed_is_kept_for_who_asks(driver: Path) -> None:
+    (driver / "hotreload.toml").write_text('vmcore = "on"\n')
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "reads += step;", "reads += *(volatile int *)8;")
+        watching.waits_for("live")
+        run(driver, "guest", "exec", "cat", "/proc/counter")
+        line = watching.waits_for("drgn -c ")
+        vmcore = re.search(r"drgn -c (\S+) -s \S+/vmlinux", line)
+        assert vmcore is not None
+        assert Path(vmcore[1]).stat().st_size > 1 << 20
+        assert reading(driver) == "old 1\n"
+        assert watching.end() == 130
+
+
+def test_a_guest_without_checkpoints_says_so(driver: Path) -> None:
+    with watch(driver, "--checkpoints", "off") as watching:
+        watching.waits_for("ready")
+        saved = run(driver, "guest", "save", "clean")
+        assert saved.returncode == 7
+        assert "error[HR5105]: this guest has no checkpoints" in saved.stderr
+        assert watching.end() == 130
+
+
+def test_the_guests_memory_is_written_to_a_file_that_is_not_there_yet(driver: Path) -> None:
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        dumped = run(driver, "guest", "dump", "vmcore")
+        assert dumped.returncode == 0, dumped.stderr
+        assert dumped.stderr.startswith(f"drgn -c {driver / 'vmcore'} -s ")
+        # Of makedumpfile: the format that crash and drgn read, plain or flattened.
+        assert (driver / "vmcore").read_bytes()[:8] in (b"KDUMP   ", b"makedump")
+        again = run(driver, "guest", "dump", "vmcore")
+        assert (again.returncode, "is there already" in again.stderr) == (2, True)
+        assert reading(driver) == "old 1\n"
+        assert watching.end() == 130
