@@ -251,6 +251,11 @@ class Reloader:
         """Do ahead what the first edit would have to wait for. Raises GuestUnreachableError, InputError."""
         await self._learn()
 
+    def follow(self, other: Reloader) -> None:
+        """Go on with the numbers and the reports of another guest's."""
+        self._history.last_number = other._history.last_number
+        self._history.reports = other._history.reports
+
     def why(self, number: int | None = None) -> str:
         """The long answer about reload ``number``, or the last refusal. Raises InputError: there is none."""
         return why(self._history.reports, number)

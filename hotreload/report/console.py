@@ -28,6 +28,7 @@ WORDS = {
     Outcome.LIVE: ("live", "green"),
     Outcome.RELOADED: ("reloaded", "green"),
     Outcome.RESTORED: ("restored", "green"),
+    Outcome.REBOOTED: ("rebooted", "green"),
     Outcome.NO_CHANGE: ("no change", "dim"),
     Outcome.PATCHABLE: ("patchable", "green"),
     Outcome.REFUSED: ("refused", "yellow"),

@@ -19,6 +19,7 @@ class Outcome(StrEnum):
     LIVE = "live"
     RELOADED = "reloaded"
     RESTORED = "restored"
+    REBOOTED = "rebooted"
     NO_CHANGE = "no_change"
     PATCHABLE = "patchable"  # in a dry run
     REFUSED = "refused"
@@ -38,7 +39,8 @@ class Outcome(StrEnum):
     @property
     def rung(self) -> str | None:
         """The rung of the ladder that brought the change; None where none did."""
-        return {"live": "patch", "redone": "patch", "reloaded": "module", "restored": "restore"}.get(self)
+        rungs = {"live": "patch", "redone": "patch", "reloaded": "module", "restored": "restore"}
+        return (rungs | {"rebooted": "reboot"}).get(self)
 
 
 @dataclass(frozen=True, slots=True)

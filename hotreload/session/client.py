@@ -40,12 +40,10 @@ def watch_here(wish: Wish, console: Console) -> Callable[[Session], Awaitable[in
     """The job of a session that lives in this process: reload each save, until the end."""
 
     async def job(session: Session) -> int:
-        booted = session.booted
-
         async def run(command: str) -> CommandResult:
-            return await booted.guest.run(command, timeout=COMMAND_LIMIT)
+            return await session.booted.guest.run(command, timeout=COMMAND_LIMIT)
 
-        for note in booted.notes:
+        for note in session.booted.notes:
             console.say(note)
         with session.watching():
             console.say(ready_text(facts_of(session)))

@@ -33,13 +33,14 @@ from hotreload.build.kernel_tree import KernelTree, check_fit
 from hotreload.build.patched_sources import apply_patches
 from hotreload.config import Config
 from hotreload.deploy.module_reload import Commands
-from hotreload.errors import GuestUnreachableError, HotReloadError
+from hotreload.errors import CompileError, GuestUnreachableError, HotReloadError, SessionError
 from hotreload.paths import state_folder, writing_to
 from hotreload.report.console import Console, Progress
 from hotreload.report.ndjson import EventSink, closing_event
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.session.boot import STATE_DISK, Booted, boot
 from hotreload.session.control import report_object
+from hotreload.session.reboot import announced, build_anew, failed_build, helps, rebooted
 from hotreload.session.rescue import Rescue
 from hotreload.watch.watcher import Watcher
 
@@ -99,10 +100,10 @@ class Session:
         self.rescue: Rescue
         self.ready = asyncio.Event()
         self.finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.started = time.monotonic()
         self._events = EventSink(order.state / "events.ndjson", stream)
         self._listeners: set[Listener] = set()
         self._owned = contextlib.AsyncExitStack()
+        self._guest_life = contextlib.AsyncExitStack()
         self._busy = asyncio.Lock()
         self._cycle = 0
         self._watcher: Watcher
@@ -119,24 +120,37 @@ class Session:
         async with self._owned:
             self._owned.enter_context(self._events)
             self._owned.push_async_callback(self._say_state, "stopped")
+            self._owned.push_async_callback(self._end_guest)
+            await self._start_guest()
+            self._start(self._reload(), self._owned)
+            self._owned = self._owned.pop_all()
+        return self
+
+    async def _start_guest(self) -> None:
+        """Boot a guest and watch its sources, until ``_end_guest``."""
+        started = time.monotonic()
+        async with contextlib.AsyncExitStack() as life:
+            self._guest_life = life
             with self._progress() as progress:
                 self.kernel = await open_kernel(self.order.config.kernel, progress)
                 check_fit(self.kernel)
                 await self._say_state("booting")
                 await self._boot(progress)
             await self._watch()
-            self.ready.set()
-            await self._say_state(
-                "ready",
-                folder=self.order.folder,
-                modules=self.booted.loaded,
-                kernel=self.kernel.release,
-                accel=self.booted.machine.spec.accel,
-                ssh_port=self.booted.machine.ssh_port,
-                ms=(time.monotonic() - self.started) * 1000,
-            )
-            self._owned = self._owned.pop_all()
-        return self
+            self._guest_life = life.pop_all()
+        self.ready.set()
+        await self._say_state(
+            "ready",
+            folder=self.order.folder,
+            modules=self.booted.loaded,
+            kernel=self.kernel.release,
+            accel=self.booted.machine.spec.accel,
+            ssh_port=self.booted.machine.ssh_port,
+            ms=(time.monotonic() - started) * 1000,
+        )
+
+    async def _end_guest(self) -> None:
+        await self._guest_life.aclose()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -157,7 +171,7 @@ class Session:
 
     async def _boot(self, progress: Callable[[str], None]) -> None:
         order = self.order
-        self.booted = await self._owned.enter_async_context(
+        self.booted = await self._guest_life.enter_async_context(
             boot(order.folder, self.kernel, order.config, order.guest, self.console_log, progress)
         )
         from hotreload.module_rung import ModuleRung
@@ -193,8 +207,8 @@ class Session:
             self._say_restored,
             keeps_memory=order.config.vmcore == "on",
         )
-        self._owned.push_async_callback(self._tear_down)
-        self._owned.push_async_callback(self.reloader.close)
+        self._guest_life.push_async_callback(self._tear_down)
+        self._guest_life.push_async_callback(self.reloader.close)
 
     async def _watch(self) -> None:
         module = self._watched = self.booted.module
@@ -209,20 +223,19 @@ class Session:
             return path.suffix in SOURCE_SUFFIXES and not (module.is_kernel and is_product(path))
 
         quiet = self.order.config.debounce_ms / 1000
-        self._watcher = await self._owned.enter_async_context(
+        self._watcher = await self._guest_life.enter_async_context(
             Watcher([module.folder], files=files, wanted=wanted, look=not module.is_kernel, quiet=quiet)
         )
         # What was saved between kbuild's run and the watcher's start; from here on the watcher tells.
         self._note(await asyncio.to_thread(self.differing), time.monotonic())
-        lives = (self._collect, self._reload, self._stay_alert, self._keep_contact, self._hear_complaints)
-        for life in lives:
-            self._start(life())
+        for life in (self._collect, self._stay_alert, self._keep_contact, self._hear_complaints):
+            self._start(life(), self._guest_life)
 
-    def _start(self, work: Any) -> None:
+    def _start(self, work: Any, owner: contextlib.AsyncExitStack) -> None:
         """Run a part of the session; when it fails the session ends with its error."""
         task = asyncio.create_task(work)
         task.add_done_callback(self._failed)
-        self._owned.push_async_callback(_cancelled, task)
+        owner.push_async_callback(_cancelled, task)
 
     def _failed(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) and not self.finished.done():
@@ -332,14 +345,44 @@ class Session:
 
                 return await self.reloader.reload(tuple(paths), saved_at, started=started)
 
-        # The bar is gone when the report is told.
-        report = await self._told(reloaded(), cycle, watched=watched)
+        async def brought() -> ReloadReport:
+            report = await reloaded()  # the bar is gone when the report is told
+            if self.order.dry_run or not helps(report, self.order.config.max_rung):
+                return report
+            self._say(announced(report), cycle, "climb")
+            return await self._reboot(files, saved_at)
+
+        report = await self._told(brought(), cycle, watched=watched)
         # An edit may have added the include of a header that nobody watched, a new recipe a unit.
         build = self.reloader.base.build
         new = frozenset() if build is self._watched else build.watched_files
         self._watched = build
         await self._watcher.also_watch(self.reloader.new_inputs() | new)
         return report
+
+    async def _reboot(self, files: Collection[Path], saved_at: float) -> ReloadReport:
+        """Have a guest that booted with the sources as they are now; without one that can be built, this one.
+
+        Raises what the boot raises: there is no guest then.
+        """
+        before, started = self.reloader, time.monotonic()
+        try:
+            with self.console.progress("building for the next boot") as bar:
+                await build_anew(before.base.build, self.order.config, bar)
+        except (CompileError, SessionError) as error:
+            return before.note(failed_build(error, files, before.running))
+        built = (time.monotonic() - started) * 1000
+        self.ready.clear()
+        await self._end_guest()
+        try:
+            await self._start_guest()
+        except HotReloadError as error:
+            if not self.finished.done():
+                self.finished.set_exception(error)
+            raise
+        self.reloader.follow(before)
+        seconds = time.monotonic() - saved_at
+        return self.reloader.note(rebooted(files, self.booted.contents, built, seconds))
 
     @contextlib.contextmanager
     def _long_build(self) -> Iterator[Callable[[int, int], None]]:

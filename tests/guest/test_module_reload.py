@@ -236,3 +236,33 @@ def test_a_crash_of_the_new_module_brings_the_old_one_back(in_session: InSession
         assert await read() == "grown 1 2\n"
 
     in_session(story, max_rung="module")
+
+
+def test_a_module_that_cannot_be_unloaded_is_booted_anew_where_that_is_allowed(in_session: InSession) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        await save(help_c=HELP.replace("2 * n", "3 * n"))
+        assert await read() == "hello 1 3\n"
+        await watch.run("echo kept >/tmp/kept")
+        (watch.folder / "main.c").write_text(MAIN.replace("int reads;", "long reads"))
+        broken = (await watch.next_cycle()).report
+        assert broken.outcome is Outcome.COMPILE_ERROR
+        stays = GROWN.replace("static void __exit pair_exit", "static void __maybe_unused pair_exit")
+        permanent = await save(main_c=stays.replace("module_exit(pair_exit);\n", ""))
+        assert permanent.outcome is Outcome.RELOADED, permanent
+        assert await read() == "grown 1 3\n"
+        (watch.folder / "main.c").write_text(MAIN)
+        told = await watch.next_cycle()
+        assert told.report.outcome is Outcome.REBOOTED, told.report
+        (reason,) = told.events["refused"]["reasons"]
+        assert reason["hint"] in (
+            "needs a module reload: pair.ko; its state is lost",
+            "needs a restart of the guest: all state in it is lost",
+        )
+        assert await read() == "hello 1 3\n"
+        assert not (await watch.run("cat /tmp/kept")).ok
+        # It goes on from there, with numbers that go on, too.
+        patched = await save(help_c=HELP.replace("2 * n", "7 * n"))
+        assert (patched.outcome, patched.number) == (Outcome.LIVE, 3)
+        assert await read() == "hello 2 14\n"
+
+    in_session(story, max_rung="reboot")

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""The last rung: what neither a patch nor a module brings is built, and a guest is booted with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from hotreload.build.built import Build
+from hotreload.config import Config
+from hotreload.errors import CompileError, SessionError
+from hotreload.ladder import is_allowed
+from hotreload.report.codes import codes
+from hotreload.report.console import Progress
+from hotreload.report.outcome import Outcome, Reason, ReloadReport
+from hotreload.session.boot import require_buildable
+
+# A module that cannot be unloaded has no rung of its own.
+MODULE_CODES = "HR23"
+LOST = "needs a restart of the guest: all state in it is lost"
+
+
+def helps(report: ReloadReport, max_rung: str) -> bool:
+    """May the guest be booted anew for what this cycle did not bring, and is it there then?"""
+    failed = report.outcome in (Outcome.REFUSED, Outcome.REJECTED) and bool(report.reasons)
+    return failed and is_allowed("reboot", max_rung) and all(map(_is_gone_by_boot, report.reasons))
+
+
+def _is_gone_by_boot(reason: Reason) -> bool:
+    return codes()[reason.code].rung is not None or reason.code.startswith(MODULE_CODES)
+
+
+def announced(report: ReloadReport) -> ReloadReport:
+    """The refusal, with what follows instead of another way out."""
+    return replace(report, reasons=tuple(replace(each, hint=LOST) for each in report.reasons))
+
+
+async def build_anew(build: Build, config: Config, bar: Progress) -> None:
+    """Build what the next boot takes, as the sources are now; what was built before is in use until then.
+
+    Raises what make_kernel and require_buildable raise.
+    """
+    if not build.is_kernel:
+        await require_buildable(build.folder, config, bar.update)
+        return
+    from hotreload.build.kernel_make import make_kernel
+    from hotreload.build.kernel_progress import on_bar
+
+    await make_kernel(build.tree.source, build.tree.output, None, os.cpu_count() or 1, on_bar(bar))
+
+
+def failed_build(
+    error: CompileError | SessionError, files: Iterable[Path], running: int | None
+) -> ReloadReport:
+    """The report of what cannot be built: the guest goes on with what it has."""
+    if isinstance(error, CompileError):
+        return ReloadReport(
+            Outcome.COMPILE_ERROR, files=tuple(files), error=error.diagnostics, still_runs=running
+        )
+    reason = Reason(error.code, error.message, hint=error.hint)
+    return ReloadReport(Outcome.REJECTED, files=tuple(files), reasons=(reason,), still_runs=running)
+
+
+def rebooted(files: Iterable[Path], contents: str, milliseconds: float, seconds: float) -> ReloadReport:
+    """The report of a guest that runs the sources because it has booted with them."""
+    return ReloadReport(
+        Outcome.REBOOTED,
+        files=tuple(files),
+        symbols=(contents,),
+        milliseconds={"build": milliseconds},
+        saved_to_live_ms=seconds * 1000,
+    )
