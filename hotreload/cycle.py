@@ -55,12 +55,16 @@ def read_original(base: Path, plain: Path) -> Original:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A unit's two objects, and what they differ in; ``types``: the raw ``.BTF`` of the patched one."""
+    """A unit's two objects, and what they differ in.
+
+    ``types``: the raw ``.BTF`` of the patched one, ``digest``: of its file.
+    """
 
     pair: ObjectPair
     original: Original
     diff: ObjectDiff
     types: bytes | None = None
+    digest: bytes = b""
 
 
 @dataclass(slots=True)
@@ -121,7 +125,7 @@ class Cycle:
         """Tell what of the functions and variables that earlier reloads added is not as it was."""
         if settlement.anew:
             names = ", ".join(settlement.anew)
-            self.notes.append(f"HR2104 starts anew, with another type or initial value: {names}")
+            self.notes.append(f"HR2104 starts anew, with another type, initial value or function: {names}")
         if reset:
             names = ", ".join(reset)
             self.notes.append(f"HR2104 starts anew with each patch, for several have that name: {names}")

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hotreload.build.guest_base import GuestBase
 from hotreload.patch.homes import Home
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.report.outcome import ReloadReport
+
+if TYPE_CHECKING:
+    from hotreload.cycle import Compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,7 @@ class Step:
 
     ``symbols``: the functions that run anew. ``homes``: where what the reloads up to here added lives.
     ``base``: what the plan is the difference to; the same for all steps until a module is loaded anew.
+    ``edited``: the units that the plan was made of, by object; None: it was long ago.
     """
 
     number: int
@@ -29,9 +35,11 @@ class Step:
     symbols: tuple[str, ...] = ()
     homes: Mapping[Identity, Home] = field(default_factory=dict)
     base: GuestBase | None = None
+    edited: Mapping[Path, Compared] | None = None
 
 
 BOOT = Step(0, None)
+EDITED_KEPT = 20
 
 
 @dataclass(slots=True)
@@ -58,12 +66,16 @@ class History:
         symbols: tuple[str, ...],
         homes: Mapping[Identity, Home] | None = None,
         base: GuestBase | None = None,
+        edited: Mapping[Path, Compared] | None = None,
     ) -> Step:
         """A reload went live; returns its step, with the next number."""
         self.last_number += 1
         del self.steps[self.place + 1 :]
-        self.steps.append(Step(self.last_number, plan, symbols, homes or {}, base))
+        self.steps.append(Step(self.last_number, plan, symbols, homes or {}, base, edited))
         self.place += 1
+        if self.place > EDITED_KEPT:  # the objects of each version are not kept for ever
+            old = self.place - EDITED_KEPT
+            self.steps[old] = replace(self.steps[old], edited=None)
         return self.current
 
     def return_to(self, steps: Iterable[Step], place: int) -> None:

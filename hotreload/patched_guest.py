@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import zlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -221,10 +222,20 @@ class PatchedGuest:
         """
         types = dict(self.known.live_types)
         for key, each in edited.items():
-            held = types.get(key, ())
-            if each.types and each.types not in held:
-                types[key] = (*without_same(held, each.types), each.types)
+            if each.types and not (key in types and self.known.edited.get(key) is each):
+                held = self.types_of(key)
+                if each.types not in held:
+                    packed = (zlib.compress(one, 1) for one in (*without_same(held, each.types), each.types))
+                    types[key] = tuple(packed)
         self.known = replace(self.known, edited=dict(edited), live_types=types)
+
+    def types_of(self, key: Path) -> tuple[bytes, ...]:
+        """Each .BTF of a unit, by object, that ran since the boot or since the last undo."""
+        return tuple(map(zlib.decompress, self.known.live_types.get(key, ())))
+
+    def is_made_of(self, edited: Mapping[Path, Compared]) -> None:
+        """What it runs again, after an undo, was made of these."""
+        self.known = replace(self.known, edited=edited)
 
     def forget_types(self) -> None:
         """Who takes a reload back knows that what it made is not in use any more."""

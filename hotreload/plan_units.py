@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,8 @@ def compare_unit(
         name = pair.unit.source.name
         message = f"{name} is not C: where its functions begin and end, nobody can tell for sure"
         diff = replace(diff, obstacles=(*diff.obstacles, Obstacle("HR2206", name, message)))
-    return Compared(pair, original, diff, section_of(patched))
+    digest = hashlib.sha256(pair.patched.read_bytes()).digest()
+    return Compared(pair, original, diff, section_of(patched), digest)
 
 
 def plan_units(base: AnyBase, compared: Mapping[Path, Compared], symbols: KernelSymbols) -> PatchPlan | None:

@@ -92,7 +92,7 @@ class Reloader:
         self._knowledge: KernelKnowledge | None = None
         self._originals: dict[Path, Original] = {}
         self._edited: dict[Path, Compared] = {}  # units compiled since boot, by object
-        self._history = History([Step(0, None, base=booted)])
+        self._history = History([Step(0, None, base=booted, edited={})])
 
     @property
     def history(self) -> tuple[ReloadReport, ...]:
@@ -412,7 +412,8 @@ class Reloader:
         self._knowledge = self._knowledge.of(self.base)
 
     def _add_step(self, plan: PatchPlan | None) -> Step:
-        return self._history.add(plan, self._symbols(), self._guest.known.homes, self.base)
+        known = self._guest.known
+        return self._history.add(plan, self._symbols(), known.homes, self.base, known.edited)
 
     def _note_once_unloaded(self, cycle: Cycle, plan: PatchPlan | None, before: PatchPlan | None) -> None:
         """Said when a module becomes part of the patch: it is not what anybody expects."""
@@ -440,6 +441,8 @@ class Reloader:
         # Its homes may have gone with a module.
         await self._bring(cycle, target.plan, self._history.steps[place].homes)
         self._history.place = place
+        if target.edited is not None:
+            self._guest.is_made_of(target.edited)
         # The sources bring back what they say with the next save; nothing says what a source patch said.
         for pushed in self.units.drop_pushed():
             self._edited.pop(pushed, None)
@@ -496,7 +499,7 @@ class Reloader:
                 if key not in self._originals:
                     plain = self.base.of(pair.unit).plain_object(pair.unit)
                     self._originals[key] = read_original(pair.original, plain)
-                live_types = self._guest.known.live_types.get(key, ())
+                live_types = self._guest.types_of(key)
                 texts = self._texts(pair.unit, instead)
                 compared = compare_unit(pair, self._originals[key], texts, live_types)
                 self._edited[key] = compared
@@ -554,5 +557,9 @@ class Reloader:
 
 def _differing(before: Mapping[Path, Compared], now: Mapping[Path, Compared]) -> tuple[Path, ...]:
     """The sources of the units that are not the same in both."""
-    others = [key for key in {**before, **now} if before.get(key) is not now.get(key)]
+    others = [key for key in {**before, **now} if _digest(before.get(key)) != _digest(now.get(key))]
     return tuple((now.get(key) or before[key]).pair.unit.source for key in others)
+
+
+def _digest(compared: Compared | None) -> bytes | None:
+    return compared.digest if compared is not None else None

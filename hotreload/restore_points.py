@@ -41,7 +41,7 @@ class Known:
     ``homes``       where what the reloads added lives
     ``written``     values that the live patch wrote into data
     ``kept``        patch modules that must stay loaded, and why
-    ``live_types``  each .BTF of a unit, by object, that ran since the boot or since the last undo
+    ``live_types``  each .BTF of a unit, by object, that ran since the boot or since the last undo; packed
     """
 
     base: GuestBase

@@ -77,6 +77,8 @@ class Monitor:
                 while await _first(message, gone) is message:
                     event = message.result()
                     message = asyncio.create_task(listener.get())
+                    # The client keeps them for a reader of its own, which nobody is.
+                    self._client.events.clear()
                     yield QmpEvent(str(event["event"]), _data(event))
             finally:
                 gone.cancel()

@@ -11,11 +11,16 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from qemu.qmp import QMPClient
 
+from hotreload.demo.driven import Driven
+from hotreload.report.outcome import Outcome
+from hotreload.session.control import RemoteError
+from tests.guest.story import HELP, MAIN, Read, Save
 from tests.guest.watching import DRIVER, LIMIT, TIMER, Watch, edit, eventually_nothing, reading, run, watch
 
 
@@ -231,9 +236,29 @@ def test_a_warning_after_a_reload_is_told_once_and_nothing_is_undone(driver: Pat
     assert (crash["code"], crash["function"], crash["number"]) == ("HR4105", "show", 1)
 
 
+def test_what_came_along_with_a_reload_that_crashed_is_left_out_with_it(in_session: InSession) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        await save(help_c=HELP.replace("2 * n", "3 * n"))
+        await watch.request("undo")
+        assert await read() == "hello 1 2\n"
+        # The next save brings back what was undone.
+        await save(main_c=MAIN.replace("hello", "hi"))
+        assert await read() == "hi 2 6\n"
+        with contextlib.suppress(RemoteError):
+            await watch.run("echo c >/proc/sysrq-trigger")
+        crashed = (await watch.next_cycle()).report
+        assert (crashed.outcome, crashed.number) == (Outcome.CRASHED, 2)
+        assert crashed.notes[1].startswith("help.c, main.c: the guest runs the code it booted with of it")
+        await save(main_c=MAIN.replace("hello", "hey"))
+        assert await read() == "hey 2 4\n"
+
+    in_session(story)
+
+
 # What somebody does to it while a patch is on its way.
 
 
+InSession = Callable[..., None]
 SLOW = DRIVER.replace("<linux/module.h>", "<linux/delay.h>\n#include <linux/module.h>").replace(
     "reads += step;", "reads += step;\n\tif (reads == 1)\n\t\tmsleep(12000);"
 )
