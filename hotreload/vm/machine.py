@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -165,7 +166,8 @@ class Machine:
         written, GuestUnreachableError.
         """
         try:
-            file.open("xb").close()
+            # All that the guest knows is in it.
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         except FileExistsError as error:
             raise InputError(f"{file} is there already", hint="name another file") from error
         except OSError as error:
