@@ -38,10 +38,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One cycle: the first of its events by type, and its report."""
+    """One cycle: the first of its events by type, and its report.
+
+    ``climbs``: why it went on to the next rung of the ladder, each time it did.
+    """
 
     events: Mapping[str, Mapping[str, Any]]
     report: ReloadReport
+    climbs: tuple[ReloadReport, ...] = ()
 
 
 class Driven:
@@ -61,6 +65,7 @@ class Driven:
         self._said: list[str] = []
         self._failure: HotReloadError | None = None
         self._events: dict[str, Mapping[str, Any]] = {}
+        self._climbs: list[ReloadReport] = []
         self._cycles: asyncio.Queue[Told] = asyncio.Queue()
         self._ready = asyncio.Event()
         self._readers: list[asyncio.Task[None]] = []
@@ -191,9 +196,12 @@ class Driven:
             event = json.loads(message["event"])
             # The first of a type: the same may close the cycle with less.
             self._events.setdefault(event["type"], event)
+        elif "climb" in message:
+            self._climbs.append(report_from(message["climb"]))
         elif "report" in message:
-            self._cycles.put_nowait(Told(self._events, report_from(message["report"])))
-            self._events = {}
+            told = Told(self._events, report_from(message["report"]), tuple(self._climbs))
+            self._cycles.put_nowait(told)
+            self._events, self._climbs = {}, []
 
 
 def guest_name(purpose: str) -> str:

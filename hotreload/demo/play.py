@@ -8,6 +8,7 @@ was asked of the guest, and each step fails unless the guest shows what it must.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -15,12 +16,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from hotreload.config import Config
-from hotreload.demo.driven import Driven, guest_name
+from hotreload.demo.driven import Driven, Told, guest_name
 from hotreload.demo.examples import WAYS_TO_SAVE, copy_example, sources
 from hotreload.demo.examples.ticker_edits import (
     LOOK,
@@ -29,6 +29,7 @@ from hotreload.demo.examples.ticker_edits import (
     Step,
     Unexpected,
     View,
+    check_reload,
     check_state,
     expect,
     parse_view,
@@ -36,7 +37,7 @@ from hotreload.demo.examples.ticker_edits import (
 from hotreload.errors import HotReloadError, InputError
 from hotreload.interrupts import raise_interrupts, run
 from hotreload.report.console import WORDS, render
-from hotreload.report.outcome import ReloadReport
+from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.table import align
 from hotreload.report.text import enumerate_names, one_line, styled
 
@@ -71,7 +72,7 @@ def play(config: Config, stream: TextIO, *, color: bool, keep: Path | None = Non
         return run(_Demo(folder, config, stream, color).play())
 
 
-@contextmanager
+@contextlib.contextmanager
 def _folder(keep: Path | None) -> Iterator[Path]:
     if keep is not None:
         yield _kept(keep.resolve())
@@ -104,7 +105,7 @@ class _Demo:
 
     async def play(self) -> int:
         self._say(self._styled(f"hotreload watch {self.folder}", "bold"))
-        options = ("--max-rung", "patch", "--kernel", self.config.kernel)
+        options = ("--max-rung", "module", "--kernel", self.config.kernel)
         async with Driven(self.folder, guest_name("demo"), self._progress, options) as watch:
             facts = watch.facts
             self._say(
@@ -115,8 +116,9 @@ class _Demo:
             first = before = await self._look(watch)
             for number, step in enumerate(STEPS, 1):
                 self._say(self._styled(f"\n[{number}/{len(STEPS)}] {step.title}", "bold"))
+                last = before
                 before = await self._act(watch, step, WAYS_TO_SAVE[number % len(WAYS_TO_SAVE)], before)
-            self._close(first, before)
+            self._close(first, last)
         return 0
 
     async def _hold_open(self, watch: Driven) -> None:
@@ -131,20 +133,22 @@ class _Demo:
         new = step.texts(self.texts)
         self._show_edits(step, new)
         before = await self._look(watch)
+        if step.first is not None:
+            await watch.run(step.first)
         for name, text in new.items():
             save(self.folder / name, text)
         self.texts |= new
-        cycle = await watch.next_cycle()
-        self.reports.append(cycle.report)
-        self._say(render(cycle.report, WIDTH, self.color, self.folder))
+        cycle = await self._cycle_of(watch, step)
         try:
             step.check_report(cycle.report)
+            if step.crash is not None:
+                await self._crash(watch, step.crash)
             if step.new_functions:
                 found = cycle.events.get("diff.done", {}).get("new_functions", [])
                 missing = set(step.new_functions).difference(found)
                 expect(not missing, f"new functions {', '.join(step.new_functions)}", ", ".join(found))
-            after = await self._look_until_settled(watch)
-            check_state(before, after)
+            after = await (self._look(watch) if step.is_reload else self._look_until_settled(watch))
+            (check_reload if step.is_reload else check_state)(before, after)
             shown = step.check(before, after)
         except Unexpected as unexpected:
             raise DemoFailedError(
@@ -153,6 +157,28 @@ class _Demo:
             ) from unexpected
         self._show_views(shown, before, after)
         return after
+
+    async def _cycle_of(self, watch: Driven, step: Step) -> Told:
+        """The cycle that the step is about. Where this machine is busy, saves at once may come as two."""
+        cycles = [await self._next_cycle(watch)]
+        while set(step.files) - {file.name for cycle in cycles for file in cycle.report.files}:
+            cycles.append(await self._next_cycle(watch))
+        return next((cycle for cycle in cycles if cycle.report.outcome is step.outcome), cycles[-1])
+
+    async def _next_cycle(self, watch: Driven) -> Told:
+        cycle = await watch.next_cycle()
+        self.reports.append(cycle.report)
+        for report in (*cycle.climbs, cycle.report):
+            self._say(render(report, WIDTH, self.color, self.folder))
+        return cycle
+
+    async def _crash(self, watch: Driven, command: str) -> None:
+        """Run what the guest dies of, and wait until it is back."""
+        self._say(f"{INDENT}{command}")
+        with contextlib.suppress(HotReloadError):
+            await watch.run(command)
+        crashed = (await self._next_cycle(watch)).report.outcome
+        expect(crashed is Outcome.CRASHED, "outcome crashed", crashed.value)
 
     async def _look(self, watch: Driven) -> View:
         done = await watch.run(LOOK)
@@ -206,7 +232,7 @@ class _Demo:
         self._say("\n" + times_table(self.reports, self.color))
         live = sum(report.outcome.rung is not None for report in self.reports)
         self._say(
-            f"\n{len(self.reports)} saves, {live} of them live in a guest that never stopped:"
+            f"\n{len(STEPS)} saves, {live} of them live in a guest that was booted once:"
             f" up {first.uptime:.1f} -> {last.uptime:.1f} s, ticks {first.ticks} -> {last.ticks}.\n"
             f"All of it was checked, in {time.monotonic() - self.started:.0f} s."
             " Your turn: cd yourdriver && hotreload watch"

@@ -52,7 +52,8 @@ class View:
 
 # A program that opens the device once and goes on reading: its file, and what that remembers, must survive.
 HOLD_OPEN = (
-    'exec 3</dev/ticker; while read -r line <&3; do echo "$line" >/tmp/kept; read -r end <&3; sleep 0.3; done'
+    "echo $$ >/tmp/holder; exec 3</dev/ticker; "
+    'while read -r line <&3; do echo "$line" >/tmp/kept; read -r end <&3; sleep 0.3; done'
 )
 START_HOLDING = f"setsid sh -c '{HOLD_OPEN}' </dev/null >/dev/null 2>&1 & sleep 0.1"
 # One round trip; what belongs to what is told by an empty line between.
@@ -85,7 +86,8 @@ class Step:
 
     ``edits`` to the sources as they are; ``restore``: the files go back to what the guest booted with, first.
     ``code`` is the reason's where the edit is refused; ``symbols`` must be among what runs
-    anew, ``new_functions`` among those that come with the patch.
+    anew, ``new_functions`` among those that come with the patch. ``first``: a command in the guest before the
+    save; ``crash``: one after it, of which the guest dies. ``is_reload``: the module's state is lost.
     """
 
     title: str
@@ -96,6 +98,9 @@ class Step:
     symbols: tuple[str, ...] = ()
     new_functions: tuple[str, ...] = ()
     code: str | None = None
+    first: str | None = None
+    crash: str | None = None
+    is_reload: bool = False
     files: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -139,6 +144,14 @@ def check_state(before: View, after: View) -> None:
         f"the open file beyond line {before.kept_number}",
         after.kept_line,
     )
+
+
+def check_reload(before: View, after: View) -> None:
+    """A module that was loaded anew, in a guest that goes on. Raises Unexpected."""
+    expect(after.boot_id == before.boot_id, f"the same boot {before.boot_id}", after.boot_id)
+    expect(after.uptime > before.uptime, f"an uptime above {before.uptime}", str(after.uptime))
+    expect(after.ticks < before.ticks, f"fewer than {before.ticks} ticks", str(after.ticks))
+    expect(after.opens == 1, "one open", str(after.opens))
 
 
 def _line_is(pattern: str) -> Check:
@@ -189,6 +202,12 @@ def _as_booted(before: View, after: View) -> Shown:
     return before.line, after.line
 
 
+def _counts_from_new(before: View, after: View) -> Shown:
+    expect(not after.patches, "no live patch", ", ".join(after.patches))
+    return f"ticks {before.ticks}, opens {before.opens}", f"ticks {after.ticks}, opens {after.opens}"
+
+
+GROWN = Edit("main.c", "\tunsigned int number;\n", "\tunsigned int number;\n\tu64 since;\n")
 NEW_FUNCTION = """\
 static noinline const char *ticker_interest(int views)
 {
@@ -267,16 +286,33 @@ STEPS: Sequence[Step] = (
         symbols=("interval_ms",),
     ),
     Step(
-        "An edit that cannot be patched: what an open file remembers grows, and one is open",
-        Outcome.REFUSED,
+        "What an open file remembers grows: no patch can do that, and the module is in use",
+        Outcome.REJECTED,
         _nothing_differs,
-        edits=(Edit("main.c", "\tunsigned int number;\n", "\tunsigned int number;\n\tu64 since;\n"),),
-        code="HR2101",
+        edits=(GROWN,),
+        code="HR2301",
     ),
     Step(
         "All of it undone, as `git checkout .` would: the patch goes away",
         Outcome.UNDONE,
         _as_booted,
         restore=("main.c", "stats.c", "ticker.h"),
+    ),
+    Step(
+        "A wild pointer: the guest crashes, and is back where it was before that reload",
+        Outcome.LIVE,
+        _nothing_differs,
+        edits=(Edit("stats.c", "atomic64_read(&ticker_totals.ticks)", "*(volatile u64 *)8"),),
+        crash="cat /proc/ticker",
+    ),
+    Step(
+        "The program with the open device ends, and the module can be loaded anew",
+        Outcome.RELOADED,
+        _counts_from_new,
+        edits=(GROWN,),
+        restore=("stats.c",),
+        first="kill $(cat /tmp/holder)",
+        symbols=("ticker.ko",),
+        is_reload=True,
     ),
 )
