@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 # How often a guest that takes a patch is looked at for a panic, in seconds.
 TROUBLE_INTERVAL = 0.05
+# Of a guest that was just brought back, on a machine that may be busy with something else.
+LOGINS = 3
 
 
 class PatchedGuest:
@@ -277,5 +279,11 @@ class PatchedGuest:
     async def _returned(self, saved: Saved) -> Saved:
         self.known = saved.moment.known
         self.is_changing = False
-        await self.guest.reconnect()
+        await self._log_in()
         return saved
+
+    async def _log_in(self) -> None:
+        for _ in range(LOGINS - 1):
+            with contextlib.suppress(GuestUnreachableError):
+                return await self.guest.reconnect()
+        return await self.guest.reconnect()

@@ -185,6 +185,7 @@ class Reloader:
             place < saved.moment.place,
             self.running,
             _differing(edited, self._edited),
+            place > saved.moment.place + 1,
         )
 
     async def save_checkpoint(self, name: str) -> Saved:

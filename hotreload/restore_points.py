@@ -21,7 +21,7 @@ from hotreload.patch.homes import Home
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch.module import LivePatch
 from hotreload.patch.writes import Place, Written
-from hotreload.vm.checkpoints import TAG_PREFIX, Checkpoint, Checkpoints
+from hotreload.vm.checkpoints import TAG_PREFIX, Checkpoint, Checkpoints, NoSpaceError
 
 KEPT = 3
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -83,7 +83,8 @@ class RolledBack:
 
     ``checkpoint``: its name; ``number``: the reload that was undone so, None: none was, for the guest crashed
     while a patch was brought to it, or after an undo (``before_undo``); ``runs``: the reload whose code it
-    runs now. ``left_out``: sources that the guest does not run as they were compiled last.
+    runs now. ``left_out``: sources that the guest does not run as they were compiled last. ``further``: it
+    went back more than one reload, for want of a checkpoint in between.
     """
 
     checkpoint: str
@@ -91,6 +92,7 @@ class RolledBack:
     before_undo: bool
     runs: int | None
     left_out: tuple[Path, ...]
+    further: bool = False
 
 
 class RestorePoints:
@@ -114,8 +116,11 @@ class RestorePoints:
         try:
             await self._make_room(self._checkpoints)
             checkpoint = await self._checkpoints.save()
+        except NoSpaceError as fault:
+            return f"{fault.code} {fault.message}: a crash goes back further, or ends the session"
         except EnvironmentFault as fault:
-            self._checkpoints = None
+            # A save that failed half-way keeps what it has written.
+            self._give_up(self._checkpoints)
             return f"{fault.code} {fault.message}; {NO_MORE}"
         self._latest = Saved(checkpoint, moment)
         self._slow = self._slow + 1 if checkpoint.seconds > SLOW else 0
@@ -123,6 +128,12 @@ class RestorePoints:
             self._checkpoints = None
             return f"HR5105 to save the guest took {checkpoint.seconds:.1f} s; {NO_MORE}"
         return None
+
+    def _give_up(self, checkpoints: Checkpoints) -> None:
+        checkpoints.give_up()
+        self._checkpoints, self._latest = None, None
+        self._points.clear()
+        self._by_hand.clear()
 
     def use(self) -> None:
         """From here on the guest is another one than the one that was saved last."""

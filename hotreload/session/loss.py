@@ -129,6 +129,8 @@ def restored(back: RolledBack, seconds: float) -> tuple[str, ...]:
         what = f"guest restored to the checkpoint before the undo: it runs {runs} again, after"
     elif back.number is None:
         what = "the patch on its way is taken back, guest restored to the checkpoint before it in"
+    elif back.further:
+        what = f"#{back.number} undone, and those between: guest restored to a checkpoint of {runs} in"
     else:
         what = f"#{back.number} undone, guest restored to the checkpoint before it in"
     lines = [f"{what} {seconds:.2f} s"]

@@ -11,6 +11,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +54,10 @@ async def make_state_disk(file: Path) -> None:
         raise _unusable(made.complaint)
 
 
+class NoSpaceError(EnvironmentFault):
+    """There is no space for a checkpoint now."""
+
+
 class Checkpoints:
     """Those of one machine; calls are done one at a time."""
 
@@ -63,17 +70,35 @@ class Checkpoints:
     async def save(self, tag: str | None = None) -> Checkpoint:
         """Save the guest as it is now; ``tag``: a name of its own.
 
-        Raises EnvironmentFault (HR5105), and GuestUnreachableError, also for a guest that does not run:
-        nobody wants that one back.
+        Raises NoSpaceError (HR5107), EnvironmentFault (HR5105), and GuestUnreachableError, also for a guest
+        that does not run: nobody wants that one back.
         """
         async with self._busy:
             self._serial += 1
             tag = tag or f"{TAG_PREFIX}{self._serial}"
             started = time.monotonic()
             self._require_running()
+            self._require_space()
             await self._job("snapshot-save", tag, vmstate=STATE_NODE)
             self._require_running()
             return Checkpoint(tag, time.monotonic() - started, time.time())
+
+    def _require_space(self) -> None:
+        """Raise NoSpaceError when the guest's memory may not fit: who compiles needs what is left more."""
+        disk, wanted = self._machine.spec.state_disk, self._machine.spec.memory_mb << 20
+        if disk is not None and (free := shutil.disk_usage(disk.parent).free) < wanted:
+            raise NoSpaceError(
+                f"no checkpoint of the guest: {free >> 20} MiB are free below {disk.parent}, it may take"
+                f" {wanted >> 20}",
+                code="HR5107",
+                hint="free some space",
+            )
+
+    def give_up(self) -> None:
+        """Give the disk's space back. None of the checkpoints can be used any more."""
+        if self._machine.spec.state_disk is not None:
+            with contextlib.suppress(OSError):
+                os.truncate(self._machine.spec.state_disk, 0)
 
     def _require_running(self) -> None:
         if trouble := self._machine.trouble:

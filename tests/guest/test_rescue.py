@@ -20,6 +20,7 @@ from qemu.qmp import QMPClient
 from hotreload.demo.driven import Driven
 from hotreload.report.outcome import Outcome
 from hotreload.session.control import RemoteError
+from tests.conftest import require
 from tests.guest.story import HELP, MAIN, Read, Save
 from tests.guest.watching import DRIVER, LIMIT, TIMER, Watch, edit, eventually_nothing, reading, run, watch
 
@@ -432,3 +433,37 @@ def test_the_guests_memory_is_written_to_a_file_that_is_not_there_yet(driver: Pa
         assert (again.returncode, "is there already" in again.stderr) == (2, True)
         assert reading(driver) == "old 1\n"
         assert watching.end() == 130
+
+
+def test_without_space_for_a_checkpoint_an_edit_goes_live_and_says_so(
+    driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "small"
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=700m", "hotreload-test", str(place)]
+    mounted = subprocess.run(words, capture_output=True, text=True, check=False)
+    require(
+        mounted.returncode == 0, f"the right to mount ({mounted.stderr.strip()})", "run the tests as root"
+    )
+    try:
+        monkeypatch.setenv("XDG_STATE_HOME", str(place))
+        with watch(driver) as watching:
+            watching.waits_for("ready")
+            edit(driver, "old %d", "new %d")
+            watching.waits_for("live")
+            with (place / "much").open("wb") as much:
+                os.posix_fallocate(much.fileno(), 0, 200 << 20)
+            edit(driver, "new %d", "newer %d")
+            watching.waits_for("live", times=2)
+            assert "HR5107 no checkpoint of the guest: " in watching.said
+            assert reading(driver) == "newer 1\n"
+            run(driver, "guest", "exec", "echo c >/proc/sysrq-trigger")
+            watching.waits_for("#2 undone, and those between: guest restored to a checkpoint of the code")
+            assert reading(driver) == "old 1\n"
+            (place / "much").unlink()
+            edit(driver, "newer %d", "newest %d")
+            watching.waits_for("live", times=3)
+            assert watching.said.count("HR5107") == 1
+            assert watching.end() == 130
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
