@@ -10,13 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hotreload.build.compile import ObjectPair
+from hotreload.compared import Compared
 from hotreload.deploy.livepatch import AppliedPatch
-from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
-from hotreload.diff.running_code import RunningCode, match_running
-from hotreload.diff.unit_diff import BaseObject, base_object_of
-from hotreload.elf.reader import read_object
 from hotreload.errors import (
     CompileError,
     EditError,
@@ -37,34 +33,6 @@ _OUTCOMES = {
     TransitionStalledError: Outcome.STALLED,
     GuestCrashedError: Outcome.CRASHED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Original:
-    """A unit's base object, and what of it the guest runs: read once in the guest's life."""
-
-    base: BaseObject
-    running: RunningCode
-
-
-def read_original(base: Path, plain: Path) -> Original:
-    """Read a unit's base object and the one kbuild made. Raises InputError (HR1009)."""
-    original = read_object(base)
-    return Original(base_object_of(original), match_running(read_object(plain), original))
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """A unit's two objects, and what they differ in.
-
-    ``types``: the raw ``.BTF`` of the patched one, ``digest``: of its file.
-    """
-
-    pair: ObjectPair
-    original: Original
-    diff: ObjectDiff
-    types: bytes | None = None
-    digest: bytes = b""
 
 
 @dataclass(slots=True)

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hotreload.build.guest_base import GuestBase
+from hotreload.compared import Compared
 from hotreload.patch.homes import Home
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.report.outcome import ReloadReport
-
-if TYPE_CHECKING:
-    from hotreload.cycle import Compared
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hotreload.build.built import VMLINUX, BuiltModule
+from hotreload.compared import Compared
 from hotreload.config import RUNGS
-from hotreload.cycle import Compared
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.report.codes import codes
 

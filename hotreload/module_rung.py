@@ -15,7 +15,7 @@ from pathlib import Path
 from hotreload.build.base import build_base
 from hotreload.build.built import Build, BuiltModule
 from hotreload.build.guest_base import GuestBase
-from hotreload.cycle import Compared
+from hotreload.compared import Compared
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.module_reload import Commands, ModuleExchange, ModuleFile, depends_of, load_order
 from hotreload.diff.obstacles import NotPatchableError

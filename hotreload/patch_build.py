@@ -25,7 +25,8 @@ from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.build.patched_sources import PatchedSources, apply_patches
 from hotreload.build.patched_units import compile_units
 from hotreload.build.units import UnitSelection, units_for
-from hotreload.cycle import Compared, Cycle, read_original
+from hotreload.compared import Compared, read_original
+from hotreload.cycle import Cycle
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.errors import CompileError, InputError
 from hotreload.kernel_knowledge import learn_offline

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from hotreload.build.guest_base import GuestBase
-from hotreload.cycle import Compared, Cycle
+from hotreload.compared import Compared
+from hotreload.cycle import Cycle
 from hotreload.deploy.guest import RestorableGuest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
 from hotreload.deploy.module_reload import ModuleExchange

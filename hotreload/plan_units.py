@@ -12,7 +12,7 @@ from pathlib import Path
 from hotreload.build.base import AnyBase
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
-from hotreload.cycle import Compared, Original
+from hotreload.compared import Compared, Original
 from hotreload.diff.layouts import section_of
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import diff_unit

@@ -23,8 +23,9 @@ from hotreload.build.guest_base import GuestBase
 from hotreload.build.patched_sources import PatchedSources
 from hotreload.build.patched_units import compile_units
 from hotreload.build.units import units_for
+from hotreload.compared import Compared, Original, read_original
 from hotreload.config import MAX_UNITS
-from hotreload.cycle import Announce, Compared, Cycle, Original, read_original
+from hotreload.cycle import Announce, Cycle
 from hotreload.deploy.guest import RestorableGuest
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.edited_units import EditedUnits

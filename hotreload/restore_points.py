@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hotreload.build.guest_base import GuestBase
-from hotreload.cycle import Compared
+from hotreload.compared import Compared
 from hotreload.errors import EnvironmentFault, InputError
 from hotreload.history import Step
 from hotreload.patch.homes import Home

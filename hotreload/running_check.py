@@ -16,7 +16,7 @@ from pathlib import Path
 from hotreload.build.base import AnyBase
 from hotreload.build.built import VMLINUX
 from hotreload.build.cmd_files import TranslationUnit
-from hotreload.cycle import Compared
+from hotreload.compared import Compared
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.verify import (
     Checked,

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from hotreload.cycle import Compared
+from hotreload.compared import Compared
 from hotreload.patch.module import LivePatch
 from hotreload.paths import writing_to
 from hotreload.report.diff_json import diff_object

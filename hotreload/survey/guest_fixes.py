@@ -24,7 +24,7 @@ from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.patched_sources import PatchedSources
 from hotreload.build.patched_units import compile_units
 from hotreload.build.units import units_for
-from hotreload.cycle import Compared, read_original
+from hotreload.compared import Compared, read_original
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.errors import CompileError
 from hotreload.kernel_knowledge import KernelKnowledge, learn_offline

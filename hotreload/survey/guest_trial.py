@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotreload.build.kernel_tree import KernelTree
+from hotreload.compared import Compared
 from hotreload.config import Config
-from hotreload.cycle import Compared
 from hotreload.deploy.livepatch import apply_patch, disable_patch, patch_status, sweep
 from hotreload.deploy.transition import PatchStatus
 from hotreload.errors import (

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: MIT
+"""A unit as the guest booted it, and as its sources make it now, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload.build.compile import ObjectPair
+from hotreload.diff.object_diff import ObjectDiff
+from hotreload.diff.running_code import RunningCode, match_running
+from hotreload.diff.unit_diff import BaseObject, base_object_of
+from hotreload.elf.reader import read_object
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A unit's base object, and what of it the guest runs: read once in the guest's life."""
+
+    base: BaseObject
+    running: RunningCode
+
+
+def read_original(base: Path, plain: Path) -> Original:
+    """Read a unit's base object and the one kbuild made. Raises InputError (HR1009)."""
+    original = read_object(base)
+    return Original(base_object_of(original), match_running(read_object(plain), original))
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A unit's two objects, and what they differ in.
+
+    ``types``: the raw ``.BTF`` of the patched one, ``digest``: of its file.
+    """
+
+    pair: ObjectPair
+    original: Original
+    diff: ObjectDiff
+    types: bytes | None = None
+    digest: bytes = b""
