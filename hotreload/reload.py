@@ -18,32 +18,29 @@ from pathlib import Path
 from hotreload.build.base import Base
 from hotreload.build.built import Build
 from hotreload.build.cmd_files import TranslationUnit
-from hotreload.build.compile import ObjectPair, rebuild
+from hotreload.build.compile import ObjectPair
 from hotreload.build.guest_base import GuestBase
 from hotreload.build.patched_sources import PatchedSources
 from hotreload.build.patched_units import compile_units
-from hotreload.build.units import units_for
-from hotreload.compared import Compared, Original, read_original
+from hotreload.compared import Compared
 from hotreload.config import MAX_UNITS
 from hotreload.cycle import Announce, Cycle
 from hotreload.deploy.guest import RestorableGuest
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.edited_units import EditedUnits
+from hotreload.edits import Edits
 from hotreload.errors import EditError, EnvironmentFault, PatchRejectedError
 from hotreload.fault_line import SourceLine, fault_line
 from hotreload.history import History, Step
-from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.module_rung import ModuleRung
 from hotreload.patch.homes import Home, continued
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch_build import patched_units, refuse_recipes, require_built, work_folder
 from hotreload.patched_guest import PatchedGuest
-from hotreload.plan_units import compare_unit, plan_units
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why
 from hotreload.restore_points import Known, Moment, RolledBack, Saved
 from hotreload.running_check import RunningCheck
-from hotreload.source_texts import SourceTexts
 from hotreload.stages import StageKeeper
 from hotreload.vm.checkpoints import Checkpoints
 from hotreload.vm.machine import Trouble
@@ -76,11 +73,8 @@ class Reloader:
         ``module_rung``: what follows where no patch can do it; ``trouble``: why the guest stopped, if it did;
         ``checkpoints``: of the guest's machine, if it can."""
         self.dry_run = dry_run
-        self._glue = glue
-        self._running = running
         self._module_rung = module_rung
         self._stages = StageKeeper(folder / "reloads")
-        self._objects = folder / "objects"
         booted = GuestBase.booted(module, base)
         self._guest = PatchedGuest(
             guest,
@@ -89,10 +83,7 @@ class Reloader:
             transition_timeout=transition_timeout,
             checkpoints=checkpoints,
         )
-        self.units = EditedUnits(booted, self._objects, max_units)
-        self._knowledge: KernelKnowledge | None = None
-        self._originals: dict[Path, Original] = {}
-        self._edited: dict[Path, Compared] = {}  # units compiled since boot, by object
+        self._edits = Edits(booted, running, glue, folder / "objects", max_units)
         self._history = History([Step(0, None, base=booted, edited={})])
 
     @property
@@ -112,12 +103,17 @@ class Reloader:
 
     def new_inputs(self) -> frozenset[Path]:
         """The files of the user's that edits have included."""
-        return self.units.new_inputs()
+        return self._edits.units.new_inputs()
+
+    @property
+    def units(self) -> EditedUnits:
+        """Which units the edits ask for."""
+        return self._edits.units
 
     @property
     def edited(self) -> tuple[Path, ...]:
         """The objects of the units that were compiled since the guest booted."""
-        return tuple(self._edited)
+        return tuple(self._edits.compared)
 
     @property
     def kept_loaded(self) -> Mapping[str, tuple[str, ...]]:
@@ -175,7 +171,7 @@ class Reloader:
         The sources stay as they are; a unit of that push is brought again when one of its files is saved.
         Connections into the guest are lost. Raises EnvironmentFault (HR5105), GuestUnreachableError.
         """
-        was, place, base, edited = self._history.current, self._history.place, self.base, self._edited
+        was, place, base, edited = self._history.current, self._history.place, self.base, self._edits.compared
         saved = await self._guest.restore()
         if saved is None:
             return None
@@ -185,7 +181,7 @@ class Reloader:
             was.number if place > saved.moment.place else None,
             place < saved.moment.place,
             self.running,
-            _differing(edited, self._edited),
+            _differing(edited, self._edits.compared),
             place > saved.moment.place + 1,
         )
 
@@ -206,12 +202,12 @@ class Reloader:
 
         The sources stay as they are; a unit that the guest does not run is brought when it is saved.
         """
-        started, base, edited = time.monotonic(), self.base, self._edited
+        started, base, edited = time.monotonic(), self.base, self._edits.compared
         saved = await self._guest.load(name)
         self._return_to(saved.moment, base)
         runs = "the code it booted with" if self.running is None else f"#{self.running}"
         notes = [f"the guest runs {runs}"]
-        if left_out := [file.name for file in _differing(edited, self._edited)]:
+        if left_out := [file.name for file in _differing(edited, self._edits.compared)]:
             notes.append(f"{', '.join(left_out)}: as it was then, until it is saved again")
         return self.note(
             ReloadReport(
@@ -228,9 +224,7 @@ class Reloader:
         self._history.return_to(moment.steps, moment.place)
         if anew := self.base.anew_since(base):
             self._take_base(anew)
-        # What the guest runs was made of these, whatever was compiled since.
-        self._edited = dict(moment.known.edited)
-        self.units.compiled |= self._edited.keys()
+        self._edits.return_to(moment.known.edited)
 
     def note(self, report: ReloadReport) -> ReloadReport:
         """Keep a report that is not of a cycle: it is part of the history, too."""
@@ -242,7 +236,7 @@ class Reloader:
         newest = self._guest.newest
         if place is None or newest is None or place[0] != newest.name:
             return None
-        pairs = [one.pair for one in self._edited.values()]
+        pairs = [one.pair for one in self._edits.compared.values()]
         return await fault_line(newest.module, place[1], place[2], pairs)
 
     def place_of(self, address: int) -> tuple[str, str, int] | None:
@@ -251,7 +245,7 @@ class Reloader:
 
     async def prepare(self) -> None:
         """Do ahead what the first edit would have to wait for. Raises GuestUnreachableError, InputError."""
-        await self._learn()
+        await self._edits.learn(self._guest.guest)
 
     def follow(self, other: Reloader) -> None:
         """Go on with the numbers and the reports of another guest's."""
@@ -289,9 +283,7 @@ class Reloader:
 
     async def _as_patch(self, cycle: Cycle) -> ReloadReport:
         # Which translation units do these files go into? A header may go into many.
-        units = self.units.of(cycle.files)
-        for target in self.units.back_at_base():
-            self._edited.pop(target, None)
+        units = self._edits.of(cycle.files)
 
         # Replay the recorded compile command of each, and that of its base source: no kbuild.
         pairs = await self._build(cycle, units)
@@ -301,26 +293,19 @@ class Reloader:
     async def _through_patched(self, cycle: Cycle, sources: PatchedSources) -> ReloadReport:
         """The same for what source patches make of the files, which themselves stay as they are."""
         refuse_recipes(sources)
-        selection = units_for(sources.texts, self.base.build, self._objects)
+        selection = self._edits.selection(sources.texts)
         with work_folder() as work:
             # What else was edited is edited here, too.
-            edited = {Path(os.path.realpath(file)): file for file in self.units.differing}
+            edited = {Path(os.path.realpath(file)): file for file in self._edits.units.differing}
             texts = {real: file.read_bytes() for real, file in edited.items() if file.is_file()}
             with cycle.stage("build"):
-                await self._learn()
+                await self._edits.learn(self._guest.guest)
                 await self._save_checkpoint(cycle)
                 units = patched_units(sources, self.base.build, selection)
                 compiled = await compile_units(self.base, units, texts | dict(sources.texts), work)
                 require_built(sources, selection, compiled.used, cycle, {})
-            before = dict(self._edited), set(self.units.compiled), set(self.units.pushed)
-            self.units.compiled |= {unit.object for unit in units}
-            self.units.pushed |= {unit.object for unit in units}
-            try:
+            with self._edits.as_pushed(units):
                 return await self._from(cycle, compiled.pairs, sources.texts)
-            except BaseException:
-                # The next save is not to bring what nobody's files say.
-                self._edited, self.units.compiled, self.units.pushed = before
-                raise
 
     async def _from(
         self, cycle: Cycle, pairs: tuple[ObjectPair, ...], instead: Mapping[Path, bytes | None]
@@ -332,23 +317,23 @@ class Reloader:
         # Which of it can be patched, over all units edited since boot? All obstacles are told at once.
         plan = self._plan(cycle)
 
-        if changed := self.units.changed_makefiles():
+        if changed := self._edits.units.changed_makefiles():
             cycle.notes.append(f"HR1004 {changed} changed; the build is still the one before")
 
         before, running = self._history.current, self._guest.known.plan
         if plan == running:
             return cycle.no_change(self.running)
         if self.dry_run:
-            return cycle.would_be(self._symbols(), self.running)
+            return cycle.would_be(self._edits.symbols(), self.running)
         cycle.announce_difference()
 
         # Does the guest run the functions that are replaced? Its memory says.
-        await self._check_running(cycle, self._edited)
+        await self._check_running(cycle, self._edits.compared)
 
         # The guest has not been touched so far. This is the first line that does.
         await self._bring(cycle, plan, continued(self._guest.known.homes, running))
 
-        self._guest.note_made_of(self._edited)
+        self._guest.note_made_of(self._edits.compared)
         self._note_once_unloaded(cycle, plan, running)
         step = self._add_step(plan)
         self._keep_stages(cycle, step)
@@ -356,15 +341,16 @@ class Reloader:
 
     async def _as_modules(self, cycle: Cycle, refusal: NotPatchableError) -> ReloadReport:
         """The next rung: the modules that are in the way are built and loaded anew, and lose their state."""
-        await self._learn()
+        await self._edits.learn(self._guest.guest)
         await self._save_checkpoint(cycle)
         with cycle.stage("build"):
-            base, names = await self._module_rung.build(self.base, refusal, self._edited, self._plan_of)
+            edits = self._edits
+            base, names = await self._module_rung.build(self.base, refusal, edits.compared, edits.plan)
         if not names:  # a comment in a Makefile
             self._take_base(names, base)
             return await self._as_patch(cycle)
         cycle.announce_climb(refusal, names, self.running)
-        await self._load_anew(cycle, base, names, self._edited)
+        await self._load_anew(cycle, base, names, self._edits.compared)
         return cycle.went_anew(self._add_step(self._guest.known.plan), names)
 
     async def _load_anew(
@@ -372,8 +358,8 @@ class Reloader:
     ) -> None:
         """Exchange these modules for those of another base; what else was ``edited`` is live beside them."""
         before, homes = self._guest.known.plan, self._guest.known.homes
-        rest = {key: each for key, each in edited.items() if each.pair.unit.module not in names}
-        plan = self._plan_of(rest)
+        rest = self._edits.but_of(names, edited)
+        plan = self._edits.plan(rest)
 
         async def without() -> None:
             if plan != before:
@@ -401,26 +387,19 @@ class Reloader:
             await self._bring(cycle, plan, left)
 
     def _take_base(self, names: frozenset[str], base: GuestBase | None = None) -> None:
-        """These modules are of another base than before: forget what was known of them."""
+        """These modules are of another base than before."""
         if base is not None:
             self._guest.take_base(base)
-        anew = {unit.object for unit in self.base.units if unit.module in names}
-        self._edited = {key: each for key, each in self._edited.items() if key not in anew}
-        self._originals = {key: each for key, each in self._originals.items() if key not in anew}
-        self._running.forget(self.base, names)
         self._history.drop_homes(names)
-        self.units.rebase(self.base, self._edited)
-        assert self._knowledge is not None, "learnt while building"
-        self._knowledge = self._knowledge.of(self.base)
+        self._edits.take_base(self.base, names)
 
     def _add_step(self, plan: PatchPlan | None) -> Step:
         known = self._guest.known
-        return self._history.add(plan, self._symbols(), known.homes, self.base, known.edited)
+        return self._history.add(plan, self._edits.symbols(), known.homes, self.base, known.edited)
 
     def _note_once_unloaded(self, cycle: Cycle, plan: PatchPlan | None, before: PatchPlan | None) -> None:
         """Said when a module becomes part of the patch: it is not what anybody expects."""
-        knowledge = self._knowledge
-        assert knowledge is not None, "learnt while building"
+        knowledge = self._edits.knowledge
         then, now = (set(knowledge.cannot_load_again(each) if each else ()) for each in (before, plan))
         for name in sorted(now - then):
             when = "only with the next reload: this kernel is older than v6.3"
@@ -446,8 +425,7 @@ class Reloader:
         if target.edited is not None:
             self._guest.is_made_of(target.edited)
         # The sources bring back what they say with the next save; nothing says what a source patch said.
-        for pushed in self.units.drop_pushed():
-            self._edited.pop(pushed, None)
+        self._edits.drop_pushed()
         self._guest.forget_types()
         moved = left if outcome is Outcome.UNDONE else target
         runs = f"the guest runs #{target.number}" if target.number else "the guest runs what it booted"
@@ -463,12 +441,12 @@ class Reloader:
 
     async def _go_to_base(self, cycle: Cycle, target: Step) -> None:
         """Have the modules of that step: those that are others now are loaded anew."""
-        await self._learn()
+        await self._edits.learn(self._guest.guest)
         assert target.base is not None, "every step of a reloader has one"
         if anew := target.base.anew_since(self.base):
             await self._load_anew(cycle, target.base, anew, self._guest.known.edited)
             # The sources say something else of them, and bring it back with the next save.
-            self.units.ask_for(anew)
+            self._edits.units.ask_for(anew)
             cycle.notes.append(f"loaded anew: {', '.join(sorted(anew))}")
 
     # --- stages ---
@@ -477,19 +455,18 @@ class Reloader:
         cycle.announce("build.start", {"units": [unit.source for unit in units]})
         with cycle.stage("build"):
             # What the later stages need to know of the kernel is read while the compiler runs.
-            learning = asyncio.create_task(self._learn())
+            learning = asyncio.create_task(self._edits.learn(self._guest.guest))
             saving = asyncio.create_task(self._save_checkpoint(cycle))
             try:
-                pairs = await rebuild(
-                    self.base, units, self._objects,
-                    lambda done: cycle.announce("build.progress", {"units": len(units), "done": done}),
-                )  # fmt: skip
+                pairs = await self._edits.build(
+                    units, lambda done: cycle.announce("build.progress", {"units": len(units), "done": done})
+                )
                 await learning
             finally:
                 learning.cancel()
                 # What QEMU has begun to save it saves.
                 await asyncio.gather(learning, saving, return_exceptions=True)
-        self.units.are_compiled(units)
+        self._edits.units.are_compiled(units)
         return pairs
 
     def _compare(
@@ -497,46 +474,26 @@ class Reloader:
     ) -> None:
         with cycle.stage("diff"):
             for pair in pairs:
-                key = pair.unit.object
-                if key not in self._originals:
-                    plain = self.base.of(pair.unit).plain_object(pair.unit)
-                    self._originals[key] = read_original(pair.original, plain)
-                live_types = self._guest.types_of(key)
-                texts = self._texts(pair.unit, instead)
-                compared = compare_unit(pair, self._originals[key], texts, live_types)
-                self._edited[key] = compared
-                cycle.compared.append(compared)
-
-    def _texts(self, unit: TranslationUnit, instead: Mapping[Path, bytes | None]) -> Mapping[str, str]:
-        """The unit's sources as they are now, its own file first; read when they are asked for."""
-        inputs = self.base.of(unit).inputs[unit.object]
-        files = (unit.source, *(file for file in inputs if file != unit.source))
-        texts = {file: instead.get(Path(os.path.realpath(file))) for file in files} if instead else {}
-        return SourceTexts(files, {file: text for file, text in texts.items() if text is not None})
+                live_types = self._guest.types_of(pair.unit.object)
+                cycle.compared.append(self._edits.compare(pair, instead, live_types))
 
     def _plan(self, cycle: Cycle) -> PatchPlan | None:
         """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""
         with cycle.stage("link"):
-            return self._plan_of(self._edited)
-
-    def _plan_of(self, edited: Mapping[Path, Compared]) -> PatchPlan | None:
-        """Raises NotPatchableError."""
-        assert self._knowledge is not None, "learnt while building"
-        return plan_units(self.base, edited, self._knowledge.symbols)
+            return self._edits.plan(self._edits.compared)
 
     async def _check_running(self, cycle: Cycle, edited: Mapping[Path, Compared]) -> None:
         """Raises NotPatchableError (HR3101)."""
         with cycle.stage("link"):
-            assert self._knowledge is not None, "learnt while building"
-            if found := await self._running.obstacles(edited.values(), self._knowledge.symbols):
-                raise NotPatchableError(found)
+            await self._edits.require_running(edited)
 
     async def _bring(self, cycle: Cycle, plan: PatchPlan | None, homes: Mapping[Identity, Home]) -> None:
         """Make the guest run ``plan``; ``homes``: where that of it lives which is there already."""
-        assert self._knowledge is not None, "learnt while building"
         if plan is not None:
-            cycle.announce("apply.start", {"rung": "patch", "files": cycle.files, "symbols": self._symbols()})
-        await self._guest.bring(cycle, plan, homes, self._knowledge.glue)
+            cycle.announce(
+                "apply.start", {"rung": "patch", "files": cycle.files, "symbols": self._edits.symbols()}
+            )
+        await self._guest.bring(cycle, plan, homes, self._edits.knowledge.glue)
 
     # --- beside the hot path ---
 
@@ -547,14 +504,6 @@ class Reloader:
         cycle.is_saved = True
         if note := await self._guest.save(self._history):
             cycle.notes.append(note)
-
-    async def _learn(self) -> None:
-        if self._knowledge is None:
-            self._knowledge = await learn(self.base.build, self.base, self._glue, self._guest.guest)
-
-    def _symbols(self) -> tuple[str, ...]:
-        names = [name for compared in self._edited.values() for name in compared.diff.changed_names]
-        return tuple(dict.fromkeys(names))
 
 
 def _differing(before: Mapping[Path, Compared], now: Mapping[Path, Compared]) -> tuple[Path, ...]:

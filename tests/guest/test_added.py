@@ -31,7 +31,7 @@ def test_a_variable_that_a_reload_added_keeps_its_value_through_later_ones(
         retyped = await save(
             main_c=COUNTED.replace("int mine = 10", "long mine = 20").replace("%d\\n", "%ld\\n")
         )
-        assert "HR2104 starts anew, with another type or initial value: mine" in retyped.notes
+        assert "HR2104 starts anew, with another type, initial value or function: mine" in retyped.notes
         assert await read() == "hello 5 21\n"
 
     in_session(story)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""The edits since the guest booted: the units that they ask for, what these differ in from the base, and the
+plan of a patch that is made of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.compile import ObjectPair, rebuild
+from hotreload.build.guest_base import GuestBase
+from hotreload.build.units import UnitSelection, units_for
+from hotreload.compared import Compared, Original, read_original
+from hotreload.deploy.guest import Guest
+from hotreload.diff.obstacles import NotPatchableError
+from hotreload.edited_units import EditedUnits
+from hotreload.kernel_knowledge import KernelKnowledge, learn
+from hotreload.patch.model import PatchPlan
+from hotreload.plan_units import compare_unit, plan_units
+from hotreload.running_check import RunningCheck
+from hotreload.source_texts import SourceTexts
+
+Texts = Mapping[Path, bytes | None]
+
+
+class Edits:
+    """See the module. ``units``: which are to be compiled; ``compared``: what was, by object."""
+
+    def __init__(
+        self, base: GuestBase, running: RunningCheck, glue: Path, objects: Path, max_units: int
+    ) -> None:
+        """``objects``: the folder of our own compiles; ``running``: what looks at the guest's memory."""
+        self.base = base
+        self.units = EditedUnits(base, objects, max_units)
+        self.compared: dict[Path, Compared] = {}
+        self._running = running
+        self._glue = glue
+        self._objects = objects
+        self._originals: dict[Path, Original] = {}
+        self._knowledge: KernelKnowledge | None = None
+
+    async def learn(self, guest: Guest) -> None:
+        """Learn once what has to be known of the kernel. Raises GuestUnreachableError, InputError."""
+        if self._knowledge is None:
+            self._knowledge = await learn(self.base.build, self.base, self._glue, guest)
+
+    @property
+    def knowledge(self) -> KernelKnowledge:
+        assert self._knowledge is not None, "learnt before it is asked for"
+        return self._knowledge
+
+    def selection(self, files: Iterable[Path]) -> UnitSelection:
+        """What these files go into, edits included."""
+        return units_for(files, self.base.build, self._objects)
+
+    def of(self, files: tuple[Path, ...]) -> list[TranslationUnit]:
+        """The units to compile when these files were saved; raises as EditedUnits.of.
+
+        What is as the guest booted it again is compared no more.
+        """
+        units = self.units.of(files)
+        for target in self.units.back_at_base():
+            self.compared.pop(target, None)
+        return units
+
+    async def build(
+        self, units: list[TranslationUnit], progress: Callable[[int], None]
+    ) -> tuple[ObjectPair, ...]:
+        """Both objects of each unit. Raises as rebuild."""
+        return await rebuild(self.base, units, self._objects, progress)
+
+    def compare(self, pair: ObjectPair, instead: Texts, live_types: tuple[bytes, ...]) -> Compared:
+        """What a unit differs in; it is one of those compared from now on.
+
+        ``instead``: what files say, whatever is on disk (by real path); ``live_types``: each ``.BTF`` of the
+        unit that the guest has run. Raises InputError (HR1009).
+        """
+        key = pair.unit.object
+        if key not in self._originals:
+            plain = self.base.of(pair.unit).plain_object(pair.unit)
+            self._originals[key] = read_original(pair.original, plain)
+        self.compared[key] = compare_unit(
+            pair, self._originals[key], self._texts(pair.unit, instead), live_types
+        )
+        return self.compared[key]
+
+    def _texts(self, unit: TranslationUnit, instead: Texts) -> Mapping[str, str]:
+        """The unit's sources as they are now, its own file first; read when they are asked for."""
+        inputs = self.base.of(unit).inputs[unit.object]
+        files = (unit.source, *(file for file in inputs if file != unit.source))
+        texts = {file: instead.get(Path(os.path.realpath(file))) for file in files} if instead else {}
+        return SourceTexts(files, {file: text for file, text in texts.items() if text is not None})
+
+    def but_of(self, modules: Iterable[str], compared: Mapping[Path, Compared]) -> dict[Path, Compared]:
+        """Those of them that are not of these modules."""
+        without = frozenset(modules)
+        return {key: each for key, each in compared.items() if each.pair.unit.module not in without}
+
+    def plan(self, compared: Mapping[Path, Compared]) -> PatchPlan | None:
+        """One plan for all of them; None: nothing differs from the base. Raises NotPatchableError."""
+        return plan_units(self.base, compared, self.knowledge.symbols)
+
+    async def require_running(self, compared: Mapping[Path, Compared]) -> None:
+        """Raise NotPatchableError (HR3101) where the guest does not run what would be replaced."""
+        if found := await self._running.obstacles(compared.values(), self.knowledge.symbols):
+            raise NotPatchableError(found)
+
+    def take_base(self, base: GuestBase, modules: frozenset[str]) -> None:
+        """These modules are of another base than before: forget what was known of them."""
+        self.base = base
+        anew = {unit.object for unit in base.units if unit.module in modules}
+        self.compared = {key: each for key, each in self.compared.items() if key not in anew}
+        self._originals = {key: each for key, each in self._originals.items() if key not in anew}
+        self._running.forget(base, modules)
+        self.units.rebase(base, self.compared)
+        self._knowledge = self.knowledge.of(base)
+
+    def return_to(self, compared: Mapping[Path, Compared]) -> None:
+        """What the guest runs was made of these, whatever was compiled since."""
+        self.compared = dict(compared)
+        self.units.compiled |= self.compared.keys()
+
+    @contextlib.contextmanager
+    def as_pushed(self, units: Iterable[TranslationUnit]) -> Iterator[None]:
+        """Inside, and afterwards if it went well, these units are as a source patch has them."""
+        before = dict(self.compared), set(self.units.compiled), set(self.units.pushed)
+        objects = {unit.object for unit in units}
+        self.units.compiled |= objects
+        self.units.pushed |= objects
+        try:
+            yield
+        except BaseException:
+            # The next save is not to bring what nobody's files say.
+            self.compared, self.units.compiled, self.units.pushed = before
+            raise
+
+    def drop_pushed(self) -> None:
+        """Forget source patches."""
+        for pushed in self.units.drop_pushed():
+            self.compared.pop(pushed, None)
+
+    def symbols(self) -> tuple[str, ...]:
+        """What all of them change."""
+        names = [name for compared in self.compared.values() for name in compared.diff.changed_names]
+        return tuple(dict.fromkeys(names))
