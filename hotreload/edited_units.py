@@ -73,7 +73,7 @@ class EditedUnits:
             raise NotPatchableError([Obstacle("HR1004", names, message, BUILD_MODULE)])
         if not (self._due or selection.files or selection.makefiles_changed):
             raise NotPatchableError([self._not_part_of_build(selection.not_part_of_build)])
-        return self._to_compile()
+        return self.due()
 
     def back_at_base(self) -> set[Path]:
         """The objects whose files are all as they were again; they count as compiled no more."""
@@ -109,7 +109,7 @@ class EditedUnits:
             self._note_contents(part.digests)
         touched = units_for(self.differing, self._base.build, self._objects).units
         self._due |= {unit.object for unit in touched} | self.compiled
-        return self._to_compile()
+        return self.due()
 
     def _note_contents(self, files: Iterable[Path]) -> None:
         for file in files:
@@ -127,7 +127,8 @@ class EditedUnits:
             found.update(part.inputs.users(differing))
         return found
 
-    def _to_compile(self) -> list[TranslationUnit]:
+    def due(self) -> list[TranslationUnit]:
+        """Those that are to be compiled at the next chance. Raises NotPatchableError (HR1005)."""
         self._due &= self._users_of_differing()
         if len(self._due) > self.max_units:
             raise NotPatchableError([self._too_many(self._due)])

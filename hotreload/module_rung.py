@@ -17,7 +17,14 @@ from hotreload.build.built import Build, BuiltModule
 from hotreload.build.guest_base import GuestBase
 from hotreload.compared import Compared
 from hotreload.deploy.guest import Guest
-from hotreload.deploy.module_reload import Commands, ModuleExchange, ModuleFile, depends_of, load_order
+from hotreload.deploy.module_reload import (
+    Commands,
+    Load,
+    ModuleExchange,
+    ModuleFile,
+    depends_of,
+    load_order,
+)
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.ladder import can_be_loaded, is_allowed, modules_in_the_way, with_dependents
 
@@ -65,9 +72,15 @@ class ModuleRung:
         return ModuleExchange(guest, gone, come, self.commands)
 
     def _files(self, base: GuestBase, names: Collection[str]) -> tuple[ModuleFile, ...]:
-        kos = {built.name: built.ko for built in base.modules}
-        order = load_order(_depends(base.modules), self.load)
-        return tuple(ModuleFile(load, kos[load.name]) for load in order if load.name in names)
+        kos = {built.name: built.ko for built in base.modules if built.name in names}
+        given = {load.name: load.parameters for load in load_order({}, self.load)}
+        # Also those that nobody wanted loaded: somebody may have done it by hand.
+        order = load_order(_depends([built for built in base.modules if built.name in names]))
+        return tuple(
+            ModuleFile(Load(load.name, given.get(load.name, "")), kos[load.name])
+            for load in order
+            if load.name in names
+        )
 
 
 def _depends(modules: Collection[BuiltModule]) -> dict[str, set[str]]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from hotreload.build.built import VMLINUX
 from hotreload.build.guest_base import GuestBase
 from hotreload.compared import Compared
 from hotreload.cycle import Cycle
@@ -21,6 +23,7 @@ from hotreload.deploy.guest import RestorableGuest
 from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
 from hotreload.deploy.module_reload import ModuleExchange
 from hotreload.diff.unit_diff import without_same
+from hotreload.elf.build_id import read_build_id
 from hotreload.errors import EditError, GuestUnreachableError, PatchRejectedError
 from hotreload.fault_line import function_at
 from hotreload.history import History
@@ -53,16 +56,22 @@ class PatchedGuest:
         trouble: Callable[[], Trouble | None],
         transition_timeout: float,
         checkpoints: Checkpoints | None,
+        restored: Callable[[str, float], None],
     ) -> None:
-        """``trouble``: why the guest stopped, if it did; ``checkpoints``: of its machine, if it can."""
+        """``trouble``: why the guest stopped, if it did; ``checkpoints``: of its machine, if it can.
+
+        ``restored`` is told the name of a checkpoint, and the seconds that it took to be back there.
+        """
         self.guest = guest
         self.known = known
         self.newest: LivePatch | None = None
         self.is_changing = False  # nobody knows how far a change got
         self.transition_timeout = transition_timeout
         self._trouble = trouble
+        self._restored = restored
         self._restore_points = RestorePoints(checkpoints)
         self._serial = 0
+        self._builds: dict[Path, str | None] = {}
         self._text: Mapping[str, int] = {}  # where the code of patch modules is
         self._tidying: asyncio.Task[None] | None = None
 
@@ -84,7 +93,7 @@ class PatchedGuest:
         cycle.note_gone(gone(self.known.plan, plan, self.known.homes))
         try:
             if plan is not None:
-                await self._apply(cycle, self._write(cycle, plan, homes, glue))
+                await self._apply(cycle, plan, self._write(cycle, plan, homes, glue))
             elif self.known.live is not None:
                 await self._disable(cycle, self.known.live)
             self.known = replace(self.known, plan=plan)
@@ -102,7 +111,7 @@ class PatchedGuest:
             cycle.note_settlement(patch.settlement, reset(self.known.plan, plan))
             return patch
 
-    async def _apply(self, cycle: Cycle, patch: LivePatch) -> None:
+    async def _apply(self, cycle: Cycle, plan: PatchPlan, patch: LivePatch) -> None:
         if patch.keep_loaded:
             # Also one that is taken back on its way: tasks that had changed over ran its code.
             self.known = replace(self.known, kept={**self.known.kept, patch.name: patch.keep_loaded})
@@ -113,6 +122,7 @@ class PatchedGuest:
             timeout=self.transition_timeout,
             lookups=patch.lookups,
             sections=patch.sections_to_tell,
+            builds=await asyncio.to_thread(self._builds_of, plan),
         )
         self._restore_points.use()
         try:
@@ -129,6 +139,15 @@ class PatchedGuest:
             homes=patch.homes(applied.sections),
             written=patch.written(applied.sections),
         )
+
+    def _builds_of(self, plan: PatchPlan) -> dict[str, str]:
+        """The build-ids of the modules that a patch is for: somebody may have loaded another one by hand."""
+        names = {obj.name for obj in plan.objects} | {write.object for write in plan.writes}
+        for built in self.known.base.modules:
+            if built.name in names and built.name != VMLINUX and built.ko not in self._builds:
+                self._builds[built.ko] = read_build_id(built.ko)
+        kos = {built.name: built.ko for built in self.known.base.modules if built.name in names}
+        return {name: found for name, ko in kos.items() if (found := self._builds.get(ko))}
 
     async def _disable(self, cycle: Cycle, live: LivePatch) -> None:
         self._restore_points.use()
@@ -168,9 +187,15 @@ class PatchedGuest:
 
         Raises PatchRejectedError, with what the guest has then, and GuestUnreachableError.
         """
-        if await self._while_alive(exchange.begin()):
+        is_loaded = await self._while_alive(exchange.begin())
+        try:
+            # Also where none is loaded: what is live would be applied to the new ones when they come.
             await without()
-            self._restore_points.use()
+        except EditError:
+            await self._while_alive(exchange.abandon())
+            raise
+        self._restore_points.use()
+        if is_loaded:
             with cycle.stage("load"):
                 await self._exchange(exchange)
         else:
@@ -187,13 +212,17 @@ class PatchedGuest:
 
     async def _exchange(self, exchange: ModuleExchange) -> None:
         await self.close()
+        self.is_changing = True
         await self._tidy()  # a replaced patch may use a module
         try:
             await self._while_alive(exchange.run())
         except PatchRejectedError as error:
-            # The old modules with their state, if there is a checkpoint; else the old modules.
-            if found := await self.restore():
-                told = f"the guest is back at {found.checkpoint.tag}, before it"
+            # The old modules with their state, if there is a checkpoint of this moment; else the old modules.
+            started = time.monotonic()
+            if self._restore_points.is_of_this_change and (saved := await self.restore()):
+                await self.log_in()
+                self._restored(saved.checkpoint.tag, time.monotonic() - started)
+                told = f"the guest is back at {saved.checkpoint.tag}, before it"
             else:
                 told = await self._while_alive(exchange.put_back())
             error.message += f"; {told}" if told else ""
@@ -263,27 +292,30 @@ class PatchedGuest:
         return Moment(tuple(history.steps), history.place, self.known)
 
     async def load(self, name: str | None) -> Saved:
-        """Bring the guest back to a checkpoint, None: the latest. Raises as RestorePoints.load."""
+        """Bring the guest back to a checkpoint, None: the latest; then ``log_in``.
+
+        Raises as RestorePoints.load.
+        """
         await self.close()
-        return await self._returned(await self._restore_points.load(name))
+        return self._returned(await self._restore_points.load(name))
 
     async def restore(self) -> Saved | None:
-        """Bring the guest back to before the last change; None: there is no checkpoint.
+        """Bring the guest back to before the last change; then ``log_in``. None: there is no checkpoint.
 
-        Connections into the guest are lost, but ours. Raises EnvironmentFault (HR5105) and
-        GuestUnreachableError.
+        Connections into the guest are lost. Raises EnvironmentFault (HR5105), GuestUnreachableError.
         """
         await self.close()
         saved = await self._restore_points.restore()
-        return None if saved is None else await self._returned(saved)
+        return None if saved is None else self._returned(saved)
 
-    async def _returned(self, saved: Saved) -> Saved:
+    def _returned(self, saved: Saved) -> Saved:
         self.known = saved.moment.known
+        self.newest = self.known.live
         self.is_changing = False
-        await self._log_in()
         return saved
 
-    async def _log_in(self) -> None:
+    async def log_in(self) -> None:
+        """Reach a guest that was brought back. Raises GuestUnreachableError."""
         for _ in range(LOGINS - 1):
             with contextlib.suppress(GuestUnreachableError):
                 return await self.guest.reconnect()

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def plan_units(base: AnyBase, compared: Mapping[Path, Compared], symbols: Kernel
 
     Raises NotPatchableError with the obstacles of all of them at once.
     """
-    obstacles = obstacles_of(compared)
+    obstacles = (*obstacles_of(compared), *_linked_twice(base, compared))
     if obstacles:
         raise NotPatchableError(obstacles)
     units = [
@@ -64,6 +64,19 @@ def plan_units(base: AnyBase, compared: Mapping[Path, Compared], symbols: Kernel
     ]
     changed = any(unit.diff.verdict == "patchable" for unit in units)
     return plan_patch(units, symbols) if changed else None
+
+
+def _linked_twice(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[Obstacle]:
+    """An object that is linked into two modules is there twice, with two states and at two addresses."""
+    owners: dict[Path, list[str]] = {}
+    for module in base.modules:
+        for unit in module.units:
+            if (one := compared.get(unit.object)) is not None and one.diff.brings:
+                owners.setdefault(unit.object, []).append(module.name)
+    for target, names in owners.items():
+        if len(names) > 1:
+            message = f"{target.name} is linked into {' and '.join(names)}: one patch does not reach both"
+            yield Obstacle("HR2208", target.name, message, where=str(compared[target].pair.unit.source))
 
 
 def obstacles_of(compared: Mapping[Path, Compared]) -> tuple[Obstacle, ...]:

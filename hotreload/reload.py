@@ -29,7 +29,7 @@ from hotreload.deploy.guest import RestorableGuest
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.edited_units import EditedUnits
 from hotreload.edits import Edits
-from hotreload.errors import EditError, EnvironmentFault, PatchRejectedError
+from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError, PatchRejectedError
 from hotreload.fault_line import SourceLine, fault_line
 from hotreload.history import History, Step
 from hotreload.module_rung import ModuleRung
@@ -62,6 +62,7 @@ class Reloader:
         guest: RestorableGuest,
         running: RunningCheck,
         module_rung: ModuleRung,
+        restored: Callable[[str, float], None],
         trouble: Callable[[], Trouble | None],
         folder: Path,
         transition_timeout: float,
@@ -71,6 +72,7 @@ class Reloader:
     ) -> None:
         """``folder``: where the session keeps what it made; ``running``: what looks at the guest's memory;
         ``module_rung``: what follows where no patch can do it; ``trouble``: why the guest stopped, if it did;
+        ``restored`` is told when a change that failed has brought the guest back to a checkpoint;
         ``checkpoints``: of the guest's machine, if it can."""
         self.dry_run = dry_run
         self._module_rung = module_rung
@@ -82,6 +84,7 @@ class Reloader:
             trouble=trouble,
             transition_timeout=transition_timeout,
             checkpoints=checkpoints,
+            restored=restored,
         )
         self._edits = Edits(booted, running, glue, folder / "objects", max_units)
         self._history = History([Step(0, None, base=booted, edited={})])
@@ -176,6 +179,7 @@ class Reloader:
         if saved is None:
             return None
         self._return_to(saved.moment, base)
+        await self._guest.log_in()
         return RolledBack(
             saved.checkpoint.tag,
             was.number if place > saved.moment.place else None,
@@ -205,8 +209,11 @@ class Reloader:
         started, base, edited = time.monotonic(), self.base, self._edits.compared
         saved = await self._guest.load(name)
         self._return_to(saved.moment, base)
+        answers = await self._answers()
         runs = "the code it booted with" if self.running is None else f"#{self.running}"
-        notes = [f"the guest runs {runs}"]
+        notes = [
+            f"the guest runs {runs}" + ("" if answers else "; it does not answer over SSH, as it was then")
+        ]
         if left_out := [file.name for file in _differing(edited, self._edits.compared)]:
             notes.append(f"{', '.join(left_out)}: as it was then, until it is saved again")
         return self.note(
@@ -218,6 +225,13 @@ class Reloader:
                 still_runs=self.running,
             )
         )
+
+    async def _answers(self) -> bool:
+        try:
+            await self._guest.log_in()
+        except GuestUnreachableError:
+            return False
+        return True
 
     def _return_to(self, moment: Moment, base: GuestBase) -> None:
         """The guest is as it was then; ``base``: the one it had until now."""
@@ -343,6 +357,8 @@ class Reloader:
         """The next rung: the modules that are in the way are built and loaded anew, and lose their state."""
         await self._edits.learn(self._guest.guest)
         await self._save_checkpoint(cycle)
+        if due := self._edits.units.due():  # beside a Makefile nothing was compiled
+            self._compare(cycle, await self._build(cycle, due), {})
         with cycle.stage("build"):
             edits = self._edits
             base, names = await self._module_rung.build(self.base, refusal, edits.compared, edits.plan)
@@ -357,7 +373,8 @@ class Reloader:
         self, cycle: Cycle, base: GuestBase, names: frozenset[str], edited: Mapping[Path, Compared]
     ) -> None:
         """Exchange these modules for those of another base; what else was ``edited`` is live beside them."""
-        before, homes = self._guest.known.plan, self._guest.known.homes
+        known = self._guest.known
+        before, homes = known.plan, known.homes
         rest = self._edits.but_of(names, edited)
         plan = self._edits.plan(rest)
 
@@ -372,19 +389,19 @@ class Reloader:
         try:
             await self._guest.load_anew(cycle, base, exchange, names, without)
         except PatchRejectedError:
-            await self._put_back(cycle, before, homes, names)
+            await self._put_back(cycle, known, names)
             raise
         cycle.notes += exchange.notes
         self._take_base(names)
 
-    async def _put_back(
-        self, cycle: Cycle, plan: PatchPlan | None, homes: Mapping[Identity, Home], names: frozenset[str]
-    ) -> None:
+    async def _put_back(self, cycle: Cycle, known: Known, names: frozenset[str]) -> None:
         """The new modules were not taken: what was live of the old ones is to be live again."""
-        if self._guest.known.plan != plan:
+        if self._guest.known.plan != known.plan:
             self._history.drop_homes(names)
-            left = {key: home for key, home in continued(homes, plan).items() if key.module not in names}
-            await self._bring(cycle, plan, left)
+            homes = continued(known.homes, known.plan)
+            left = {key: home for key, home in homes.items() if key.module not in names}
+            await self._bring(cycle, known.plan, left)
+            self._guest.is_made_of(known.edited)
 
     def _take_base(self, names: frozenset[str], base: GuestBase | None = None) -> None:
         """These modules are of another base than before."""

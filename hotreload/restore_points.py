@@ -104,6 +104,7 @@ class RestorePoints:
         self._latest: Saved | None = None  # nothing was pushed since
         self._by_hand: dict[str, Saved] = {}
         self._spent: list[Checkpoint] = []
+        self.is_of_this_change = False  # the last of the points
         self._slow = 0  # saves that were, one after the other
 
     async def save(self, moment: Moment) -> str | None:
@@ -111,6 +112,7 @@ class RestorePoints:
 
         Raises GuestUnreachableError.
         """
+        self.is_of_this_change = False
         if self._checkpoints is None:
             return None
         try:
@@ -140,6 +142,7 @@ class RestorePoints:
         if self._latest is not None:
             self._points.append(self._latest)
             self._latest = None
+            self.is_of_this_change = True
 
     def give_back(self) -> None:
         """The guest took nothing: it is still the one that was saved last."""

@@ -6,9 +6,9 @@
 # Without KVM each program costs the guest 5-15 ms, so the way of a patch that applies is paved with what
 # the shell does itself: it starts cat, insmod and rm. Every wait has a limit: whoever called may be gone.
 #
-#   agent apply NAME SECONDS [SECTION..]
+#   agent apply NAME SECONDS [MODULE=BUILDID..] [SECTION..]
 #                                 load the patch module on standard input, see its transition through; tell
-#                                 where these sections of it are
+#                                 where these sections of it are. Not if one of the modules is another build
 #   agent disable NAME SECONDS    back to the kernel's own functions; sweep removes the module
 #   agent sweep [KEEP..]          remove our replaced patch modules, but no code that a task stands in; tell
 #                                 where the code of the live one is
@@ -251,7 +251,16 @@ enabled_patches() { # "name":enabled, for each live patch
     done
 }
 
-apply() { # NAME SECONDS [SECTION..]
+other_builds() { # MODULE=BUILDID..: those modules that are loaded and have another one, into $others
+    others=
+    for pair; do
+        case $pair in *=*) ;; *) continue ;; esac
+        note=/sys/module/${pair%%=*}/notes/.note.gnu.build-id
+        [ ! -e "$note" ] || [ "$(build_id_in "$note")" = "${pair#*=}" ] || others="$others${others:+,}\"${pair%%=*}\""
+    done
+}
+
+apply() { # NAME SECONDS [MODULE=BUILDID..] [SECTION..]
     now_cs
     limit=$((cs + $2 * 100))
     receive
@@ -261,6 +270,11 @@ apply() { # NAME SECONDS [SECTION..]
             return
         fi
     done
+    other_builds "$@"
+    if [ "$others" ]; then
+        printf '{"ok":false,"stage":"other","modules":[%s]}\n' "$others"
+        return
+    fi
     # Ours replaces every other live patch, without a word.
     foreign_patches
     if [ "$foreign" ]; then
@@ -303,6 +317,7 @@ apply() { # NAME SECONDS [SECTION..]
     printf '},"sections":{'
     name=$1
     shift 2
+    while :; do case $1 in *=*) shift ;; *) break ;; esac done
     sections "$name" "$@"
     echo '}}'
 }
@@ -506,14 +521,17 @@ rebind() { # BUS/DRIVER/DEVICE..
     printf '{"ok":true,"left":[%s]}\n' "$left"
 }
 
+build_id_in() { # of a file with an ELF note: three words, "GNU\0", then the id
+    hexdump -v -s 16 -e '1/1 "%02x"' "$1"
+}
+
 buildid() { # MODULE
     note=/sys/module/$1/notes/.note.gnu.build-id
     if [ ! -e "$note" ]; then
         echo '{"ok":false,"stage":"absent"}'
         return
     fi
-    # An ELF note: three words, "GNU\0", then the id.
-    printf '{"ok":true,"buildid":"%s"}\n' "$(hexdump -v -s 16 -e '1/1 "%02x"' "$note")"
+    printf '{"ok":true,"buildid":"%s"}\n' "$(build_id_in "$note")"
 }
 
 case $1 in

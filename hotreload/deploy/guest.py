@@ -27,9 +27,10 @@ HOST_KEY_KINDS = ("ssh-ed25519",)
 # Of what dropbear 2022 and asyncssh both know, the cheapest for a guest whose processor is emulated.
 KEY_EXCHANGES = ("curve25519-sha256", "curve25519-sha256@libssh.org")
 
-# A dead guest is noticed after INTERVAL * (COUNT + 1) seconds: QEMU itself answers TCP for ever.
-KEEPALIVE_INTERVAL = 1
-KEEPALIVE_COUNT = 3
+# Silence is noticed after INTERVAL * (COUNT + 1) seconds: QEMU itself answers TCP for ever.
+# Of one that ends QEMU tells; a shorter time is for nobody, and cuts off who was only stopped for a while.
+KEEPALIVE_INTERVAL = 2
+KEEPALIVE_COUNT = 5
 # Seconds for a login. QEMU accepts the connection even if no guest is behind it.
 LOGIN_LIMIT = 10.0
 

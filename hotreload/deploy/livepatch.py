@@ -73,20 +73,34 @@ def agent_source() -> bytes:
 
 
 async def apply_patch(
-    guest: Guest, name: str, module: bytes, *, timeout: float, lookups: int = 0, sections: Iterable[str] = ()
+    guest: Guest,
+    name: str,
+    module: bytes,
+    *,
+    timeout: float,
+    lookups: int = 0,
+    sections: Iterable[str] = (),
+    builds: Mapping[str, str] | None = None,
 ) -> AppliedPatch:
     """Load the patch module ``name`` and see its transition through, at most ``timeout`` seconds.
 
     ``lookups``: how many symbols the kernel has to find for it; loading it may take a while for each.
-    ``sections``: those of the module whose addresses are asked for. A patch that fails leaves the guest as it
-    was. Raises PatchRejectedError (HR3103 with the kernel's reason, or who else has the function, or whose
-    live patch ours would replace; HR3105 signature or lockdown; HR2103 a value that the kernel has changed),
-    TransitionStalledError (HR3104), GuestUnreachableError (HR4103).
+    ``sections``: those of the module whose addresses are asked for. ``builds``: the build-ids, in
+    hexadecimal, that modules must have if they are loaded. A patch that fails leaves the guest as it was.
+    Raises PatchRejectedError (HR3103 with the kernel's reason, or who else has the function, or whose live
+    patch ours would replace; HR3101 a module of another build; HR3105 signature or lockdown; HR2103 a value
+    that the kernel has changed), TransitionStalledError (HR3104), GuestUnreachableError (HR4103).
     """
     started = time.monotonic()
     answer = await _ask(
         guest,
-        ("apply", name, _seconds(timeout), *sections),
+        (
+            "apply",
+            name,
+            _seconds(timeout),
+            *(f"{key}={value}" for key, value in (builds or {}).items()),
+            *sections,
+        ),
         stdin=module,
         timeout=timeout + MARGIN + lookups * LOOKUP,
     )
@@ -219,6 +233,13 @@ def _refusal(what: str, answer: dict[str, Any], timeout: float) -> Exception:
         return stalled(f"{what} did not get through within {timeout:.0f} s", answer)
     if stage == "busy":
         return stalled(f"{what} has to wait: {answer.get('patch')} is in transition", answer)
+    if stage == "other":
+        names = ", ".join(map(str, answer.get("modules", ())))
+        return PatchRejectedError(
+            f"the guest has another build of {names} than the one it was loaded with",
+            code="HR3101",
+            hint="hotreload guest restart; or load in the guest what was there",
+        )
     if stage == "foreign":
         return foreign_patches(what, tuple(map(str, answer.get("patches", ()))))
     if blocked := answer.get("blocked"):

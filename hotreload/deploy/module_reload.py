@@ -117,6 +117,10 @@ class ModuleExchange:
         self._new = [each for each in self._new if each.load.name in modules.of]
         return True
 
+    async def abandon(self) -> None:
+        """After ``begin``, instead of ``run``."""
+        await self._set_up()
+
     async def run(self) -> None:
         """Unload and load, give the drivers the devices that they had, and run the setup command.
 

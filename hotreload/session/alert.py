@@ -19,8 +19,10 @@ INTERVAL = 0.1
 UNFINISHED = 1.0
 # Bytes of console that are read again with each look; a guest that says more is looked at in pieces.
 WINDOW = 256 * 1024
-# For how long a guest is asked to let us in; an attempt takes up to ten.
-PATIENCE = 15.0
+# For how long a guest that says nothing is asked to let us in: longer than a kernel may go without scheduling
+# (the soft lockup detector's 20 s). And one that talks on and on.
+PATIENCE = 25.0
+LONGEST = 120.0
 RETRY = 0.5
 
 
@@ -75,44 +77,54 @@ class Silence:
         return self.stuck is not None and self.stuck.closed
 
 
-async def why_silent(machine: Machine, guest: SshGuest) -> Silence | None:
+async def why_silent(machine: Machine, guest: SshGuest, console_log: Path) -> Silence | None:
     """Give a guest that failed to answer the time to; None: it does, or has ended.
 
-    While somebody has paused it, wait. Who is deaf is not waited for.
+    While somebody has paused it, wait, and while its console goes on telling. Who is deaf is not waited for.
     """
     try:
         while machine.trouble is None and await machine.is_paused():  # noqa: ASYNC110
             await asyncio.sleep(INTERVAL)
-        return await _silence(machine, guest)
+        return await _silence(machine, guest, console_log)
     except GuestUnreachableError:  # QEMU is gone
         await machine.wait_for_trouble()
         return None
 
 
-async def _silence(machine: Machine, guest: SshGuest) -> Silence | None:
-    asking = asyncio.create_task(_answers(guest))
+async def _silence(machine: Machine, guest: SshGuest, console_log: Path) -> Silence | None:
+    asking = asyncio.create_task(_answers(guest, console_log))
     looking = asyncio.create_task(stuck_processor(machine.monitor))
     dying = asyncio.create_task(machine.wait_for_trouble())
+    said = console_log.stat().st_size
     try:
         await asyncio.wait({asking, looking, dying}, return_when=asyncio.FIRST_COMPLETED)
-        if looking.done() and not Silence(looking.result()).is_deaf:
+        if looking.done() and not dying.done() and not asking.done():
+            first = Silence(looking.result())
+            # Who prints has the interrupts off most of the time, and is not stuck.
+            if first.is_deaf and console_log.stat().st_size == said:
+                return first
             await asyncio.wait({asking, dying}, return_when=asyncio.FIRST_COMPLETED)
-        if dying.done() or (asking.done() and asking.result()):
+        if dying.done() or asking.result():
             return None
-        return Silence(await looking)
+        # What was so in the beginning may be over.
+        return Silence(await stuck_processor(machine.monitor))
     finally:
         for task in (asking, looking, dying):
             task.cancel()
         await asyncio.gather(asking, looking, dying, return_exceptions=True)
 
 
-async def _answers(guest: SshGuest) -> bool:
-    deadline = asyncio.get_running_loop().time() + PATIENCE
+async def _answers(guest: SshGuest, console_log: Path) -> bool:
+    clock = asyncio.get_running_loop().time
+    said, since, end = console_log.stat().st_size, clock(), clock() + LONGEST
     while True:
         try:
             await guest.reconnect()
         except GuestUnreachableError:
-            if asyncio.get_running_loop().time() > deadline:
+            size = console_log.stat().st_size
+            if size != said:
+                said, since = size, clock()
+            if clock() - since > PATIENCE or clock() > end:
                 return False
             await asyncio.sleep(RETRY)
         else:

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 # Seconds in which a guest that runs answers a plain command.
 ANSWER = 5.0
 LARGEST_FUNCTION = 1 << 18
+LOAD_HINT = (
+    "hotreload guest load brings it back to its last checkpoint, hotreload guest console shows what it says"
+)
 
 
 class Rescue:
@@ -71,6 +74,7 @@ class Rescue:
         self._keeps_memory = keeps_memory
         self._told: set[tuple[int | None, str]] = set()
         self.restores = 0
+        self.is_cut_off = False
 
     async def after(self, error: GuestUnreachableError) -> ReloadReport:
         """What becomes of a guest that was lost while something was done with it.
@@ -79,12 +83,13 @@ class Rescue:
         """
         if trouble := await trouble_of(self._machine):
             return await self.from_trouble(trouble)
-        silence = await why_silent(self._machine, self._booted.guest)
+        silence = await why_silent(self._machine, self._booted.guest, self.console_log)
         if trouble := self._machine.trouble:
             return await self.from_trouble(trouble)
-        if silence is None and not self._reloader.is_changing:
-            # Nothing was sent, and it is there again.
-            reason = Reason(error.code, error.message, hint="it answers again: save once more")
+        if not self._reloader.is_changing and (silence is None or silence.stuck is None):
+            # Nothing was sent; it is there again, or its network is what is not.
+            again = "it answers again: save once more"
+            reason = Reason(error.code, error.message, hint=again if silence is None else LOAD_HINT)
             report = ReloadReport(Outcome.REJECTED, reasons=(reason,), still_runs=self._reloader.running)
             return self._reloader.note(report)
         # Of a patch on its way nobody knows how far it got.
@@ -108,7 +113,7 @@ class Rescue:
         if restores != self.restores:
             return None
         if crash.is_stuck and not await self._answers():
-            silence = await why_silent(self._machine, self._booted.guest)
+            silence = await why_silent(self._machine, self._booted.guest, self.console_log)
             if silence is not None:
                 return await self._back_from(silence, crash_error(crash, self.console_log))
         key = self._reloader.running, f"{crash.type} {crash.function}"
@@ -121,17 +126,34 @@ class Rescue:
     async def from_silence(self) -> ReloadReport | None:
         """What becomes of a guest whose connection dropped; None: it answers, or its end is told elsewhere.
 
-        Raises GuestUnreachableError.
+        One that works on is left alone: ``is_cut_off`` until it answers. Raises GuestUnreachableError.
         """
-        silence = await why_silent(self._machine, self._booted.guest)
+        silence = await why_silent(self._machine, self._booted.guest, self.console_log)
         if silence is None:
             return None
-        return await self._back_from(silence, silence_error(silence))
+        error = silence_error(silence)
+        if silence.stuck is not None or self._reloader.is_changing:
+            return await self._back_from(silence, error)
+        self.is_cut_off = True
+        reason = Reason(error.code, error.message, hint=LOAD_HINT)
+        running = self._reloader.running
+        report = ReloadReport(Outcome.COMPLAINED, number=running, reasons=(reason,), still_runs=running)
+        return self._reloader.note(report)
+
+    async def answers_again(self) -> bool:
+        """Of a guest that is cut off: does it answer now?"""
+        try:
+            await self._booted.guest.reconnect()
+        except GuestUnreachableError:
+            return False
+        self.is_cut_off = False
+        return True
 
     def begin_anew(self) -> None:
         """The guest was brought back: what it said so far is of another one."""
         self._console_read = self.console.skip()
         self.restores += 1
+        self.is_cut_off = False
 
     async def _answers(self) -> bool:
         try:

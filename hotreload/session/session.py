@@ -54,6 +54,7 @@ KEPT_SESSIONS = 10
 # Seconds of quiet after which base objects are compiled ahead, and what a teardown command may take.
 IDLE = 1.0
 TEARDOWN_LIMIT = 30.0
+CONTACT_INTERVAL = 2.0
 MANY_UNITS = 8  # a compile of so many is worth a word on how far it is
 COMPLAINT = "HR4105"
 SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
@@ -194,6 +195,7 @@ class Session:
             dry_run=order.dry_run,
             max_units=order.config.max_units,
             checkpoints=self.booted.checkpoints,
+            restored=self._note_restored,
             module_rung=ModuleRung(
                 order.config.max_rung,
                 order.config.load,
@@ -489,6 +491,10 @@ class Session:
         while not self.finished.done():
             await self.booted.guest.wait_until_lost()
             await self._see_to(self.rescue.from_silence)
+            while self.rescue.is_cut_off:
+                await asyncio.sleep(CONTACT_INTERVAL)
+                if await self.rescue.answers_again():
+                    self.console.say("the guest answers again")
 
     async def _hear_complaints(self) -> None:
         """Tell what the guest's kernel complains about while it goes on."""
@@ -521,6 +527,10 @@ class Session:
 
     def _emit(self, type: str, cycle: int | None = None, **fields: Any) -> None:
         self._tell({"event": self._events.emit(type, cycle, **fields).line()})
+
+    def _note_restored(self, checkpoint: str, seconds: float) -> None:
+        self.rescue.begin_anew()
+        self._say_restored(checkpoint, seconds)
 
     def _say_restored(self, checkpoint: str, seconds: float) -> None:
         self._emit("restore.done", checkpoint=checkpoint, ms=seconds * 1000)

@@ -266,3 +266,80 @@ def test_a_module_that_cannot_be_unloaded_is_booted_anew_where_that_is_allowed(i
         assert await read() == "hello 2 14\n"
 
     in_session(story, max_rung="reboot")
+
+
+def test_a_module_that_was_unloaded_by_hand_comes_back_as_its_sources_say(in_session: InSession) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        await save(help_c=HELP.replace("2 * n", "3 * n"))
+        assert (await watch.run("rmmod pair")).ok
+        anew = await save(main_c=GROWN)
+        assert anew.outcome is Outcome.RELOADED, anew
+        assert "it is not loaded in the guest: the next load takes the new one" in anew.notes
+        ko = (watch.folder / "pair.ko").read_bytes()
+        assert (await watch.run("cat >/tmp/pair.ko; insmod /tmp/pair.ko", ko)).ok
+        assert await read() == "grown 1 3\n"
+        patched = await save(help_c=HELP.replace("2 * n", "7 * n"))
+        assert patched.outcome is Outcome.LIVE, patched
+        assert await read() == "grown 2 14\n"
+
+    in_session(story, max_rung="module")
+
+
+def test_a_module_that_somebody_loaded_by_hand_is_loaded_anew_like_the_others(in_session: InSession) -> None:
+    async def story(save: Save, _read: Read, watch: Driven) -> None:
+        ko = (watch.folder / "other.ko").read_bytes()
+        assert (await watch.run("cat >/tmp/other.ko; insmod /tmp/other.ko", ko)).ok
+        assert await proc(watch, "other") == "other 1"
+        grown = OTHER.replace("int reads", "long reads").replace("other %d", "grown %ld")
+        assert (await save(other_c=grown)).outcome is Outcome.RELOADED
+        assert await proc(watch, "other") == "grown 1"
+
+    in_session(story, THREE | {"hotreload.toml": 'load = ["user"]\n'}, max_rung="module")
+
+
+def test_another_build_of_a_module_is_not_patched(in_session: InSession) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        await save(main_c=GROWN)
+        await watch.request("undo")
+        assert await read() == "hello 1 2\n"
+        # What is on the disk now is the module with the other layout.
+        ko = (watch.folder / "pair.ko").read_bytes()
+        assert (await watch.run("rmmod pair; cat >/tmp/pair.ko; insmod /tmp/pair.ko", ko)).ok
+        assert await read() == "grown 1 2\n"
+        (watch.folder / "main.c").write_text(MAIN)
+        refused = await save(help_c=HELP.replace("2 * n", "7 * n"))
+        assert refused.outcome is Outcome.REJECTED, refused
+        assert [reason.code for reason in refused.reasons] == ["HR3101"]
+        assert await read() == "grown 2 4\n"
+
+    in_session(story, max_rung="module")
+
+
+def test_a_new_recipe_and_another_modules_source_are_both_brought(in_session: InSession) -> None:
+    async def story(save: Save, _read: Read, watch: Driven) -> None:
+        assert await proc(watch, "other") == "other 1"
+        recipe = THREE["Kbuild"] + "CFLAGS_user.o := -DLOUD\n"
+        both = await save(Kbuild=recipe, other_c=OTHER.replace("other %d", "patched %d"))
+        assert (both.outcome, both.symbols) == (Outcome.RELOADED, ("user.ko",)), both
+        assert await proc(watch, "other") == "patched 2"
+
+    in_session(story, THREE, max_rung="module")
+
+
+def test_an_object_that_two_modules_are_linked_from_is_no_patch(in_session: InSession) -> None:
+    files = {
+        "Kbuild": "obj-m := one.o two.o\none-y := main1.o shared.o\ntwo-y := main2.o shared.o\n",
+        "shared.c": "int shared(int n);\nint shared(int n)\n{\n\treturn n + 1;\n}\n",
+        "main1.c": proc_module("one", '"one %d\\n", shared(1)', "int shared(int n);\n"),
+        "main2.c": proc_module("two", '"two %d\\n", shared(2)', "int shared(int n);\n"),
+    }
+
+    async def story(_save: Save, _read: Read, watch: Driven) -> None:
+        assert [await proc(watch, name) for name in ("one", "two")] == ["one 2", "two 3"]
+        (watch.folder / "shared.c").write_text(files["shared.c"].replace("n + 1", "n + 10"))
+        told = await watch.next_cycle()
+        assert [reason["code"] for reason in told.events["refused"]["reasons"]] == ["HR2208"]
+        assert (told.report.outcome, told.report.symbols) == (Outcome.RELOADED, ("one.ko", "two.ko"))
+        assert [await proc(watch, name) for name in ("one", "two")] == ["one 11", "two 12"]
+
+    in_session(story, files, max_rung="module")

@@ -467,3 +467,41 @@ def test_without_space_for_a_checkpoint_an_edit_goes_live_and_says_so(
             assert watching.end() == 130
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+# What is no reason to bring a guest back.
+
+
+def test_a_guest_that_prints_and_prints_is_waited_for(driver: Path) -> None:
+    edit(
+        driver,
+        "reads += step;",
+        'reads += step;\n\tfor (int i = 0; i < 20000; i++)\n\t\tpr_info("line %d\\n", i);',
+    )
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "old %d", "new %d")
+        watching.waits_for("live")
+        run(driver, "guest", "exec", "dmesg -n 8; (cat /proc/counter) >/dev/null 2>&1 </dev/null &")
+        deadline = time.monotonic() + 60
+        while "line 19999" not in run(driver, "guest", "logs").stdout:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert "crashed" not in watching.said
+        assert run(driver, "guest", "exec", "echo", "there", limit=60).stdout == "there\n"
+        assert "crashed" not in watching.said
+        assert watching.end() == 130
+
+
+def test_a_guest_whose_network_is_down_for_a_while_is_left_alone(driver: Path) -> None:
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        run(driver, "guest", "exec", "echo kept >/tmp/kept")
+        down = "(ip link set eth0 down; sleep 45; ip link set eth0 up) >/dev/null 2>&1 </dev/null &"
+        run(driver, "guest", "exec", down)
+        watching.waits_for("warned .*HR4103 the guest runs, and does not answer any more", limit=60)
+        watching.waits_for("the guest answers again", limit=60)
+        assert run(driver, "guest", "exec", "cat", "/tmp/kept").stdout == "kept\n"
+        edit(driver, "old %d", "new %d")
+        watching.waits_for("live")
+        assert watching.end() == 130

@@ -16,7 +16,7 @@ from hotreload.build.kernel_record import kernel_base, record_kernel
 from hotreload.build.kernel_sources import read_kernel_build, thin_archive_members
 from hotreload.build.kernel_tree import watched_kernel
 from hotreload.build.units import units_for
-from hotreload.cycle import read_original
+from hotreload.compared import read_original
 from hotreload.elf.build_id import read_build_id
 from hotreload.errors import InputError, KernelUnfitError
 from hotreload.plan_units import compare_unit
