@@ -32,6 +32,7 @@ _OUTCOMES = {
     PatchRejectedError: Outcome.REJECTED,
     TransitionStalledError: Outcome.STALLED,
     GuestCrashedError: Outcome.CRASHED,
+    EnvironmentFault: Outcome.FAILED,
 }
 
 

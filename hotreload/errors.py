@@ -4,6 +4,7 @@
     HotReloadError
     |-- EditError                 the edit failed; the loop goes on, the guest keeps its last good code
     |   |-- CompileError          3  HR1003  the compiler said no
+    |   |   `-- CompilerDiedError              it was killed, by a lack of memory, say
     |   |-- NotPatchableError     4  HR2xxx  the edit cannot become a live patch; carries every obstacle
     |   |-- PatchRejectedError    4  HR3103  the guest's kernel refused the patch module
     |   |-- TransitionStalledError 6 HR3104  tasks sleep in the old code
@@ -51,6 +52,10 @@ class CompileError(EditError):
     def __init__(self, message: str, diagnostics: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.diagnostics = diagnostics
+
+
+class CompilerDiedError(CompileError):
+    """The compiler was killed, and said nothing about the source."""
 
 
 class PatchRejectedError(EditError):

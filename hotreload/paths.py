@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def writing_to(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # Of several copies that failed shutil tells the texts alone.
+        several = str(error) if isinstance(error, shutil.Error) else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in several:
             raise EnvironmentFault(
                 f"no space left below {place}", code="HR5107", hint=f"free some space: du -sh {place}"
             ) from error

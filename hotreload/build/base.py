@@ -34,7 +34,7 @@ from hotreload.build.external_module import Progress, build_modules
 from hotreload.build.gcc import compile_object, finish_object, program_identity
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.replay import Shadow, include_folders
-from hotreload.errors import CompileError, InputError
+from hotreload.errors import CompileError, CompilerDiedError, InputError
 from hotreload.paths import cache_folder, writing_to
 
 MANIFEST = "base.json"
@@ -365,7 +365,7 @@ async def base_object(base: Base, unit: TranslationUnit) -> Path:
     """The unit's object as the guest booted it, with a section a function; compiled at most once.
 
     Raises InputError (HR1006) when the base source does not compile, or reached for a file that was not
-    recorded.
+    recorded; CompilerDiedError.
     """
     target = cache_folder() / "base" / "objects" / f"{_object_key(base, unit)}.o"
     if target.is_file():
@@ -378,6 +378,8 @@ async def base_object(base: Base, unit: TranslationUnit) -> Path:
         _require_same_inputs(unchecked, unit, base)
         unchecked.with_suffix(".d").replace(target.with_suffix(".d"))
         unchecked.replace(target)
+    except CompilerDiedError:
+        raise
     except CompileError as error:
         told = error.message.replace(str(base.shadow.root), "")
         raise _unusable(f"the base source of {unit.source} does not compile: {told}") from error

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -204,8 +205,13 @@ def saved_ns(file: Path) -> int:
 
 
 def sha256(file: Path) -> str:
-    """The hexadecimal digest of a file's content; of nothing when it has gone."""
+    """The hexadecimal digest of a file's content; empty when it has gone, or is no file that can be read."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except FileNotFoundError:
+        # Without O_NONBLOCK the open of a fifo waits for its writer.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return ""
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
         return ""

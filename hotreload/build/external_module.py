@@ -4,14 +4,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hotreload import process
-from hotreload.build.built import MAKEFILE_NAME, Build, BuiltModule, UnitInputs, is_users, sha256
+from hotreload.build.built import (
+    MAKEFILE_NAME,
+    Build,
+    BuiltModule,
+    UnitInputs,
+    is_users,
+    saved_ns,
+    sha256,
+)
 from hotreload.build.cmd_files import (
     CmdFile,
     TranslationUnit,
@@ -22,7 +32,8 @@ from hotreload.build.cmd_files import (
     parse_modules_order,
 )
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
-from hotreload.errors import CompileError, InputError
+from hotreload.errors import CompileError, EnvironmentFault, InputError
+from hotreload.paths import cache_folder, writing_to
 
 Progress = Callable[[str], None]
 
@@ -31,6 +42,7 @@ INCLUDE = re.compile(r"^\s*-?s?include\s", re.MULTILINE)
 # File systems stamp files with the time of the last timer tick, up to 10 ms ago (HZ=100).
 TICK_NS = 20_000_000
 TRIES = 4
+GRACE = 3.0
 
 
 async def build_modules(
@@ -124,6 +136,32 @@ async def _make(tree: KernelTree, folder: Path, progress: Progress | None, varia
         "modules",
     ]
     # A make that started us must not lend its flags and job slots to this one.
+    with _unfinished(folder):
+        await _run_make(argv, tree, folder, progress)
+
+
+@contextlib.contextmanager
+def _unfinished(folder: Path) -> Iterator[None]:
+    """Inside, objects are being written; if nobody lives to see the end, make must not believe in them.
+
+    They are newer than their sources, and the compiler writes them in place.
+    """
+    name = hashlib.sha256(bytes(folder)).hexdigest()[:16]
+    note = cache_folder() / f"kbuild-{name}"
+    if note.exists():
+        since = note.stat().st_mtime_ns - TICK_NS
+        for file in (*folder.rglob("*.o"), *folder.rglob("*.ko")):
+            if saved_ns(file) >= since:
+                file.unlink(missing_ok=True)
+    with writing_to(note.parent):
+        note.touch()
+    yield
+    note.unlink(missing_ok=True)
+
+
+async def _run_make(
+    argv: Sequence[str | Path], tree: KernelTree, folder: Path, progress: Progress | None
+) -> None:
     running = await process.spawn(argv, env={"MAKEFLAGS": "", "MAKELEVEL": "0"})
     assert running.stdout
     assert running.stderr
@@ -131,7 +169,8 @@ async def _make(tree: KernelTree, folder: Path, progress: Progress | None, varia
         stdout, stderr = await asyncio.gather(_lines(running.stdout, progress), running.stderr.read())
         status = await running.wait()
     finally:
-        await process.end(running)
+        # make takes back what it was at.
+        await process.end(running, grace=GRACE)
     if status:
         raise _build_error(tree, folder, stdout, stderr.decode(errors="replace"))
 
@@ -147,7 +186,11 @@ async def _lines(stream: asyncio.StreamReader, progress: Progress | None) -> str
     return text
 
 
-def _build_error(tree: KernelTree, folder: Path, stdout: str, stderr: str) -> CompileError:
+def _build_error(tree: KernelTree, folder: Path, stdout: str, stderr: str) -> CompileError | EnvironmentFault:
+    if "No space left on device" in stderr + stdout:
+        return EnvironmentFault(
+            f"no space left to build {folder}", code="HR5107", hint="free some space: df -h"
+        )
     told = [line for line in stderr.splitlines(keepends=True) if not re.match(r"make(\[\d+\])?: ", line)]
     first = next((line.strip() for line in told if "error:" in line.lower()), None)
     hint = None

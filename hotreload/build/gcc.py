@@ -14,11 +14,13 @@ from pathlib import Path
 from hotreload import process
 from hotreload.build.cmd_files import TranslationUnit, split_command, split_late
 from hotreload.build.replay import Shadow, replayed, shadowed
-from hotreload.errors import CompileError, EnvironmentFault
+from hotreload.errors import CompileError, CompilerDiedError, EnvironmentFault
 from hotreload.paths import writing_to
 
 # __DATE__ and __TIME__ are errors in kbuild, but a module may allow them; base and patch must agree.
 # SRCARCH is kbuild's: Debian's objtool, of several architectures in 6.12, chooses by it.
+# What gcc says when one of its programs was killed.
+DIED = "signal terminated program"
 ENVIRONMENT = {"SOURCE_DATE_EPOCH": "0", "SRCARCH": "x86"}
 # The macros for authors of patches, behind all folders of the kernel's and of the module's own.
 AUTHORS_HEADERS = ("-idirafter", str(Path(__file__).with_name("include")))
@@ -97,6 +99,8 @@ async def _step(argv: Sequence[str], unit: TranslationUnit, output: Path) -> str
         raise EnvironmentFault(
             f"no space left to compile {unit.source.name}", code="HR5107", hint="free some space: df -h"
         )
+    if done.status < 0 or DIED in said:
+        raise CompilerDiedError(f"the compiler was killed while it compiled {unit.source.name}", said)
     raise CompileError(_first_error(said) or f"{argv[0]} failed on {unit.source}", said)
 
 

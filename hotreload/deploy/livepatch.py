@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,7 +250,7 @@ def _refusal(what: str, answer: dict[str, Any], timeout: float) -> Exception:
 
 def kernel_reason(dmesg: str, complaint: str) -> str:
     """Why, in the kernel's own words: its log lines without stamp, noise and repetition, else insmod's."""
-    lines = (STAMP.sub("", line).strip() for line in dmesg.splitlines())
+    lines = _outside_traces(STAMP.sub("", line).strip() for line in dmesg.splitlines())
     # busybox's insmod tries twice, so the kernel says everything twice.
     told = dict.fromkeys(line for line in lines if line and not NOISE.search(line))
     return (
@@ -258,6 +258,16 @@ def kernel_reason(dmesg: str, complaint: str) -> str:
         or re.sub(r"^insmod: can't insert '[^']*': ", "", complaint.strip())
         or "no reason given"
     )
+
+
+def _outside_traces(lines: Iterable[str]) -> Iterator[str]:
+    """All but what stands between the marks of a WARN: that is told as a complaint of its own."""
+    inside = False
+    for line in lines:
+        inside = inside or "[ cut here ]" in line
+        if not inside:
+            yield line
+        inside = inside and "[ end trace" not in line
 
 
 def rejection(what: str, reason: str) -> PatchRejectedError:

@@ -33,6 +33,7 @@ WORDS = {
     Outcome.PATCHABLE: ("patchable", "green"),
     Outcome.REFUSED: ("refused", "yellow"),
     Outcome.REJECTED: ("rejected", "yellow"),
+    Outcome.FAILED: ("failed", "red"),
     Outcome.COMPILE_ERROR: ("error", "red"),
     Outcome.STALLED: ("stalled", "yellow"),
     Outcome.CRASHED: ("crashed", "alarm"),
@@ -47,7 +48,7 @@ LEAST_DETAIL = 32  # columns for the symbols; a narrower terminal loses the stag
 NARROWEST = 60  # columns; below this a terminal wraps by itself
 SHOWN_REASONS = 8
 SPOKEN_EVERY = 30.0  # seconds; long work without a terminal says a line
-TELLS_WHAT_RUNS = {Outcome.COMPILE_ERROR, Outcome.REJECTED, Outcome.STALLED}
+TELLS_WHAT_RUNS = {Outcome.COMPILE_ERROR, Outcome.FAILED, Outcome.REJECTED, Outcome.STALLED}
 
 
 def render(

@@ -24,6 +24,7 @@ class Outcome(StrEnum):
     PATCHABLE = "patchable"  # in a dry run
     REFUSED = "refused"
     REJECTED = "rejected"
+    FAILED = "failed"  # this machine could not do it
     COMPILE_ERROR = "compile_error"
     STALLED = "stalled"
     CRASHED = "crashed"
@@ -34,7 +35,8 @@ class Outcome(StrEnum):
     @property
     def exit_status(self) -> int:
         """The exit status of a command that ends with this (the table of exit statuses in README.md)."""
-        return {"compile_error": 3, "refused": 4, "rejected": 4, "crashed": 5, "stalled": 6}.get(self, 0)
+        failures = {"compile_error": 3, "refused": 4, "rejected": 4, "crashed": 5, "stalled": 6, "failed": 7}
+        return failures.get(self, 0)
 
     @property
     def rung(self) -> str | None:

@@ -19,8 +19,8 @@ INTERVAL = 0.1
 UNFINISHED = 1.0
 # Bytes of console that are read again with each look; a guest that says more is looked at in pieces.
 WINDOW = 256 * 1024
-# For how long a guest that says nothing is asked to let us in: longer than a kernel may go without scheduling
-# (the soft lockup detector's 20 s). And one that talks on and on.
+# For how long in all a guest that says nothing is asked to let us in: longer than a kernel may go without
+# scheduling (the soft lockup detector's 20 s). And one that talks on and on.
 PATIENCE = 25.0
 LONGEST = 120.0
 RETRY = 0.5
@@ -116,16 +116,17 @@ async def _silence(machine: Machine, guest: SshGuest, console_log: Path) -> Sile
 
 async def _answers(guest: SshGuest, console_log: Path) -> bool:
     clock = asyncio.get_running_loop().time
-    said, since, end = console_log.stat().st_size, clock(), clock() + LONGEST
+    quiet, end = 0.0, clock() + LONGEST
     while True:
+        said, since = console_log.stat().st_size, clock()
         try:
             await guest.reconnect()
         except GuestUnreachableError:
-            size = console_log.stat().st_size
-            if size != said:
-                said, since = size, clock()
-            if clock() - since > PATIENCE or clock() > end:
-                return False
             await asyncio.sleep(RETRY)
+            # A watchdog's word now and then is no sign of work.
+            if console_log.stat().st_size == said:
+                quiet += clock() - since
+            if quiet > PATIENCE or clock() > end:
+                return False
         else:
             return True

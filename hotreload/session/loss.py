@@ -136,7 +136,8 @@ def restored(back: RolledBack, seconds: float) -> tuple[str, ...]:
     lines = [f"{what} {seconds:.2f} s"]
     if back.left_out:
         names = ", ".join(file.name for file in back.left_out)
-        lines.append(f"{names}: the guest runs {runs} of it, until it is saved again")
+        what = runs if back.runs is None else f"{runs} of it"
+        lines.append(f"{names}: the guest runs {what}, until it is saved again")
     return tuple(lines)
 
 

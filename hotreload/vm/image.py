@@ -268,7 +268,8 @@ async def _write_image(
     """Make the keys and the archive in a folder beside ``place``, then rename it."""
     with writing_to(place.parent):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="new-", dir=place.parent) as scratch:
+        _sweep(place.parent)
+        with tempfile.TemporaryDirectory(prefix=f"new-{os.getpid()}-", dir=place.parent) as scratch:
             folder = Path(scratch, "image")
             folder.mkdir(mode=0o700)
             host_key = await _make_host_key(folder)
@@ -283,6 +284,13 @@ async def _write_image(
             about = {"release": kernel.release, "recipe": plan.folder.name, "bytes": len(data)}
             (folder / "image.json").write_text(json.dumps(about, indent=1) + "\n")
             _move(folder, place)
+
+
+def _sweep(images: Path) -> None:
+    """Remove what was being made by one who lives no more."""
+    for entry in images.glob("new-*"):
+        if not Path("/proc", entry.name.split("-")[1]).exists():
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _move(folder: Path, place: Path) -> None:

@@ -249,7 +249,7 @@ def test_what_came_along_with_a_reload_that_crashed_is_left_out_with_it(in_sessi
             await watch.run("echo c >/proc/sysrq-trigger")
         crashed = (await watch.next_cycle()).report
         assert (crashed.outcome, crashed.number) == (Outcome.CRASHED, 2)
-        assert crashed.notes[1].startswith("help.c, main.c: the guest runs the code it booted with of it")
+        assert crashed.notes[1].startswith("help.c, main.c: the guest runs the code it booted with, until")
         await save(main_c=MAIN.replace("hello", "hey"))
         assert await read() == "hey 2 4\n"
 
