@@ -23,6 +23,8 @@ AGENT_PATH = "/usr/lib/hotreload/agent"
 # Beyond the agent's limits: sending the module, taking a transition back (10 s), removing the module (2 s).
 MARGIN = 20.0
 PLAIN_LIMIT = 30.0
+# A module's init may look for hardware, or test itself; its exit waits for others.
+MODULE_LIMIT = 120.0
 # Before v6.2 the kernel goes through all its symbols for each that a patch refers to: 27 to 64 ms in an
 # emulated guest.
 LOOKUP = 0.25
@@ -152,7 +154,7 @@ async def load_module(guest: Guest, name: str, image: bytes, parameters: str = "
 
     Raises PatchRejectedError: HR3103 with the kernel's reason, HR2303 (vermagic, CRC), HR3105 (signature).
     """
-    answer = await _ask(guest, ("load", name, parameters), stdin=image)
+    answer = await _ask(guest, ("load", name, parameters), stdin=image, timeout=MODULE_LIMIT)
     if not answer["ok"]:
         raise _refusal(f"module {name}", answer, PLAIN_LIMIT)
 
@@ -189,7 +191,7 @@ async def unload_module(guest: Guest, name: str) -> tuple[str, ...]:
     Raises PatchRejectedError: HR2301 in use, HR2304 other modules use it, HR2302 it has no exit function,
     HR3103 anything else.
     """
-    answer = await _ask(guest, ("unload", name))
+    answer = await _ask(guest, ("unload", name), timeout=MODULE_LIMIT)
     if not answer["ok"]:
         raise _not_unloaded(name, answer)
     return tuple(map(str, answer["bound"]))
