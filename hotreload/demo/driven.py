@@ -23,7 +23,7 @@ from typing import Any, Self, TypeVar
 from hotreload import process
 from hotreload.errors import GuestUnreachableError, HotReloadError
 from hotreload.process import CommandResult
-from hotreload.report.outcome import ReloadReport
+from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.session.control import Message, RemoteError, answer, ask, report_from
 from hotreload.session.guests import place_of
 
@@ -199,8 +199,12 @@ class Driven:
         elif "climb" in message:
             self._climbs.append(report_from(message["climb"]))
         elif "report" in message:
-            told = Told(self._events, report_from(message["report"]), tuple(self._climbs))
-            self._cycles.put_nowait(told)
+            report = report_from(message["report"])
+            if report.outcome is Outcome.COMPLAINED:
+                # What the kernel says belongs to no cycle, and comes whenever it does.
+                self._events.pop("crash", None)
+                return
+            self._cycles.put_nowait(Told(self._events, report, tuple(self._climbs)))
             self._events, self._climbs = {}, []
 
 
