@@ -70,10 +70,16 @@ class PatchedGuest:
         self._trouble = trouble
         self._restored = restored
         self._restore_points = RestorePoints(checkpoints)
-        self._serial = 0
+        # Other than those that are loaded already.
+        self._serial = max((int(name.removeprefix(NAME_PREFIX)) for name in known.kept), default=0)
         self._builds: dict[Path, str | None] = {}
         self._text: Mapping[str, int] = {}  # where the code of patch modules is
         self._tidying: asyncio.Task[None] | None = None
+
+    async def settle(self) -> None:
+        """Wait for what goes on beside the changes."""
+        if self._tidying is not None:
+            await self._tidying
 
     async def close(self) -> None:
         """End what goes on beside the changes."""

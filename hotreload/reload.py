@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from hotreload.build.base import Base
@@ -45,6 +45,8 @@ from hotreload.stages import StageKeeper
 from hotreload.vm.checkpoints import Checkpoints
 from hotreload.vm.machine import Trouble
 
+LEFT_BEHIND = "a session that did not end by itself"
+
 
 def _silently(_type: str, _fields: object) -> None:
     """Announce nothing."""
@@ -69,18 +71,20 @@ class Reloader:
         dry_run: bool = False,
         max_units: int = MAX_UNITS,
         checkpoints: Checkpoints | None = None,
+        stale: Collection[str] = (),
     ) -> None:
         """``folder``: where the session keeps what it made; ``running``: what looks at the guest's memory;
         ``module_rung``: what follows where no patch can do it; ``trouble``: why the guest stopped, if it did;
         ``restored`` is told when a change that failed has brought the guest back to a checkpoint;
-        ``checkpoints``: of the guest's machine, if it can."""
+        ``checkpoints``: of the guest's machine, if it can; ``stale``: patch modules that an earlier
+        session has left loaded."""
         self.dry_run = dry_run
         self._module_rung = module_rung
         self._stages = StageKeeper(folder / "reloads")
         booted = GuestBase.booted(module, base)
         self._guest = PatchedGuest(
             guest,
-            Known(booted),
+            Known(booted, kept=dict.fromkeys(stale, (LEFT_BEHIND,))),
             trouble=trouble,
             transition_timeout=transition_timeout,
             checkpoints=checkpoints,
@@ -269,6 +273,10 @@ class Reloader:
     def why(self, number: int | None = None) -> str:
         """The long answer about reload ``number``, or the last refusal. Raises InputError: there is none."""
         return why(self._history.reports, number)
+
+    async def settle(self) -> None:
+        """Wait for what goes on beside the reloads."""
+        await self._guest.settle()
 
     async def close(self) -> None:
         """End what goes on beside the reloads."""

@@ -202,7 +202,7 @@ class RestorePoints:
             raise EnvironmentFault(
                 "this guest has no checkpoints",
                 code="HR5105",
-                hint="hotreload guest start --checkpoints on; hotreload why HR5105",
+                hint="hotreload guest start --checkpoints on boots one that has them; hotreload why HR5105",
             )
         return self._checkpoints
 

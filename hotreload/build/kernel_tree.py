@@ -70,6 +70,20 @@ def find_kernel(where: str) -> KernelTree:
     )
 
 
+def image_version(image: Path) -> str | None:
+    """What a bzImage says that it is: ``RELEASE (BUILDER) VERSION``, the last as in ``uname -v``.
+
+    None: it does not tell. The offset of that text, less 0x200, is at 0x20e (Documentation/arch/x86/boot.rst,
+    kernel_version).
+    """
+    with image.open("rb") as stream:
+        header = stream.read(0x8000)
+    place = int.from_bytes(header[0x20E:0x210], "little")
+    if header[0x202:0x206] != b"HdrS" or not place:
+        return None
+    return header[place + 0x200 :].partition(b"\0")[0].decode(errors="replace")
+
+
 def kernel_root(folder: Path) -> Path | None:
     """The kernel's sources that a folder is, or is in; None: it is in none."""
     places = (folder, *folder.parents)

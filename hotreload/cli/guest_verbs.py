@@ -44,6 +44,7 @@ from hotreload.interrupts import run
 
 if TYPE_CHECKING:
     from hotreload.config import Config
+    from hotreload.session.attached import Attachment
     from hotreload.session.guests import About
 
 STOP_LIMIT = 60.0
@@ -62,10 +63,13 @@ def guest() -> None:
 @json_option
 def start(options: Globals, paths: tuple[Path, ...]) -> None:
     """Boot a guest that stays, with the modules of PATH (default: of this folder)."""
-    _start(options, *watched(one_folder(paths), options))
+    start_session(options, *watched(one_folder(paths), options))
 
 
-def _start(options: Globals, folder: Path, config: Config) -> None:
+def start_session(
+    options: Globals, folder: Path, config: Config, attachment: Attachment | None = None
+) -> None:
+    """Start one in the background, of a guest that is booted or of somebody else's; return when it is up."""
     from hotreload.cli.failures import known
     from hotreload.session.background import in_background
     from hotreload.session.client import ready_text
@@ -74,9 +78,10 @@ def _start(options: Globals, folder: Path, config: Config) -> None:
     facts: dict[str, Any] = {}
 
     def session(stream: TextIO) -> int:
-        return _run_in_background(folder, config, options, stream)
+        return _run_in_background(folder, config, options, stream, attachment)
 
-    with console.progress("starting a guest in the background") as progress:
+    title = "attaching to the guest" if attachment else "starting a guest in the background"
+    with console.progress(title) as progress:
 
         def tell(message: Mapping[str, Any]) -> None:
             if "progress" in message:
@@ -88,9 +93,13 @@ def _start(options: Globals, folder: Path, config: Config) -> None:
         print_json(facts)
     else:
         console.say(ready_text(facts, watching=False))
+        for note in facts["notes"] if attachment else ():
+            console.say(f"{'':19}{note}")
 
 
-def _run_in_background(folder: Path, config: Config, options: Globals, stream: TextIO) -> int:
+def _run_in_background(
+    folder: Path, config: Config, options: Globals, stream: TextIO, attachment: Attachment | None
+) -> int:
     from hotreload.session.background import writer_to
     from hotreload.session.client import facts_of
     from hotreload.session.service import run_session
@@ -104,19 +113,21 @@ def _run_in_background(folder: Path, config: Config, options: Globals, stream: T
         return await session.finished
 
     console = console_of(options, config)
-    return run(run_session(folder, config, console, serve, background=True, listener=tell))
+    job = run_session(folder, config, console, serve, background=True, listener=tell, attachment=attachment)
+    return run(job)
 
 
 @verb("stop", guest)
 @click.option("--all", "everything", is_flag=True, help="Every guest of yours.")
 def stop(options: Globals, everything: bool) -> None:
-    """End a guest and its session, whatever they are at."""
+    """End a guest and its session, whatever they are at; a guest that was attached to is left as it was."""
     from hotreload.session.guests import sessions
 
     console = console_of(options, options.config())
     for about in sessions() if everything else (session_here(options),):
         _stop(about)
-        console.say(f"the guest {about.guest} is stopped")
+        done = "left as it was" if about.attached else "stopped"
+        console.say(f"the guest {about.guest} is {done}")
 
 
 def _stop(about: About) -> None:
@@ -144,13 +155,22 @@ def restart(options: Globals) -> None:
     from hotreload.session.boot import require_buildable
 
     about = session_here(options)
+    if about.attached:
+        raise _not_ours(about, "it cannot be restarted from here")
     folder, config = watched(about.folder, options)
     with console_of(options, config).progress("building") as progress:
         # Who cannot have the new guest keeps the old one.
         run(require_buildable(folder, config, progress.update))
     _stop(about)
     options.flags["guest"] = about.guest
-    _start(options, *watched(about.folder, options))
+    start_session(options, *watched(about.folder, options))
+
+
+def _not_ours(about: About, fact: str) -> InputError:
+    return InputError(
+        f"the guest {about.guest} was not started by hotreload: {fact}",
+        hint=f"whoever started it does that; it is at {about.attached}",
+    )
 
 
 @verb("list", guest)
@@ -171,6 +191,7 @@ def list_guests(options: Globals) -> None:
                         "folder": str(about.folder),
                         "pid": about.pid,
                         "background": about.background,
+                        "attached": about.attached,
                         "records": str(about.state),
                     }
                     for about in alive
@@ -178,11 +199,14 @@ def list_guests(options: Globals) -> None:
             }
         )
         return
-    rows = [
-        (about.guest, str(about.pid), "background" if about.background else "watch", str(about.folder))
-        for about in alive
-    ]
+    rows = [(about.guest, str(about.pid), _kind(about), str(about.folder)) for about in alive]
     click.echo(align(("guest", "process", "session", "folder"), rows) if rows else "no guest is running")
+
+
+def _kind(about: About) -> str:
+    if about.attached:
+        return "attached"
+    return "background" if about.background else "watch"
 
 
 @verb("show", guest)
@@ -201,7 +225,10 @@ def show(options: Globals) -> None:
 @verb("cmdline", guest)
 def cmdline(options: Globals) -> None:
     """The QEMU line that boots the same guest by hand, its console on the terminal."""
-    click.echo(answer_of(session_here(options), "show")["qemu"])
+    about = session_here(options)
+    if about.attached:
+        raise _not_ours(about, "its QEMU line is not known here")
+    click.echo(answer_of(about, "show")["qemu"])
 
 
 @verb("ssh", guest, cls=WithCommand)
@@ -219,7 +246,10 @@ def console(options: Globals) -> None:
     """The guest's serial console on this terminal, until Ctrl-]."""
     from hotreload.cli.terminal import connect_terminal
 
-    facts = answer_of(session_here(options), "show")
+    about = session_here(options)
+    if about.attached:
+        raise _not_ours(about, "its console is not here; hotreload guest logs tells what is known of it")
+    facts = answer_of(about, "show")
     if not options.quiet:
         click.echo(f"the console of {facts['guest']}; Ctrl-] leaves it", err=True)
     connect_terminal(Path(facts["console"]))

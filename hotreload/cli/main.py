@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from hotreload.cli import build_verbs, guest_verbs, kernel_verbs, play_verbs, verbs
+from hotreload.cli import attach_verb, build_verbs, guest_verbs, kernel_verbs, play_verbs, verbs
 from hotreload.cli.command import Globals, cli, json_option, load_option, max_rung_option, setting, verb
 from hotreload.cli.failures import Bug, known
 from hotreload.config import wants_color
@@ -23,7 +23,7 @@ READER_GONE = 141  # what a shell reports for a program that died of SIGPIPE
 USAGE = 2
 
 # Each of these modules makes its functions verbs while it is imported.
-VERBS = (verbs, build_verbs, guest_verbs, kernel_verbs, play_verbs)
+VERBS = (verbs, build_verbs, guest_verbs, attach_verb, kernel_verbs, play_verbs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

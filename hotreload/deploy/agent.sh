@@ -20,6 +20,7 @@
 #   agent buildid MODULE          the build-id of a loaded module
 
 LIVE=/sys/kernel/livepatch
+SCRATCH=${TMPDIR:-/tmp}
 # A kick is answered after this long at the latest; then the clock is looked at.
 KICK_MS=100
 # How long a transition that is taken back may need, in hundredths of a second.
@@ -147,7 +148,7 @@ with_mounted() { # TYPE PLACE FILE COMMAND..: the command in a folder that has t
         (cd "$place" && "$@")
         return
     fi
-    place=/tmp/hotreload-agent.$$.$type
+    place=$SCRATCH/hotreload-agent.$$.$type
     mkdir "$place" && mount -t "$type" "$type" "$place" && (cd "$place" && "$@")
     umount "$place"
     rmdir "$place"
@@ -221,7 +222,7 @@ blocked() { # by whom the patch was kept from a function, if it was: a field of 
 }
 
 receive() { # standard input into a file, $file, that goes when we do
-    file=/tmp/hotreload-agent.$$.ko
+    file=$SCRATCH/hotreload-agent.$$.ko
     trap 'rm -f "$file"' EXIT
     trap 'exit 129' HUP INT TERM PIPE
     if ! error=$(cat 2>&1 >"$file"); then
@@ -522,7 +523,9 @@ rebind() { # BUS/DRIVER/DEVICE..
 }
 
 build_id_in() { # of a file with an ELF note: three words, "GNU\0", then the id
-    hexdump -v -s 16 -e '1/1 "%02x"' "$1"
+    id=
+    for byte in $(od -A n -v -t x1 -j 16 "$1"); do id=$id$byte; done
+    echo "$id"
 }
 
 buildid() { # MODULE

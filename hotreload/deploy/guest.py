@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 USER = "root"
 HOST = "127.0.0.1"
+AGENT_PATH = "/usr/lib/hotreload/agent"
+"""Where the agent is in the guest: ``build_image(kernel, extra={AGENT_PATH: agent_source()})``."""
 
 # dropbear with only an ed25519 host key aborts when it is offered other kinds first.
 HOST_KEY_KINDS = ("ssh-ed25519",)
@@ -38,6 +40,11 @@ LOGIN_LIMIT = 10.0
 class Guest(Protocol):
     """A running guest that takes commands. A command's status is 128 + N when signal N killed it."""
 
+    @property
+    def agent(self) -> str:
+        """What to write in front of the agent's words, for the guest's shell."""
+        ...
+
     async def run(self, command: str, *, stdin: bytes | None = None, timeout: float = 30.0) -> CommandResult:
         """Run a shell command. A non-zero status is not an error here.
 
@@ -54,14 +61,10 @@ class RestorableGuest(Guest, Protocol):
         ...
 
 
-class SshGuest:
-    """A guest behind SSH on a port of this machine. The first command connects."""
+class ShellGuest:
+    """A guest behind SSH; those who derive from it say how to get in. The first command connects."""
 
-    def __init__(self, port: int, client_key: Path, host_key: Path) -> None:
-        """``host_key``: a file with the guest's public key (``ssh-ed25519 AAAA``); no other is accepted."""
-        self._port = port
-        self._client_key = client_key
-        self._host_key = host_key
+    def __init__(self) -> None:
         self._connection: asyncssh.SSHClientConnection | None = None
         self._connecting = asyncio.Lock()
         self._lost = asyncio.Event()
@@ -76,12 +79,18 @@ class SshGuest:
         await self.close()
 
     @property
+    def agent(self) -> str:
+        """See `Guest.agent`."""
+        raise NotImplementedError
+
+    @property
     def ssh_command(self) -> str:
         """The line that logs a person in, to be pasted into a shell."""
-        kind, key = self._host_key.read_text().split()[:2]
-        known = f"KnownHostsCommand=/bin/echo [{HOST}]:{self._port} {kind} {key}"
-        options = ("-o", known, "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes")
-        return paste_ready(("ssh", "-p", str(self._port), "-i", self._client_key, *options, f"{USER}@{HOST}"))
+        raise NotImplementedError
+
+    async def _log_in(self) -> asyncssh.SSHClientConnection:
+        """Connect. Raises asyncssh.Error, OSError, GuestUnreachableError (HR4103)."""
+        raise NotImplementedError
 
     async def run(self, command: str, *, stdin: bytes | None = None, timeout: float = 30.0) -> CommandResult:
         """See `Guest.run`. A connection that was lost while idle is made anew; no command is sent twice."""
@@ -156,6 +165,30 @@ class SshGuest:
                 self._connection = await self._log_in()
                 self._watching = asyncio.create_task(self._watch(self._connection))
             return self._connection
+
+
+class SshGuest(ShellGuest):
+    """A guest that we booted, behind a port of this machine, with the keys of its image."""
+
+    def __init__(self, port: int, client_key: Path, host_key: Path) -> None:
+        """``host_key``: a file with the guest's public key (``ssh-ed25519 AAAA``); no other is accepted."""
+        super().__init__()
+        self._port = port
+        self._client_key = client_key
+        self._host_key = host_key
+
+    @property
+    def agent(self) -> str:
+        """See `Guest.agent`."""
+        return AGENT_PATH
+
+    @property
+    def ssh_command(self) -> str:
+        """The line that logs a person in, to be pasted into a shell."""
+        kind, key = self._host_key.read_text().split()[:2]
+        known = f"KnownHostsCommand=/bin/echo [{HOST}]:{self._port} {kind} {key}"
+        options = ("-o", known, "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes")
+        return paste_ready(("ssh", "-p", str(self._port), "-i", self._client_key, *options, f"{USER}@{HOST}"))
 
     async def _log_in(self) -> asyncssh.SSHClientConnection:
         import asyncssh

@@ -12,13 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hotreload.deploy.guest import AGENT_PATH as AGENT_PATH
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.neighbours import blocked_by, foreign_patches
 from hotreload.deploy.transition import PatchStatus, nonsense, parse_answer, parse_status, stalled
 from hotreload.errors import GuestUnreachableError, PatchRejectedError
-
-AGENT_PATH = "/usr/lib/hotreload/agent"
-"""Where the agent is in the guest: ``build_image(kernel, extra={AGENT_PATH: agent_source()})``."""
 
 # Beyond the agent's limits: sending the module, taking a transition back (10 s), removing the module (2 s).
 MARGIN = 20.0
@@ -211,7 +209,7 @@ async def build_id(guest: Guest, module: str) -> str | None:
 async def _ask(
     guest: Guest, words: Iterable[str], *, stdin: bytes | None = None, timeout: float = PLAIN_LIMIT
 ) -> dict[str, Any]:
-    command = shlex.join((AGENT_PATH, *words))
+    command = f"{guest.agent} {shlex.join(words)}"
     try:
         result = await guest.run(command, stdin=stdin, timeout=timeout)
     except TimeoutError as late:

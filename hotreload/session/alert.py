@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotreload.deploy.guest import SshGuest
+from hotreload.deploy.guest import ShellGuest
 from hotreload.errors import GuestUnreachableError
 from hotreload.report.crash import CrashReport, find_complaints
-from hotreload.vm.machine import Machine
-from hotreload.vm.processors import InKernel, stuck_processor
+from hotreload.vm.any_machine import AnyMachine
+from hotreload.vm.processors import InKernel
 
 # Seconds between looks at the console's log; and after which a complaint without an end has no more to come.
 INTERVAL = 0.1
@@ -36,7 +36,7 @@ class ConsoleReader:
 
     def skip(self) -> int:
         """From here on only what is said from now on counts; where that begins in the log."""
-        self._read, self._told = self._log.stat().st_size, 0
+        self._read, self._told = size_of(self._log), 0
         return self._read
 
     async def complaints(self) -> AsyncIterator[CrashReport]:
@@ -44,7 +44,9 @@ class ConsoleReader:
         seen, since = -1, asyncio.get_running_loop().time()
         while True:
             await asyncio.sleep(INTERVAL)
-            now, size = asyncio.get_running_loop().time(), self._log.stat().st_size
+            now, size = asyncio.get_running_loop().time(), size_of(self._log)
+            if size < self._read:  # it was begun anew
+                self._read, self._told = 0, 0
             if size != seen:
                 seen, since = size, now
             elif now - since > UNFINISHED + 2 * INTERVAL:
@@ -60,9 +62,19 @@ class ConsoleReader:
                 self.skip()
 
     def _look(self, start: int) -> tuple[CrashReport, ...]:
+        if not size_of(self._log):
+            return ()
         with self._log.open("rb") as log:
             log.seek(start)
             return find_complaints(log.read(2 * WINDOW).decode(errors="replace"))
+
+
+def size_of(log: Path) -> int:
+    """Bytes of a log; somebody else's may be gone for a moment."""
+    try:
+        return log.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +89,7 @@ class Silence:
         return self.stuck is not None and self.stuck.closed
 
 
-async def why_silent(machine: Machine, guest: SshGuest, console_log: Path) -> Silence | None:
+async def why_silent(machine: AnyMachine, guest: ShellGuest, console_log: Path) -> Silence | None:
     """Give a guest that failed to answer the time to; None: it does, or has ended.
 
     While somebody has paused it, wait, and while its console goes on telling. Who is deaf is not waited for.
@@ -91,40 +103,40 @@ async def why_silent(machine: Machine, guest: SshGuest, console_log: Path) -> Si
         return None
 
 
-async def _silence(machine: Machine, guest: SshGuest, console_log: Path) -> Silence | None:
+async def _silence(machine: AnyMachine, guest: ShellGuest, console_log: Path) -> Silence | None:
     asking = asyncio.create_task(_answers(guest, console_log))
-    looking = asyncio.create_task(stuck_processor(machine.monitor))
+    looking = asyncio.create_task(machine.stuck_processor())
     dying = asyncio.create_task(machine.wait_for_trouble())
-    said = console_log.stat().st_size
+    said = size_of(console_log)
     try:
         await asyncio.wait({asking, looking, dying}, return_when=asyncio.FIRST_COMPLETED)
         if looking.done() and not dying.done() and not asking.done():
             first = Silence(looking.result())
             # Who prints has the interrupts off most of the time, and is not stuck.
-            if first.is_deaf and console_log.stat().st_size == said:
+            if first.is_deaf and size_of(console_log) == said:
                 return first
             await asyncio.wait({asking, dying}, return_when=asyncio.FIRST_COMPLETED)
         if dying.done() or asking.result():
             return None
         # What was so in the beginning may be over.
-        return Silence(await stuck_processor(machine.monitor))
+        return Silence(await machine.stuck_processor())
     finally:
         for task in (asking, looking, dying):
             task.cancel()
         await asyncio.gather(asking, looking, dying, return_exceptions=True)
 
 
-async def _answers(guest: SshGuest, console_log: Path) -> bool:
+async def _answers(guest: ShellGuest, console_log: Path) -> bool:
     clock = asyncio.get_running_loop().time
     quiet, end = 0.0, clock() + LONGEST
     while True:
-        said, since = console_log.stat().st_size, clock()
+        said, since = size_of(console_log), clock()
         try:
             await guest.reconnect()
         except GuestUnreachableError:
             await asyncio.sleep(RETRY)
             # A watchdog's word now and then is no sign of work.
-            if console_log.stat().st_size == said:
+            if size_of(console_log) == said:
                 quiet += clock() - since
             if quiet > PATIENCE or clock() > end:
                 return False

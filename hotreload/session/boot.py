@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,17 +22,21 @@ from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_record import kernel_base
 from hotreload.build.kernel_tree import KernelTree, check_fit, kernel_compiler
 from hotreload.config import Config
-from hotreload.deploy.guest import SshGuest
+from hotreload.deploy.guest import ShellGuest, SshGuest
 from hotreload.deploy.livepatch import AGENT_PATH, agent_source, load_module
 from hotreload.deploy.module_reload import Load, depends_of, load_order
+from hotreload.deploy.verify import ReadMemory
 from hotreload.elf.build_id import build_id_in, read_build_id
 from hotreload.errors import EnvironmentFault, GuestUnreachableError, InputError, KernelUnfitError
 from hotreload.patch.glue import build_glue
 from hotreload.session.loss import loss
+from hotreload.vm.any_machine import AnyMachine
 from hotreload.vm.checkpoints import Checkpoints, make_state_disk
+from hotreload.vm.foreign_machine import ForeignMachine
 from hotreload.vm.image import build_image
 from hotreload.vm.kernel_modules import ModuleFolder
 from hotreload.vm.machine import Machine
+from hotreload.vm.memory import idt_base
 from hotreload.vm.probe import choose_accel
 from hotreload.vm.spec import MachineSpec
 
@@ -47,16 +52,31 @@ STATE_DISK = "checkpoints.qcow2"
 
 @dataclass(frozen=True, slots=True)
 class Booted:
-    """A guest that runs the modules. ``base`` is what it booted, ``notes`` is what else to tell about it."""
+    """A guest that runs the modules.
+
+    ``base``      what it booted
+    ``loaded``    the modules of ours that it has
+    ``notes``     what else to tell about it
+    ``idt_base``  where its interrupt descriptor table is
+    ``reached``   the fields of `status` about the machine; ``made_of``: those that `guest show` adds
+    ``foreign``   the machine, if somebody else started it
+    ``stale``     patch modules of an earlier session's that stay loaded
+    """
 
     module: Build
     base: Base
     glue: Path
-    machine: Machine
-    guest: SshGuest
+    machine: AnyMachine
+    guest: ShellGuest
     loaded: tuple[str, ...]
     notes: tuple[str, ...]
     checkpoints: Checkpoints | None
+    read_memory: ReadMemory
+    idt_base: Callable[[], Awaitable[int]]
+    reached: Mapping[str, Any]
+    made_of: Mapping[str, Any]
+    foreign: ForeignMachine | None = None
+    stale: tuple[str, ...] = ()
 
     @property
     def contents(self) -> str:
@@ -78,7 +98,7 @@ async def boot(
     async with contextlib.AsyncExitStack() as owned:
         try:
             async with asyncio.TaskGroup() as together:
-                building = together.create_task(_build_all(folder, kernel, progress))
+                building = together.create_task(build_all(folder, kernel, progress))
                 booting = together.create_task(
                     _boot_guest(owned, kernel, config, name, console_log, progress)
                 )
@@ -87,16 +107,30 @@ async def boot(
         module, base, glue = building.result()
         machine, guest, notes = booting.result()
         await _require_recorded(guest, base)
+        reached = {"accel": machine.spec.accel, "ssh_port": machine.ssh_port, "attached": None}
         progress("loading the modules")
         ours = () if module.is_kernel else base.modules
-        loaded = await _or_lost(_load_modules(guest, kernel, ours, config.load), machine, console_log)
+        loaded = await or_lost(load_modules(guest, kernel, ours, config.load), machine, console_log)
         if config.setup:
             progress(config.setup)
-            await _or_lost(_set_up(guest, config.setup), machine, console_log)
+            await or_lost(set_up(guest, config.setup), machine, console_log)
         if note := (await kernel_compiler(kernel)).note:
             notes = (*notes, note)
         checkpoints = Checkpoints(machine) if machine.spec.state_disk else None
-        yield Booted(module, base, glue, machine, guest, loaded, notes, checkpoints)
+        yield Booted(
+            module, base, glue, machine, guest, loaded, notes, checkpoints,
+            machine.read_memory, partial(idt_base, machine.monitor), reached, _made_of(machine),
+        )  # fmt: skip
+
+
+def _made_of(machine: Machine) -> Mapping[str, Any]:
+    return {
+        "qemu": machine.by_hand,
+        "qemu_pid": machine.pid,
+        "console": str(machine.endpoints.console),
+        "qmp": str(machine.endpoints.qmp2),
+        "boot_seconds": machine.boot_seconds,
+    }
 
 
 async def require_buildable(folder: Path, config: Config, progress: Progress) -> None:
@@ -104,7 +138,7 @@ async def require_buildable(folder: Path, config: Config, progress: Progress) ->
     kernel = await open_kernel(config.kernel, progress)
     check_fit(kernel)
     try:
-        await _build_all(folder, kernel, progress)
+        await build_all(folder, kernel, progress)
     except ExceptionGroup as several:
         raise first_of(several) from None
 
@@ -115,7 +149,7 @@ def first_of(several: BaseExceptionGroup[BaseException]) -> BaseException:
     return first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
-async def _build_all(folder: Path, kernel: KernelTree, progress: Progress) -> tuple[Build, Base, Path]:
+async def build_all(folder: Path, kernel: KernelTree, progress: Progress) -> tuple[Build, Base, Path]:
     """What is worked on in a folder, the kernel's own sources or the modules there; its base; the glue."""
     if folder == kernel.source:
         base = await kernel_base(kernel, progress)
@@ -204,7 +238,7 @@ async def _boot_machine(
         return await attempt(replace(spec, accel="tcg")), (note,)
 
 
-async def _or_lost(work: Coroutine[Any, Any, T], machine: Machine, console_log: Path) -> T:
+async def or_lost(work: Coroutine[Any, Any, T], machine: AnyMachine, console_log: Path) -> T:
     """Do the work, unless the guest is lost meanwhile: a module may crash it as soon as it is loaded."""
     working = asyncio.create_task(work)
     alert = asyncio.create_task(machine.wait_for_trouble())
@@ -221,18 +255,29 @@ async def _or_lost(work: Coroutine[Any, Any, T], machine: Machine, console_log: 
             working.exception()  # of less interest than the loss
 
 
-async def _load_modules(
-    guest: SshGuest, kernel: KernelTree, built: Sequence[BuiltModule], wanted: Sequence[str]
+async def load_modules(
+    guest: ShellGuest,
+    kernel: KernelTree,
+    built: Sequence[BuiltModule],
+    wanted: Sequence[str],
+    there: Collection[str] = (),
+    came: Callable[[str], None] = lambda _name: None,
 ) -> tuple[str, ...]:
-    """Load the modules, with those of the kernel's that they use; the names of ours that are loaded."""
+    """Load the modules, with those of the kernel's that they use; the names of ours that are loaded.
+
+    ``there``: of ours, what the guest has already; ``came`` is told each that was loaded, in that order.
+    """
     files = {module.name: module.ko for module in built}
     depends = {name: await asyncio.to_thread(depends_of, ko) for name, ko in files.items()}
-    kernels = _KernelModules(guest, kernel)
+    kernels = _KernelModules(guest, kernel, came)
     loads = load_order(depends, wanted)
     for load in loads:
+        if load.name in there:
+            continue
         if load.name in files:
             content = await asyncio.to_thread(files[load.name].read_bytes)
             await load_module(guest, load.name, content, load.parameters)
+            came(load.name)
         else:
             await kernels.load(load, tuple(files))
     return tuple(load.name for load in loads if load.name in files or not files)
@@ -241,9 +286,10 @@ async def _load_modules(
 class _KernelModules:
     """The kernel's own modules, pushed into the guest when one of ours, or the user, wants them."""
 
-    def __init__(self, guest: SshGuest, kernel: KernelTree) -> None:
+    def __init__(self, guest: ShellGuest, kernel: KernelTree, came: Callable[[str], None]) -> None:
         self._guest = guest
         self._kernel = kernel
+        self._came = came
         self._folder: ModuleFolder | None = None
         self._there: set[str] = set()
 
@@ -264,10 +310,11 @@ class _KernelModules:
             if module.name not in self._there:
                 parameters = load.parameters if module.name == load.name else ""
                 await load_module(self._guest, module.name, module.content, parameters)
+                self._came(module.name)
                 self._there.add(module.name)
 
 
-async def _set_up(guest: SshGuest, command: str) -> None:
+async def set_up(guest: ShellGuest, command: str) -> None:
     try:
         done = await guest.run(command, timeout=SETUP_LIMIT)
     except TimeoutError:

@@ -160,8 +160,7 @@ def facts_of(session: Session) -> dict[str, Any]:
         "modules": list(booted.loaded),
         "contents": booted.contents,
         "kernel": session.kernel.release,
-        "accel": booted.machine.spec.accel,
-        "ssh_port": booted.machine.ssh_port,
+        **booted.reached,
         "ssh": booted.guest.ssh_command,
         "notes": list(booted.notes),
     }
@@ -174,9 +173,13 @@ def ready_text(facts: Mapping[str, Any], *, watching: bool = True) -> str:
     name, what = facts["guest"], "watching" if watching else "running"
     return (
         f"{datetime.now():%H:%M:%S} ready      {what} {facts['folder']} ({facts['contents']})\n"
-        f"{'':19}guest {name}: {facts['kernel']}, {facts['accel']}"
+        f"{'':19}guest {name}: {facts['kernel']}, {_how(facts)}"
         f"      hotreload guest ssh --guest {name}"
     )
+
+
+def _how(facts: Mapping[str, Any]) -> str:
+    return f"attached at {facts['attached']}" if facts.get("attached") else str(facts["accel"])
 
 
 def status_text(facts: Mapping[str, Any]) -> str:
@@ -186,7 +189,8 @@ def status_text(facts: Mapping[str, Any]) -> str:
     if facts.get("message"):
         rows.append(("", facts["message"]))
     if "kernel" in facts:
-        rows.append(("kernel", f"{facts['kernel']}, {facts['accel']}, SSH on port {facts['ssh_port']}"))
+        where = "" if facts.get("attached") else f", SSH on port {facts['ssh_port']}"
+        rows.append(("kernel", f"{facts['kernel']}, {_how(facts)}{where}"))
     rows.append(("session", f"{owner}, {'watches' if facts['watching'] else 'does not watch'}"))
     rows.append(("folder", facts["folder"]))
     if "modules" in facts:

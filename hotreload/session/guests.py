@@ -60,7 +60,8 @@ class About:
     """What a session tells of itself without being asked.
 
     ``folder`` is the watched one; ``background`` sessions watch only while somebody is attached; ``started``
-    is Unix time; ``state`` the folder of the session's records.
+    is Unix time; ``state`` the folder of the session's records; ``attached``: the SSH address of a guest that
+    somebody else started.
     """
 
     guest: str
@@ -69,6 +70,7 @@ class About:
     background: bool
     started: float
     state: Path
+    attached: str | None = None
 
 
 def guest_name(chosen: str, folder: Path) -> str:

@@ -14,20 +14,24 @@ from hotreload.report.crash import CrashReport, find_crash
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 from hotreload.restore_points import RolledBack
 from hotreload.session.alert import Silence
+from hotreload.vm.any_machine import AnyMachine
 from hotreload.vm.console import printable
-from hotreload.vm.machine import Machine, State, Trouble
+from hotreload.vm.machine import RESET, State, Trouble
 
 # Seconds. QEMU tells of a panic 0.1 s before the console has its text, SSH may notice before QEMU tells.
 TEXT_LIMIT = 2.0
 TEXT_REST = 0.4  # in which nothing more was said
 TROUBLE_LIMIT = 0.5
+RETURNS = "it is not ours to boot again: the session waits until it answers"
 REPORT_FILE = "report.txt"
 COMPLAINTS_FILE = "complaints.txt"
 # What a kernel says that was asked to restart (kernel/reboot.c).
 RESTARTS = "reboot: Restarting system"
+# What it says before anything else that follows from it (kernel/panic.c).
+PANIC = "Kernel panic - not syncing"
 
 
-async def trouble_of(machine: Machine) -> Trouble | None:
+async def trouble_of(machine: AnyMachine) -> Trouble | None:
     """Why a guest that failed a command does not run, None when it seems to run."""
     with contextlib.suppress(TimeoutError):
         return await asyncio.wait_for(machine.wait_for_trouble(), TROUBLE_LIMIT)
@@ -44,7 +48,9 @@ async def loss(trouble: Trouble, console_log: Path, after: int = 0) -> HotReload
         if crash is not None:
             return crash_error(crash, console_log)
         return GuestCrashedError(trouble.message, hint=_where(console_log))
-    if trouble.state is State.RESET and RESTARTS not in await _said(console_log, after):
+    if trouble == RESET and RESTARTS not in (said := await _said(console_log, after)):
+        if PANIC in said and (crash := find_crash(said)) is not None:  # and then it reset itself: panic=1
+            return crash_error(crash, console_log)
         return GuestCrashedError("the guest reset itself: a triple fault", hint=_where(console_log))
     return GuestUnreachableError(f"the guest is lost: {trouble.message}", hint=f"what it said: {console_log}")
 
@@ -141,6 +147,26 @@ def restored(back: RolledBack, seconds: float) -> tuple[str, ...]:
     return tuple(lines)
 
 
+async def panics(console_log: Path, after: int) -> bool:
+    """Does the kernel panic, that has just complained? ``after``: how many bytes of the log are of before."""
+    end = time.monotonic() + TEXT_REST
+    while PANIC not in await _said(console_log, after):
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(0.05)
+    return True
+
+
+def loss_report(error: HotReloadError, running: int | None) -> ReloadReport:
+    """The line for a guest that was lost otherwise than by a crash, and is waited for."""
+    return ReloadReport(
+        Outcome.COMPLAINED,
+        number=running,
+        reasons=(Reason(error.code, error.message, hint=RETURNS),),
+        still_runs=running,
+    )
+
+
 async def _complaint(console_log: Path, after: int) -> CrashReport | None:
     said, since = await _said(console_log, after), time.monotonic()
     while True:
@@ -155,4 +181,9 @@ async def _complaint(console_log: Path, after: int) -> CrashReport | None:
 
 
 async def _said(console_log: Path, after: int) -> str:
-    return (await asyncio.to_thread(console_log.read_bytes))[after:].decode(errors="replace")
+    def read() -> bytes:
+        with console_log.open("rb") as log:
+            log.seek(after)
+            return log.read()
+
+    return (await asyncio.to_thread(read)).decode(errors="replace")

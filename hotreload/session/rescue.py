@@ -28,16 +28,20 @@ from hotreload.report.outcome import Outcome, Reason, ReloadReport
 from hotreload.session.alert import ConsoleReader, Silence, why_silent
 from hotreload.session.boot import Booted
 from hotreload.session.loss import (
+    RETURNS,
     complaint_report,
     crash_error,
     crashed_report,
     loss,
+    loss_report,
+    panics,
     place_of,
     restored,
     silence_error,
     trouble_of,
 )
-from hotreload.vm.machine import Machine, Trouble
+from hotreload.vm.any_machine import AnyMachine
+from hotreload.vm.machine import PANICKED, State, Trouble
 from hotreload.vm.processors import InKernel
 
 if TYPE_CHECKING:
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 # Seconds in which a guest that runs answers a plain command.
 ANSWER = 5.0
 LARGEST_FUNCTION = 1 << 18
+COMPLAINT = "HR4105"
 LOAD_HINT = (
     "hotreload guest load brings it back to its last checkpoint, hotreload guest console shows what it says"
 )
@@ -67,7 +72,7 @@ class Rescue:
         self.console = ConsoleReader(self.console_log)
         self._console_read = self.console.skip()
         self._booted = booted
-        self._machine: Machine = booted.machine
+        self._machine: AnyMachine = booted.machine
         self._reloader = reloader
         self._state = state
         self._restored = restored
@@ -98,12 +103,34 @@ class Rescue:
     async def from_trouble(self, trouble: Trouble) -> ReloadReport:
         """What becomes of a guest that does not run. Raises GuestUnreachableError for what is no crash."""
         error = await loss(trouble, self.console_log, self._console_read)
+        ran = self._reloader.running
         if not isinstance(error, GuestCrashedError):
-            raise error
+            if not self.may_return:
+                raise error
+            return self._reloader.note(loss_report(error, ran))
         if report := await self._back(error):
             return report
-        ran = self._reloader.running
-        return self._report(error, await self._reloader.line_of(error.place), (), ran, ran)
+        notes = (RETURNS,) if self.may_return else ()
+        return self._report(error, await self._reloader.line_of(error.place), notes, ran, ran)
+
+    @property
+    def may_return(self) -> bool:
+        """May somebody else boot the guest anew, when it is lost?"""
+        return self._booted.foreign is not None and self._booted.foreign.may_return
+
+    async def from_console(self, crash: CrashReport, restores: int) -> ReloadReport | None:
+        """What becomes of a guest by what its console said; None: its end is told elsewhere.
+
+        A machine of ours tells of each end itself; of another's guest the console may be all that does.
+        """
+        if crash.code != COMPLAINT:
+            foreign = self._booted.foreign
+            if foreign is None:
+                return None
+            if await panics(self.console_log, self._console_read):
+                foreign.lose(PANICKED)
+                return None
+        return await self.from_complaint(crash, restores)
 
     async def from_complaint(self, crash: CrashReport, restores: int) -> ReloadReport | None:
         """What becomes of a guest whose kernel complains; None: it was told, or is past.
@@ -164,6 +191,11 @@ class Rescue:
     async def _back_from(self, silence: Silence | None, error: GuestCrashedError) -> ReloadReport:
         """Bring a guest back that runs. Raises GuestUnreachableError when there is no checkpoint."""
         report = await self._back(error, silence.stuck if silence else None)
+        if report is None and self.may_return and self._booted.foreign is not None:
+            self._booted.foreign.lose(Trouble(State.RESET, error.message))
+            ran = self._reloader.running
+            line = await self._reloader.line_of(error.place)
+            return self._report(error, line, (RETURNS,), ran, ran)
         if report is None:
             raise GuestUnreachableError(error.message, error.excerpt, code=error.code, hint=error.hint)
         return report

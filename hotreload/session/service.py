@@ -20,6 +20,7 @@ from hotreload.errors import GuestUnreachableError, InputError
 from hotreload.paths import writing_to
 from hotreload.report.console import Console
 from hotreload.report.outcome import ReloadReport
+from hotreload.session.attached import Attachment
 from hotreload.session.control import Message, Send, report_object, serving
 from hotreload.session.guests import About, claim, guest_name
 from hotreload.session.session import Listener, Order, Session, make_state_folder, new_state
@@ -43,22 +44,25 @@ async def run_session(
     background: bool = False,
     dry_run: bool = False,
     listener: Listener | None = None,
+    attachment: Attachment | None = None,
 ) -> int:
     """Own a guest while ``job`` runs; its exit status, or the one with which the session ended before.
 
     ``background``: this process's standard output and error go to the session's records from now on.
-    ``listener`` is told all that the session tells, from the beginning.
+    ``listener`` is told all that the session tells, from the beginning. ``attachment``: somebody else's
+    guest, to be used instead of one that is booted.
 
     Raises GuestBusyError (HR3106), what Session raises on entry, and what a session ends with.
     """
     name = guest_name(config.guest, folder)
     state = new_state(name)
-    about = About(name, folder.resolve(), os.getpid(), background, time.time(), state)
+    attached = attachment.login.address if attachment else None
+    about = About(name, folder.resolve(), os.getpid(), background, time.time(), state, attached)
     with claim(about) as place:
         make_state_folder(state)
         if background:
             _speak_to(state / "session.log")
-        session = Session(Order(about.folder, config, name, state, dry_run), console, stream)
+        session = Session(Order(about.folder, config, name, state, dry_run, attachment), console, stream)
         service = Service(session, about)
         with session.listen(listener) if listener else contextlib.nullcontext():
             async with serving(place, service.handle):
@@ -134,6 +138,11 @@ class Service:
                 hint="it is of another version of hotreload: hotreload guest stop, then start it again",
             )
         if verb not in ("status", "stop", "watch"):
+            if self._session.away_since is not None:
+                raise GuestUnreachableError(
+                    f"the guest {self._about.guest} is lost since {self._session.away_since:%H:%M:%S}",
+                    hint="it is not ours to boot again: as soon as it answers, the session goes on",
+                )
             await self._session.ready.wait()
         return await handlers[verb](request, send)
 
@@ -150,6 +159,9 @@ class Service:
             "watching": session.is_watched,
             "records": str(about.state),
         }
+        if session.away_since is not None:
+            since = f"{session.away_since:%H:%M:%S}"
+            return facts | {"state": "away", "message": f"lost since {since}; waiting until it answers again"}
         if not session.ready.is_set():
             return facts
         booted = session.booted
@@ -158,8 +170,7 @@ class Service:
             "state": trouble.state.value if trouble else "running",
             "message": trouble.message if trouble else None,
             "kernel": session.kernel.release,
-            "accel": booted.machine.spec.accel,
-            "ssh_port": booted.machine.ssh_port,
+            **booted.reached,
             "modules": list(booted.loaded),
             "contents": booted.contents,
             "running": session.reloader.running,
@@ -176,16 +187,11 @@ class Service:
 
     async def show(self, _request: Message, _send: Send) -> Message:
         """How the guest is reached, and what it is made of."""
-        machine = self._session.booted.machine
         return {
             **await self.status({}, _send),
             "ssh": self._session.booted.guest.ssh_command,
-            "qemu": machine.by_hand,
-            "qemu_pid": machine.pid,
-            "console": str(machine.endpoints.console),
             "console_log": str(self._session.console_log),
-            "qmp": str(machine.endpoints.qmp2),
-            "boot_seconds": machine.boot_seconds,
+            **self._session.booted.made_of,
         }
 
     async def history(self, _request: Message, _send: Send) -> Message:

@@ -19,7 +19,7 @@ import logging
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from hotreload.paths import state_folder, writing_to
 from hotreload.report.console import Console, Progress
 from hotreload.report.ndjson import EventSink, closing_event
 from hotreload.report.outcome import Outcome, ReloadReport
+from hotreload.session.attached import Attachment, attach, until_it_answers
 from hotreload.session.boot import STATE_DISK, Booted, boot
 from hotreload.session.control import report_object
 from hotreload.session.reboot import announced, build_anew, failed_build, helps, rebooted
@@ -54,9 +55,10 @@ KEPT_SESSIONS = 10
 # Seconds of quiet after which base objects are compiled ahead, and what a teardown command may take.
 IDLE = 1.0
 TEARDOWN_LIMIT = 30.0
+TAKE_BACK_LIMIT = 40.0
 CONTACT_INTERVAL = 2.0
 MANY_UNITS = 8  # a compile of so many is worth a word on how far it is
-COMPLAINT = "HR4105"
+NOT_OURS = "this guest was not started by hotreload, and is not ours to boot"
 SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
 
 Listener = Callable[[Mapping[str, Any]], None]
@@ -64,13 +66,17 @@ Listener = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a session is asked to be. ``guest`` is its name, ``folder`` the module's, resolved."""
+    """What a session is asked to be. ``guest`` is its name, ``folder`` the module's, resolved.
+
+    ``attachment``: somebody else's guest, to be used instead of one that is booted.
+    """
 
     folder: Path
     config: Config
     guest: str
     state: Path
     dry_run: bool = False
+    attachment: Attachment | None = None
 
 
 def new_state(guest: str) -> Path:
@@ -113,6 +119,9 @@ class Session:
         self._pending: set[Path] = set()
         self._saved_at = 0.0
         self._due = asyncio.Event()
+        self._is_lost = asyncio.Event()  # a guest that may return
+        self._lost: ReloadReport  # how that was told
+        self.away_since: datetime | None = None
 
     # Its life.
 
@@ -124,6 +133,7 @@ class Session:
             self._owned.push_async_callback(self._end_guest)
             await self._start_guest()
             self._start(self._reload(), self._owned)
+            self._start(self._await_return(), self._owned)
             self._owned = self._owned.pop_all()
         return self
 
@@ -145,8 +155,7 @@ class Session:
             folder=self.order.folder,
             modules=self.booted.loaded,
             kernel=self.kernel.release,
-            accel=self.booted.machine.spec.accel,
-            ssh_port=self.booted.machine.ssh_port,
+            **self.booted.reached,
             ms=(time.monotonic() - started) * 1000,
         )
 
@@ -172,23 +181,20 @@ class Session:
 
     async def _boot(self, progress: Callable[[str], None]) -> None:
         order = self.order
-        self.booted = await self._guest_life.enter_async_context(
-            boot(order.folder, self.kernel, order.config, order.guest, self.console_log, progress)
-        )
+        self.booted = await self._guest_life.enter_async_context(self._having_guest(progress))
         from hotreload.module_rung import ModuleRung
         from hotreload.reload import Reloader
         from hotreload.running_check import RunningCheck
-        from hotreload.vm.memory import idt_base
 
-        machine = self.booted.machine
         self.reloader = Reloader(
             module=self.booted.module,
             base=self.booted.base,
             glue=self.booted.glue,
             guest=self.booted.guest,
             running=RunningCheck(
-                self.booted.base, self.booted.guest, machine.read_memory, partial(idt_base, machine.monitor)
+                self.booted.base, self.booted.guest, self.booted.read_memory, self.booted.idt_base
             ),
+            stale=self.booted.stale,
             trouble=lambda: self.booted.machine.trouble,
             folder=order.state,
             transition_timeout=order.config.transition_timeout,
@@ -209,8 +215,19 @@ class Session:
             self._say_restored,
             keeps_memory=order.config.vmcore == "on",
         )
+        if self.booted.foreign is not None:
+            self._guest_life.push_async_callback(self._take_back)
         self._guest_life.push_async_callback(self._tear_down)
         self._guest_life.push_async_callback(self.reloader.close)
+
+    def _having_guest(
+        self, progress: Callable[[str], None]
+    ) -> contextlib.AbstractAsyncContextManager[Booted]:
+        order, log = self.order, self.console_log
+        if order.attachment is None:
+            return boot(order.folder, self.kernel, order.config, order.guest, log, progress)
+        before = self.booted if hasattr(self, "booted") else None
+        return attach(order.attachment, order.folder, self.kernel, order.config, log, progress, before)
 
     async def _watch(self) -> None:
         module = self._watched = self.booted.module
@@ -253,6 +270,22 @@ class Session:
                 self.console.say(f"the teardown command ended with status {done.status}: {done.complaint}")
         except (HotReloadError, TimeoutError) as error:
             self.console.say(f"the teardown command failed: {error or f'no end in {TEARDOWN_LIMIT:g} s'}")
+
+    async def _take_back(self) -> None:
+        """Leave a guest that is not ours without our patches, as far as it still answers."""
+        if self.booted.machine.trouble is not None or self.rescue.is_cut_off:
+            return
+        try:
+            async with asyncio.timeout(TAKE_BACK_LIMIT):
+                report = await self.reloader.undo(everything=True)
+                await self.reloader.settle()
+        except (HotReloadError, TimeoutError) as error:
+            self.console.say(f"the guest keeps its patches: {error or 'it took too long'}")
+            return
+        if report.outcome is not Outcome.NO_CHANGE:
+            self.console.report(report)
+        for name, reasons in self.reloader.kept_loaded.items():
+            self.console.say(f"{name} stays loaded, for {', '.join(reasons)}")
 
     def finish(self, status: int = 0) -> None:
         """Let the session end."""
@@ -351,6 +384,8 @@ class Session:
             report = await reloaded()  # the bar is gone when the report is told
             if self.order.dry_run or not helps(report, self.order.config.max_rung):
                 return report
+            if self.order.attachment is not None:
+                return replace(report, notes=(*report.notes, NOT_OURS))
             self._say(announced(report), cycle, "climb")
             return await self._reboot(files, saved_at)
 
@@ -414,7 +449,12 @@ class Session:
 
     def _tell_report(self, report: ReloadReport, cycle: int | None = None, *, watched: bool = False) -> None:
         self._say(report, cycle, "report", watched=watched)
-        if report.outcome is Outcome.CRASHED and self.booted.machine.trouble is not None:
+        if self.booted.machine.trouble is None:
+            return
+        if self.rescue.may_return:
+            self._lost = report
+            self._is_lost.set()
+        elif report.outcome is Outcome.CRASHED:
             self.finish(report.outcome.exit_status)
 
     def _say(self, report: ReloadReport, cycle: int | None, key: str, **fields: Any) -> None:
@@ -478,13 +518,18 @@ class Session:
 
     async def _stay_alert(self) -> None:
         """Tell of a guest that is lost; the session ends with it, unless it could be brought back."""
-        while not self.finished.done():
+        while not self._is_over:
             await self.booted.machine.wait_for_trouble()
             async with self._busy:  # a reload under way tells of it by itself
                 trouble = self.booted.machine.trouble
-                if trouble is not None and not self.finished.done():
+                if trouble is not None and not self._is_over:
                     await self._say_state(trouble.state.value, message=trouble.message)
                     await self._told(self.rescue.from_trouble(trouble))
+
+    @property
+    def _is_over(self) -> bool:
+        """Was the end of this guest told?"""
+        return self.finished.done() or self._is_lost.is_set()
 
     async def _keep_contact(self) -> None:
         """See to a guest that runs, and does not answer any more."""
@@ -499,9 +544,7 @@ class Session:
     async def _hear_complaints(self) -> None:
         """Tell what the guest's kernel complains about while it goes on."""
         async for crash in self.rescue.console.complaints():
-            # What the guest dies of is told with its end.
-            if crash.code == COMPLAINT:
-                await self._see_to(partial(self.rescue.from_complaint, crash, self.rescue.restores))
+            await self._see_to(partial(self.rescue.from_console, crash, self.rescue.restores))
 
     async def _see_to(self, work: Callable[[], Awaitable[ReloadReport | None]]) -> None:
         async with self._busy:
@@ -509,6 +552,51 @@ class Session:
                 report = await work()
                 if report is not None:
                     self._tell_report(report)
+
+    # Somebody else's guest.
+
+    async def _await_return(self) -> None:
+        """Whenever the guest is lost, wait until somebody has booted it again, and begin with it anew.
+
+        Raises what attach raises, and GuestUnreachableError when its QEMU has ended.
+        """
+        while True:
+            await self._is_lost.wait()
+            async with self._busy:
+                self.away_since = datetime.now()
+                self.ready.clear()
+                await self._say_state("away", message=self._lost.reasons[0].message)
+                if not await self._returned():
+                    return
+                before, started = self.reloader, time.monotonic()
+                await self._end_guest()
+                self._is_lost.clear()
+                await self._start_guest()
+                self.away_since = None
+                self.reloader.follow(before)
+                seconds = time.monotonic() - started
+                report = self.reloader.note(rebooted((), self.booted.contents, 0.0, seconds))
+            self._tell_report(report)
+
+    async def _returned(self) -> bool:
+        """Wait for it; False: its QEMU has ended, and the session with it."""
+        attachment, foreign = self.order.attachment, self.booted.foreign
+        assert attachment is not None, "a guest of ours does not return"
+        assert foreign is not None, "a guest of ours does not return"
+        back = asyncio.create_task(until_it_answers(attachment))
+        ended = asyncio.create_task(foreign.wait_for_end())
+        try:
+            await asyncio.wait({back, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                back.result()
+                return True
+            if self._lost.outcome is not Outcome.CRASHED:
+                raise GuestUnreachableError(f"the guest is lost: {ended.result().message}")
+            self.finish(Outcome.CRASHED.exit_status)
+            return False
+        finally:
+            await _cancelled(back)
+            await _cancelled(ended)
 
     # Telling.
 
@@ -539,7 +627,7 @@ class Session:
         self._emit("guest.state", guest=self.order.guest, state=state, **fields)
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
+async def _cancelled(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():

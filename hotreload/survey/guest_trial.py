@@ -33,7 +33,6 @@ from hotreload.patch.symbols import VMLINUX
 from hotreload.report.crash import find_crash
 from hotreload.running_check import RunningCheck
 from hotreload.session.boot import Booted, boot
-from hotreload.vm.memory import idt_base
 
 WORKLOAD = "/tmp/workload"
 LOOPS = ("files", "network", "processes")
@@ -100,11 +99,8 @@ class WorkingGuest:
 
     def __init__(self, booted: Booted, console_log: Path, timeout: float) -> None:
         self.is_spoilt = False
-        machine = booted.machine
         self._guest = booted.guest
-        self._running = RunningCheck(
-            booted.base, booted.guest, machine.read_memory, lambda: idt_base(machine.monitor)
-        )
+        self._running = RunningCheck(booted.base, booted.guest, booted.read_memory, booted.idt_base)
         self._console_log = console_log
         self._timeout = timeout
         self._kept: list[str] = []

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -25,11 +24,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hotreload.errors import EnvironmentFault, GuestUnreachableError, InputError
+from hotreload.errors import EnvironmentFault, GuestUnreachableError
 from hotreload.paths import writing_to
 from hotreload.vm.console import Console
-from hotreload.vm.memory import read_memory
-from hotreload.vm.monitor import Monitor, QmpError, QmpEvent
+from hotreload.vm.memory import dump_memory, read_memory
+from hotreload.vm.monitor import Monitor, QmpEvent
+from hotreload.vm.processors import InKernel, stuck_processor
 from hotreload.vm.qemu import Qemu, QemuEndedError, main_complaint, start_qemu
 from hotreload.vm.sockets import free_port, socket_folder
 from hotreload.vm.spec import Endpoints, MachineSpec
@@ -165,29 +165,15 @@ class Machine:
         ``file`` is absolute. Raises InputError when it is there already, EnvironmentFault when it cannot be
         written, GuestUnreachableError.
         """
-        try:
-            # All that the guest knows is in it.
-            os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        except FileExistsError as error:
-            raise InputError(f"{file} is there already", hint="name another file") from error
-        except OSError as error:
-            raise InputError(
-                f"{file} cannot be written: {error.strerror}", hint="name another file"
-            ) from error
-        try:
-            arguments = {"paging": False, "protocol": f"file:{file}", "format": "kdump-zlib"}
-            await self.monitor.execute("dump-guest-memory", arguments)
-        except QmpError as error:
-            file.unlink(missing_ok=True)
-            raise EnvironmentFault(
-                f"QEMU does not write the guest's memory: {error}",
-                code="HR5107",
-                hint="is there enough space?",
-            ) from error
+        await dump_memory(self.monitor, file)
 
     async def is_paused(self) -> bool:
         """Does it stand still because somebody wants it so: over QMP, or with a debugger?"""
         return self.trouble is None and not (await self.monitor.execute("query-status"))["running"]
+
+    async def stuck_processor(self) -> InKernel | None:
+        """See processors.stuck_processor."""
+        return await stuck_processor(self.monitor)
 
     async def read_memory(self, address: int, size: int) -> bytes:
         """``size`` bytes of the kernel's memory at a virtual address, while the guest runs on.

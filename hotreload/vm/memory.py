@@ -8,12 +8,13 @@ block, arch/x86/entry/calling.h), and is walked here (Intel SDM volume 3, 4.5).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from hotreload.errors import EnvironmentFault
+from hotreload.errors import EnvironmentFault, InputError
 from hotreload.paths import writing_to
 from hotreload.vm.monitor import Monitor, QmpError
 
@@ -131,3 +132,28 @@ class _Tables:
                 mask = (1 << shift) - 1
                 return table & ~mask | address & mask
         return None
+
+
+async def dump_memory(monitor: Monitor, file: Path) -> None:
+    """Write the guest's memory to a new file, as drgn and crash read it; it stands still meanwhile.
+
+    ``file`` is absolute. Raises InputError when it is there already, EnvironmentFault when it cannot be
+    written, GuestUnreachableError.
+    """
+    try:
+        # All that the guest knows is in it.
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError as error:
+        raise InputError(f"{file} is there already", hint="name another file") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be written: {error.strerror}", hint="name another file") from error
+    try:
+        arguments = {"paging": False, "protocol": f"file:{file}", "format": "kdump-zlib"}
+        await monitor.execute("dump-guest-memory", arguments)
+    except QmpError as error:
+        file.unlink(missing_ok=True)
+        raise EnvironmentFault(
+            f"QEMU does not write the guest's memory: {error}",
+            code="HR5107",
+            hint="is there enough space?",
+        ) from error

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """QEMU's monitor protocol. The only module that knows the qemu.qmp package, which is still in alpha.
 
-We listen and QEMU connects: there is no moment at which the socket does not exist yet. A monitor
-serves one life of one QEMU; a socket serves one client, so people get a second one.
+With a QEMU of ours we listen and it connects: there is no moment at which the socket does not exist yet. To
+that of somebody else we connect. A monitor serves one life of one QEMU; a socket serves one client, so people
+get a second one.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hotreload.errors import GuestUnreachableError
+from hotreload.errors import EnvironmentFault, GuestUnreachableError
 
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient
+
+# Seconds in which QEMU greets whoever may talk to it.
+GREETING_LIMIT = 5.0
 
 
 class QmpError(Exception):
@@ -33,12 +37,13 @@ class QmpEvent:
 
 
 class Monitor:
-    """The connection to one QEMU. `listen`, start QEMU, `accept`, `execute`..., `close`."""
+    """The connection to one QEMU. `listen`, start QEMU, `accept` (or `connect`), `execute`..., `close`."""
 
     def __init__(self, socket: Path) -> None:
         from qemu.qmp import QMPClient
 
         self._socket = socket
+        self._is_ours = False
         self._client: QMPClient = QMPClient("hotreload")
         # Its own warnings about a peer that went away would be noise: the machine reports that.
         self._client.logger.disabled = True
@@ -46,6 +51,7 @@ class Monitor:
     async def listen(self) -> None:
         """Make the socket. QEMU may be started now."""
         await self._client.start_server(str(self._socket))
+        self._is_ours = True
 
     async def accept(self) -> None:
         """Wait until QEMU connects, and shake hands. It waits for ever if QEMU died: race it."""
@@ -55,6 +61,30 @@ class Monitor:
             await self._client.accept()
         except ConnectError as error:
             raise GuestUnreachableError(f"QEMU's monitor does not answer: {error}", code="HR3107") from error
+
+    async def connect(self) -> None:
+        """Connect to a socket where somebody's QEMU listens. Raises EnvironmentFault (HR3108)."""
+        from qemu.qmp import ConnectError
+
+        try:
+            async with asyncio.timeout(GREETING_LIMIT):
+                await self._client.connect(str(self._socket))
+        except TimeoutError:
+            await self.close()
+            raise self._no_monitor(
+                "is taken: it takes one client, and somebody else is connected", "or it is no QMP socket"
+            ) from None
+        except ConnectError as error:
+            await self.close()
+            cause, hint = error.exc, "QEMU makes one with -qmp unix:SOCKET,server=on,wait=off"
+            if isinstance(cause, OSError) and not isinstance(cause, ConnectionResetError):
+                raise self._no_monitor(f"cannot be opened: {cause.strerror or cause}", hint) from error
+            raise self._no_monitor("is no QMP socket", hint) from error
+
+    def _no_monitor(self, fact: str, hint: str) -> EnvironmentFault:
+        return EnvironmentFault(
+            f"{self._socket} {fact}", code="HR3108", hint=f"{hint}; it also works without --qmp"
+        )
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """Run a command and return its result. Raises QmpError, or GuestUnreachableError if QEMU is gone."""
@@ -89,7 +119,8 @@ class Monitor:
         with contextlib.suppress(Exception):
             # Whatever ended the connection has been reported by the call that met it.
             await self._client.disconnect()
-        self._socket.unlink(missing_ok=True)
+        if self._is_ours:
+            self._socket.unlink(missing_ok=True)
 
     async def _disconnected(self) -> None:
         from qemu.qmp import Runstate

@@ -50,6 +50,7 @@ class Answering:
     stderr: str = ""
     status: int = 0
     asked: list[tuple[str, bytes | None]] = field(default_factory=list)
+    agent: str = AGENT_PATH
 
     async def run(self, command: str, *, stdin: bytes | None = None, timeout: float = 30.0) -> CommandResult:
         assert timeout > 0
@@ -59,6 +60,8 @@ class Answering:
 
 class Silent:
     """A guest that never answers."""
+
+    agent = AGENT_PATH
 
     async def run(self, command: str, *, stdin: bytes | None = None, timeout: float = 30.0) -> CommandResult:
         raise TimeoutError(command, stdin, timeout)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: MIT
+"""A guest that somebody else started: their address, their keys, and nothing of ours in it until we come.
+
+Each connection brings the agent, in a folder for root only, and a program that waits in the guest for the
+connection's end to take it away again (attach.sh). By that program a second session learns that there is a
+first one, wherever it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hotreload.deploy.guest import KEEPALIVE_COUNT, KEEPALIVE_INTERVAL, LOGIN_LIMIT, USER, ShellGuest
+from hotreload.deploy.livepatch import agent_source
+from hotreload.errors import GuestBusyError, GuestUnreachableError, InputError
+from hotreload.process import paste_ready
+from hotreload.vm.console import printable
+
+if TYPE_CHECKING:
+    import asyncssh
+
+FOLDER = "/run/hotreload"
+KNOWN_HOSTS = (Path("~/.ssh/known_hosts"), Path("/etc/ssh/ssh_known_hosts"))
+# Why nobody gets in, where waiting does not help: the code of these errors.
+UNFIT = "HR3108"
+# Seconds in which a session that was killed leaves the guest.
+LEAVING = 2.0
+ADDRESS = re.compile(r"(?:([^@\s]+)@)?(\[[^\]\s]+\]|[^@:\s\[\]]+)(?::(\d+))?")
+KEY = re.compile(r"(?:^|\s)((?:ssh|ecdsa|sk)-[\w@.-]+ +[A-Za-z0-9+/=]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """How the guest is reached. ``port`` None: as the user's SSH configuration says, else 22.
+
+    ``identity``: a private key; None: the user's own and their agent's. ``host_key``: a file with the one key
+    of the guest's that is accepted, None: those that the user knows.
+    """
+
+    host: str
+    port: int | None = None
+    user: str = USER
+    identity: Path | None = None
+    host_key: Path | None = None
+
+    @property
+    def address(self) -> str:
+        """``root@host:port``, as people write it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.user}@{host}" + (f":{self.port}" if self.port is not None else "")
+
+    @property
+    def ssh_command(self) -> str:
+        """The line that logs a person in."""
+        words: list[str | Path] = ["ssh"]
+        if self.port is not None:
+            words += ["-p", str(self.port)]
+        if self.identity is not None:
+            words += ["-i", self.identity]
+        if self.host_key is not None:
+            host = self.host if self.port in (None, 22) else f"[{self.host}]:{self.port}"
+            words += ["-o", f"KnownHostsCommand=/bin/echo {host} {pinned_key(self.host_key)}"]
+            words += ["-o", "UserKnownHostsFile=/dev/null"]
+        return paste_ready((*words, f"{self.user}@{self.host}"))
+
+
+def parse_address(text: str) -> tuple[str, str, int | None]:
+    """``[USER@]HOST[:PORT]`` as user, host and port; an IPv6 host in brackets. Raises InputError (HR1008)."""
+    found = ADDRESS.fullmatch(text)
+    port = int(found[3]) if found and found[3] else None
+    if found is None or found[2].startswith("-") or (port is not None and not 0 < port < 1 << 16):
+        raise InputError(
+            f"{text!r} is no SSH address", code="HR1008", hint="[USER@]HOST[:PORT], as in root@127.0.0.1:2222"
+        )
+    return found[1] or USER, found[2].strip("[]"), port
+
+
+def pinned_key(file: Path) -> str:
+    """The public key in a file, ``ssh-ed25519 AAAA``; the file may also be what ssh-keyscan printed.
+
+    Raises InputError (HR1009).
+    """
+    try:
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    keys = [found[1] for line in lines if (found := KEY.search(line))]
+    if not keys:
+        raise InputError(f"{file} has no public key of a host", hint="ssh-keyscan HOST prints those of one")
+    return keys[0]
+
+
+class AttachedGuest(ShellGuest):
+    """See the module. ``token``: of the session; no other comes in while it is there.
+
+    ``rebooted`` is called when another connection finds another boot of the guest.
+    """
+
+    def __init__(self, login: Login, token: str, rebooted: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self.login = login
+        # Of the boot that the first connection found.
+        self.boot_id: str | None = None
+        self._rebooted = rebooted
+        self._token = token
+        self._doorkeeper: asyncssh.SSHClientProcess[bytes] | None = None
+
+    @property
+    def agent(self) -> str:
+        """See `Guest.agent`. Not run by its name: /run may be mounted so that nothing in it is."""
+        return f"TMPDIR={FOLDER} sh {FOLDER}/agent"
+
+    @property
+    def ssh_command(self) -> str:
+        """The line that logs a person in, to be pasted into a shell."""
+        return self.login.ssh_command
+
+    async def leave(self) -> None:
+        """Take the agent away, and hang up."""
+        doorkeeper, self._doorkeeper = self._doorkeeper, None
+        if doorkeeper is not None:
+            with contextlib.suppress(OSError, TimeoutError):  # it is gone already, or the guest is
+                async with asyncio.timeout(LEAVING):
+                    doorkeeper.stdin.write_eof()
+                    await doorkeeper.wait_closed()
+        await self.close()
+
+    async def _log_in(self) -> asyncssh.SSHClientConnection:
+        """Raises GuestUnreachableError (HR4103; HR3108 who does not let us in, ever), GuestBusyError."""
+        connection = await self._connect()
+        try:
+            await self._bring_agent(connection)
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+    async def _connect(self) -> asyncssh.SSHClientConnection:
+        import asyncssh
+
+        login = self.login
+        options: dict[str, Any] = {} if login.port is None else {"port": login.port}
+        if login.identity is not None:
+            options["client_keys"] = [str(login.identity)]
+        if login.host_key is not None:
+            key = asyncssh.import_public_key(pinned_key(login.host_key))
+            options["known_hosts"] = ([key], [], [])
+        else:
+            known = [str(file.expanduser()) for file in KNOWN_HOSTS if file.expanduser().is_file()]
+            # Not None: that would be to accept whatever answers.
+            options["known_hosts"] = known or b""
+        try:
+            return await asyncssh.connect(
+                login.host,
+                username=login.user,
+                # Nobody is there to be asked for a password.
+                preferred_auth="publickey",
+                compression_algs=None,
+                keepalive_interval=KEEPALIVE_INTERVAL,
+                keepalive_count_max=KEEPALIVE_COUNT,
+                connect_timeout=LOGIN_LIMIT,
+                login_timeout=LOGIN_LIMIT,
+                **options,
+            )
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise self._unknown_host(str(error)) from error
+        except asyncssh.PermissionDenied as error:
+            raise self._unfit(
+                f"{login.address} does not let us in: {error}",
+                f"name its key with --identity, or give it to ssh-agent; this must work: {login.ssh_command}",
+            ) from error
+        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, asyncssh.ConfigParseError) as error:
+            raise self._unfit(
+                f"SSH cannot be used as it is set up here: {error}",
+                "a key with a passphrase goes into ssh-agent: ssh-add KEYFILE",
+            ) from error
+        except (asyncssh.Error, OSError) as error:
+            # Some servers hang up on who offers to take every kind of key.
+            if isinstance(error, asyncssh.DisconnectError) and not self._knows_host(options["known_hosts"]):
+                raise self._unknown_host("it is in no known_hosts") from error
+            raise GuestUnreachableError(
+                f"{login.address} does not answer: {error or type(error).__name__}",
+                hint=f"does it run, and its SSH server? this must work: {login.ssh_command}",
+            ) from error
+
+    async def _bring_agent(self, connection: asyncssh.SSHClientConnection) -> None:
+        import asyncssh
+
+        agent = agent_source()
+        lines = Path(__file__).with_name("attach.sh").read_text().splitlines()
+        # Whoever lists the guest's processes reads it all.
+        script = "\n".join(line for line in lines if line and not line.startswith("#"))
+        command = shlex.join(("sh", "-c", script, "hotreload", self._token, str(len(agent))))
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + LEAVING
+        while True:
+            try:
+                async with asyncio.timeout(LOGIN_LIMIT):
+                    doorkeeper = await connection.create_process(command, encoding=None)
+                    doorkeeper.stdin.write(agent)
+                    told = printable((await doorkeeper.stdout.readline()).decode(errors="replace")).split()
+            except (asyncssh.Error, OSError, TimeoutError) as error:
+                raise GuestUnreachableError(
+                    f"{self.login.address} does not answer: {error or 'it takes no commands'}"
+                ) from error
+            if told[:1] != ["busy"] or clock() > deadline:
+                break
+            await asyncio.sleep(0.2)
+        self._judge(told)
+        self._doorkeeper = doorkeeper
+
+    def _judge(self, told: list[str]) -> None:
+        match told:
+            case ["ready", boot_id]:
+                if boot_id != (self.boot_id or boot_id):
+                    self._rebooted()
+                    raise GuestUnreachableError("the guest was booted anew")
+                self.boot_id = boot_id
+            case ["busy"]:
+                raise GuestBusyError(
+                    f"another hotreload is attached to {self.login.address}",
+                    hint="end that one: hotreload guest list, hotreload guest stop --guest NAME",
+                )
+            case ["refused", *why]:
+                raise self._unfit(f"the guest cannot be worked on: {' '.join(why)}")
+            case _:
+                raise self._unfit(
+                    f"the guest answers nonsense: {' '.join(told) or 'nothing'!r}",
+                    "the login shell of root must be one that runs sh, and print nothing by itself",
+                )
+
+    def _knows_host(self, known_hosts: Any) -> bool:
+        import asyncssh
+
+        port = self.login.port if self.login.port != 22 else None
+        return any(asyncssh.match_known_hosts(known_hosts, self.login.host, "", port))
+
+    def _unknown_host(self, told: str) -> GuestUnreachableError:
+        login = self.login
+        if login.host_key is not None:
+            return self._unfit(
+                f"{login.address} has another host key than the one in {login.host_key}",
+                "is it the guest that is meant? ssh-keyscan prints the keys that it has",
+            )
+        port = f"-p {login.port} " if login.port is not None else ""
+        scan = f"ssh-keyscan {port}{shlex.quote(login.host)}"
+        return self._unfit(
+            f"nobody knows the host key of {login.address}: {told}",
+            f"if nobody else can answer there: {scan} >>~/.ssh/known_hosts; or name its key with --host-key",
+        )
+
+    def _unfit(self, fact: str, hint: str | None = None) -> GuestUnreachableError:
+        return GuestUnreachableError(fact, code=UNFIT, hint=hint or "hotreload why HR3108")

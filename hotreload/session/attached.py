@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: MIT
+"""From a guest that somebody else started to one that a session can work on; and back, when the session ends.
+
+Nothing of the guest is taken for granted: its kernel and the modules in it have to be those that were built
+here, and what an earlier session that was killed has left live is taken off. What we bring goes when we go:
+the agent, the patches, and the modules that were loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hotreload.build.base import Base
+from hotreload.build.built import VMLINUX, Build, BuiltModule
+from hotreload.build.kernel_tree import KernelTree, image_version, kernel_compiler
+from hotreload.config import Config
+from hotreload.deploy.attached_guest import AttachedGuest, Login
+from hotreload.deploy.kcore import KernelMemory
+from hotreload.deploy.livepatch import build_id, disable_patch, patch_status, unload_module
+from hotreload.elf.build_id import build_id_in, read_build_id
+from hotreload.errors import (
+    EditError,
+    GuestUnreachableError,
+    HotReloadError,
+    InputError,
+    KernelUnfitError,
+)
+from hotreload.session.boot import Booted, build_all, first_of, load_modules, or_lost, set_up
+from hotreload.vm.foreign_machine import REBOOTED, ForeignMachine
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
+
+RETRY = 2.0
+# Seconds in which what we brought has to be gone.
+LEAVE_LIMIT = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """The guest that is meant. ``qmp``: where its QEMU listens; ``console``: the log of its console."""
+
+    login: Login
+    qmp: Path | None = None
+    console: Path | None = None
+    # By which the guest knows the session again on another connection.
+    token: str = field(default_factory=lambda: f"hotreload-{secrets.token_hex(8)}")
+
+
+def require_attachable(attachment: Attachment) -> None:
+    """Check what can be checked without the guest. Raises InputError (HR1009)."""
+    if attachment.console is not None:
+        try:
+            attachment.console.open("rb").close()
+        except OSError as error:
+            raise InputError(
+                f"{attachment.console} cannot be read: {error.strerror}",
+                hint="--console names a file that QEMU writes: -serial file:LOG",
+            ) from error
+        if not attachment.console.is_file():
+            raise InputError(
+                f"{attachment.console} is no regular file",
+                hint="--console names a file that QEMU writes: -serial file:LOG, or logfile=LOG of a chardev",
+            )
+
+
+@contextlib.asynccontextmanager
+async def attach(
+    attachment: Attachment,
+    folder: Path,
+    kernel: KernelTree,
+    config: Config,
+    console_log: Path,
+    progress: Progress,
+    before: Booted | None = None,
+) -> AsyncIterator[Booted]:
+    """Build, connect, check, load; after the block the guest is as it was, as far as it still answers.
+
+    ``before``: what this guest was in an earlier block. If it is the same boot, what was built then is what
+    is loaded. Raises what build_base, build_glue, ForeignMachine, AttachedGuest and load_module raise,
+    KernelUnfitError (HR3101) for another kernel or another build of a module, InputError (HR1008) for
+    ``load`` and ``setup``.
+    """
+    _take_console(attachment, console_log)
+    async with contextlib.AsyncExitStack() as owned:
+        machine = await owned.enter_async_context(
+            ForeignMachine(attachment.qmp, has_console=attachment.console is not None)
+        )
+        progress(f"connecting to {attachment.login.address}")
+        guest = AttachedGuest(attachment.login, attachment.token, lambda: machine.lose(REBOOTED))
+        owned.push_async_callback(guest.leave)
+        # Who cannot be worked on is not worth a build.
+        await or_lost(_require_kernel(guest, kernel), machine, console_log)
+        module, base, glue = await _built(folder, kernel, progress, _same_boot(before, guest))
+        found = await or_lost(_Found.clean(guest, base), machine, console_log)
+        progress("loading the modules")
+        came: list[str] = []
+        owned.push_async_callback(_take_out, machine, guest, came)
+        ours = () if module.is_kernel else base.modules
+        loading = load_modules(guest, kernel, ours, config.load, found.loaded, came.append)
+        loaded = await or_lost(loading, machine, console_log)
+        if config.setup and (came or module.is_kernel):
+            progress(config.setup)
+            await or_lost(set_up(guest, config.setup), machine, console_log)
+        compiler = (await kernel_compiler(kernel)).note
+        memory = KernelMemory(guest)
+        yield Booted(
+            module, base, glue, machine, guest,
+            tuple(dict.fromkeys((*loaded, *found.loaded))),
+            (*_notes(attachment, config), *found.notes, *((compiler,) if compiler else ())),
+            None, memory.read, memory.idt_base,
+            {"accel": None, "ssh_port": attachment.login.port, "attached": attachment.login.address},
+            _made_of(attachment),
+            machine, found.stale,
+        )  # fmt: skip
+
+
+async def until_it_answers(attachment: Attachment) -> None:
+    """Return when the guest lets us in. Raises what AttachedGuest raises where waiting does not help."""
+    while True:
+        guest = AttachedGuest(attachment.login, attachment.token)
+        try:
+            await guest.reconnect()
+            return
+        except GuestUnreachableError as error:
+            if error.code != GuestUnreachableError.default_code:
+                raise
+        finally:
+            await guest.leave()
+        await asyncio.sleep(RETRY)
+
+
+def _take_console(attachment: Attachment, console_log: Path) -> None:
+    """The session's console log is that of the guest; without one it is empty."""
+    console_log.unlink(missing_ok=True)
+    if attachment.console is None:
+        console_log.write_bytes(b"")
+    else:
+        console_log.symlink_to(attachment.console.resolve())
+
+
+def _notes(attachment: Attachment, config: Config) -> tuple[str, ...]:
+    notes = ["no checkpoints, for this guest is not ours: after a crash the session waits until it is back"]
+    if attachment.qmp is None:
+        notes.append("no --qmp: that QEMU has ended shows only in a connection that is lost")
+    if attachment.console is None:
+        notes.append("no --console: what the guest's kernel says in a crash is not told")
+    if config.max_rung in ("restore", "reboot"):
+        notes.append(f"max_rung {config.max_rung}: this guest is not ours to boot, so it is module")
+    return tuple(notes)
+
+
+def _made_of(attachment: Attachment) -> dict[str, Any]:
+    return {
+        "attached": attachment.login.address,
+        "qmp": str(attachment.qmp) if attachment.qmp else None,
+    }
+
+
+def _same_boot(before: Booted | None, guest: AttachedGuest) -> Booted | None:
+    if before is None or not isinstance(before.guest, AttachedGuest):
+        return None
+    return before if before.guest.boot_id == guest.boot_id else None
+
+
+async def _built(
+    folder: Path, kernel: KernelTree, progress: Progress, before: Booted | None
+) -> tuple[Build, Base, Path]:
+    if before is not None:
+        return before.module, before.base, before.glue
+    try:
+        return await build_all(folder, kernel, progress)
+    except ExceptionGroup as several:
+        raise first_of(several) from None
+
+
+async def _require_kernel(guest: AttachedGuest, kernel: KernelTree) -> None:
+    """Raise KernelUnfitError (HR3101) when the guest runs another kernel than the one that is meant."""
+    vmlinux = kernel.output / VMLINUX
+    expected = await asyncio.to_thread(read_build_id, vmlinux) if vmlinux.is_file() else None
+    told = (await guest.run("uname -r; uname -v")).text.splitlines()
+    release, version = told[:2] if len(told) > 1 else ("", "")
+    if expected is not None:
+        running = build_id_in((await guest.run("cat /sys/kernel/notes")).stdout)
+        same, what = running == expected, f"build-id {running}, and {vmlinux} has {expected}"
+    else:
+        # A packaged kernel comes without vmlinux, or with its types only; its image says which build it is.
+        text = await asyncio.to_thread(image_version, kernel.image) or ""
+        same = text.startswith(f"{release} ") and text.endswith(f" {version}")
+        what = f"{release} {version}, and {kernel.image} is {text}"
+    if not same:
+        raise KernelUnfitError(
+            f"the guest runs another kernel: {what}",
+            code="HR3101",
+            hint="-K names the kernel that the guest booted; or boot it with that one",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What was in the guest: our ``loaded`` modules, what had to be done, patch modules that stay loaded."""
+
+    loaded: tuple[str, ...]
+    notes: tuple[str, ...]
+    stale: tuple[str, ...]
+
+    @classmethod
+    async def clean(cls, guest: AttachedGuest, base: Base) -> _Found:
+        """Look, and take off what a session that was killed has left live.
+
+        Raises KernelUnfitError (HR3101), and what disable_patch raises.
+        """
+        stale, notes = await _take_off_stale(guest)
+        ours = [built for built in base.modules if built.name != VMLINUX] if not base.is_kernel else []
+        return cls(await _loaded_of(guest, ours), notes, stale)
+
+
+async def _take_off_stale(guest: AttachedGuest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Its modules stay: what of them is still pointed at, only that session knew."""
+    before = await patch_status(guest)
+    live = [patch.name for patch in before.patches if patch.enabled and not patch.foreign]
+    for name in live:
+        await disable_patch(guest, name, timeout=LEAVE_LIMIT)
+    left = (await patch_status(guest)).replaced
+    if not live:
+        return left, ()
+    what = f"{', '.join(live)}, of a session that did not end by itself, was live, and is taken off"
+    return left, (what,)
+
+
+async def _loaded_of(guest: AttachedGuest, ours: Sequence[BuiltModule]) -> tuple[str, ...]:
+    """Those of our modules that the guest has. Raises KernelUnfitError (HR3101) for another build of one."""
+    listing = (await guest.run("cut -d' ' -f1 /proc/modules")).text.split()
+    there = [built for built in ours if built.name in listing]
+    for built in there:
+        running, here = await build_id(guest, built.name), await asyncio.to_thread(read_build_id, built.ko)
+        if running is None or running != here:
+            raise KernelUnfitError(
+                f"the guest has another build of {built.name} than the one that is built here:"
+                f" build-id {running}, not {here}",
+                code="HR3101",
+                hint=f"rmmod {built.name} in the guest, then attach loads it; or bring back the sources"
+                " that it was built from",
+            )
+    return tuple(built.name for built in there)
+
+
+async def _take_out(machine: ForeignMachine, guest: AttachedGuest, came: Sequence[str]) -> None:
+    """Remove what was loaded, the last first, as far as that goes."""
+    if machine.trouble is not None:
+        return
+    try:
+        async with asyncio.timeout(LEAVE_LIMIT):
+            for name in reversed(came):
+                try:
+                    await unload_module(guest, name)
+                except EditError as error:
+                    log.warning("%s stays loaded: %s", name, error.message)
+    except (HotReloadError, TimeoutError) as error:
+        log.warning("the guest keeps the modules that were loaded: %s", error or "it took too long")
