@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hotreload.deploy.guest import KEEPALIVE_COUNT, KEEPALIVE_INTERVAL, LOGIN_LIMIT, USER, ShellGuest
+from hotreload.deploy.kernel_log import follow_kernel_log
 from hotreload.deploy.livepatch import agent_source
 from hotreload.errors import GuestBusyError, GuestUnreachableError, InputError
 from hotreload.process import paste_ready
@@ -100,16 +101,25 @@ def pinned_key(file: Path) -> str:
 class AttachedGuest(ShellGuest):
     """See the module. ``token``: of the session; no other comes in while it is there.
 
-    ``rebooted`` is called when another connection finds another boot of the guest.
+    ``rebooted`` is called when another connection finds another boot of the guest; ``kernel_log``: a file for
+    what its kernel says while we are connected.
     """
 
-    def __init__(self, login: Login, token: str, rebooted: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        login: Login,
+        token: str,
+        rebooted: Callable[[], None] = lambda: None,
+        kernel_log: Path | None = None,
+    ) -> None:
         super().__init__()
         self.login = login
         # Of the boot that the first connection found.
         self.boot_id: str | None = None
         self._rebooted = rebooted
         self._token = token
+        self._kernel_log = kernel_log
+        self._following: asyncio.Task[None] | None = None
         self._doorkeeper: asyncssh.SSHClientProcess[bytes] | None = None
 
     @property
@@ -131,6 +141,9 @@ class AttachedGuest(ShellGuest):
                     doorkeeper.stdin.write_eof()
                     await doorkeeper.wait_closed()
         await self.close()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait({self._following})
 
     async def _log_in(self) -> asyncssh.SSHClientConnection:
         """Raises GuestUnreachableError (HR4103; HR3108 who does not let us in, ever), GuestBusyError."""
@@ -140,6 +153,9 @@ class AttachedGuest(ShellGuest):
         except BaseException:
             connection.abort()
             raise
+        if self._kernel_log is not None:
+            # That of the connection before has ended with it.
+            self._following = asyncio.create_task(follow_kernel_log(connection, self._kernel_log))
         return connection
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
@@ -186,7 +202,7 @@ class AttachedGuest(ShellGuest):
             if isinstance(error, asyncssh.DisconnectError) and not self._knows_host(options["known_hosts"]):
                 raise self._unknown_host("it is in no known_hosts") from error
             raise GuestUnreachableError(
-                f"{login.address} does not answer: {error or type(error).__name__}",
+                f"{login.address} does not answer: {str(error) or type(error).__name__}",
                 hint=f"does it run, and its SSH server? this must work: {login.ssh_command}",
             ) from error
 
@@ -208,7 +224,7 @@ class AttachedGuest(ShellGuest):
                     told = printable((await doorkeeper.stdout.readline()).decode(errors="replace")).split()
             except (asyncssh.Error, OSError, TimeoutError) as error:
                 raise GuestUnreachableError(
-                    f"{self.login.address} does not answer: {error or 'it takes no commands'}"
+                    f"{self.login.address} does not answer: {str(error) or 'it takes no commands'}"
                 ) from error
             if told[:1] != ["busy"] or clock() > deadline:
                 break

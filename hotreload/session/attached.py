@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from hotreload.config import Config
 from hotreload.deploy.attached_guest import AttachedGuest, Login
 from hotreload.deploy.kcore import KernelMemory
 from hotreload.deploy.livepatch import build_id, disable_patch, patch_status, unload_module
+from hotreload.deploy.verify import ReadMemory
 from hotreload.elf.build_id import build_id_in, read_build_id
 from hotreload.errors import (
     EditError,
@@ -92,10 +93,11 @@ async def attach(
     _take_console(attachment, console_log)
     async with contextlib.AsyncExitStack() as owned:
         machine = await owned.enter_async_context(
-            ForeignMachine(attachment.qmp, has_console=attachment.console is not None)
+            ForeignMachine(attachment.qmp, console_log.parent, has_console=attachment.console is not None)
         )
         progress(f"connecting to {attachment.login.address}")
-        guest = AttachedGuest(attachment.login, attachment.token, lambda: machine.lose(REBOOTED))
+        heard = console_log if attachment.console is None else None
+        guest = AttachedGuest(attachment.login, attachment.token, lambda: machine.lose(REBOOTED), heard)
         owned.push_async_callback(guest.leave)
         # Who cannot be worked on is not worth a build.
         await or_lost(_require_kernel(guest, kernel), machine, console_log)
@@ -111,12 +113,12 @@ async def attach(
             progress(config.setup)
             await or_lost(set_up(guest, config.setup), machine, console_log)
         compiler = (await kernel_compiler(kernel)).note
-        memory = KernelMemory(guest)
+        memory = await or_lost(_memory(guest, machine, base), machine, console_log)
         yield Booted(
             module, base, glue, machine, guest,
             tuple(dict.fromkeys((*loaded, *found.loaded))),
             (*_notes(attachment, config), *found.notes, *((compiler,) if compiler else ())),
-            None, memory.read, memory.idt_base,
+            None, *memory,
             {"accel": None, "ssh_port": attachment.login.port, "attached": attachment.login.address},
             _made_of(attachment),
             machine, found.stale,
@@ -152,7 +154,7 @@ def _notes(attachment: Attachment, config: Config) -> tuple[str, ...]:
     if attachment.qmp is None:
         notes.append("no --qmp: that QEMU has ended shows only in a connection that is lost")
     if attachment.console is None:
-        notes.append("no --console: what the guest's kernel says in a crash is not told")
+        notes.append("no --console: what the guest's kernel says is told, but not what it dies of")
     if config.max_rung in ("restore", "reboot"):
         notes.append(f"max_rung {config.max_rung}: this guest is not ours to boot, so it is module")
     return tuple(notes)
@@ -202,6 +204,24 @@ async def _require_kernel(guest: AttachedGuest, kernel: KernelTree) -> None:
             code="HR3101",
             hint="-K names the kernel that the guest booted; or boot it with that one",
         )
+
+
+async def _memory(
+    guest: AttachedGuest, machine: ForeignMachine, base: Base
+) -> tuple[ReadMemory, Callable[[], Awaitable[int]]]:
+    """How the kernel's memory is read, and its interrupt table found.
+
+    Raises KernelUnfitError (HR3102) for a kernel's tree when it cannot be.
+    """
+    if (await guest.run("[ -r /proc/kcore ]")).ok:
+        memory = KernelMemory(guest)
+        return memory.read, memory.idt_base
+    if base.is_kernel and not machine.has_monitor:
+        raise KernelUnfitError(
+            "the guest has no /proc/kcore, so nobody can see whether it runs the code that is to be replaced",
+            hint="give QEMU's monitor with --qmp; or set CONFIG_PROC_KCORE",
+        )
+    return machine.read_memory, machine.idt_base
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,4 +285,4 @@ async def _take_out(machine: ForeignMachine, guest: AttachedGuest, came: Sequenc
                 except EditError as error:
                     log.warning("%s stays loaded: %s", name, error.message)
     except (HotReloadError, TimeoutError) as error:
-        log.warning("the guest keeps the modules that were loaded: %s", error or "it took too long")
+        log.warning("the guest keeps the modules that were loaded: %s", str(error) or "it took too long")

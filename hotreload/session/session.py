@@ -269,7 +269,9 @@ class Session:
             if not done.ok:
                 self.console.say(f"the teardown command ended with status {done.status}: {done.complaint}")
         except (HotReloadError, TimeoutError) as error:
-            self.console.say(f"the teardown command failed: {error or f'no end in {TEARDOWN_LIMIT:g} s'}")
+            self.console.say(
+                f"the teardown command failed: {str(error) or f'no end in {TEARDOWN_LIMIT:g} s'}"
+            )
 
     async def _take_back(self) -> None:
         """Leave a guest that is not ours without our patches, as far as it still answers."""
@@ -280,7 +282,7 @@ class Session:
                 report = await self.reloader.undo(everything=True)
                 await self.reloader.settle()
         except (HotReloadError, TimeoutError) as error:
-            self.console.say(f"the guest keeps its patches: {error or 'it took too long'}")
+            self.console.say(f"the guest keeps its patches: {str(error) or 'it took too long'}")
             return
         if report.outcome is not Outcome.NO_CHANGE:
             self.console.report(report)

@@ -16,7 +16,7 @@ from typing import Self
 
 from hotreload.errors import EnvironmentFault
 from hotreload.vm.machine import HALTED, PANICKED, RESET, State, Trouble
-from hotreload.vm.memory import dump_memory
+from hotreload.vm.memory import dump_memory, idt_base, read_memory
 from hotreload.vm.monitor import Monitor, QmpEvent
 from hotreload.vm.processors import InKernel, stuck_processor
 
@@ -29,14 +29,19 @@ BY_GUEST = "guest-reset"
 class ForeignMachine:
     """See the module. Entry raises EnvironmentFault (HR3108) when ``qmp`` is no monitor that talks to us."""
 
-    def __init__(self, qmp: Path | None, *, has_console: bool) -> None:
-        """``has_console``: is there a log of its console, which tells a reboot from a triple fault?"""
+    def __init__(self, qmp: Path | None, folder: Path, *, has_console: bool) -> None:
+        """``folder``: for what QEMU writes for us, for its owner only.
+
+        ``has_console``: is there a log of its console, which tells a reboot from a triple fault?
+        """
         self._qmp = qmp
+        self._folder = folder
         self._has_console = has_console
         self._monitor: Monitor | None = None
         self._owned = contextlib.AsyncExitStack()
         self._trouble: asyncio.Future[Trouble] = asyncio.get_running_loop().create_future()
         self._ended = asyncio.Event()
+        self._reads = 0
 
     async def __aenter__(self) -> Self:
         if self._qmp is not None:
@@ -89,13 +94,30 @@ class ForeignMachine:
 
     async def dump(self, file: Path) -> None:
         """See AnyMachine; QEMU writes it, as the user that it runs as."""
+        await dump_memory(self._required(), file)
+
+    async def read_memory(self, address: int, size: int) -> bytes:
+        """See Machine.read_memory; QEMU writes it, as the user that it runs as."""
+        self._reads += 1
+        return await read_memory(self._required(), self._folder / f"memory-{self._reads}", address, size)
+
+    async def idt_base(self) -> int:
+        """See memory.idt_base."""
+        return await idt_base(self._required())
+
+    @property
+    def has_monitor(self) -> bool:
+        """Can its QEMU be asked?"""
+        return self._monitor is not None
+
+    def _required(self) -> Monitor:
         if self._monitor is None:
             raise EnvironmentFault(
-                "the memory of this guest cannot be written: we have no monitor of its QEMU",
+                "the memory of this guest cannot be read: we have no monitor of its QEMU",
                 code="HR3108",
                 hint="hotreload guest attach --qmp SOCKET",
             )
-        await dump_memory(self._monitor, file)
+        return self._monitor
 
     async def _watch(self, monitor: Monitor) -> None:
         async for event in monitor.events():

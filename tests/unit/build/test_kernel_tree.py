@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.build.kernel_tree import NEEDS, KernelTree, check_fit, find_kernel, kernel_compiler
+from hotreload.build.kernel_tree import (
+    NEEDS,
+    KernelTree,
+    check_fit,
+    find_kernel,
+    image_version,
+    kernel_compiler,
+)
 from hotreload.errors import EnvironmentFault, InputError, KernelUnfitError
 
 FIT = {name: "y" for need in NEEDS if not need.forbidden for name in need.any_of}
@@ -186,3 +193,14 @@ def test_a_missing_compiler_is_named_with_the_command_that_brings_it(tmp_path: P
         asyncio.run(kernel_compiler(kernel))
     assert fault.value.code == "HR5106"
     assert "apt-get install gcc-99" in (fault.value.hint or "")
+
+
+def test_an_image_says_which_build_it_is(tmp_path: Path) -> None:
+    image = bytearray(0x4000)
+    image[0x202:0x206], image[0x20E:0x210] = b"HdrS", (0x3000).to_bytes(2, "little")
+    text = b"6.1.0-56 (builder@host) #1 SMP Debian 6.1.192-2 (2026-11-16)"
+    image[0x3200 : 0x3200 + len(text)] = text
+    (tmp_path / "vmlinuz").write_bytes(image)
+    assert image_version(tmp_path / "vmlinuz") == text.decode()
+    (tmp_path / "other").write_bytes(b"\x7fELF")
+    assert image_version(tmp_path / "other") is None
