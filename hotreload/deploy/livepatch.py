@@ -298,7 +298,7 @@ def used_by(name: str, holders: Iterable[str]) -> PatchRejectedError:
 def in_use(name: str, users: int, open_files: Sequence[str]) -> PatchRejectedError:
     """The error for a module that something of user space, or of the kernel, holds."""
     count = "1 reference" if users == 1 else f"{users} references"
-    hint = "end the programs that have its devices or files open"
+    hint = "end what has its devices or files open, then: hotreload push"
     if open_files:
         hint += f"; open now: {', '.join(open_files)}"
     return PatchRejectedError(f"module {name} is in use ({count})", code="HR2301", hint=hint)

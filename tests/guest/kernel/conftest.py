@@ -150,6 +150,11 @@ class Kernel:
         """What `hotreload VERB` answers."""
         return self.wait(answer(self._place, verb, **fields))
 
+    def put(self, content: bytes, path: str) -> None:
+        """Write to a file or device of the guest."""
+        done = self.wait(self._watch.run(f"cat >{path}", stdin=content))
+        assert done.ok, done.complaint
+
     def put_module(self, name: str) -> None:
         """Copy one of the kernel's own modules into the guest: /tmp/NAME.ko."""
         (file,) = self.tree.output.rglob(f"{name}.ko")
