@@ -30,7 +30,7 @@ from hotreload.diff.obstacles import NotPatchableError
 from hotreload.edited_units import EditedUnits
 from hotreload.edits import Edits
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError, PatchRejectedError
-from hotreload.fault_line import SourceLine, fault_line
+from hotreload.fault_line import SourceLine, base_line, fault_line
 from hotreload.history import History, Step
 from hotreload.ladder import modules_in_the_way
 from hotreload.module_rung import ModuleRung
@@ -247,12 +247,18 @@ class Reloader:
         return report
 
     async def line_of(self, place: tuple[str | None, str, int] | None) -> SourceLine | None:
-        """The line of a place in the newest patch, (module, function, offset); None: it is in none of it."""
-        newest = self._guest.newest
-        if place is None or newest is None or place[0] != newest.name:
+        """The line of a place in the newest patch, or in what is not patched: (module, function, offset).
+
+        None: nobody knows for sure.
+        """
+        if place is None:
             return None
-        pairs = [one.pair for one in self._edits.compared.values()]
-        return await fault_line(newest.module, place[1], place[2], pairs)
+        module, function, offset = place
+        newest = self._guest.newest
+        if newest is not None and module == newest.name:
+            pairs = [one.pair for one in self._edits.compared.values()]
+            return await fault_line(newest.module, function, offset, pairs)
+        return await base_line(self.base, module or VMLINUX, function, offset)
 
     def place_of(self, address: int) -> tuple[str, str, int] | None:
         """See PatchedGuest.place_of."""

@@ -51,11 +51,17 @@ async def compile_object(
         return await _make(command, steps, unit, target, output, dependencies)
 
 
-async def compile_as_kbuild(unit: TranslationUnit, target: Path) -> str:
-    """The same as kbuild does it, nothing added, up to where it links modules. Raises as compile_object."""
+async def compile_as_kbuild(
+    unit: TranslationUnit, target: Path, shadow: Shadow | None = None, *, lines: bool = False
+) -> str:
+    """The same as kbuild does it up to where it links modules; ``lines`` adds a table of them.
+
+    Raises as compile_object.
+    """
     recorded = split_command(unit.command)
+    argv = recorded.compile if shadow is None else shadowed(recorded.compile, unit.cwd, unit.source, shadow)
     with _temporary(target) as (output, dependencies):
-        command = redirected(recorded.compile, output=output, dependencies=dependencies)
+        command = redirected((*argv, "-g1") if lines else argv, output=output, dependencies=dependencies)
         return await _make(command, recorded.after, unit, target, output, dependencies)
 
 

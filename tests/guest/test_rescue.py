@@ -238,6 +238,24 @@ def test_a_warning_after_a_reload_is_told_once_and_nothing_is_undone(driver: Pat
     assert (crash["code"], crash["function"], crash["number"]) == ("HR4105", "show", 1)
 
 
+def test_the_line_of_a_crash_in_code_that_no_reload_has_changed_is_named(driver: Path) -> None:
+    follow = "static noinline int\nfollow(volatile int *place)\n{\n\t*place += 1;\n\treturn 1;\n}\n\n"
+    edit(driver, "static int show", f"{follow}static int show")
+    edit(driver, "reads += step;", "reads += follow(&step);")
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        assert reading(driver) == "old 1\n"
+        # Further down than when it was compiled.
+        edit(driver, "static noinline", "/*\n * Two lines more.\n */\nstatic noinline")
+        edit(driver, "follow(&step)", "follow((int *)(reads + 7L))")
+        watching.waits_for("live")
+        crash_of_reading(driver, watching, 1)
+        lines = (driver / "counter.c").read_text().splitlines()
+        line = next(number for number, text in enumerate(lines, 1) if "*place += 1" in text)
+        watching.waits_for(rf"crashed .*HR4101 .* in follow\+0x\w+ \(counter.c:{line}\) .*#1")
+        assert watching.end() == 130
+
+
 def test_a_lock_that_a_reload_leaks_is_told_and_who_waits_for_it_is_brought_back(driver: Path) -> None:
     kernel = asyncio.run(kernel_of(SERIES[-1]))  # one that looks for who sleeps with a lock
     edit(driver, "static int show", "static DEFINE_SPINLOCK(lock);\nstatic int show")
