@@ -120,7 +120,7 @@ async def _answers(guest: SshGuest, console_log: Path) -> bool:
     while True:
         said, since = console_log.stat().st_size, clock()
         try:
-            await guest.reconnect()
+            await guest.knock()
         except GuestUnreachableError:
             await asyncio.sleep(RETRY)
             # A watchdog's word now and then is no sign of work.
