@@ -161,10 +161,14 @@ async def load_module(guest: Guest, name: str, image: bytes, parameters: str = "
 
 @dataclass(frozen=True, slots=True)
 class ModuleUse:
-    """Who uses a loaded module: ``users`` references, among them one of each of the ``holders``, modules."""
+    """Who uses a loaded module: ``users`` references, among them one of each of the ``holders``, modules.
+
+    ``parameters``: those that it shows, with their values.
+    """
 
     users: int
     holders: tuple[str, ...]
+    parameters: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +183,7 @@ async def module_uses(guest: Guest, names: Iterable[str]) -> ModuleUses:
     """Those of the modules that are loaded, and who uses them."""
     answer = await _ask(guest, ("modules", *names))
     uses = {
-        name: ModuleUse(int(use["users"]), tuple(map(str, use["holders"])))
+        name: ModuleUse(int(use["users"]), tuple(map(str, use["holders"])), dict(use["parameters"]))
         for name, use in answer["modules"].items()
     }
     return ModuleUses(uses, tuple(map(str, answer["open"])))

@@ -184,9 +184,7 @@ def test_commands_at_the_same_time_do_not_get_into_each_others_way(booted: Boote
 
 def test_a_command_that_goes_on_does_not_keep_others_waiting(booted: Booted) -> None:
     async def both() -> str:
-        long = asyncio.create_task(
-            booted.guest.run("mkfifo /tmp/p; cat /tmp/p; echo ended")
-        )
+        long = asyncio.create_task(booted.guest.run("mkfifo /tmp/p; cat /tmp/p; echo ended"))
         while not (await booted.guest.run("test -p /tmp/p")).ok:
             pass
         await booted.guest.run("echo begun >/tmp/p")

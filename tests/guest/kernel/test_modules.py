@@ -97,7 +97,7 @@ GROWN = (("\tint\t\t\tbrd_number;\n", "\tint\t\t\tbrd_number;\n\tlong\t\t\tbrd_s
 
 
 def test_a_struct_of_a_module_that_grows_has_that_module_loaded_anew(kernel: Kernel) -> None:
-    kernel.load("brd")
+    kernel.load("brd", "rd_nr=2")
     kernel.edit({"fs/proc/version.c": ("seq_printf(m,", 'seq_puts(m, "edited: ");\n\tseq_printf(m,')})
     made = {file: file.stat().st_mtime_ns for file in (kernel.tree.output / "drivers/block").iterdir()}
 
@@ -106,6 +106,8 @@ def test_a_struct_of_a_module_that_grows_has_that_module_loaded_anew(kernel: Ker
     (reason,) = kernel.told.events["refused"]["reasons"]
     assert (reason["code"], reason["hint"]) == ("HR2101", "needs a module reload: brd.ko; its state is lost")
     assert kernel.run(READ) == NEW
+    (note,) = (each for each in grown.notes if "rd_nr" in each)
+    assert note.startswith("brd had rd_nr=2, and is loaded without")
     # What is live of vmlinux stays, and so does the folder where kbuild builds.
     assert kernel.patched == {"vmlinux": {"version_proc_show,1"}}
     assert {file: file.stat().st_mtime_ns for file in made} == made
