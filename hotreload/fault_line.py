@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""From a place in the code of a patch, as an oops names it, to the line of the source.
+"""From a place in code, as an oops names it, to the line of the source.
 
-Patches are compiled without tables of lines, which would make each compile longer. A unit that crashed is
-compiled once more with one: that changes no code. Whether it is the code that ran, the function's bytes tell;
-where they differ (the file was saved since), no line is told rather than a wrong one.
+Neither patches nor most modules have tables of lines, which would make each compile longer. A unit that
+crashed is compiled once more with one: that changes no code. Whether it is the code that ran, the function's
+bytes tell; where they differ (the file was saved since), no line is told rather than a wrong one.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hotreload import process
+from hotreload.build.base import Base
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
-from hotreload.build.gcc import compile_object
+from hotreload.build.gcc import compile_as_kbuild, compile_object
+from hotreload.build.guest_base import GuestBase
+from hotreload.build.lines import wanted_numbers
 from hotreload.elf.model import ObjectFile, StringRef, Symbol, SymbolRef
 from hotreload.elf.reader import read_object
 from hotreload.errors import HotReloadError
@@ -48,11 +53,55 @@ async def fault_line(
             if ran is None or offset >= ran.size:
                 return None
             for unit in (pair.unit for pair in pairs if _find(pair.patched, function)):
-                if line := await _line_in(unit, Path(folder, unit.object.name), ran, offset):
+                target = Path(folder, unit.object.name)
+                await compile_object(unit, target, lines=True)
+                if line := await _line_in(unit, target, ran, offset):
                     return line
         except (HotReloadError, TimeoutError, OSError):
             pass  # the report of the crash is what matters
     return None
+
+
+async def base_line(base: GuestBase, module: str, function: str, offset: int) -> SourceLine | None:
+    """The same of a function that is as it was booted, or as its ``module`` was loaded; vmlinux is one.
+
+    The line is that of the file as it is now.
+    """
+    with tempfile.TemporaryDirectory(prefix="hotreload-line-") as folder:
+        try:
+            for unit, ran in await asyncio.to_thread(lambda: list(_having(base, module, function))):
+                part, target = base.of(unit), Path(folder, unit.object.name)
+                await compile_as_kbuild(unit, target, part.shadow, lines=True)
+                root = str(part.shadow.root)
+                if offset < ran.size and (line := await _line_in(unit, target, ran, offset, root)):
+                    return _as_now(part, line)
+        except (HotReloadError, TimeoutError, OSError):
+            pass
+    return None
+
+
+def _having(base: GuestBase, module: str, function: str) -> Iterator[tuple[TranslationUnit, Symbol]]:
+    """The units of a module that define a function, and how they do."""
+    name = b"%b\0" % function.encode()  # it may be the end of a longer one
+    for unit in (unit for built in base.modules if built.name == module for unit in built.units):
+        plain = base.of(unit).plain_object(unit)
+        # Of a kernel's thousand objects few are worth reading as what they are.
+        if name in plain.read_bytes() and (ran := _find(plain, function)):
+            yield unit, ran
+
+
+def _as_now(base: Base, found: SourceLine) -> SourceLine | None:
+    """A line of what was recorded, in the file as it is now; None: it is not there any more."""
+    recorded = base.source(found.file)
+    if recorded is None:
+        return found
+    was, now = (each.read_text(errors="replace").split("\n") for each in (recorded, found.file))
+    places = [
+        place
+        for place, number in enumerate(wanted_numbers(was, now))
+        if number == found.line and now[place] == was[found.line - 1]
+    ]
+    return SourceLine(found.file, places[0] + 1) if len(places) == 1 else None
 
 
 def function_at(module: bytes, offset: int) -> tuple[str, int] | None:
@@ -69,18 +118,27 @@ def function_at(module: bytes, offset: int) -> tuple[str, int] | None:
     return (found.name, offset - found.value) if found else None
 
 
-async def _line_in(unit: TranslationUnit, target: Path, ran: Symbol, offset: int) -> SourceLine | None:
-    await compile_object(unit, target, lines=True)
+async def _line_in(
+    unit: TranslationUnit, target: Path, ran: Symbol, offset: int, root: str = ""
+) -> SourceLine | None:
+    """The line of an offset in the code that ``ran``, by its object ``target``, which was compiled from a
+    mirror below ``root``."""
     made = _find(target, ran.name)
     if made is None or made.section is None or not _is_same_code(made, ran):
         return None
     if line := _line_of_check(read_object(target), ran.name, offset):
-        return SourceLine(unit.cwd / line[0], line[1])
+        return SourceLine(_file(unit, line[0], root), line[1])
     words = ["addr2line", "-i", "-j", made.section.name, "-e", str(target), hex(made.value + offset)]
     told = re.findall(r"(?m)^(.+):(\d+)", (await process.run(words, timeout=LIMIT)).text)
-    lines = [SourceLine(unit.cwd / file, int(line)) for file, line in told if line != "0"]
+    lines = [SourceLine(_file(unit, file, root), int(line)) for file, line in told if line != "0"]
     # The innermost first. Where a header's function was inlined, the author knows the line that calls it.
     return next((line for line in lines if line.file == unit.source), lines[0] if lines else None)
+
+
+def _file(unit: TranslationUnit, told: str, root: str) -> Path:
+    name = os.path.normpath(told.replace(root, "") if root else told)
+    # The kernel's own call their files by the place below its sources, wherever they were compiled.
+    return unit.source if f"{unit.source}".endswith(f"/{name}") else unit.cwd / name
 
 
 def _line_of_check(made: ObjectFile, function: str, offset: int) -> tuple[str, int] | None:

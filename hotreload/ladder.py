@@ -52,9 +52,10 @@ def with_dependents(
 ) -> frozenset[str]:
     """These modules, those that use them, which have to go first, and those that share an object with them.
 
-    ``depends``: each module with those that it uses.
+    ``depends``: each module with those that it uses; others than ``modules`` do not count.
     """
     wanted = set(names)
+    known = {built.name for built in modules}
     objects = {
         built.name: {unit.object for unit in built.units} for built in modules if built.name != VMLINUX
     }
@@ -62,6 +63,7 @@ def with_dependents(
         more = {name for name, uses in depends.items() if wanted.intersection(uses)}
         held = set().union(*(objects.get(name, set()) for name in wanted))
         more |= {name for name, units in objects.items() if units & held}
+        more &= known
         if more <= wanted:
             return frozenset(wanted)
         wanted |= more

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The rung above a patch: modules are built anew, the old ones unloaded, the new ones loaded.
 
-Only where the user allows it, only for modules of a folder of their own, and only past obstacles that a
-module which is loaded anew does not have.
+Only where the user allows it, and only past obstacles that a module which is loaded anew does not have.
 """
 
 from __future__ import annotations
@@ -13,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hotreload.build.base import build_base
-from hotreload.build.built import Build, BuiltModule
+from hotreload.build.built import VMLINUX, Build, BuiltModule
 from hotreload.build.guest_base import GuestBase
+from hotreload.build.in_tree_modules import build_in_tree
 from hotreload.compared import Compared
 from hotreload.deploy.guest import Guest
+from hotreload.deploy.livepatch import module_uses
 from hotreload.deploy.module_reload import (
     Commands,
     Load,
@@ -27,6 +28,7 @@ from hotreload.deploy.module_reload import (
 )
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.ladder import can_be_loaded, is_allowed, modules_in_the_way, with_dependents
+from hotreload.patch_build import work_folder
 
 RECIPE_CHANGED = "HR1004"
 NEW_MODULE = "end hotreload and start it again: the guest boots with the modules that there are now"
@@ -44,21 +46,45 @@ class ModuleRung:
 
     def leads_past(self, refusal: NotPatchableError, base: GuestBase) -> bool:
         """May it be taken, and does it help?"""
-        return is_allowed("module", self.max_rung) and not base.is_kernel and can_be_loaded(refusal.obstacles)
+        if base.is_kernel and _is_of_recipes(refusal):
+            return False  # what its Makefiles and its configuration say goes for vmlinux, too
+        return is_allowed("module", self.max_rung) and can_be_loaded(refusal.obstacles)
 
     async def build(
-        self, base: GuestBase, refusal: NotPatchableError, edited: Mapping[Path, Compared], plan: Plan
+        self,
+        guest: Guest,
+        base: GuestBase,
+        refusal: NotPatchableError,
+        edited: Mapping[Path, Compared],
+        plan: Plan,
     ) -> tuple[GuestBase, frozenset[str]]:
         """Build the modules as the sources are; the base with those that have to be loaded anew, their names.
 
-        ``plan`` raises NotPatchableError for edits that no patch can bring. Raises what build_base raises,
-        and the refusal with another way out when there are other modules now than before.
+        ``plan`` raises NotPatchableError for edits that no patch can bring. Raises what build_base and
+        build_in_tree raise, and the refusal when it is not one of modules only.
         """
         names = modules_in_the_way(edited, plan) if edited else frozenset()
+        if base.is_kernel:
+            return await self._build_in_tree(guest, base, refusal, names)
+        return await self._build_folder(base, refusal, names)
+
+    async def _build_in_tree(
+        self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
+    ) -> tuple[GuestBase, frozenset[str]]:
+        if VMLINUX in names:
+            raise refusal
+        # Of a kernel's thousands of modules those count that are loaded.
+        names = with_dependents(names, base.modules, await _users_of(guest, names))
+        with work_folder() as work:
+            return base.with_anew(base.build, await build_in_tree(base, names, work), names), names
+
+    async def _build_folder(
+        self, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
+    ) -> tuple[GuestBase, frozenset[str]]:
         build, built = await build_base(base.tree, base.build.folder)
         if {each.name for each in built.modules} != {each.name for each in base.modules}:
             raise NotPatchableError(replace(each, hint=NEW_MODULE) for each in refusal.obstacles)
-        if any(each.code == RECIPE_CHANGED for each in refusal.obstacles):
+        if _is_of_recipes(refusal):
             names |= _made_otherwise(base, build)
         depends = await asyncio.to_thread(_depends, (*base.modules, *built.modules))
         names = with_dependents(names, built.modules, depends)
@@ -81,6 +107,24 @@ class ModuleRung:
             for load in order
             if load.name in names
         )
+
+
+def _is_of_recipes(refusal: NotPatchableError) -> bool:
+    return any(each.code == RECIPE_CHANGED for each in refusal.obstacles)
+
+
+async def _users_of(guest: Guest, names: Collection[str]) -> dict[str, set[str]]:
+    """Those that use one of these modules in the guest, or one that does, each with what it uses of them."""
+    uses: dict[str, set[str]] = {}
+    asked, due = set(names), set(names)
+    while due:
+        found = (await module_uses(guest, sorted(due))).of
+        for name, use in found.items():
+            for holder in use.holders:
+                uses.setdefault(holder, set()).add(name)
+        due = uses.keys() - asked
+        asked |= due
+    return uses
 
 
 def _depends(modules: Collection[BuiltModule]) -> dict[str, set[str]]:

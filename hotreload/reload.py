@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from hotreload.build.base import Base
-from hotreload.build.built import Build
+from hotreload.build.built import VMLINUX, Build
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.build.guest_base import GuestBase
@@ -30,8 +30,9 @@ from hotreload.diff.obstacles import NotPatchableError
 from hotreload.edited_units import EditedUnits
 from hotreload.edits import Edits
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError, PatchRejectedError
-from hotreload.fault_line import SourceLine, fault_line
+from hotreload.fault_line import SourceLine, base_line, fault_line
 from hotreload.history import History, Step
+from hotreload.ladder import modules_in_the_way
 from hotreload.module_rung import ModuleRung
 from hotreload.patch.homes import Home, continued
 from hotreload.patch.model import Identity, PatchPlan
@@ -250,12 +251,18 @@ class Reloader:
         return report
 
     async def line_of(self, place: tuple[str | None, str, int] | None) -> SourceLine | None:
-        """The line of a place in the newest patch, (module, function, offset); None: it is in none of it."""
-        newest = self._guest.newest
-        if place is None or newest is None or place[0] != newest.name:
+        """The line of a place in the newest patch, or in what is not patched: (module, function, offset).
+
+        None: nobody knows for sure.
+        """
+        if place is None:
             return None
-        pairs = [one.pair for one in self._edits.compared.values()]
-        return await fault_line(newest.module, place[1], place[2], pairs)
+        module, function, offset = place
+        newest = self._guest.newest
+        if newest is not None and module == newest.name:
+            pairs = [one.pair for one in self._edits.compared.values()]
+            return await fault_line(newest.module, function, offset, pairs)
+        return await base_line(self.base, module or VMLINUX, function, offset)
 
     def place_of(self, address: int) -> tuple[str, str, int] | None:
         """See PatchedGuest.place_of."""
@@ -287,13 +294,19 @@ class Reloader:
         try:
             report = await ending
         except (EditError, EnvironmentFault) as error:
-            if self.base.is_kernel and isinstance(error, NotPatchableError):
+            if self.base.is_kernel and isinstance(error, NotPatchableError) and self._is_of_vmlinux():
                 error = error.of_kernel()
             # A full disk, say: the guest is as it was, and the next save may find some space.
             report = cycle.failed(error, self.running)
         if report.number is not None or report.reasons or report.error:
             self._history.reports.append(report)
         return report
+
+    def _is_of_vmlinux(self) -> bool:
+        """Is what stands in the way of the edits more than a module that can be loaded anew?"""
+        edits = self._edits
+        names = modules_in_the_way(edits.compared, edits.plan) if edits.compared else frozenset()
+        return not names or VMLINUX in names
 
     async def _through(self, cycle: Cycle) -> ReloadReport:
         try:
@@ -369,7 +382,9 @@ class Reloader:
             self._compare(cycle, await self._build(cycle, due), {})
         with cycle.stage("build"):
             edits = self._edits
-            base, names = await self._module_rung.build(self.base, refusal, edits.compared, edits.plan)
+            base, names = await self._module_rung.build(
+                self._guest.guest, self.base, refusal, edits.compared, edits.plan
+            )
         if not names:  # a comment in a Makefile
             self._take_base(names, base)
             return await self._as_patch(cycle)

@@ -69,12 +69,24 @@ def kind_of(path: Path) -> str:
     return folder if folder in KINDS else "unit"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         kind = kind_of(item.path)
         if kind != "unit":
             item.add_marker(getattr(pytest.mark, kind))
     items.sort(key=lambda item: KINDS.index(kind_of(item.path)))  # stable: the order within a kind stays
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(_who_shares_a_guest(item)))
+
+
+def _who_shares_a_guest(item: pytest.Item) -> str:
+    """Tests of one name run on one worker, one after the other: a file's, or a folder's of one kernel."""
+    if item.path.with_name("conftest.py").is_file() and kind_of(item.path) == "guest":
+        shared = getattr(item, "callspec", None)
+        kernel = shared.params.get("running", "") if shared else ""
+        return f"{item.path.parent.name}-{kernel}" if kernel else str(item.path)
+    return str(item.path)
 
 
 @pytest.fixture(autouse=True, scope="session")

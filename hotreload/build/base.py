@@ -26,6 +26,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from hotreload.build.built import Build, BuiltModule, UnitInputs, is_users, sha256
@@ -42,6 +43,7 @@ FILES = "files"
 TRIES = 5
 # Part of every base object's key: raise it when the way base objects are compiled changes.
 SCHEME = "4"
+EVERYTHING_IN_PLACE: Mapping[Path, Path] = MappingProxyType({})
 # Seconds after which an entry of the cache goes.
 HALF_MADE = 3600
 UNUSED = 30 * 24 * 3600
@@ -150,24 +152,27 @@ async def build_base(
     return module, await record_base(module)
 
 
-async def record_base(module: Build) -> Base:
-    """Keep what the modules were made of. Raises SourceMovedError (HR1006) when that is there no more."""
+async def record_base(module: Build, made: Mapping[Path, Path] = EVERYTHING_IN_PLACE) -> Base:
+    """Keep what the modules were made of. Raises SourceMovedError (HR1006) when that is there no more.
+
+    ``made``: where the objects are that are not where kbuild makes them.
+    """
     bases = cache_folder() / "base"
     with writing_to(bases):
         bases.mkdir(exist_ok=True)
         _sweep(bases)
-        final = bases / await asyncio.to_thread(_identity, module)
+        final = bases / await asyncio.to_thread(_identity, module, made)
         if final.is_dir():
             os.utime(final)
             return _base_of(module, final)
         temporary = Path(tempfile.mkdtemp(prefix=".record-", dir=bases))
         try:
-            await asyncio.to_thread(_copy_all, module, temporary)
+            await asyncio.to_thread(_copy_all, module, made, temporary)
             for unit in module.units:
                 await finish_object(unit, _plain(temporary, unit.object))
             manifest = json.dumps(_to_json(_base_of(module, temporary)))
             (temporary / MANIFEST).write_text(manifest)
-            if _identity(module) != final.name:
+            if _identity(module, made) != final.name:
                 raise SourceMovedError(
                     f"{module.folder} was built again meanwhile", hint="start again when the build is done"
                 )
@@ -213,7 +218,7 @@ def open_base(folder: Path, tree: KernelTree) -> Base:
     return _from_json(data, folder, tree)
 
 
-def _copy_all(module: Build, into: Path) -> None:
+def _copy_all(module: Build, made: Mapping[Path, Path], into: Path) -> None:
     store = into.parent / FILES
     store.mkdir(exist_ok=True)
     for file, digest in module.digests.items():
@@ -224,7 +229,7 @@ def _copy_all(module: Build, into: Path) -> None:
     for built in module.modules:
         shutil.copyfile(built.ko, into / "modules" / f"{built.name}.ko")
         for unit in built.units:
-            shutil.copyfile(unit.object, _plain(into, unit.object))
+            shutil.copyfile(made.get(unit.object, unit.object), _plain(into, unit.object))
 
 
 def _mirror(file: Path, digest: str, shadow: Path, store: Path) -> None:
@@ -300,12 +305,13 @@ def _kernel_digest(tree: KernelTree, files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _identity(module: Build) -> str:
+def _identity(module: Build, made: Mapping[Path, Path]) -> str:
     """By the content of all that is kept."""
     kernel = _kernel_digest(module.tree, module.kernel_files)
     digest = hashlib.sha256(f"{SCHEME}\0{module.folder}\0{kernel}\0".encode())
     for unit in module.units:
-        digest.update(f"{unit.object}\0{unit.command}\0{unit.late}\0{sha256(unit.object)}\0".encode())
+        content = sha256(made.get(unit.object, unit.object))
+        digest.update(f"{unit.object}\0{unit.command}\0{unit.late}\0{content}\0".encode())
     for built in module.modules:
         digest.update(f"{built.name}\0{sha256(built.ko)}\0".encode())
     for file, content in sorted(module.digests.items()):

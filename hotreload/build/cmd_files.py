@@ -26,6 +26,9 @@ from hotreload.errors import InputError
 
 COMPILERS = re.compile(r"(?:[\w.]+-)*(?:gcc|cc)(?:-[\d.]+)?")
 OPTION = re.compile(r"\$\(wildcard include/config/(\S+?)\)")
+LINKERS = re.compile(r"(?:[\w.]+-)*ld(?:\.bfd)?")
+# Flags of modpost that name a file (scripts/Makefile.modpost).
+MODPOST_FILES = frozenset(("-i", "-o", "-T", "-d", "-u"))
 WRAPPERS = ("ccache", "sccache", "distcc")
 UNREADABLE_HINT = "hotreload replays gcc followed by objtool; please report this command"
 
@@ -137,6 +140,36 @@ def late_steps(link: str, target: str) -> str:
 def split_late(late: str) -> tuple[tuple[str, ...], ...]:
     """The argument lists in what late_steps() gave."""
     return _steps(late) if late else ()
+
+
+def split_link(command: str) -> tuple[tuple[str, ...], ...]:
+    """The argument lists of a module's link: ld, then objtool where kbuild calls it on what is linked.
+
+    Raises InputError (HR1009) for anything else.
+    """
+    steps = tuple(step for step in _steps(command) if step != ("true",))
+    programs = [step[0].rpartition("/")[2] for step in steps]
+    if not steps or not LINKERS.fullmatch(programs[0]) or set(programs[1:]) - {"objtool"}:
+        raise _refusal("it is no link", command)
+    return steps
+
+
+def modpost_flags(command: str) -> tuple[str, ...]:
+    """How kbuild calls modpost: its flags, without its files. ``command``: that of Module.symvers.
+
+    Raises InputError (HR1009) when it is no call of modpost.
+    """
+    # Until v6.2 what lists the modules comes through a pipe.
+    program, *words = shlex.split(command.rpartition("|")[2]) or [""]
+    if program.rpartition("/")[2] != "modpost":
+        raise _refusal("it does not call modpost", command)
+    kept, rest = [], iter(words)
+    for word in rest:
+        if word in MODPOST_FILES:
+            next(rest, None)
+        elif word.startswith("-") and word != "-t":  # what only other modules use is not to be trimmed
+            kept.append(word)
+    return tuple(kept)
 
 
 def is_compile(command: str) -> bool:

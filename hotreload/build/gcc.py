@@ -8,12 +8,12 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hotreload import process
 from hotreload.build.cmd_files import TranslationUnit, split_command, split_late
-from hotreload.build.replay import Shadow, replayed, shadowed
+from hotreload.build.replay import Shadow, redirected, replayed, shadowed
 from hotreload.errors import CompileError, CompilerDiedError, EnvironmentFault
 from hotreload.paths import writing_to
 
@@ -47,11 +47,37 @@ async def compile_object(
             debug=("-g1",) if lines else types,
             assembly=unit.source.suffix == ".S",
         )
-        said = await _step(command, unit, output)
-        for step in (*recorded.after, *split_late(unit.late)):
-            said += await _step(_on_object(step, unit, output), unit, output)
-        dependencies.replace(target.with_suffix(".d"))
-        output.replace(target)
+        steps = (*recorded.after, *split_late(unit.late))
+        return await _make(command, steps, unit, target, output, dependencies)
+
+
+async def compile_as_kbuild(
+    unit: TranslationUnit, target: Path, shadow: Shadow | None = None, *, lines: bool = False
+) -> str:
+    """The same as kbuild does it up to where it links modules; ``lines`` adds a table of them.
+
+    Raises as compile_object.
+    """
+    recorded = split_command(unit.command)
+    argv = recorded.compile if shadow is None else shadowed(recorded.compile, unit.cwd, unit.source, shadow)
+    with _temporary(target) as (output, dependencies):
+        command = redirected((*argv, "-g1") if lines else argv, output=output, dependencies=dependencies)
+        return await _make(command, recorded.after, unit, target, output, dependencies)
+
+
+async def _make(
+    command: Sequence[str],
+    steps: Iterable[Sequence[str]],
+    unit: TranslationUnit,
+    target: Path,
+    output: Path,
+    dependencies: Path,
+) -> str:
+    said = await _step(command, unit, output)
+    for step in steps:
+        said += await _step(_on_object(step, unit, output), unit, output)
+    dependencies.replace(target.with_suffix(".d"))
+    output.replace(target)
     return said
 
 

@@ -88,10 +88,15 @@ def replayed(
 
     ``assembly`` leaves sections and debug flags as they were: they are written in the source there.
     """
-    kept = tuple(_without_outputs(argv))
+    kept = tuple(argv)
     if not assembly:
         kept = (*(word for word in kept if not DEBUG_FLAG.fullmatch(word)), *SECTION_FLAGS, *debug)
-    return (*kept, "-MMD", "-MF", str(dependencies), "-o", str(output))
+    return redirected(kept, output=output, dependencies=dependencies)
+
+
+def redirected(argv: Sequence[str], *, output: Path, dependencies: Path) -> tuple[str, ...]:
+    """The compile command with other outputs, and all else as it was."""
+    return (*_without_outputs(argv), "-MMD", "-MF", str(dependencies), "-o", str(output))
 
 
 def _without_outputs(argv: Sequence[str]) -> Iterator[str]:

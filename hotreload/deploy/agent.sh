@@ -470,6 +470,16 @@ open_files() {
     }' | sort -u | head -n 8
 } 2>/dev/null
 
+parameters() { # those of the module $1 that can be read, as the inside of a JSON object
+    comma=
+    for parameter in "/sys/module/$1/parameters"/*; do
+        first_line "$parameter"
+        case $value in '' | *[\\\"[:cntrl:]]*) continue ;; esac
+        printf '%s"%s":"%s"' "$comma" "${parameter##*/}" "$value"
+        comma=,
+    done
+}
+
 modules() { # NAME..
     printf '{"ok":true,"modules":{'
     separator=
@@ -478,7 +488,8 @@ modules() { # NAME..
         first_line "/sys/module/$name/refcnt"
         [ "$value" ] || continue
         users=$((users + value))
-        printf '%s"%s":{"users":%d,"holders":[%s]}' "$separator" "$name" "$value" "$(holders "$name")"
+        printf '%s"%s":{"users":%d,"holders":[%s],"parameters":{%s}}' \
+            "$separator" "$name" "$value" "$(holders "$name")" "$(parameters "$name")"
         separator=,
     done
     printf '},"open":[%s]}\n' "$([ $users = 0 ] || open_files | json lines)"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Talking to the guest: commands over one SSH connection that stays open and comes back.
+"""Talking to the guest: commands over SSH connections that stay open and come back.
 
 A handshake with a guest without KVM takes 0.1-1.3 s, a command on an open connection 20-30 ms.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
+from hotreload.deploy.connections import Connections
 from hotreload.errors import GuestUnreachableError
 from hotreload.process import CommandResult, paste_ready
 
@@ -61,14 +62,15 @@ class RestorableGuest(Guest, Protocol):
         ...
 
 
+class _NotStartedError(ConnectionError):
+    """A command that a connection did not take."""
+
+
 class ShellGuest:
     """A guest behind SSH; those who derive from it say how to get in. The first command connects."""
 
     def __init__(self) -> None:
-        self._connection: asyncssh.SSHClientConnection | None = None
-        self._connecting = asyncio.Lock()
-        self._lost = asyncio.Event()
-        self._watching: asyncio.Task[None] | None = None
+        self.connections = Connections(self._log_in)
 
     async def __aenter__(self) -> Self:
         return self
@@ -98,15 +100,24 @@ class ShellGuest:
 
         async with asyncio.timeout(timeout):
             try:
-                process = await self._opened(command)
                 try:
-                    return await _communicate(process, stdin or b"")
-                finally:
-                    process.close()
+                    return await self._run(command, stdin or b"")
+                except _NotStartedError:
+                    # The guest was restored meanwhile, or the connection dropped.
+                    return await self._run(command, stdin or b"", new=True)
             except (asyncssh.Error, OSError) as error:
-                self._lost.set()
-                await self.close()
+                self.connections.note_lost()
                 raise _lost(error) from error
+
+    async def _run(self, command: str, stdin: bytes, *, new: bool = False) -> CommandResult:
+        import asyncssh
+
+        async with self.connections.one(new=new) as connection:
+            try:
+                process = await connection.create_process(command, encoding=None)
+            except (asyncssh.Error, OSError) as error:
+                raise _NotStartedError(str(error)) from error
+            return await _communicate(process, stdin)
 
     async def put(self, data: bytes, path: str, mode: int = 0o644) -> None:
         """Write a file in the guest: whole or not at all."""
@@ -119,52 +130,27 @@ class ShellGuest:
             raise OSError(f"{path} cannot be written in the guest: {result.complaint}")
 
     async def reconnect(self) -> None:
-        """Drop the connection and log in again: a guest that was restored does not know the old one."""
+        """Drop the connections and log in again: a guest that was restored does not know the old ones."""
+        await self.close()
+        await self.knock()
+
+    async def knock(self) -> None:
+        """Log in, whatever becomes of other connections. Raises GuestUnreachableError (HR4103)."""
         import asyncssh
 
-        await self.close()
         try:
-            await self._connected()
+            async with self.connections.one(new=True):
+                pass
         except (asyncssh.Error, OSError) as error:
             raise _lost(error) from error
 
     async def wait_until_lost(self) -> None:
         """Return when a connection has dropped since the last call, in use or idle."""
-        await self._lost.wait()
-        self._lost.clear()
-
-    async def _watch(self, connection: asyncssh.SSHClientConnection) -> None:
-        await connection.wait_closed()
-        if self._connection is connection:  # else it was us who hung up
-            self._lost.set()
+        await self.connections.wait_until_lost()
 
     async def close(self) -> None:
         """Hang up. The next command connects again."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            # Not close(): a guest that is gone would never answer the farewell.
-            connection.abort()
-            await connection.wait_closed()
-        if self._watching is not None:
-            self._watching.cancel()
-
-    async def _opened(self, command: str) -> asyncssh.SSHClientProcess[bytes]:
-        import asyncssh
-
-        if self._connection is not None:
-            with contextlib.suppress(asyncssh.Error, OSError):
-                return await self._connection.create_process(command, encoding=None)
-            # The command did not start: the guest was restored meanwhile, or the connection dropped.
-            await self.close()
-        connection = await self._connected()
-        return await connection.create_process(command, encoding=None)
-
-    async def _connected(self) -> asyncssh.SSHClientConnection:
-        async with self._connecting:
-            if self._connection is None or self._connection.is_closed():
-                self._connection = await self._log_in()
-                self._watching = asyncio.create_task(self._watch(self._connection))
-            return self._connection
+        await self.connections.close()
 
 
 class SshGuest(ShellGuest):

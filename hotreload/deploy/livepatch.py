@@ -159,10 +159,14 @@ async def load_module(guest: Guest, name: str, image: bytes, parameters: str = "
 
 @dataclass(frozen=True, slots=True)
 class ModuleUse:
-    """Who uses a loaded module: ``users`` references, among them one of each of the ``holders``, modules."""
+    """Who uses a loaded module: ``users`` references, among them one of each of the ``holders``, modules.
+
+    ``parameters``: those that it shows, with their values.
+    """
 
     users: int
     holders: tuple[str, ...]
+    parameters: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +181,7 @@ async def module_uses(guest: Guest, names: Iterable[str]) -> ModuleUses:
     """Those of the modules that are loaded, and who uses them."""
     answer = await _ask(guest, ("modules", *names))
     uses = {
-        name: ModuleUse(int(use["users"]), tuple(map(str, use["holders"])))
+        name: ModuleUse(int(use["users"]), tuple(map(str, use["holders"])), dict(use["parameters"]))
         for name, use in answer["modules"].items()
     }
     return ModuleUses(uses, tuple(map(str, answer["open"])))
@@ -296,7 +300,7 @@ def used_by(name: str, holders: Iterable[str]) -> PatchRejectedError:
 def in_use(name: str, users: int, open_files: Sequence[str]) -> PatchRejectedError:
     """The error for a module that something of user space, or of the kernel, holds."""
     count = "1 reference" if users == 1 else f"{users} references"
-    hint = "end the programs that have its devices or files open"
+    hint = "end what has its devices or files open, then: hotreload push"
     if open_files:
         hint += f"; open now: {', '.join(open_files)}"
     return PatchRejectedError(f"module {name} is in use ({count})", code="HR2301", hint=hint)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.livepatch import (
+    ModuleUse,
     ModuleUses,
     in_use,
     load_module,
@@ -96,6 +97,7 @@ class ModuleExchange:
         self._gone: list[ModuleFile] = []  # the last one first
         self._come: list[ModuleFile] = []
         self._bound: list[str] = []
+        self._had: Mapping[str, ModuleUse] = {}
 
     async def begin(self) -> bool:
         """Run the teardown command, and look whether the modules can go; False: none is loaded.
@@ -113,6 +115,7 @@ class ModuleExchange:
         except PatchRejectedError:
             await self._set_up()
             raise
+        self._had = modules.of
         self._old = [each for each in self._old if each.load.name in modules.of]
         self._new = [each for each in self._new if each.load.name in modules.of]
         return True
@@ -131,7 +134,19 @@ class ModuleExchange:
             self._gone.append(each)
         for each in self._new:
             await self._load(each)
+        await self._note_parameters()
         await self._make_ready()
+
+    async def _note_parameters(self) -> None:
+        """Tell which parameters are not as they were: who loaded a module by hand knows what was given."""
+        uses = await module_uses(self._guest, [each.load.name for each in self._new])
+        for name, use in uses.of.items():
+            had = {key: self._had[name].parameters.get(key, now) for key, now in use.parameters.items()}
+            if changed := [f"{key}={was}" for key, was in had.items() if was != use.parameters[key]]:
+                self.notes.append(
+                    f"{name} had {' '.join(changed)}, and is loaded without;"
+                    " load in hotreload.toml gives parameters"
+                )
 
     async def put_back(self) -> str:
         """After ``run`` has failed: have the old modules again, loaded anew; what is to be told of it."""

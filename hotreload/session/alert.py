@@ -132,7 +132,7 @@ async def _answers(guest: ShellGuest, console_log: Path) -> bool:
     while True:
         said, since = size_of(console_log), clock()
         try:
-            await guest.reconnect()
+            await guest.knock()
         except GuestUnreachableError:
             await asyncio.sleep(RETRY)
             # A watchdog's word now and then is no sign of work.

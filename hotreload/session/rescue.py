@@ -170,7 +170,7 @@ class Rescue:
     async def answers_again(self) -> bool:
         """Of a guest that is cut off: does it answer now?"""
         try:
-            await self._booted.guest.reconnect()
+            await self._booted.guest.knock()
         except GuestUnreachableError:
             return False
         self.is_cut_off = False

@@ -167,10 +167,30 @@ def test_only_the_key_of_the_image_opens_the_guest(booted: Booted, guest_image: 
 
 def test_a_lost_connection_is_made_anew(booted: Booted) -> None:
     before = booted.run("cat /proc/uptime").text
-    connection = booted.guest._connection
-    assert connection is not None
-    connection.abort()
+    for connection in tuple(booted.guest.connections._watched):
+        connection.abort()
     assert float(booted.run("cat /proc/uptime").text.split()[0]) >= float(before.split()[0])
+
+
+def test_commands_at_the_same_time_do_not_get_into_each_others_way(booted: Booted) -> None:
+    async def several() -> list[str]:
+        async def loop(name: str) -> list[str]:
+            return [(await booted.guest.run(f"echo {name}{n}")).text for n in range(25)]
+
+        return [text for texts in await asyncio.gather(*map(loop, "abcd")) for text in texts]
+
+    assert booted.wait(several()) == [f"{name}{n}\n" for name in "abcd" for n in range(25)]
+
+
+def test_a_command_that_goes_on_does_not_keep_others_waiting(booted: Booted) -> None:
+    async def both() -> str:
+        long = asyncio.create_task(booted.guest.run("mkfifo /tmp/p; cat /tmp/p; echo ended"))
+        while not (await booted.guest.run("test -p /tmp/p")).ok:
+            pass
+        await booted.guest.run("echo begun >/tmp/p")
+        return (await long).text
+
+    assert booted.wait(both()) == "begun\nended\n"
 
 
 def test_a_second_monitor_is_there_for_people(booted: Booted) -> None:

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import difflib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from hotreload.demo.driven import Driven
+from hotreload.errors import HotReloadError
 from hotreload.report.outcome import Outcome
 from tests.guest.story import FILES, HELP, MAIN, Read, Save
 
@@ -343,3 +347,96 @@ def test_an_object_that_two_modules_are_linked_from_is_no_patch(in_session: InSe
         assert [await proc(watch, name) for name in ("one", "two")] == ["one 11", "two 12"]
 
     in_session(story, files, max_rung="module")
+
+
+BUS = """\
+#include <linux/module.h>
+#include <linux/platform_device.h>
+
+static struct platform_device *made;
+
+static int __init start(void)
+{
+	made = platform_device_register_simple("toy", PLATFORM_DEVID_NONE, NULL, 0);
+	return PTR_ERR_OR_ZERO(made);
+}
+
+static void __exit stop(void)
+{
+	platform_device_unregister(made);
+}
+module_init(start);
+module_exit(stop);
+MODULE_LICENSE("GPL");
+"""
+TOY = """\
+#include <linux/module.h>
+#include <linux/platform_device.h>
+
+static int probed;
+module_param(probed, int, 0444);
+
+static int probe(struct platform_device *device)
+{
+	probed++;
+	return 0;
+}
+
+static struct platform_driver toy = { .probe = probe, .driver.name = "toy" };
+module_platform_driver(toy);
+MODULE_LICENSE("GPL");
+"""
+
+
+def test_a_device_is_given_back_to_the_driver_that_had_it(in_session: InSession) -> None:
+    async def story(save: Save, _read: Read, watch: Driven) -> None:
+        # So that it would not come by itself.
+        done = await watch.run("echo 0 >/sys/bus/platform/drivers_autoprobe; echo $?")
+        assert done.text == "0\n"
+        anew = await save(
+            toy_c=TOY.replace("int probed;", "long probed;").replace("probed, int", "probed, long")
+        )
+        assert (anew.outcome, anew.symbols) == (Outcome.RELOADED, ("toy.ko",)), anew
+        bound = await watch.run("cat /sys/module/toy/parameters/probed; ls /sys/bus/platform/drivers/toy/toy")
+        assert bound.text.split()[0] == "1", bound.text
+
+    in_session(story, {"Kbuild": "obj-m := bus.o toy.o\n", "bus.c": BUS, "toy.c": TOY}, max_rung="module")
+
+
+def test_a_source_patch_is_brought_to_a_module_that_was_loaded_anew(
+    in_session: InSession, tmp_path: Path
+) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        assert (await save(main_c=GROWN)).outcome is Outcome.RELOADED
+        lines = difflib.unified_diff(
+            GROWN.splitlines(keepends=True),
+            GROWN.replace("grown %ld", "pushed %ld").splitlines(keepends=True),
+            "a/main.c",
+            "b/main.c",
+        )
+        patch = tmp_path / "fix.patch"
+        patch.write_text("".join(lines))
+        pushed = await watch.request("push", patches=[str(patch)])
+        assert (pushed.outcome, pushed.symbols) == (Outcome.LIVE, ("show",)), pushed
+        assert await read() == "pushed 1 2\n"
+        assert (await watch.request("undo")).outcome is Outcome.UNDONE
+        assert await read() == "grown 2 4\n"
+
+    in_session(story, max_rung="module")
+
+
+def test_two_processors_are_no_other_story(in_session: InSession) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        assert (await watch.run("nproc")).text == "2\n"
+        assert (await save(help_c=HELP.replace("2 * n", "3 * n"))).outcome is Outcome.LIVE
+        assert await read() == "hello 1 3\n"
+        assert (await save(main_c=GROWN)).outcome is Outcome.RELOADED
+        assert await read() == "grown 1 3\n"
+        await save(help_c=HELP.replace("2 * n", "*(volatile int *)8"))
+        with contextlib.suppress(HotReloadError):
+            await watch.run("cat /proc/pair")
+        crashed = (await watch.next_cycle()).report
+        assert (crashed.outcome, crashed.still_runs) == (Outcome.CRASHED, 2), crashed
+        assert await read() == "grown 2 6\n"
+
+    in_session(story, {**FILES, "hotreload.toml": "cpus = 2\n"}, max_rung="module")

@@ -23,6 +23,7 @@ from hotreload.session.control import RemoteError
 from tests.conftest import require
 from tests.guest.story import HELP, MAIN, Read, Save
 from tests.guest.watching import DRIVER, LIMIT, TIMER, Watch, edit, eventually_nothing, reading, run, watch
+from tests.kernels import SERIES, kernel_of
 
 
 def crash_of_reading(driver: Path, watching: Watch, said: int) -> str:
@@ -235,6 +236,44 @@ def test_a_warning_after_a_reload_is_told_once_and_nothing_is_undone(driver: Pat
         events = [json.loads(text) for text in watching.process.stdout]
     (crash,) = (event for event in events if event["type"] == "crash")
     assert (crash["code"], crash["function"], crash["number"]) == ("HR4105", "show", 1)
+
+
+def test_the_line_of_a_crash_in_code_that_no_reload_has_changed_is_named(driver: Path) -> None:
+    follow = "static noinline int\nfollow(volatile int *place)\n{\n\t*place += 1;\n\treturn 1;\n}\n\n"
+    edit(driver, "static int show", f"{follow}static int show")
+    edit(driver, "reads += step;", "reads += follow(&step);")
+    with watch(driver) as watching:
+        watching.waits_for("ready")
+        assert reading(driver) == "old 1\n"
+        # Further down than when it was compiled.
+        edit(driver, "static noinline", "/*\n * Two lines more.\n */\nstatic noinline")
+        edit(driver, "follow(&step)", "follow((int *)(reads + 7L))")
+        watching.waits_for("live")
+        crash_of_reading(driver, watching, 1)
+        lines = (driver / "counter.c").read_text().splitlines()
+        line = next(number for number, text in enumerate(lines, 1) if "*place += 1" in text)
+        watching.waits_for(rf"crashed .*HR4101 .* in follow\+0x\w+ \(counter.c:{line}\) .*#1")
+        assert watching.end() == 130
+
+
+def test_a_lock_that_a_reload_leaks_is_told_and_who_waits_for_it_is_brought_back(driver: Path) -> None:
+    kernel = asyncio.run(kernel_of(SERIES[-1]))  # one that looks for who sleeps with a lock
+    edit(driver, "static int show", "static DEFINE_SPINLOCK(lock);\nstatic int show")
+    edit(driver, "reads += step;", "spin_lock(&lock);\n\treads += step;\n\tspin_unlock(&lock);")
+    with watch(driver, "-K", str(kernel.output)) as watching:
+        watching.waits_for("ready")
+        assert reading(driver) == "old 1\n"
+        edit(driver, "\n\tspin_unlock(&lock);", "")
+        watching.waits_for("live")
+        assert reading(driver) == "old 2\n"
+        watching.waits_for(r"warned .*HR4105 BUG: (?:scheduling while atomic|sleeping function).*#1")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run(driver, "guest", "exec", "cat", "/proc/counter", limit=5)
+        # It spins with its interrupts on: given the time that a kernel may go without scheduling.
+        watching.waits_for(r"crashed .*HR410[35] .*#1", limit=3 * LIMIT)
+        watching.waits_for("#1 undone, guest restored")
+        assert reading(driver) == "old 2\n"
+        assert watching.end() == 130
 
 
 def test_what_came_along_with_a_reload_that_crashed_is_left_out_with_it(in_session: InSession) -> None:

@@ -23,6 +23,7 @@ import pytest
 from hotreload.build.debian_kernel import locked
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.demo.driven import Driven, Told, guest_name
+from hotreload.errors import HotReloadError
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 from hotreload.session.control import answer
 from hotreload.session.guests import place_of
@@ -146,9 +147,22 @@ class Kernel:
         assert not done.ok, (command, done.text)
         return done.complaint
 
+    def crash(self, command: str) -> ReloadReport:
+        """What comes of a command in the guest that crashes it."""
+        with contextlib.suppress(HotReloadError):
+            self.run(command)
+        self.told = self.wait(self._watch.next_cycle())
+        assert self.told.report.outcome is Outcome.CRASHED, self.told.report
+        return self.told.report
+
     def verb(self, verb: str, **fields: object) -> dict[str, Any]:
         """What `hotreload VERB` answers."""
         return self.wait(answer(self._place, verb, **fields))
+
+    def put(self, content: bytes, path: str) -> None:
+        """Write to a file or device of the guest."""
+        done = self.wait(self._watch.run(f"cat >{path}", stdin=content))
+        assert done.ok, done.complaint
 
     def put_module(self, name: str) -> None:
         """Copy one of the kernel's own modules into the guest: /tmp/NAME.ko."""

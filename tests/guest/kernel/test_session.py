@@ -58,6 +58,20 @@ def test_a_patch_of_several_files_becomes_a_module_that_the_kernel_loads(
     kernel.run("rmmod livepatch_fix")
 
 
+def test_the_line_of_a_crash_in_code_of_the_kernel_that_no_reload_has_changed_is_named(
+    kernel: Kernel,
+) -> None:
+    kernel.edit(
+        {"fs/proc/version.c": ("seq_printf(m,", "get_option((char **)m->size, NULL);\n\tseq_printf(m,")}
+    )
+    crashed = kernel.crash("cat /proc/version")
+    (reason,) = crashed.reasons
+    assert reason.file == kernel.tree.source / "lib/cmdline.c", reason
+    assert reason.line
+    line = reason.file.read_text().splitlines()[reason.line - 1]
+    assert "*str" in line, line
+
+
 @one_kernel
 def test_an_edit_from_before_the_start_is_live_after_it(kernel: Kernel) -> None:
     kernel.edit(VERSION)

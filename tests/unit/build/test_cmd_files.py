@@ -9,12 +9,14 @@ from hotreload.build.cmd_files import (
     dependency_file,
     is_compile,
     late_steps,
+    modpost_flags,
     parse_cmd_file,
     parse_dependency_file,
     parse_mod_file,
     parse_modules_order,
     split_command,
     split_late,
+    split_link,
 )
 from hotreload.errors import InputError
 
@@ -136,3 +138,33 @@ def test_modules_order_names_modules_by_ko_or_by_o() -> None:
     assert parse_modules_order("/m/a.ko\n/m/sub/b-c.ko\n") == ("/m/a", "/m/sub/b-c")
     assert parse_modules_order("a.o\nsub/b-c.o\n") == ("a", "sub/b-c")
     assert parse_modules_order("") == ()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "scripts/mod/modpost -M -m  -E     -o Module.symvers -T modules.order vmlinux.o",
+        "sed 's/ko$/o/'  modules.order | scripts/mod/modpost -M -m  -E    -o Module.symvers -T - vmlinux.o",
+        "scripts/mod/modpost -M -m -t -u list -i vmlinux.symvers -E -o Module.symvers -T modules.order",
+    ],
+)
+def test_of_a_call_of_modpost_the_flags_are_kept_and_the_files_are_not(command: str) -> None:
+    assert modpost_flags(command) == ("-M", "-m", "-E")
+
+
+def test_what_is_no_call_of_modpost_is_refused() -> None:
+    with pytest.raises(InputError, match="does not call modpost"):
+        modpost_flags("cp a b")
+
+
+def test_the_link_of_a_module_is_ld_and_where_kbuild_calls_it_objtool() -> None:
+    assert split_link("ld -r -T scripts/module.lds -o a.ko a.o a.mod.o;  true") == (
+        ("ld", "-r", "-T", "scripts/module.lds", "-o", "a.ko", "a.o", "a.mod.o"),
+    )
+    steps = split_link(
+        "/usr/bin/x86_64-linux-gnu-ld.bfd -r -o a.o @a.mod ; ./tools/objtool/objtool --ibt a.o"
+    )
+    assert [step[0].rpartition("/")[2] for step in steps] == ["x86_64-linux-gnu-ld.bfd", "objtool"]
+    for other in ("ld -r -o a.o @a.mod ; strip a.o", "true", "gcc -o a.o -c a.c"):
+        with pytest.raises(InputError, match="no link"):
+            split_link(other)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""Modules of a kernel's own tree, built anew beside it: what kbuild recorded is replayed into our folder.
+
+Not by `make`, for the tree must stay what the guest has booted: vmlinux and its units may be edited, too,
+and are live as a patch. The steps are those of scripts/Makefile.modpost and scripts/Makefile.modfinal:
+compile, link a module's objects, modpost, compile what it wrote, link the module. BTF of modules is left out,
+as kbuild leaves it out where there is no pahole. With MODVERSIONS an export keeps the CRC of the kernel's
+build: what includes a header that changed is compiled anew, whether its CRC says so or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hotreload import process
+from hotreload.build.base import Base, SourceMovedError, record_base
+from hotreload.build.built import Build, BuiltModule, UnitInputs, sha256
+from hotreload.build.cmd_files import (
+    TranslationUnit,
+    modpost_flags,
+    parse_cmd_file,
+    parse_mod_file,
+    split_command,
+    split_link,
+)
+from hotreload.build.compile import compiled_from, patched_object
+from hotreload.build.external_module import read_link
+from hotreload.build.gcc import compile_as_kbuild
+from hotreload.build.guest_base import GuestBase
+from hotreload.build.kernel_sources import module_files
+from hotreload.build.kernel_tree import KernelTree
+from hotreload.build.replay import redirected
+from hotreload.errors import CompileError, InputError
+
+TRIES = 3
+MODPOST = Path("scripts/mod/modpost")
+SYMBOLS = Path("Module.symvers")
+FLAGS_OF = SYMBOLS.with_name(f".{SYMBOLS}.cmd")
+
+
+async def build_in_tree(base: GuestBase, names: Collection[str], work: Path) -> Base:
+    """Build these modules of a kernel as the sources are now, in the empty folder ``work``, and record them.
+
+    Raises CompileError, EnvironmentFault, InputError (HR1006 a source that never rests, HR1009).
+    """
+    for attempt in range(TRIES):
+        into = work / str(attempt)
+        into.mkdir()
+        try:
+            return await _built(base, names, into)
+        except SourceMovedError:
+            if attempt + 1 == TRIES:
+                raise
+    raise AssertionError("one try returns or raises")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A module in the kernel's tree and in our folder, both without suffix."""
+
+    name: str
+    original: Path
+    new: Path
+
+    def spelled(self, suffix: str, tree: KernelTree) -> str:
+        """The original as kbuild's commands name it."""
+        return os.path.relpath(f"{self.original}{suffix}", tree.output)
+
+
+async def _built(base: GuestBase, names: Collection[str], into: Path) -> Base:
+    tree = base.tree
+    modules = [built for built in base.modules if built.name in names]
+    before = await asyncio.to_thread(_digests, base, modules)
+    objects = await _compile(base, modules, before, into)
+    inputs = UnitInputs()
+    for built in modules:
+        for unit in built.units:
+            inputs.add(unit.object, _made_from(base, unit, objects[unit.object]))
+    # What was saved since the compiler read it does not match when it is copied.
+    digests = {file: before[file] if file in before else sha256(file) for file in inputs.files}
+
+    places = [_place(built.name, tree, into) for built in modules]
+    for place in places:
+        await _link_objects(place, tree, objects)
+    await _modpost(places, tree, into)
+    for place in places:
+        await _link_module(place, tree)
+
+    made = tuple(
+        replace(built, ko=Path(f"{place.new}.ko")) for built, place in zip(modules, places, strict=True)
+    )
+    makefiles = tuple(base.makefiles)
+    build = Build(base.build.folder, tree, made, makefiles, inputs, digests, ())
+    return await record_base(build, objects)
+
+
+# --- compile ---
+
+
+def _digests(base: GuestBase, modules: Iterable[BuiltModule]) -> dict[Path, str]:
+    """Of all files that these modules were made of, as they are now."""
+    files = {file for built in modules for unit in built.units for file in base.of(unit).inputs[unit.object]}
+    return {file: sha256(file) for file in files}
+
+
+async def _compile(
+    base: GuestBase, modules: Iterable[BuiltModule], now: Mapping[Path, str], into: Path
+) -> dict[Path, Path]:
+    """By the object that kbuild made of a unit, the one of its sources as they are now."""
+    units = {unit.object: unit for built in modules for unit in built.units}
+    slots = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def compiled(unit: TranslationUnit) -> Path:
+        part = base.of(unit)
+        if not unit.late and all(part.digests[file] == now[file] for file in part.inputs[unit.object]):
+            return part.plain_object(unit)
+        async with slots:
+            target = patched_object(unit, into)
+            await compile_as_kbuild(unit, target)
+            return target
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = {key: group.create_task(compiled(unit)) for key, unit in units.items()}
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from None
+    return {key: task.result() for key, task in tasks.items()}
+
+
+def _made_from(base: GuestBase, unit: TranslationUnit, made: Path) -> Iterable[Path]:
+    part = base.of(unit)
+    if made == part.plain_object(unit):
+        return part.inputs[unit.object]
+    return sorted(compiled_from(made.with_suffix(".d"), unit.cwd, base.build.folder, base.tree))
+
+
+# --- link ---
+
+
+def _place(name: str, tree: KernelTree, into: Path) -> _Place:
+    for ko in module_files(tree):
+        if ko.stem.replace("-", "_") == name:
+            new = into / os.path.relpath(ko.with_suffix(""), tree.output)
+            new.parent.mkdir(parents=True, exist_ok=True)
+            return _Place(name, ko.with_suffix(""), new)
+    raise InputError(
+        f"{tree.output / 'modules.order'} does not name {name} any more",
+        hint="hotreload kernel build, or make",
+    )
+
+
+async def _link_objects(place: _Place, tree: KernelTree, objects: Mapping[Path, Path]) -> None:
+    """One object of all that a module is made of, and its list of them."""
+    listed = Path(f"{place.original}.mod").read_text()
+    Path(f"{place.new}.mod").write_text(listed)
+    targets = [Path(os.path.normpath(tree.output / each)) for each in parse_mod_file(listed)]
+    members = [str(objects.get(target, target)) for target in targets]
+    linked = Path(f"{place.new}.o")
+    command = read_link(Path(f"{place.original}.o"))
+    if not command:
+        linked.symlink_to(members[0])
+        return
+    others = {f"@{place.spelled('.mod', tree)}": members, place.spelled(".o", tree): [str(linked)]}
+    await _run_all(split_link(command), others, tree)
+
+
+async def _modpost(places: Iterable[_Place], tree: KernelTree, into: Path) -> None:
+    """Write ``NAME.mod.c`` of each: what it imports, with versions, and the modules that it uses."""
+    symbols, order = into / SYMBOLS, into / "modules.list"
+    ours = {os.path.relpath(place.original, tree.output) for place in places}
+    rows = (tree.output / SYMBOLS).read_text().splitlines(keepends=True)
+    symbols.write_text("".join(row for row in rows if row.split("\t")[2] not in ours))
+    order.write_text("".join(f"{place.new}.o\n" for place in places))
+    flags = modpost_flags(parse_cmd_file((tree.output / FLAGS_OF).read_text()).command)
+    argv = (str(MODPOST), *flags, "-i", str(symbols), "-o", f"{symbols}.new", "-T", str(order))
+    await _run(argv, tree)
+
+
+async def _link_module(place: _Place, tree: KernelTree) -> None:
+    source = _command(Path(f"{place.original}.mod.o"))
+    others = {place.spelled(".mod.c", tree): [f"{place.new}.mod.c"]}
+    argv = _with(split_command(source).compile, others, tree)
+    target = Path(f"{place.new}.mod.o")
+    await _run(redirected(argv, output=target, dependencies=target.with_suffix(".d")), tree)
+    linked = {place.spelled(suffix, tree): [f"{place.new}{suffix}"] for suffix in (".ko", ".o", ".mod.o")}
+    await _run_all(split_link(_command(Path(f"{place.original}.ko"))), linked, tree)
+
+
+def _command(target: Path) -> str:
+    file = target.with_name(f".{target.name}.cmd")
+    try:
+        return parse_cmd_file(file.read_text(errors="surrogateescape")).command
+    except FileNotFoundError as error:
+        raise InputError(f"kbuild has left no {file}", hint="hotreload kernel build, or make") from error
+
+
+async def _run_all(
+    steps: Iterable[Sequence[str]], others: Mapping[str, Sequence[str]], tree: KernelTree
+) -> None:
+    for step in steps:
+        await _run(_with(step, others, tree), tree)
+
+
+def _with(argv: Sequence[str], others: Mapping[str, Sequence[str]], tree: KernelTree) -> tuple[str, ...]:
+    """The same with other files."""
+    named = ((word, os.path.relpath(tree.output / word, tree.output)) for word in argv)
+    return tuple(new for word, name in named for new in others.get(word) or others.get(name) or (word,))
+
+
+async def _run(argv: Sequence[str], tree: KernelTree) -> None:
+    program = str(tree.output / argv[0]) if "/" in argv[0] else argv[0]
+    done = await process.run([program, *argv[1:]], cwd=tree.output)
+    if not done.ok:
+        said = (done.stdout + done.stderr).decode(errors="replace")
+        first = next((line.strip() for line in said.splitlines() if "rror" in line), "")
+        raise CompileError(first or f"{Path(argv[0]).name} failed with status {done.status}", said)
