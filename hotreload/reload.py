@@ -124,6 +124,11 @@ class Reloader:
         return tuple(self._edits.compared)
 
     @property
+    def edits_vmlinux(self) -> bool:
+        """Are there edits of the kernel itself, not of its modules?"""
+        return any(each.pair.unit.module == VMLINUX for each in self._edits.compared.values())
+
+    @property
     def kept_loaded(self) -> Mapping[str, tuple[str, ...]]:
         """Patch modules that stay loaded though replaced: what of each may still be pointed at."""
         return self._guest.known.kept

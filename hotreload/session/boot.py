@@ -28,10 +28,11 @@ from hotreload.deploy.module_reload import Load, depends_of, load_order
 from hotreload.deploy.verify import ReadMemory
 from hotreload.elf.build_id import build_id_in, read_build_id
 from hotreload.errors import EnvironmentFault, GuestUnreachableError, InputError, KernelUnfitError
+from hotreload.ladder import is_allowed
 from hotreload.patch.glue import build_glue
 from hotreload.session.loss import loss
 from hotreload.vm.any_machine import AnyMachine
-from hotreload.vm.checkpoints import Checkpoints, make_state_disk
+from hotreload.vm.checkpoints import TAG_PREFIX, Checkpoint, Checkpoints, make_state_disk
 from hotreload.vm.foreign_machine import ForeignMachine
 from hotreload.vm.image import build_image
 from hotreload.vm.kernel_modules import ModuleFolder
@@ -48,6 +49,21 @@ SLOW_IMPORTS = ("asyncssh", "watchdog.observers", "hotreload.reload")
 SETUP_LIMIT = 600.0
 # In the session's folder, beside the console's log.
 STATE_DISK = "checkpoints.qcow2"
+CLEAN = f"{TAG_PREFIX}clean"
+
+
+@dataclass(frozen=True, slots=True)
+class BareGuest:
+    """A guest that has booted, and no module of the user's in it; ``clean``: the checkpoint of that.
+
+    ``notes``: what else to tell about the boot; ``checkpoints``: those of the machine, if it can.
+    """
+
+    machine: Machine
+    guest: SshGuest
+    notes: tuple[str, ...]
+    checkpoints: Checkpoints | None
+    clean: Checkpoint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +77,7 @@ class Booted:
     ``reached``   the fields of `status` about the machine; ``made_of``: those that `guest show` adds
     ``foreign``   the machine, if somebody else started it
     ``stale``     patch modules of an earlier session's that stay loaded
+    ``bare``      the guest as it was before ours were loaded, if we booted it
     """
 
     module: Build
@@ -77,6 +94,7 @@ class Booted:
     made_of: Mapping[str, Any]
     foreign: ForeignMachine | None = None
     stale: tuple[str, ...] = ()
+    bare: BareGuest | None = None
 
     @property
     def contents(self) -> str:
@@ -88,39 +106,48 @@ class Booted:
 
 @contextlib.asynccontextmanager
 async def boot(
-    folder: Path, kernel: KernelTree, config: Config, name: str, console_log: Path, progress: Progress
+    folder: Path,
+    kernel: KernelTree,
+    config: Config,
+    name: str,
+    console_log: Path,
+    progress: Progress,
+    life: contextlib.AsyncExitStack,
+    bare: BareGuest | None = None,
 ) -> AsyncIterator[Booted]:
-    """Build, boot, load; the guest is gone after the block.
+    """Build, boot, load. The machine is gone when ``life`` ends; ``bare``: one that is to be used again.
 
     Raises what build_base, build_glue, build_image, choose_accel, Machine and load_module raise, and
     InputError (HR1008) when ``load`` names a module that is nowhere or ``setup`` fails.
     """
-    async with contextlib.AsyncExitStack() as owned:
-        try:
-            async with asyncio.TaskGroup() as together:
-                building = together.create_task(build_all(folder, kernel, progress))
-                booting = together.create_task(
-                    _boot_guest(owned, kernel, config, name, console_log, progress)
-                )
-        except ExceptionGroup as several:
-            raise first_of(several) from None
-        module, base, glue = building.result()
-        machine, guest, notes = booting.result()
-        await _require_recorded(guest, base)
-        reached = {"accel": machine.spec.accel, "ssh_port": machine.ssh_port, "attached": None}
-        progress("loading the modules")
-        ours = () if module.is_kernel else base.modules
-        loaded = await or_lost(load_modules(guest, kernel, ours, config.load), machine, console_log)
-        if config.setup:
-            progress(config.setup)
-            await or_lost(set_up(guest, config.setup), machine, console_log)
-        if note := (await kernel_compiler(kernel)).note:
-            notes = (*notes, note)
-        checkpoints = Checkpoints(machine) if machine.spec.state_disk else None
-        yield Booted(
-            module, base, glue, machine, guest, loaded, notes, checkpoints,
-            machine.read_memory, partial(idt_base, machine.monitor), reached, _made_of(machine),
-        )  # fmt: skip
+    having = (
+        _boot_guest(life, kernel, config, name, console_log, progress)
+        if bare is None
+        else _as_it_was(bare, progress)
+    )
+    try:
+        async with asyncio.TaskGroup() as together:
+            building = together.create_task(build_all(folder, kernel, progress))
+            booting = together.create_task(having)
+    except ExceptionGroup as several:
+        raise first_of(several) from None
+    module, base, glue = building.result()
+    bare = booting.result()
+    machine, guest, notes = bare.machine, bare.guest, bare.notes
+    await _require_recorded(guest, base)
+    reached = {"accel": machine.spec.accel, "ssh_port": machine.ssh_port, "attached": None}
+    progress("loading the modules")
+    ours = () if module.is_kernel else base.modules
+    loaded = await or_lost(load_modules(guest, kernel, ours, config.load), machine, console_log)
+    if config.setup:
+        progress(config.setup)
+        await or_lost(set_up(guest, config.setup), machine, console_log)
+    if note := (await kernel_compiler(kernel)).note:
+        notes = (*notes, note)
+    yield Booted(
+        module, base, glue, machine, guest, loaded, notes, bare.checkpoints,
+        machine.read_memory, partial(idt_base, machine.monitor), reached, _made_of(machine), bare=bare,
+    )  # fmt: skip
 
 
 def _made_of(machine: Machine) -> Mapping[str, Any]:
@@ -181,7 +208,7 @@ async def _boot_guest(
     name: str,
     console_log: Path,
     progress: Progress,
-) -> tuple[Machine, SshGuest, tuple[str, ...]]:
+) -> BareGuest:
     image = await build_image(kernel, extra={AGENT_PATH: agent_source()})
     accel = (await choose_accel()).name if config.accel == "auto" else config.accel
     disk, without = await _state_disk(owned, config, console_log.with_name(STATE_DISK))
@@ -198,7 +225,23 @@ async def _boot_guest(
     guest = await owned.enter_async_context(SshGuest(machine.ssh_port, image.client_key, image.host_key))
     # The login is the longest part of the first command.
     await guest.run("true")
-    return machine, guest, (*notes, *without)
+    checkpoints = Checkpoints(machine) if disk else None
+    clean = None
+    if checkpoints and is_allowed("restore", config.max_rung):
+        with contextlib.suppress(EnvironmentFault):  # without it the next rung is another boot
+            clean = await checkpoints.save(CLEAN)
+    return BareGuest(machine, guest, (*notes, *without), checkpoints, clean)
+
+
+async def _as_it_was(bare: BareGuest, progress: Progress) -> BareGuest:
+    """Bring a guest back to before the user's modules were loaded. Raises as Checkpoints.restore."""
+    assert bare.checkpoints is not None
+    assert bare.clean is not None
+    progress("restoring the guest as it had booted")
+    await bare.checkpoints.restore(bare.clean)
+    await bare.guest.reconnect()
+    await bare.checkpoints.delete_all_but(bare.clean)
+    return bare
 
 
 async def _state_disk(

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The last rung: what neither a patch nor a module brings is built, and a guest is booted with it."""
+"""The last rungs: what neither a patch nor a module brings is built, and a guest begins anew with it.
+
+Where the kernel stays the same the guest goes back to before its modules were loaded, which takes no boot.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from hotreload.build.built import Build
+from hotreload.build.base import AnyBase
+from hotreload.build.built import VMLINUX, Build
 from hotreload.config import Config
-from hotreload.errors import CompileError, SessionError
+from hotreload.elf.build_id import read_build_id
+from hotreload.errors import CompileError, KernelUnfitError, SessionError
 from hotreload.ladder import is_allowed
 from hotreload.report.codes import codes
 from hotreload.report.console import Progress
@@ -19,22 +24,35 @@ from hotreload.session.boot import require_buildable
 
 # A module that cannot be unloaded has no rung of its own.
 MODULE_CODES = "HR23"
-LOST = "needs a restart of the guest: all state in it is lost"
+RECIPE_CHANGED = "HR1004"
+LOST = {
+    "restore": "needs the guest as it was before its modules were loaded: all state since then is lost",
+    "reboot": "needs a restart of the guest: all state in it is lost",
+}
 
 
-def helps(report: ReloadReport, max_rung: str) -> bool:
-    """May the guest be booted anew for what this cycle did not bring, and is it there then?"""
+def next_rung(report: ReloadReport, max_rung: str, build: Build, *, restorable: bool) -> str | None:
+    """How what this cycle did not bring is there: "restore", "reboot", or not at all.
+
+    ``restorable``: is there a checkpoint of before the modules, and are the edits of nothing else?
+    """
     failed = report.outcome in (Outcome.REFUSED, Outcome.REJECTED) and bool(report.reasons)
-    return failed and is_allowed("reboot", max_rung) and all(map(_is_gone_by_boot, report.reasons))
+    if not failed or not all(map(_is_gone_by_boot, report.reasons)):
+        return None
+    if build.is_kernel and any(each.code == RECIPE_CHANGED for each in report.reasons):
+        restorable = False
+    if restorable and is_allowed("restore", max_rung):
+        return "restore"
+    return "reboot" if is_allowed("reboot", max_rung) else None
 
 
 def _is_gone_by_boot(reason: Reason) -> bool:
     return codes()[reason.code].rung is not None or reason.code.startswith(MODULE_CODES)
 
 
-def announced(report: ReloadReport) -> ReloadReport:
+def announced(report: ReloadReport, rung: str) -> ReloadReport:
     """The refusal, with what follows instead of another way out."""
-    return replace(report, reasons=tuple(replace(each, hint=LOST) for each in report.reasons))
+    return replace(report, reasons=tuple(replace(each, hint=LOST[rung]) for each in report.reasons))
 
 
 async def build_anew(build: Build, config: Config, bar: Progress) -> None:
@@ -63,10 +81,23 @@ def failed_build(
     return ReloadReport(Outcome.REJECTED, files=tuple(files), reasons=(reason,), still_runs=running)
 
 
-def rebooted(files: Iterable[Path], contents: str, milliseconds: float, seconds: float) -> ReloadReport:
-    """The report of a guest that runs the sources because it has booted with them."""
+def require_same_kernel(base: AnyBase) -> None:
+    """Raise KernelUnfitError (HR3101) when a make has linked another vmlinux than the one of the base."""
+    booted = next((built.ko for built in base.modules if built.name == VMLINUX), None)
+    if booted is not None and read_build_id(booted) != read_build_id(base.tree.output / VMLINUX):
+        raise KernelUnfitError(
+            "make has built another vmlinux than the one that runs",
+            code="HR3101",
+            hint="--max-rung reboot boots it; or hotreload guest restart",
+        )
+
+
+def began_anew(
+    rung: str, files: Iterable[Path], contents: str, milliseconds: float, seconds: float
+) -> ReloadReport:
+    """The report of a guest that runs the sources because it has begun anew with them."""
     return ReloadReport(
-        Outcome.REBOOTED,
+        Outcome.RESTORED if rung == "restore" else Outcome.REBOOTED,
         files=tuple(files),
         symbols=(contents,),
         milliseconds={"build": milliseconds},

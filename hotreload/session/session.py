@@ -39,9 +39,16 @@ from hotreload.report.console import Console, Progress
 from hotreload.report.ndjson import EventSink, closing_event
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.session.attached import Attachment, attach, until_it_answers
-from hotreload.session.boot import STATE_DISK, Booted, boot
+from hotreload.session.boot import STATE_DISK, BareGuest, Booted, boot
 from hotreload.session.control import report_object
-from hotreload.session.reboot import announced, build_anew, failed_build, helps, rebooted
+from hotreload.session.reboot import (
+    announced,
+    began_anew,
+    build_anew,
+    failed_build,
+    next_rung,
+    require_same_kernel,
+)
 from hotreload.session.rescue import Rescue
 from hotreload.watch.watcher import Watcher
 
@@ -110,7 +117,9 @@ class Session:
         self._events = EventSink(order.state / "events.ndjson", stream)
         self._listeners: set[Listener] = set()
         self._owned = contextlib.AsyncExitStack()
-        self._guest_life = contextlib.AsyncExitStack()
+        self._machine_life = contextlib.AsyncExitStack()
+        self._guest_life = contextlib.AsyncExitStack()  # what goes on in it; ends first
+        self._bare: BareGuest | None = None
         self._busy = asyncio.Lock()
         self._cycle = 0
         self._watcher: Watcher
@@ -130,6 +139,7 @@ class Session:
         async with self._owned:
             self._owned.enter_context(self._events)
             self._owned.push_async_callback(self._say_state, "stopped")
+            self._owned.push_async_callback(self._end_machine)
             self._owned.push_async_callback(self._end_guest)
             await self._start_guest()
             self._start(self._reload(), self._owned)
@@ -162,6 +172,10 @@ class Session:
     async def _end_guest(self) -> None:
         await self._guest_life.aclose()
 
+    async def _end_machine(self) -> None:
+        self._bare = None
+        await self._machine_life.aclose()
+
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -182,6 +196,7 @@ class Session:
     async def _boot(self, progress: Callable[[str], None]) -> None:
         order = self.order
         self.booted = await self._guest_life.enter_async_context(self._having_guest(progress))
+        self._bare = self.booted.bare
         from hotreload.module_rung import ModuleRung
         from hotreload.reload import Reloader
         from hotreload.running_check import RunningCheck
@@ -225,7 +240,16 @@ class Session:
     ) -> contextlib.AbstractAsyncContextManager[Booted]:
         order, log = self.order, self.console_log
         if order.attachment is None:
-            return boot(order.folder, self.kernel, order.config, order.guest, log, progress)
+            return boot(
+                order.folder,
+                self.kernel,
+                order.config,
+                order.guest,
+                log,
+                progress,
+                self._machine_life,
+                self._bare,
+            )
         before = self.booted if hasattr(self, "booted") else None
         return attach(order.attachment, order.folder, self.kernel, order.config, log, progress, before)
 
@@ -384,12 +408,13 @@ class Session:
 
         async def brought() -> ReloadReport:
             report = await reloaded()  # the bar is gone when the report is told
-            if self.order.dry_run or not helps(report, self.order.config.max_rung):
+            rung = None if self.order.dry_run else self._next_rung(report)
+            if rung is None:
                 return report
             if self.order.attachment is not None:
                 return replace(report, notes=(*report.notes, NOT_OURS))
-            self._say(announced(report), cycle, "climb")
-            return await self._reboot(files, saved_at)
+            self._say(announced(report, rung), cycle, "climb")
+            return await self._begin_anew(rung, files, saved_at)
 
         report = await self._told(brought(), cycle, watched=watched)
         # An edit may have added the include of a header that nobody watched, a new recipe a unit.
@@ -399,8 +424,13 @@ class Session:
         await self._watcher.also_watch(self.reloader.new_inputs() | new)
         return report
 
-    async def _reboot(self, files: Collection[Path], saved_at: float) -> ReloadReport:
-        """Have a guest that booted with the sources as they are now; without one that can be built, this one.
+    def _next_rung(self, report: ReloadReport) -> str | None:
+        bare = self.booted.bare
+        restorable = bare is not None and bare.clean is not None and not self.reloader.edits_vmlinux
+        return next_rung(report, self.order.config.max_rung, self.reloader.base.build, restorable=restorable)
+
+    async def _begin_anew(self, rung: str, files: Collection[Path], saved_at: float) -> ReloadReport:
+        """Have a guest that began with the sources as they are now; if they cannot be built, this one.
 
         Raises what the boot raises: there is no guest then.
         """
@@ -408,11 +438,15 @@ class Session:
         try:
             with self.console.progress("building for the next boot") as bar:
                 await build_anew(before.base.build, self.order.config, bar)
+            if rung == "restore":
+                await asyncio.to_thread(require_same_kernel, before.base)
         except (CompileError, SessionError) as error:
             return before.note(failed_build(error, files, before.running))
         built = (time.monotonic() - started) * 1000
         self.ready.clear()
         await self._end_guest()
+        if rung == "reboot":
+            await self._end_machine()
         try:
             await self._start_guest()
         except HotReloadError as error:
@@ -421,7 +455,7 @@ class Session:
             raise
         self.reloader.follow(before)
         seconds = time.monotonic() - saved_at
-        return self.reloader.note(rebooted(files, self.booted.contents, built, seconds))
+        return self.reloader.note(began_anew(rung, files, self.booted.contents, built, seconds))
 
     @contextlib.contextmanager
     def _long_build(self) -> Iterator[Callable[[int, int], None]]:
@@ -577,7 +611,7 @@ class Session:
                 self.away_since = None
                 self.reloader.follow(before)
                 seconds = time.monotonic() - started
-                report = self.reloader.note(rebooted((), self.booted.contents, 0.0, seconds))
+                report = self.reloader.note(began_anew("reboot", (), self.booted.contents, 0.0, seconds))
             self._tell_report(report)
 
     async def _returned(self) -> bool:

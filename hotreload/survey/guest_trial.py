@@ -247,7 +247,10 @@ def not_listed(objects: Sequence[KlpObject], status: PatchStatus, name: str) -> 
 async def working_guest(tree: KernelTree, console_log: Path) -> AsyncIterator[WorkingGuest]:
     """A guest that was just booted and is at work; gone after the block. Raises what boot raises."""
     config = Config()
-    async with boot(tree.source, tree, config, "real-fixes", console_log, lambda _line: None) as booted:
+    async with (
+        contextlib.AsyncExitStack() as life,
+        boot(tree.source, tree, config, "real-fixes", console_log, lambda _line: None, life) as booted,
+    ):
         guest = WorkingGuest(booted, console_log, config.transition_timeout)
         await guest.start()
         yield guest

@@ -64,6 +64,7 @@ class Checkpoints:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._serial = 0
+        self._there: dict[str, Checkpoint] = {}
         self._jobs = 0
         self._busy = asyncio.Lock()
 
@@ -81,7 +82,8 @@ class Checkpoints:
             self._require_space()
             await self._job("snapshot-save", tag, vmstate=STATE_NODE)
             self._require_running()
-            return Checkpoint(tag, time.monotonic() - started, time.time())
+            self._there[tag] = Checkpoint(tag, time.monotonic() - started, time.time())
+            return self._there[tag]
 
     def _require_space(self) -> None:
         """Raise NoSpaceError when the guest's memory may not fit: who compiles needs what is left more."""
@@ -108,6 +110,13 @@ class Checkpoints:
         """Give its space back. Raises as ``save``."""
         async with self._busy:
             await self._job("snapshot-delete", checkpoint.tag)
+            self._there.pop(checkpoint.tag, None)
+
+    async def delete_all_but(self, kept: Checkpoint) -> None:
+        """Give the space of all others back. Raises as ``save``."""
+        for checkpoint in tuple(self._there.values()):
+            if checkpoint.tag != kept.tag:
+                await self.delete(checkpoint)
 
     async def restore(self, checkpoint: Checkpoint) -> None:
         """Bring the guest back there, and let it run. Connections into it are lost.

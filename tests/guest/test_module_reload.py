@@ -242,7 +242,16 @@ def test_a_crash_of_the_new_module_brings_the_old_one_back(in_session: InSession
     in_session(story, max_rung="module")
 
 
-def test_a_module_that_cannot_be_unloaded_is_booted_anew_where_that_is_allowed(in_session: InSession) -> None:
+@pytest.mark.parametrize(
+    ("max_rung", "options", "outcome", "needs"),
+    [
+        ("restore", (), Outcome.RESTORED, "needs the guest as it was before its modules were loaded"),
+        ("reboot", ("--checkpoints", "off"), Outcome.REBOOTED, "needs a restart of the guest"),
+    ],
+)
+def test_what_cannot_be_unloaded_begins_anew_where_that_is_allowed(
+    max_rung: str, options: tuple[str, ...], outcome: Outcome, needs: str, in_session: InSession
+) -> None:
     async def story(save: Save, read: Read, watch: Driven) -> None:
         await save(help_c=HELP.replace("2 * n", "3 * n"))
         assert await read() == "hello 1 3\n"
@@ -256,20 +265,26 @@ def test_a_module_that_cannot_be_unloaded_is_booted_anew_where_that_is_allowed(i
         assert await read() == "grown 1 3\n"
         (watch.folder / "main.c").write_text(MAIN)
         told = await watch.next_cycle()
-        assert told.report.outcome is Outcome.REBOOTED, told.report
-        (reason,) = told.events["refused"]["reasons"]
-        assert reason["hint"] in (
-            "needs a module reload: pair.ko; its state is lost",
-            "needs a restart of the guest: all state in it is lost",
-        )
+        assert told.report.outcome is outcome, told.report
+        assert told.events["apply.done"]["rung"] == max_rung
+        hints = [reason.hint or "" for climb in told.climbs for reason in climb.reasons]
+        assert hints[0] == "needs a module reload: pair.ko; its state is lost"
+        assert hints[1].startswith(needs)
         assert await read() == "hello 1 3\n"
         assert not (await watch.run("cat /tmp/kept")).ok
         # It goes on from there, with numbers that go on, too.
         patched = await save(help_c=HELP.replace("2 * n", "7 * n"))
         assert (patched.outcome, patched.number) == (Outcome.LIVE, 3)
         assert await read() == "hello 2 14\n"
+        # The guest of now has checkpoints of its own.
+        if outcome is Outcome.RESTORED:
+            await save(help_c=HELP.replace("2 * n", "*(volatile int *)8"))
+            with contextlib.suppress(HotReloadError):
+                await watch.run("cat /proc/pair")
+            assert (await watch.next_cycle()).report.outcome is Outcome.CRASHED
+            assert await read() == "hello 3 21\n"
 
-    in_session(story, max_rung="reboot")
+    in_session(story, max_rung=max_rung, options=options)
 
 
 def test_a_module_that_was_unloaded_by_hand_comes_back_as_its_sources_say(in_session: InSession) -> None:
