@@ -3,8 +3,8 @@
 
 Every command line is logged, ready to paste into a shell, at DEBUG level of the logger
 ``hotreload.process``. A program that is started here never outlives us: it is killed with its
-process group when the awaiting task is cancelled or its time is up, and by the kernel
-(``PR_SET_PDEATHSIG``, through setpriv) when hotreload itself is killed.
+process group when the awaiting task is cancelled or its time is up. When hotreload itself is killed, the
+kernel kills it (``PR_SET_PDEATHSIG``, through setpriv), and what it has started is ended by the ``guard``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hotreload import guard
 from hotreload.errors import EnvironmentFault
 
 log = logging.getLogger(__name__)
 
 Argument = str | os.PathLike[str]
+
+DYING = ("setpriv", "--pdeathsig", "KILL", "--")
+# make says what it is going to delete, and would die of that when nobody is left to read: so it can itself.
+# (To open the name of a pipe in /proc gives a new end of it.)
+TIDYING = ("sh", "-c", 'exec "$@" 8</proc/self/fd/1 9</proc/self/fd/2', "sh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +79,26 @@ async def spawn(
     stdin: int | None = asyncio.subprocess.DEVNULL,
     stdout: int | None = asyncio.subprocess.PIPE,
     stderr: int | None = asyncio.subprocess.PIPE,
+    tidies: bool = False,
 ) -> asyncio.subprocess.Process:
     """Start a program in a process group of its own that dies with us.
 
-    ``env`` is added to our environment. Raises EnvironmentFault (HR5106) when there is no such program.
+    ``env`` is added to our environment. ``tidies``: it has something to take back when we are killed, and is
+    told to end by the guard. Raises EnvironmentFault (HR5106) when there is no such program.
     """
     words = [os.fspath(word) for word in argv]
     log.debug("%s", paste_ready(words, cwd))
-    for program in ("setpriv", words[0]):
+    around = TIDYING if tidies else DYING
+    for program in (around[0], words[0]):
         if shutil.which(program) is None:
             raise EnvironmentFault(
                 f"{program} is not installed", hint="hotreload doctor --fix installs what is missing"
             )
     return await asyncio.create_subprocess_exec(
-        "setpriv",
-        "--pdeathsig",
-        "KILL",
-        "--",
+        *around,
         *words,
         cwd=cwd,
-        env={**os.environ, **env} if env else None,
+        env={**os.environ, **(env or {}), **guard.word()},
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,

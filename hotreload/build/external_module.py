@@ -162,7 +162,7 @@ def _unfinished(folder: Path) -> Iterator[None]:
 async def _run_make(
     argv: Sequence[str | Path], tree: KernelTree, folder: Path, progress: Progress | None
 ) -> None:
-    running = await process.spawn(argv, env={"MAKEFLAGS": "", "MAKELEVEL": "0"})
+    running = await process.spawn(argv, env={"MAKEFLAGS": "", "MAKELEVEL": "0"}, tidies=True)
     assert running.stdout
     assert running.stderr
     try:

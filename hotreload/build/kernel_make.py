@@ -184,6 +184,7 @@ async def _make(
         ["make", "-C", source, f"O={output}", "V=0", *release_words(os.environ), *words],
         # What another make around us, or its user, told it is not meant for this one.
         env={"MAKEFLAGS": "", "GNUMAKEFLAGS": "", "KBUILD_OUTPUT": ""},
+        tidies=True,
     )
     assert child.stdout is not None
     assert child.stderr is not None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hotreload.guard import VARIABLE
 from hotreload.paths import runtime_folder, state_folder
 from hotreload.session.boot import STATE_DISK
 from hotreload.session.guests import UNNAMED, guest_name
@@ -41,6 +42,16 @@ def descendants(folder: Path) -> dict[int, str]:
             if f"{MARK}={folder}".encode() in environment.read_bytes().split(b"\0"):
                 words = environment.with_name("cmdline").read_bytes().split(b"\0")
                 found[int(environment.parent.name)] = b" ".join(words).decode(errors="replace")
+    return found
+
+
+def guards_of(pid: int) -> list[int]:
+    """The guards of a hotreload process: see hotreload/guard.py."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"{VARIABLE}={pid}-".encode() in place.read_bytes():
+                found.append(int(place.parent.name))
     return found
 
 
