@@ -17,7 +17,7 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,10 +113,12 @@ async def run(
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     timeout: float | None = None,
+    most: int | None = None,
 ) -> Completed:
     """Run a program to its end and return what it said. A non-zero status is not an error here.
 
-    Raises TimeoutError after ``timeout`` seconds, when the program and its children are killed.
+    ``most``: see ``beginning_of``; not for a program with an input. Raises TimeoutError after ``timeout``
+    seconds, when the program and its children are killed.
     """
     started = time.monotonic()
     process = await spawn(
@@ -127,13 +129,44 @@ async def run(
     )
     try:
         async with asyncio.timeout(timeout):
-            stdout, stderr = await process.communicate(stdin)
+            if most is None:
+                stdout, stderr = await process.communicate(stdin)
+            else:
+                stdout, stderr = await _beginnings_of(process, most)
+                await process.wait()
     finally:
         await end(process)
     assert process.returncode is not None
     status = process.returncode
     words = tuple(os.fspath(word) for word in argv)
     return Completed(status, stdout, stderr, words, time.monotonic() - started)
+
+
+async def _beginnings_of(process: asyncio.subprocess.Process, most: int) -> tuple[bytes, bytes]:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    return await asyncio.gather(beginning_of(process.stdout, most), beginning_of(process.stderr, most))
+
+
+async def beginning_of(stream: asyncio.StreamReader, most: int) -> bytes:
+    """Read to the end, and keep the first ``most`` bytes; a last line tells how many more there were."""
+    kept, dropped = b"", 0
+    while data := await stream.read(1 << 16):
+        taken = data[: most - len(kept)]
+        kept += taken
+        dropped += len(data) - len(taken)
+    return kept + f"\n(and {dropped} bytes more)\n".encode() if dropped else kept
+
+
+async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Its lines as they come, however long."""
+    rest = ""
+    while data := await stream.read(1 << 16):
+        *whole, rest = (rest + data.decode(errors="replace")).split("\n")
+        for line in whole:
+            yield line
+    if rest:
+        yield rest
 
 
 async def end(process: asyncio.subprocess.Process, *, grace: float = 0.0) -> None:

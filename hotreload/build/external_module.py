@@ -31,6 +31,7 @@ from hotreload.build.cmd_files import (
     parse_mod_file,
     parse_modules_order,
 )
+from hotreload.build.gcc import MOST_SAID
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.errors import CompileError, EnvironmentFault, InputError
 from hotreload.paths import cache_folder, writing_to
@@ -166,7 +167,9 @@ async def _run_make(
     assert running.stdout
     assert running.stderr
     try:
-        stdout, stderr = await asyncio.gather(_lines(running.stdout, progress), running.stderr.read())
+        stdout, stderr = await asyncio.gather(
+            _told(running.stdout, progress), process.beginning_of(running.stderr, MOST_SAID)
+        )
         status = await running.wait()
     finally:
         # make takes back what it was at.
@@ -175,12 +178,11 @@ async def _run_make(
         raise _build_error(tree, folder, stdout, stderr.decode(errors="replace"))
 
 
-async def _lines(stream: asyncio.StreamReader, progress: Progress | None) -> str:
+async def _told(stream: asyncio.StreamReader, progress: Progress | None) -> str:
     """Read to the end; tell kbuild's own lines (``CC [M]  foo.o``) as they come."""
     text = ""
-    async for raw in stream:
-        line = raw.decode(errors="replace")
-        text += line
+    async for line in process.lines_of(stream):
+        text += f"{line}\n"
         if progress and re.match(r"  [A-Z]+ ", line):
             progress(" ".join(line.split()))
     return text

@@ -18,7 +18,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,7 +190,7 @@ async def _make(
     assert child.stderr is not None
     complaint = asyncio.create_task(_last_of(child.stderr))
     try:
-        async for line in _lines(child.stdout):
+        async for line in process.lines_of(child.stdout):
             if meter and tell and (step := meter.read(line, time.monotonic())):
                 tell(step)
         said, status = await complaint, await child.wait()
@@ -206,14 +206,6 @@ async def _make(
 def release_words(environment: Mapping[str, str]) -> list[str]:
     """Whoever has a LOCALVERSION keeps it; else it is set to nothing, and no ``+`` is appended."""
     return [] if "LOCALVERSION" in environment else ["LOCALVERSION="]
-
-
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    rest = ""
-    while data := await stream.read(1 << 16):
-        *whole, rest = (rest + data.decode(errors="replace")).split("\n")
-        for line in whole:
-            yield line
 
 
 async def _last_of(stream: asyncio.StreamReader) -> str:

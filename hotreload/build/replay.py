@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SECTION_FLAGS = ("-ffunction-sections", "-fdata-sections")
+# Says nothing of the code. 50 MB of garbage keep gcc busy for minutes otherwise.
+FEW_ERRORS = "-fmax-errors=100"
 FOLDER_FLAGS = ("-I", "-iquote", "-isystem", "-idirafter")
 FILE_FLAGS = ("-include", "-imacros")
 PREFIX_MAP = re.compile(r"-f(?:macro|file)-prefix-map=([^=]+)=(.*)")
@@ -91,7 +93,7 @@ def replayed(
     kept = tuple(_without_outputs(argv))
     if not assembly:
         kept = (*(word for word in kept if not DEBUG_FLAG.fullmatch(word)), *SECTION_FLAGS, *debug)
-    return (*kept, "-MMD", "-MF", str(dependencies), "-o", str(output))
+    return (*kept, FEW_ERRORS, "-MMD", "-MF", str(dependencies), "-o", str(output))
 
 
 def _without_outputs(argv: Sequence[str]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hotreload import process
 from tests.guest.faults import guards_of
 
 PARENT = """
@@ -91,3 +93,18 @@ def test_a_program_that_takes_something_back_may_do_so(family: str, tmp_path: Pa
 
 def test_one_that_does_not_listen_is_killed(family: str) -> None:
     killed(family, "trap '' TERM; sleep 61 & echo there; wait", asked=2, tidies=True)
+
+
+def test_of_what_a_program_says_the_beginning_is_kept_and_the_rest_counted() -> None:
+    done = asyncio.run(process.run(["sh", "-c", "yes | head -c 300000; echo oh >&2; exit 3"], most=6))
+    assert (done.status, done.stdout, done.stderr) == (3, b"y\ny\ny\n\n(and 299994 bytes more)\n", b"oh\n")
+
+
+def test_lines_may_be_longer_than_what_a_stream_holds() -> None:
+    async def lines() -> list[str]:
+        stream = asyncio.StreamReader()
+        stream.feed_data(b"x" * 200_000 + b"\nshort\nno end")
+        stream.feed_eof()
+        return [line async for line in process.lines_of(stream)]
+
+    assert asyncio.run(lines()) == ["x" * 200_000, "short", "no end"]
