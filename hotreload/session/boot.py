@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from hotreload.elf.build_id import build_id_in, read_build_id
 from hotreload.errors import EnvironmentFault, GuestUnreachableError, InputError, KernelUnfitError
 from hotreload.patch.glue import build_glue
 from hotreload.session.loss import loss
-from hotreload.vm.checkpoints import Checkpoints, make_state_disk
+from hotreload.vm.checkpoints import Checkpoints, make_state_disk, take_name
 from hotreload.vm.image import build_image
 from hotreload.vm.kernel_modules import ModuleFolder
 from hotreload.vm.machine import Machine
@@ -85,7 +86,7 @@ async def boot(
         except ExceptionGroup as several:
             raise first_of(several) from None
         module, base, glue = building.result()
-        machine, guest, notes = booting.result()
+        machine, guest, notes, checkpoints = booting.result()
         await _require_recorded(guest, base)
         progress("loading the modules")
         ours = () if module.is_kernel else base.modules
@@ -95,7 +96,6 @@ async def boot(
             await _or_lost(_set_up(guest, config.setup), machine, console_log)
         if note := (await kernel_compiler(kernel)).note:
             notes = (*notes, note)
-        checkpoints = Checkpoints(machine) if machine.spec.state_disk else None
         yield Booted(module, base, glue, machine, guest, loaded, notes, checkpoints)
 
 
@@ -147,7 +147,7 @@ async def _boot_guest(
     name: str,
     console_log: Path,
     progress: Progress,
-) -> tuple[Machine, SshGuest, tuple[str, ...]]:
+) -> tuple[Machine, SshGuest, tuple[str, ...], Checkpoints | None]:
     image = await build_image(kernel, extra={AGENT_PATH: agent_source()})
     accel = (await choose_accel()).name if config.accel == "auto" else config.accel
     disk, without = await _state_disk(owned, config, console_log.with_name(STATE_DISK))
@@ -161,16 +161,21 @@ async def _boot_guest(
         machine, notes = await _boot_machine(owned, spec, console_log, config)
     finally:
         await importing
+    checkpoints = None
+    if disk is not None:
+        descriptor = take_name(disk)
+        owned.callback(os.close, descriptor)
+        checkpoints = Checkpoints(machine, descriptor)
     guest = await owned.enter_async_context(SshGuest(machine.ssh_port, image.client_key, image.host_key))
     # The login is the longest part of the first command.
     await guest.run("true")
-    return machine, guest, (*notes, *without)
+    return machine, guest, (*notes, *without), checkpoints
 
 
 async def _state_disk(
     owned: contextlib.AsyncExitStack, config: Config, file: Path
 ) -> tuple[Path | None, tuple[str, ...]]:
-    """Where checkpoints go, until the session ends; None, and why, where there can be none."""
+    """Where checkpoints go, until QEMU has it open; None, and why, where there can be none."""
     if config.checkpoints == "off":
         return None, ()
     owned.callback(file.unlink, missing_ok=True)

@@ -24,6 +24,7 @@ from hotreload.session.boot import STATE_DISK
 from hotreload.session.guests import sessions
 from tests.guest.faults import (
     MARK,
+    blocks_of_checkpoints,
     descendants,
     fill,
     goes_on,
@@ -173,13 +174,12 @@ def test_hotreload_killed_while_a_guest_boots_is_saved_and_takes_a_patch(spot: P
     with watch(spot) as watching:
         watching.waits_for("ready")
         edit(spot, "old %d", "new %d")
-        disk = records(spot)[-1] / STATE_DISK
-        before = disk.stat().st_blocks
-        until(lambda: disk.stat().st_blocks > before + 8192, "a checkpoint")
+        before = blocks_of_checkpoints(spot)
+        until(lambda: blocks_of_checkpoints(spot) > before + 8192, "a checkpoint")
         killed(watching, spot)
+        assert not (records(spot)[-1] / STATE_DISK).exists()
     with watch(spot) as watching:
         watching.waits_for("ready")
-        assert not disk.exists()
         (spot / "counter.c").write_text(SLOW)
         watching.waits_for("live")
         push_on_its_way(spot, watching)
@@ -360,7 +360,7 @@ def test_an_edit_saved_while_the_disk_is_full_is_told_and_the_next_one_is_live(
         edit(spot, "new %d", "newer %d")
         watching.waits_for("live ")
         assert reading(spot) == "newer 2\n"
-        assert (records(spot)[-1] / STATE_DISK).stat().st_blocks > 8192, "there is a checkpoint again"
+        assert blocks_of_checkpoints(spot) > 8192, "there is a checkpoint again"
         assert watching.end() == 130
         assert "Traceback" not in watching.said
     nothing_remains(spot)
@@ -440,7 +440,7 @@ def test_the_disk_of_the_checkpoints_does_not_grow_with_each_reload(spot: Path) 
         for number in range(8):
             edit(spot, f"old {'!' * number}%d", f"old {'!' * (number + 1)}%d")
             watching.waits_for("live ", times=number + 1)
-            sizes.append((records(spot)[-1] / STATE_DISK).stat().st_blocks)
+            sizes.append(blocks_of_checkpoints(spot))
     assert sizes[-1] < 1.05 * sizes[3]
 
 
