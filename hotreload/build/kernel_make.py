@@ -37,6 +37,7 @@ from hotreload.build.kernel_config import (
 )
 from hotreload.build.kernel_progress import Meter, Step, Tell, list_units
 from hotreload.build.kernel_tree import KernelTree, check_fit, find_kernel
+from hotreload.build.unfinished import remembered
 from hotreload.errors import CompileError, EnvironmentFault, InputError, KernelUnfitError
 from hotreload.paths import runtime_folder, writing_to
 
@@ -136,7 +137,8 @@ async def make_kernel(source: Path, output: Path, config: Path | None, jobs: int
         changed = await _configure(source, output, config, tell)
         _require_programs(options_of(read_text(output / ".config")))
         meter = Meter(await list_units(source, output, jobs), output)
-        await _make(source, output, [f"-j{jobs}", "bzImage", "modules"], meter, tell)
+        with remembered(output):
+            await _make(source, output, [f"-j{jobs}", "bzImage", "modules"], meter, tell)
         tree = find_kernel(str(output))
         check_fit(tree)
     return MadeKernel(tree, changed, len(meter.done))
