@@ -416,8 +416,13 @@ def test_a_guest_whose_disk_or_memory_is_full_keeps_its_code_or_is_brought_back(
         watching.waits_for("ready")
         run(spot, "guest", "exec", "dd if=/dev/zero of=/tmp/filler bs=1M")
         edit(spot, "old %d", "new %d")
-        watching.waits_for("rejected .*No space left on device")
+        watching.waits_for("HR3108 the guest's /tmp is full")
+        (spot / "counter.c").write_text(GROWN)
+        watching.waits_for("HR3108 the guest's /tmp is full", times=2)
         assert reading(spot) == "old 1\n"
+        assert "back at checkpoint" not in watching.said, "no module goes before there is space for the next"
+        (spot / "counter.c").write_text(DRIVER.replace("old", "new"))
+        watching.waits_for("HR3108 the guest's /tmp is full", times=3)
         run(spot, "guest", "exec", "rm /tmp/filler")
         edit(spot, "new %d", "newer %d")
         watching.waits_for("live ")
