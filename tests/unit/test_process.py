@@ -95,6 +95,30 @@ def test_one_that_does_not_listen_is_killed(family: str) -> None:
     killed(family, "trap '' TERM; sleep 61 & echo there; wait", asked=2, tidies=True)
 
 
+FORKING = """
+import os, time
+from hotreload import guard
+
+guard.word()
+if os.fork() == 0:
+    print("there", flush=True)
+    time.sleep(60)
+time.sleep(60)
+"""
+
+
+def test_a_fork_does_not_keep_the_guard_from_seeing_the_end(family: str) -> None:
+    environment = {**os.environ, "FAMILY": family}
+    words = [sys.executable, "-c", FORKING]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"there\n"
+        parent.kill()
+        parent.wait()
+        ends("the guard waits on", lambda: guards_of(parent.pid))
+        assert living(family), "a session in the background is no program that was started"
+
+
 def test_of_what_a_program_says_the_beginning_is_kept_and_the_rest_counted() -> None:
     done = asyncio.run(process.run(["sh", "-c", "yes | head -c 300000; echo oh >&2; exit 3"], most=6))
     assert (done.status, done.stdout, done.stderr) == (3, b"y\ny\ny\n\n(and 299994 bytes more)\n", b"oh\n")
