@@ -80,7 +80,8 @@ class Cycle:
         lost = "its state is lost" if len(modules) == 1 else "their state is lost"
         hint = f"needs a module reload: {names}; {lost}"
         hinted = NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles)
-        self.announce("climb", {"report": self.failed(hinted, still_runs)})
+        # The notes are told with what comes of it.
+        self.announce("climb", {"report": replace(self.failed(hinted, still_runs), notes=())})
 
     def note_times(self, applied: AppliedPatch) -> None:
         """``push``: on the way; ``load``: insmod; ``complete``: from then until all tasks run new code."""
@@ -194,7 +195,8 @@ class Cycle:
             reasons = tuple(map(_reason, error.obstacles))
         elif isinstance(error, CompileError):
             reasons = ()
-        notes = tuple(error.tasks) if isinstance(error, TransitionStalledError) else ()
+        # What was found out on the way is true whatever became of the edit.
+        notes = [*(error.tasks if isinstance(error, TransitionStalledError) else ()), *self.notes]
         text = getattr(error, "diagnostics", "") or getattr(error, "excerpt", "")
         return ReloadReport(
             outcome,
@@ -204,7 +206,7 @@ class Cycle:
             self.milliseconds,
             None,
             reasons,
-            notes,
+            tuple(notes),
             text,
             still_runs,
         )

@@ -3,8 +3,8 @@
 
 Every command line is logged, ready to paste into a shell, at DEBUG level of the logger
 ``hotreload.process``. A program that is started here never outlives us: it is killed with its
-process group when the awaiting task is cancelled or its time is up, and by the kernel
-(``PR_SET_PDEATHSIG``, through setpriv) when hotreload itself is killed.
+process group when the awaiting task is cancelled or its time is up. When hotreload itself is killed, the
+kernel kills it (``PR_SET_PDEATHSIG``, through setpriv), and what it has started is ended by the ``guard``.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ import shlex
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hotreload import guard
 from hotreload.errors import EnvironmentFault
 
 log = logging.getLogger(__name__)
 
 Argument = str | os.PathLike[str]
+
+DYING = ("setpriv", "--pdeathsig", "KILL", "--")
+# make says what it is going to delete, and would die of that when nobody is left to read: so it can itself.
+# (To open the name of a pipe in /proc gives a new end of it.)
+TIDYING = ("sh", "-c", 'exec "$@" 8</proc/self/fd/1 9</proc/self/fd/2', "sh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,26 +79,26 @@ async def spawn(
     stdin: int | None = asyncio.subprocess.DEVNULL,
     stdout: int | None = asyncio.subprocess.PIPE,
     stderr: int | None = asyncio.subprocess.PIPE,
+    tidies: bool = False,
 ) -> asyncio.subprocess.Process:
     """Start a program in a process group of its own that dies with us.
 
-    ``env`` is added to our environment. Raises EnvironmentFault (HR5106) when there is no such program.
+    ``env`` is added to our environment. ``tidies``: it has something to take back when we are killed, and is
+    told to end by the guard. Raises EnvironmentFault (HR5106) when there is no such program.
     """
     words = [os.fspath(word) for word in argv]
     log.debug("%s", paste_ready(words, cwd))
-    for program in ("setpriv", words[0]):
+    around = TIDYING if tidies else DYING
+    for program in (around[0], words[0]):
         if shutil.which(program) is None:
             raise EnvironmentFault(
                 f"{program} is not installed", hint="hotreload doctor --fix installs what is missing"
             )
     return await asyncio.create_subprocess_exec(
-        "setpriv",
-        "--pdeathsig",
-        "KILL",
-        "--",
+        *around,
         *words,
         cwd=cwd,
-        env={**os.environ, **env} if env else None,
+        env={**os.environ, **(env or {}), **guard.word()},
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
@@ -107,10 +113,12 @@ async def run(
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     timeout: float | None = None,
+    most: int | None = None,
 ) -> Completed:
     """Run a program to its end and return what it said. A non-zero status is not an error here.
 
-    Raises TimeoutError after ``timeout`` seconds, when the program and its children are killed.
+    ``most``: see ``beginning_of``; not for a program with an input. Raises TimeoutError after ``timeout``
+    seconds, when the program and its children are killed.
     """
     started = time.monotonic()
     process = await spawn(
@@ -121,13 +129,44 @@ async def run(
     )
     try:
         async with asyncio.timeout(timeout):
-            stdout, stderr = await process.communicate(stdin)
+            if most is None:
+                stdout, stderr = await process.communicate(stdin)
+            else:
+                stdout, stderr = await _beginnings_of(process, most)
+                await process.wait()
     finally:
         await end(process)
     assert process.returncode is not None
     status = process.returncode
     words = tuple(os.fspath(word) for word in argv)
     return Completed(status, stdout, stderr, words, time.monotonic() - started)
+
+
+async def _beginnings_of(process: asyncio.subprocess.Process, most: int) -> tuple[bytes, bytes]:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    return await asyncio.gather(beginning_of(process.stdout, most), beginning_of(process.stderr, most))
+
+
+async def beginning_of(stream: asyncio.StreamReader, most: int) -> bytes:
+    """Read to the end, and keep the first ``most`` bytes; a last line tells how many more there were."""
+    kept, dropped = b"", 0
+    while data := await stream.read(1 << 16):
+        taken = data[: most - len(kept)]
+        kept += taken
+        dropped += len(data) - len(taken)
+    return kept + f"\n(and {dropped} bytes more)\n".encode() if dropped else kept
+
+
+async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Its lines as they come, however long."""
+    rest = ""
+    while data := await stream.read(1 << 16):
+        *whole, rest = (rest + data.decode(errors="replace")).split("\n")
+        for line in whole:
+            yield line
+    if rest:
+        yield rest
 
 
 async def end(process: asyncio.subprocess.Process, *, grace: float = 0.0) -> None:

@@ -417,6 +417,7 @@ class Reloader:
         try:
             await self._guest.load_anew(cycle, base, exchange, names, without)
         except PatchRejectedError:
+            cycle.notes += exchange.notes
             await self._put_back(cycle, known, names)
             raise
         cycle.notes += exchange.notes

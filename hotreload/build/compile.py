@@ -9,10 +9,12 @@ work out, and for everything that the compiler says, the unit is compiled from t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import itertools
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -35,6 +37,14 @@ from hotreload.errors import CompileError
 from hotreload.paths import writing_to
 
 Progress = Callable[[int], None]
+
+SPECIAL = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +147,7 @@ async def compile_stabilised(base: Base, unit: TranslationUnit, into: Path) -> s
     """
     target = patched_object(unit, into)
     inputs = _inputs(base, unit, target)
+    _require_files(inputs)
     texts = stabilised_texts(base, inputs) if unit.source.suffix == ".c" else {}
     if not texts:
         return await compile_object(unit, target)
@@ -150,6 +161,17 @@ async def compile_stabilised(base: Base, unit: TranslationUnit, into: Path) -> s
                 return await compile_object(unit, target)
             # What is told must name the lines as the user sees them.
             return await compile_object(unit, Path(folder, "told.o")) if said else ""
+
+
+def _require_files(inputs: Iterable[Path]) -> None:
+    """Raise CompileError where one has become a pipe, say: the compiler would wait for who writes to it."""
+    others = []
+    for file in inputs:
+        with contextlib.suppress(OSError):  # the compiler tells what it does not find
+            if kind := SPECIAL.get(stat.S_IFMT(file.stat().st_mode)):
+                others.append(f"{file}: error: is {kind}, and no source any more\n")
+    if others:
+        raise CompileError(others[0].strip(), "".join(others))
 
 
 def stabilised_texts(base: Base, inputs: Iterable[Path]) -> dict[str, bytes]:

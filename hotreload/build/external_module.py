@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hotreload import process
@@ -19,7 +17,6 @@ from hotreload.build.built import (
     BuiltModule,
     UnitInputs,
     is_users,
-    saved_ns,
     sha256,
 )
 from hotreload.build.cmd_files import (
@@ -31,16 +28,15 @@ from hotreload.build.cmd_files import (
     parse_mod_file,
     parse_modules_order,
 )
+from hotreload.build.gcc import MOST_SAID
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
+from hotreload.build.unfinished import TICK_NS, remembered
 from hotreload.errors import CompileError, EnvironmentFault, InputError
-from hotreload.paths import cache_folder, writing_to
 
 Progress = Callable[[str], None]
 
 OBJ_M = re.compile(r"^\s*(?:(?:export|override)\s+)?obj-(?:m|\$[({])", re.MULTILINE)
 INCLUDE = re.compile(r"^\s*-?s?include\s", re.MULTILINE)
-# File systems stamp files with the time of the last timer tick, up to 10 ms ago (HZ=100).
-TICK_NS = 20_000_000
 TRIES = 4
 GRACE = 3.0
 
@@ -136,37 +132,20 @@ async def _make(tree: KernelTree, folder: Path, progress: Progress | None, varia
         "modules",
     ]
     # A make that started us must not lend its flags and job slots to this one.
-    with _unfinished(folder):
+    with remembered(folder):
         await _run_make(argv, tree, folder, progress)
-
-
-@contextlib.contextmanager
-def _unfinished(folder: Path) -> Iterator[None]:
-    """Inside, objects are being written; if nobody lives to see the end, make must not believe in them.
-
-    They are newer than their sources, and the compiler writes them in place.
-    """
-    name = hashlib.sha256(bytes(folder)).hexdigest()[:16]
-    note = cache_folder() / f"kbuild-{name}"
-    if note.exists():
-        since = note.stat().st_mtime_ns - TICK_NS
-        for file in (*folder.rglob("*.o"), *folder.rglob("*.ko")):
-            if saved_ns(file) >= since:
-                file.unlink(missing_ok=True)
-    with writing_to(note.parent):
-        note.touch()
-    yield
-    note.unlink(missing_ok=True)
 
 
 async def _run_make(
     argv: Sequence[str | Path], tree: KernelTree, folder: Path, progress: Progress | None
 ) -> None:
-    running = await process.spawn(argv, env={"MAKEFLAGS": "", "MAKELEVEL": "0"})
+    running = await process.spawn(argv, env={"MAKEFLAGS": "", "MAKELEVEL": "0"}, tidies=True)
     assert running.stdout
     assert running.stderr
     try:
-        stdout, stderr = await asyncio.gather(_lines(running.stdout, progress), running.stderr.read())
+        stdout, stderr = await asyncio.gather(
+            _told(running.stdout, progress), process.beginning_of(running.stderr, MOST_SAID)
+        )
         status = await running.wait()
     finally:
         # make takes back what it was at.
@@ -175,12 +154,11 @@ async def _run_make(
         raise _build_error(tree, folder, stdout, stderr.decode(errors="replace"))
 
 
-async def _lines(stream: asyncio.StreamReader, progress: Progress | None) -> str:
+async def _told(stream: asyncio.StreamReader, progress: Progress | None) -> str:
     """Read to the end; tell kbuild's own lines (``CC [M]  foo.o``) as they come."""
     text = ""
-    async for raw in stream:
-        line = raw.decode(errors="replace")
-        text += line
+    async for line in process.lines_of(stream):
+        text += f"{line}\n"
         if progress and re.match(r"  [A-Z]+ ", line):
             progress(" ".join(line.split()))
     return text

@@ -17,10 +17,12 @@ from hotreload.build.replay import Shadow, redirected, replayed, shadowed
 from hotreload.errors import CompileError, CompilerDiedError, EnvironmentFault
 from hotreload.paths import writing_to
 
-# __DATE__ and __TIME__ are errors in kbuild, but a module may allow them; base and patch must agree.
-# SRCARCH is kbuild's: Debian's objtool, of several architectures in 6.12, chooses by it.
 # What gcc says when one of its programs was killed.
 DIED = "signal terminated program"
+# Bytes. A source that is none has an error a byte, and a header a warning for everybody who includes it.
+MOST_SAID = 1 << 20
+# __DATE__ and __TIME__ are errors in kbuild, but a module may allow them; base and patch must agree.
+# SRCARCH is kbuild's: Debian's objtool, of several architectures in 6.12, chooses by it.
 ENVIRONMENT = {"SOURCE_DATE_EPOCH": "0", "SRCARCH": "x86"}
 # The macros for authors of patches, behind all folders of the kernel's and of the module's own.
 AUTHORS_HEADERS = ("-idirafter", str(Path(__file__).with_name("include")))
@@ -115,7 +117,10 @@ def _on_object(step: Sequence[str], unit: TranslationUnit, output: Path) -> tupl
 async def _step(argv: Sequence[str], unit: TranslationUnit, output: Path) -> str:
     program = os.path.join(unit.cwd, argv[0]) if "/" in argv[0] else argv[0]
     done = await process.run(
-        [program, *argv[1:]], cwd=unit.cwd, env=ENVIRONMENT | {"TMPDIR": str(output.parent)}
+        [program, *argv[1:]],
+        cwd=unit.cwd,
+        env=ENVIRONMENT | {"TMPDIR": str(output.parent)},
+        most=MOST_SAID,
     )
     # objtool names the object it looks at: say the name that the user knows.
     said = (done.stdout + done.stderr).decode(errors="replace").replace(str(output), str(unit.object))

@@ -18,7 +18,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from hotreload.build.kernel_config import (
 )
 from hotreload.build.kernel_progress import Meter, Step, Tell, list_units
 from hotreload.build.kernel_tree import KernelTree, check_fit, find_kernel
+from hotreload.build.unfinished import remembered
 from hotreload.errors import CompileError, EnvironmentFault, InputError, KernelUnfitError
 from hotreload.paths import runtime_folder, writing_to
 
@@ -136,7 +137,8 @@ async def make_kernel(source: Path, output: Path, config: Path | None, jobs: int
         changed = await _configure(source, output, config, tell)
         _require_programs(options_of(read_text(output / ".config")))
         meter = Meter(await list_units(source, output, jobs), output)
-        await _make(source, output, [f"-j{jobs}", "bzImage", "modules"], meter, tell)
+        with remembered(output):
+            await _make(source, output, [f"-j{jobs}", "bzImage", "modules"], meter, tell)
         tree = find_kernel(str(output))
         check_fit(tree)
     return MadeKernel(tree, changed, len(meter.done))
@@ -184,12 +186,13 @@ async def _make(
         ["make", "-C", source, f"O={output}", "V=0", *release_words(os.environ), *words],
         # What another make around us, or its user, told it is not meant for this one.
         env={"MAKEFLAGS": "", "GNUMAKEFLAGS": "", "KBUILD_OUTPUT": ""},
+        tidies=True,
     )
     assert child.stdout is not None
     assert child.stderr is not None
     complaint = asyncio.create_task(_last_of(child.stderr))
     try:
-        async for line in _lines(child.stdout):
+        async for line in process.lines_of(child.stdout):
             if meter and tell and (step := meter.read(line, time.monotonic())):
                 tell(step)
         said, status = await complaint, await child.wait()
@@ -205,14 +208,6 @@ async def _make(
 def release_words(environment: Mapping[str, str]) -> list[str]:
     """Whoever has a LOCALVERSION keeps it; else it is set to nothing, and no ``+`` is appended."""
     return [] if "LOCALVERSION" in environment else ["LOCALVERSION="]
-
-
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    rest = ""
-    while data := await stream.read(1 << 16):
-        *whole, rest = (rest + data.decode(errors="replace")).split("\n")
-        for line in whole:
-            yield line
 
 
 async def _last_of(stream: asyncio.StreamReader) -> str:

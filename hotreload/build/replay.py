@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SECTION_FLAGS = ("-ffunction-sections", "-fdata-sections")
+# Says nothing of the code. 50 MB of garbage keep gcc busy for minutes otherwise.
+FEW_ERRORS = "-fmax-errors=100"
 FOLDER_FLAGS = ("-I", "-iquote", "-isystem", "-idirafter")
 FILE_FLAGS = ("-include", "-imacros")
 PREFIX_MAP = re.compile(r"-f(?:macro|file)-prefix-map=([^=]+)=(.*)")
@@ -91,7 +93,7 @@ def replayed(
     kept = tuple(argv)
     if not assembly:
         kept = (*(word for word in kept if not DEBUG_FLAG.fullmatch(word)), *SECTION_FLAGS, *debug)
-    return redirected(kept, output=output, dependencies=dependencies)
+    return redirected((*kept, FEW_ERRORS), output=output, dependencies=dependencies)
 
 
 def redirected(argv: Sequence[str], *, output: Path, dependencies: Path) -> tuple[str, ...]:

@@ -14,6 +14,7 @@
 #                                 where the code of the live one is
 #   agent status                  the live patches, and what holds up a transition
 #   agent load NAME [PARAMETERS]  load an ordinary module from standard input
+#   agent fits                    is there space for the module on standard input? Nothing is done with it
 #   agent modules NAME..          which of these modules are loaded, and who uses them
 #   agent unload NAME             remove an ordinary module; tell which devices its drivers had
 #   agent rebind DEVICE..         give devices, as unload told them, back to their drivers
@@ -225,10 +226,15 @@ receive() { # standard input into a file, $file, that goes when we do
     file=$SCRATCH/hotreload-agent.$$.ko
     trap 'rm -f "$file"' EXIT
     trap 'exit 129' HUP INT TERM PIPE
-    if ! error=$(cat 2>&1 >"$file"); then
+    if ! error=$( { cat >"$file"; } 2>&1); then
         printf '{"ok":false,"stage":"receive","error":%s}\n' "$(echo "$error" | json)"
         exit
     fi
+}
+
+fits() {
+    receive
+    echo '{"ok":true}'
 }
 
 sections() { # NAME SECTION..: "section":"address", for the sections of a module
@@ -549,11 +555,11 @@ buildid() { # MODULE
 }
 
 case $1 in
-apply | disable | sweep | status | load | modules | unload | rebind | buildid) "$@" ;;
+apply | disable | sweep | status | load | fits | modules | unload | rebind | buildid) "$@" ;;
 # For tests: how standard input reads as a JSON string.
 json) json ;;
 *)
-    echo "usage: agent apply|disable|sweep|status|load|modules|unload|rebind|buildid ..." >&2
+    echo "usage: agent apply|disable|sweep|status|load|fits|modules|unload|rebind|buildid ..." >&2
     exit 2
     ;;
 esac

@@ -88,8 +88,9 @@ async def apply_patch(
     ``sections``: those of the module whose addresses are asked for. ``builds``: the build-ids, in
     hexadecimal, that modules must have if they are loaded. A patch that fails leaves the guest as it was.
     Raises PatchRejectedError (HR3103 with the kernel's reason, or who else has the function, or whose live
-    patch ours would replace; HR3101 a module of another build; HR3105 signature or lockdown; HR2103 a value
-    that the kernel has changed), TransitionStalledError (HR3104), GuestUnreachableError (HR4103).
+    patch ours would replace; HR3101 a module of another build; HR3105 signature or lockdown; HR3109 no space
+    in the guest; HR2103 a value that the kernel has changed), TransitionStalledError (HR3104),
+    GuestUnreachableError (HR4103).
     """
     started = time.monotonic()
     answer = await _ask(
@@ -150,9 +151,17 @@ async def patch_status(guest: Guest) -> PatchStatus:
 async def load_module(guest: Guest, name: str, image: bytes, parameters: str = "") -> None:
     """Load an ordinary module; ``parameters`` as on insmod's command line.
 
-    Raises PatchRejectedError: HR3103 with the kernel's reason, HR2303 (vermagic, CRC), HR3105 (signature).
+    Raises PatchRejectedError: HR3103 with the kernel's reason, HR2303 (vermagic, CRC), HR3105 (signature),
+    HR3109 (no space in the guest).
     """
     answer = await _ask(guest, ("load", name, parameters), stdin=image, timeout=MODULE_LIMIT)
+    if not answer["ok"]:
+        raise _refusal(f"module {name}", answer, PLAIN_LIMIT)
+
+
+async def require_space(guest: Guest, name: str, image: bytes) -> None:
+    """Raise PatchRejectedError (HR3109) when the guest has no space for a module; ask before another goes."""
+    answer = await _ask(guest, ("fits",), stdin=image)
     if not answer["ok"]:
         raise _refusal(f"module {name}", answer, PLAIN_LIMIT)
 
@@ -237,6 +246,8 @@ def _refusal(what: str, answer: dict[str, Any], timeout: float) -> Exception:
         return stalled(f"{what} did not get through within {timeout:.0f} s", answer)
     if stage == "busy":
         return stalled(f"{what} has to wait: {answer.get('patch')} is in transition", answer)
+    if stage == "receive":
+        return _no_room(what, str(answer.get("error", "")))
     if stage == "other":
         names = ", ".join(map(str, answer.get("modules", ())))
         return PatchRejectedError(
@@ -250,6 +261,18 @@ def _refusal(what: str, answer: dict[str, Any], timeout: float) -> Exception:
         return blocked_by(what, blocked)
     reason = kernel_reason(str(answer.get("dmesg", "")), str(answer.get("error", "")))
     return rejection(what, reason)
+
+
+def _no_room(what: str, error: str) -> PatchRejectedError:
+    """The error for a module that the guest's /tmp does not take."""
+    if "No space left" in error:
+        fact = f"the guest's /tmp is full: there is no space for {what}"
+    else:
+        fact = (
+            f"the guest's /tmp does not take {what}: {error.strip().rpartition(': ')[2] or 'no reason given'}"
+        )
+    hint = "hotreload guest exec 'ls -lS /tmp' shows what is there; delete what is not needed, and save again"
+    return PatchRejectedError(fact, code="HR3109", hint=hint)
 
 
 def kernel_reason(dmesg: str, complaint: str) -> str:

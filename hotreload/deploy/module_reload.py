@@ -16,6 +16,7 @@ from hotreload.deploy.livepatch import (
     load_module,
     module_uses,
     rebind_devices,
+    require_space,
     unload_module,
     used_by,
 )
@@ -102,11 +103,13 @@ class ModuleExchange:
     async def begin(self) -> bool:
         """Run the teardown command, and look whether the modules can go; False: none is loaded.
 
-        Raises PatchRejectedError, HR2301 in use and HR2304 other modules use it: nothing has changed.
+        Raises PatchRejectedError, HR2301 in use, HR2304 other modules use it, HR3109 there is no space for
+        the new ones, or for the old ones if they are wanted again: nothing has changed.
         """
         names = [each.load.name for each in self._old]
         if not (await module_uses(self._guest, names)).of:
             return False
+        await self._require_space()
         if self._commands.teardown:
             await self._run("teardown", self._commands.teardown)
         modules = await module_uses(self._guest, names)
@@ -119,6 +122,11 @@ class ModuleExchange:
         self._old = [each for each in self._old if each.load.name in modules.of]
         self._new = [each for each in self._new if each.load.name in modules.of]
         return True
+
+    async def _require_space(self) -> None:
+        largest = max((*self._old, *self._new), key=lambda each: each.ko.stat().st_size)
+        content = await asyncio.to_thread(largest.ko.read_bytes)
+        await require_space(self._guest, largest.load.name, content)
 
     async def abandon(self) -> None:
         """After ``begin``, instead of ``run``."""

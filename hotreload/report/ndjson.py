@@ -10,6 +10,7 @@ fields are always there, others may be, and new ones may come without a new ``v`
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -118,6 +119,7 @@ class EventSink:
         self._clock = clock
         self._seq = 0
         self._descriptor: int | None = None
+        self._missing = 0  # events, since the disk is full
 
     def __enter__(self) -> Self:
         if self._path is not None:
@@ -147,12 +149,27 @@ class EventSink:
         return event
 
     def _record(self, line: str) -> None:
-        assert self._descriptor is not None
+        """Write a line whole or not at all.
+
+        A record is not worth a guest and its state: a full disk costs lines, and not the session.
+        """
         try:
-            os.write(self._descriptor, line.encode("ascii"))
+            self._write(line.encode("ascii"))
         except OSError as error:
-            # A record is not worth a guest and its state: a full disk costs lines, not the session.
-            log.warning("%s: %s", self._path, error.strerror)
+            if not self._missing:
+                log.warning("%s: %s; events are missing there from now on", self._path, error.strerror)
+            self._missing += 1
+        else:
+            if self._missing:
+                log.warning("%s: goes on, %d events are missing", self._path, self._missing)
+            self._missing = 0
+
+    def _write(self, line: bytes) -> None:
+        assert self._descriptor is not None
+        written = os.write(self._descriptor, line)
+        if written < len(line):  # the rest would follow, but for the end of the space
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def closing_event(report: ReloadReport) -> tuple[str, dict[str, Any]]:

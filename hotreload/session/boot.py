@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +33,7 @@ from hotreload.ladder import is_allowed
 from hotreload.patch.glue import build_glue
 from hotreload.session.loss import loss
 from hotreload.vm.any_machine import AnyMachine
-from hotreload.vm.checkpoints import TAG_PREFIX, Checkpoint, Checkpoints, make_state_disk
+from hotreload.vm.checkpoints import TAG_PREFIX, Checkpoint, Checkpoints, make_state_disk, take_name
 from hotreload.vm.foreign_machine import ForeignMachine
 from hotreload.vm.image import build_image
 from hotreload.vm.kernel_modules import ModuleFolder
@@ -222,11 +223,14 @@ async def _boot_guest(
         machine, notes = await _boot_machine(owned, spec, console_log, config)
     finally:
         await importing
+    checkpoints = clean = None
+    if disk is not None:
+        descriptor = take_name(disk)
+        owned.callback(os.close, descriptor)
+        checkpoints = Checkpoints(machine, descriptor)
     guest = await owned.enter_async_context(SshGuest(machine.ssh_port, image.client_key, image.host_key))
     # The login is the longest part of the first command.
     await guest.run("true")
-    checkpoints = Checkpoints(machine) if disk else None
-    clean = None
     if checkpoints and is_allowed("restore", config.max_rung):
         with contextlib.suppress(EnvironmentFault):  # without it the next rung is another boot
             clean = await checkpoints.save(CLEAN)
@@ -247,7 +251,7 @@ async def _as_it_was(bare: BareGuest, progress: Progress) -> BareGuest:
 async def _state_disk(
     owned: contextlib.AsyncExitStack, config: Config, file: Path
 ) -> tuple[Path | None, tuple[str, ...]]:
-    """Where checkpoints go, until the session ends; None, and why, where there can be none."""
+    """Where checkpoints go, until QEMU has it open; None, and why, where there can be none."""
     if config.checkpoints == "off":
         return None, ()
     owned.callback(file.unlink, missing_ok=True)

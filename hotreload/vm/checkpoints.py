@@ -5,7 +5,8 @@
     restore   0.1-0.4 s; a guest that panicked runs again
 
 (512 MiB under TCG.) They live as long as the machine, and each takes the memory that the guest has in use,
-60 to 200 MB of disk. QEMU's jobs answer at once; whether one went well is in query-jobs alone.
+60 to 200 MB of disk, which has lost its name by then (``take_name``): when QEMU ends, whatever ends it, the
+space is free again. QEMU's jobs answer at once; whether one went well is in query-jobs alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,16 @@ async def make_state_disk(file: Path) -> None:
         raise _unusable(made.complaint)
 
 
+def take_name(file: Path) -> int:
+    """Delete the disk, which QEMU has open, and return a descriptor of it.
+
+    A second QEMU, for the same guest, is given another disk.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    file.unlink()
+    return descriptor
+
+
 class NoSpaceError(EnvironmentFault):
     """There is no space for a checkpoint now."""
 
@@ -61,8 +71,10 @@ class NoSpaceError(EnvironmentFault):
 class Checkpoints:
     """Those of one machine; calls are done one at a time."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, disk: int) -> None:
+        """``disk``: descriptor of the machine's state disk, which need not have a name any more."""
         self._machine = machine
+        self._disk = disk
         self._serial = 0
         self._there: dict[str, Checkpoint] = {}
         self._jobs = 0
@@ -87,20 +99,20 @@ class Checkpoints:
 
     def _require_space(self) -> None:
         """Raise NoSpaceError when the guest's memory may not fit: who compiles needs what is left more."""
-        disk, wanted = self._machine.spec.state_disk, self._machine.spec.memory_mb << 20
-        if disk is not None and (free := shutil.disk_usage(disk.parent).free) < wanted:
+        wanted, about = self._machine.spec.memory_mb << 20, os.fstatvfs(self._disk)
+        if (free := about.f_bavail * about.f_frsize) < wanted:
+            disk = self._machine.spec.state_disk
+            where = f" below {disk.parent}" if disk is not None else ""
             raise NoSpaceError(
-                f"no checkpoint of the guest: {free >> 20} MiB are free below {disk.parent}, it may take"
-                f" {wanted >> 20}",
+                f"no checkpoint of the guest: {free >> 20} MiB are free{where}, it may take {wanted >> 20}",
                 code="HR5107",
                 hint="free some space",
             )
 
     def give_up(self) -> None:
         """Give the disk's space back. None of the checkpoints can be used any more."""
-        if self._machine.spec.state_disk is not None:
-            with contextlib.suppress(OSError):
-                os.truncate(self._machine.spec.state_disk, 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._disk, 0)
 
     def _require_running(self) -> None:
         if trouble := self._machine.trouble:

@@ -79,7 +79,8 @@ class MachineSpec:
 
     def argv(self, at: Endpoints) -> tuple[str, ...]:
         """The QEMU command line."""
-        return (self.qemu, *self._machine(), *self._boot(), *_control(at), *self._devices(at.ssh_port))
+        devices = (*self._devices(at.ssh_port), *self._disk())
+        return (self.qemu, *self._machine(), *self._boot(), *_control(at), *devices)
 
     def by_hand(self, ssh_port: int) -> str:
         """The command line for a person to paste: the console is the terminal, nothing else is needed."""
@@ -112,6 +113,8 @@ class MachineSpec:
         yield from ("-device", "pvpanic-pci")
         # Where the kernel keeps its VMCOREINFO note: drgn and the crash tools ask QEMU for it.
         yield from ("-device", "vmcoreinfo")
+
+    def _disk(self) -> Iterator[str]:
         if self.state_disk is not None:
             # The guest has no such device: what it does not see cannot change what is tested in it.
             # A snapshot lives as long as QEMU, so nothing has to reach the disk.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hotreload.guard import VARIABLE
 from hotreload.paths import runtime_folder, state_folder
 from hotreload.session.boot import STATE_DISK
 from hotreload.session.guests import UNNAMED, guest_name
@@ -44,10 +45,29 @@ def descendants(folder: Path) -> dict[int, str]:
     return found
 
 
+def guards_of(pid: int) -> list[int]:
+    """The guards of a hotreload process: see hotreload/guard.py."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"{VARIABLE}={pid}-".encode() in place.read_bytes():
+                found.append(int(place.parent.name))
+    return found
+
+
 def records(folder: Path) -> list[Path]:
     """The folders of this folder's sessions, oldest first."""
     place = state_folder() / "guests" / guest_name(UNNAMED, folder)
     return sorted(place.iterdir()) if place.is_dir() else []
+
+
+def blocks_of_checkpoints(folder: Path) -> int:
+    """What the disk of the checkpoints takes, in 512 bytes; it has no name, but QEMU has it open."""
+    for link in (each for pid in descendants(folder) for each in Path(f"/proc/{pid}/fd").glob("*")):
+        with contextlib.suppress(OSError):
+            if str(link.readlink()).endswith(f"/{STATE_DISK} (deleted)"):
+                return link.stat().st_blocks
+    raise AssertionError("there is none")
 
 
 def events(folder: Path) -> list[Mapping[str, Any]]:

@@ -21,7 +21,7 @@ import pytest
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.deploy.guest import SshGuest
 from hotreload.errors import EnvironmentFault, GuestUnreachableError
-from hotreload.vm.checkpoints import Checkpoints, make_state_disk
+from hotreload.vm.checkpoints import Checkpoints, make_state_disk, take_name
 from hotreload.vm.image import GuestImage, build_image
 from hotreload.vm.machine import Machine, State
 from hotreload.vm.spec import MachineSpec
@@ -233,7 +233,9 @@ def test_a_guest_that_panicked_is_as_it_was_at_its_checkpoint(
         await make_state_disk(disk)
         spec = dataclasses.replace(guest_spec, state_disk=disk)
         async with fresh(spec, guest_image, console_log) as (machine, guest):
-            checkpoints = Checkpoints(machine)
+            descriptor = take_name(disk)
+            assert not disk.exists()
+            checkpoints = Checkpoints(machine, descriptor)
             await guest.run("echo first >/tmp/what")
             first = await checkpoints.save()
             await guest.run("echo second >/tmp/what")
@@ -256,6 +258,10 @@ def test_a_guest_that_panicked_is_as_it_was_at_its_checkpoint(
                 await checkpoints.restore(first)
             assert gone.value.code == "HR5105"
             assert machine.state is State.PANICKED
+            assert os.fstat(descriptor).st_blocks > 8192
+            checkpoints.give_up()
+            assert os.fstat(descriptor).st_blocks == 0
+            os.close(descriptor)
 
     asyncio.run(scenario())
 

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +15,10 @@ import pytest
 
 from hotreload.build.kernel_make import make_kernel
 from hotreload.build.kernel_progress import list_units
+from hotreload.build.unfinished import unfinished
 from hotreload.errors import CompileError, KernelUnfitError
 from tests.conftest import require
+from tests.guest.faults import guards_of, until
 
 # A tree in kbuild's language: composite objects, modules, folders, and names that another folder has, too.
 TREE = {
@@ -103,3 +108,38 @@ def test_a_source_that_does_not_compile_is_shown_in_gccs_words(tree: Path) -> No
     assert raised.value.diagnostics.startswith("init/main.c:1:1: error: expected")
     assert "make" not in raised.value.diagnostics
     assert raised.value.message == f"make bzImage modules failed in {tree}"
+
+
+BUILD = """
+import asyncio, sys
+from pathlib import Path
+from hotreload.build.kernel_make import make_kernel
+
+tree = Path(sys.argv[1])
+asyncio.run(make_kernel(tree, tree, None, 1, lambda _step: None))
+"""
+
+
+@pytest.mark.parametrize("by", ["gcc -c init/main.c -o $@", "cat blob init/main.c >$@"])
+def test_what_was_being_written_when_the_build_was_killed_goes_with_it(by: str, tree: Path) -> None:
+    os.mkfifo(tree / "blob")  # the assembler, or cat, has made the object, and waits
+    (tree / "init/main.c").write_text('asm(".incbin \\"blob\\"");\n')
+    (tree / "Makefile").write_text(MAKEFILE.partition("bzImage")[0] + f"bzImage: half.o\nhalf.o:\n\t@{by}\n")
+    made = tree / "half.o"
+    with subprocess.Popen([sys.executable, "-c", BUILD, tree], stderr=subprocess.DEVNULL) as building:
+        until(lambda: made.is_file() or building.poll() is not None, "an object")
+        assert made.is_file()
+        building.kill()
+    until(lambda: not guards_of(building.pid), "an end of what it has started")
+    assert not made.exists()
+
+
+def test_only_what_was_written_after_its_command_was_noted_is_unfinished(tmp_path: Path) -> None:
+    for name, made, noted in (("old", 10, 5), ("done", 20, 20), ("half", 30, 20), ("new", 30, None)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, time in ((folder / "x.o", made), (folder / ".x.o.cmd", noted)):
+            if time is not None:
+                file.touch()
+                os.utime(file, ns=(time, time))
+    assert list(unfinished(tmp_path, 15)) == [tmp_path / "half/x.o"]

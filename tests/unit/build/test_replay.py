@@ -26,7 +26,7 @@ def test_only_outputs_sections_and_debug_flags_change() -> None:
             "-fdata-sections",
             "-gbtf",
         ),
-        *("-MMD", "-MF", "/c/x.d", "-o", "/c/x.o"),
+        *("-fmax-errors=100", "-MMD", "-MF", "/c/x.d", "-o", "/c/x.o"),
     )
 
 

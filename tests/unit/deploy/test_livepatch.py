@@ -205,3 +205,25 @@ def test_parameters_reach_the_agent_as_one_word() -> None:
     guest = Answering('{"ok":true}')
     asyncio.run(livepatch.load_module(guest, "plain", b"ko", 'text="two words" $x'))
     assert guest.asked == [(f"{AGENT_PATH} load plain 'text=\"two words\" $x'", b"ko")]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            "cat: write error: No space left on device",
+            "the guest's /tmp is full: there is no space for patch p",
+        ),
+        (
+            "/bin/agent: line 9: can't create /tmp/x.ko: Read-only file system",
+            "not take patch p: Read-only file system",
+        ),
+    ],
+)
+def test_a_guest_without_space_is_told_as_such(error: str, told: str) -> None:
+    answer = json.dumps({"ok": False, "stage": "receive", "error": error})
+    with pytest.raises(PatchRejectedError) as refused:
+        asyncio.run(livepatch.apply_patch(Answering(answer), "p", b"", timeout=1))
+    assert refused.value.message.endswith(told)
+    assert refused.value.code == "HR3109"
+    assert "/tmp" in (refused.value.hint or "")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,27 @@ def test_a_full_disk_costs_the_records_lines_and_not_the_session(caplog: pytest.
         sink.emit("guest.state", guest="g", state="ready")
     assert "No space left on device" in caplog.text
     assert json.loads(said.getvalue())["state"] == "ready"
+
+
+def test_each_time_the_disk_is_full_is_told_once_and_no_line_is_half_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, (_, most) = tmp_path / "events.ndjson", resource.getrlimit(resource.RLIMIT_FSIZE)
+    with EventSink(file) as sink:
+        for time in ("first", "second"):
+            sink.emit("guest.state", guest=time, state="ready")
+            # What a process may write at most stands for what is free.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 20, most))
+            try:
+                for _ in range(3):
+                    sink.emit("guest.state", guest="lost", state="ready")
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+            sink.emit("guest.state", guest=f"after the {time}", state="ready")
+    told = [json.loads(line)["guest"] for line in file.read_text().splitlines()]
+    assert told == ["first", "after the first", "second", "after the second"]
+    begins, ends = (
+        "No space left on device; events are missing there from now on",
+        "goes on, 3 events are missing",
+    )
+    assert [message.partition(": ")[2] for message in caplog.messages] == [begins, ends, begins, ends]

@@ -43,12 +43,14 @@ def test_an_emulated_guest_gets_the_plain_processor_and_kvm_the_real_one() -> No
 
 def test_there_is_no_disk_unless_asked_for() -> None:
     assert "-blockdev" not in SPEC.argv(AT)
-    disk = MachineSpec(SPEC.kernel, SPEC.initramfs, state_disk=Path("/state/a,b.qcow2")).argv(AT)
+    spec = MachineSpec(SPEC.kernel, SPEC.initramfs, state_disk=Path("/state/a,b.qcow2"))
+    disk = spec.argv(AT)
     blocks = [disk[place + 1] for place, word in enumerate(disk) if word == "-blockdev"]
     assert blocks == [
         "driver=file,node-name=state-file,filename=/state/a,,b.qcow2,cache.no-flush=on",
         "driver=qcow2,node-name=state,file=state-file,cache.no-flush=on",
     ]
+    assert spec.by_hand(2222) == SPEC.by_hand(2222), "whoever pastes it later finds no disk"
 
 
 def test_kernel_arguments_of_the_user_come_last() -> None:
