@@ -220,7 +220,8 @@ class AttachedGuest(ShellGuest):
             try:
                 async with asyncio.timeout(LOGIN_LIMIT):
                     doorkeeper = await connection.create_process(command, encoding=None)
-                    doorkeeper.stdin.write(agent)
+                    with contextlib.suppress(BrokenPipeError):  # who refuses us does not wait for it
+                        doorkeeper.stdin.write(agent)
                     told = printable((await doorkeeper.stdout.readline()).decode(errors="replace")).split()
             except (asyncssh.Error, OSError, TimeoutError) as error:
                 raise GuestUnreachableError(
