@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A guest that somebody else started: their address, their keys, and nothing of ours in it until we come.
 
-Each connection brings the agent, in a folder for root only, and a program that waits in the guest for the
-connection's end to take it away again (attach.sh). By that program a second session learns that there is a
-first one, wherever it runs.
+The first connection, the door, brings the agent, in a folder for root only, and a program that waits in the
+guest for that connection's end to take it away again (attach.sh). By that program a second session learns
+that there is a first one, wherever it runs. Commands have connections of their own.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ class AttachedGuest(ShellGuest):
         self._rebooted = rebooted
         self._token = token
         self._kernel_log = kernel_log
-        self._following: asyncio.Task[None] | None = None
+        self._door: asyncssh.SSHClientConnection | None = None
+        self._at_the_door: tuple[asyncio.Task[None], ...] = ()
         self._doorkeeper: asyncssh.SSHClientProcess[bytes] | None = None
 
     @property
@@ -141,22 +142,45 @@ class AttachedGuest(ShellGuest):
                     doorkeeper.stdin.write_eof()
                     await doorkeeper.wait_closed()
         await self.close()
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait({self._following})
+
+    async def close(self) -> None:
+        """Hang up. The next command connects again."""
+        await super().close()
+        door, self._door = self._door, None
+        if door is not None:
+            door.abort()
+            await door.wait_closed()
+        for task in self._at_the_door:
+            task.cancel()
+        if self._at_the_door:
+            await asyncio.wait(self._at_the_door)
+        self._at_the_door = ()
 
     async def _log_in(self) -> asyncssh.SSHClientConnection:
         """Raises GuestUnreachableError (HR4103; HR3108 who does not let us in, ever), GuestBusyError."""
-        connection = await self._connect()
+        if self._door is None:
+            await self._open_door()
+        return await self._connect()
+
+    async def _open_door(self) -> None:
+        door = await self._connect()
         try:
-            await self._bring_agent(connection)
+            await self._bring_agent(door)
         except BaseException:
-            connection.abort()
+            door.abort()
             raise
+        self._door = door
+        self._at_the_door = (asyncio.create_task(self._watch_door(door)),)
         if self._kernel_log is not None:
-            # That of the connection before has ended with it.
-            self._following = asyncio.create_task(follow_kernel_log(connection, self._kernel_log))
-        return connection
+            self._at_the_door += (asyncio.create_task(follow_kernel_log(door, self._kernel_log)),)
+
+    async def _watch_door(self, door: asyncssh.SSHClientConnection) -> None:
+        """When it drops, the agent goes with it: no other connection is of use then."""
+        await door.wait_closed()
+        if self._door is door:  # else it was us who hung up
+            self._door = None
+            await self.connections.close()
+            self.connections.note_lost()
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
         import asyncssh
@@ -220,7 +244,8 @@ class AttachedGuest(ShellGuest):
             try:
                 async with asyncio.timeout(LOGIN_LIMIT):
                     doorkeeper = await connection.create_process(command, encoding=None)
-                    doorkeeper.stdin.write(agent)
+                    with contextlib.suppress(BrokenPipeError):  # who refuses us does not wait for it
+                        doorkeeper.stdin.write(agent)
                     told = printable((await doorkeeper.stdout.readline()).decode(errors="replace")).split()
             except (asyncssh.Error, OSError, TimeoutError) as error:
                 raise GuestUnreachableError(

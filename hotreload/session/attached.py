@@ -34,6 +34,7 @@ from hotreload.errors import (
     KernelUnfitError,
 )
 from hotreload.session.boot import Booted, build_all, first_of, load_modules, or_lost, set_up
+from hotreload.vm.console import printable
 from hotreload.vm.foreign_machine import REBOOTED, ForeignMachine
 
 log = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ async def _require_kernel(guest: AttachedGuest, kernel: KernelTree) -> None:
     """Raise KernelUnfitError (HR3101) when the guest runs another kernel than the one that is meant."""
     vmlinux = kernel.output / VMLINUX
     expected = await asyncio.to_thread(read_build_id, vmlinux) if vmlinux.is_file() else None
-    told = (await guest.run("uname -r; uname -v")).text.splitlines()
+    told = printable((await guest.run("uname -r; uname -v")).text).splitlines()
     release, version = told[:2] if len(told) > 1 else ("", "")
     if expected is not None:
         running = build_id_in((await guest.run("cat /sys/kernel/notes")).stdout)

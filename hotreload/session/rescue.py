@@ -94,7 +94,7 @@ class Rescue:
         if not self._reloader.is_changing and (silence is None or silence.stuck is None):
             # Nothing was sent; it is there again, or its network is what is not.
             again = "it answers again: save once more"
-            reason = Reason(error.code, error.message, hint=again if silence is None else LOAD_HINT)
+            reason = Reason(error.code, error.message, hint=again if silence is None else self._way_back)
             report = ReloadReport(Outcome.REJECTED, reasons=(reason,), still_runs=self._reloader.running)
             return self._reloader.note(report)
         # Of a patch on its way nobody knows how far it got.
@@ -117,6 +117,11 @@ class Rescue:
     def may_return(self) -> bool:
         """May somebody else boot the guest anew, when it is lost?"""
         return self._booted.foreign is not None and self._booted.foreign.may_return
+
+    @property
+    def _way_back(self) -> str:
+        """Of a guest that is cut off."""
+        return LOAD_HINT if self._booted.foreign is None else RETURNS
 
     async def from_console(self, crash: CrashReport, restores: int) -> ReloadReport | None:
         """What becomes of a guest by what its console said; None: its end is told elsewhere.
@@ -162,7 +167,7 @@ class Rescue:
         if silence.stuck is not None or self._reloader.is_changing:
             return await self._back_from(silence, error)
         self.is_cut_off = True
-        reason = Reason(error.code, error.message, hint=LOAD_HINT)
+        reason = Reason(error.code, error.message, hint=self._way_back)
         running = self._reloader.running
         report = ReloadReport(Outcome.COMPLAINED, number=running, reasons=(reason,), still_runs=running)
         return self._reloader.note(report)

@@ -128,6 +128,7 @@ class Session:
         self._pending: set[Path] = set()
         self._saved_at = 0.0
         self._due = asyncio.Event()
+        self._before: Booted | None = None  # what a guest was that may return
         self._is_lost = asyncio.Event()  # a guest that may return
         self._lost: ReloadReport  # how that was told
         self.away_since: datetime | None = None
@@ -250,8 +251,9 @@ class Session:
                 self._machine_life,
                 self._bare,
             )
-        before = self.booted if hasattr(self, "booted") else None
-        return attach(order.attachment, order.folder, self.kernel, order.config, log, progress, before)
+        return attach(
+            order.attachment, order.folder, self.kernel, order.config, log, progress, self._before
+        )  # fmt: skip
 
     async def _watch(self) -> None:
         module = self._watched = self.booted.module
@@ -602,17 +604,30 @@ class Session:
                 self.away_since = datetime.now()
                 self.ready.clear()
                 await self._say_state("away", message=self._lost.reasons[0].message)
-                if not await self._returned():
+                before, self._before = self.reloader, self.booted
+                started = await self._begun_anew()
+                if started is None:
                     return
-                before, started = self.reloader, time.monotonic()
-                await self._end_guest()
-                self._is_lost.clear()
-                await self._start_guest()
                 self.away_since = None
                 self.reloader.follow(before)
                 seconds = time.monotonic() - started
                 report = self.reloader.note(began_anew("reboot", (), self.booted.contents, 0.0, seconds))
             self._tell_report(report)
+
+    async def _begun_anew(self) -> float | None:
+        """Begin with the guest when it is there again; since when. None: its QEMU has ended."""
+        while await self._returned():
+            started = time.monotonic()
+            await self._end_guest()
+            self._is_lost.clear()
+            try:
+                await self._start_guest()
+                return started
+            except GuestUnreachableError as error:
+                if error.code != GuestUnreachableError.default_code:
+                    raise
+                log.info("the guest is gone again: %s", error.message)
+        return None
 
     async def _returned(self) -> bool:
         """Wait for it; False: its QEMU has ended, and the session with it."""

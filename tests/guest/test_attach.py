@@ -193,7 +193,7 @@ def test_a_second_session_is_kept_out(theirs: Stranger, driver: Path) -> None:
     with attached(driver, *theirs.ssh):
         same = run(driver, "guest", "attach", *theirs.ssh)
         other = run(driver, "guest", "attach", *theirs.ssh, "--guest", "other")
-        assert (same.returncode, other.returncode) == (2, 2)
+        assert (same.returncode, other.returncode) == (2, 2), other.stderr
         assert "HR3106]: the guest" in same.stderr
         assert f"HR3106]: another hotreload is attached to root@127.0.0.1:{theirs.port}" in other.stderr
         assert reading(driver) == "old 1\n"
@@ -281,6 +281,14 @@ def test_a_socket_that_is_no_monitor_for_us_is_told_and_nobody_waits(
         libvirt.connect(str(theirs.qmp))
         assert "is taken: it takes one client" in told(theirs.qmp)
     assert traces_in(theirs) == ""
+
+
+def test_a_guest_that_dies_while_it_is_attached_to_is_told(own: Stranger, driver: Path) -> None:
+    (driver / "hotreload.toml").write_text('setup = "echo c >/proc/sysrq-trigger"\n')
+    done = run(driver, "guest", "attach", *own.everything, limit=90)
+    assert done.returncode == 8
+    assert "HR4103]: the guest does not answer" in done.stderr
+    assert eventually_nothing(driver)
 
 
 # What becomes of it.
