@@ -54,7 +54,7 @@ def watch_here(wish: Wish, console: Console) -> Callable[[Session], Awaitable[in
 
 async def _messages(session: Session) -> AsyncIterator[Message]:
     queue: asyncio.Queue[Message] = asyncio.Queue()
-    with session.listen(queue.put_nowait):
+    with session.teller.listen(queue.put_nowait):
         while True:
             yield await queue.get()
 

@@ -23,7 +23,9 @@ from hotreload.report.outcome import ReloadReport
 from hotreload.session.attached import Attachment
 from hotreload.session.control import Message, Send, report_object, serving
 from hotreload.session.guests import About, claim, guest_name
-from hotreload.session.session import Listener, Order, Session, make_state_folder, new_state
+from hotreload.session.order import Order, make_state_folder, new_state
+from hotreload.session.session import Session
+from hotreload.session.telling import Listener
 
 if TYPE_CHECKING:
     from hotreload.restore_points import Saved
@@ -64,7 +66,7 @@ async def run_session(
             _speak_to(state / "session.log")
         session = Session(Order(about.folder, config, name, state, dry_run, attachment), console, stream)
         service = Service(session, about)
-        with session.listen(listener) if listener else contextlib.nullcontext():
+        with session.teller.listen(listener) if listener else contextlib.nullcontext():
             async with serving(place, service.handle):
                 return await _stoppable(_serve(session, job), service)
 
@@ -239,7 +241,7 @@ class Service:
 
         forwarding = asyncio.create_task(forward())
         try:
-            with self._session.listen(messages.put_nowait):
+            with self._session.teller.listen(messages.put_nowait):
                 yield
             # Not join() alone: a client that is gone would never take the rest.
             joined = asyncio.create_task(messages.join())

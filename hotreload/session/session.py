@@ -16,10 +16,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -31,16 +30,15 @@ from hotreload.build.compile import prepare
 from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree, check_fit
 from hotreload.build.patched_sources import apply_patches
-from hotreload.config import Config
 from hotreload.deploy.module_reload import Commands
 from hotreload.errors import CompileError, GuestUnreachableError, HotReloadError, SessionError
-from hotreload.paths import state_folder, writing_to
-from hotreload.report.console import Console, Progress
-from hotreload.report.ndjson import EventSink, closing_event
+from hotreload.report.console import Console
+from hotreload.report.ndjson import EventSink
 from hotreload.report.outcome import Outcome, ReloadReport
-from hotreload.session.attached import Attachment, attach, until_it_answers
-from hotreload.session.boot import STATE_DISK, BareGuest, Booted, boot
+from hotreload.session.attached import attach, until_it_answers
+from hotreload.session.boot import BareGuest, Booted, boot
 from hotreload.session.control import report_object
+from hotreload.session.order import Order
 from hotreload.session.reboot import (
     announced,
     began_anew,
@@ -50,6 +48,7 @@ from hotreload.session.reboot import (
     require_same_kernel,
 )
 from hotreload.session.rescue import Rescue
+from hotreload.session.telling import Teller
 from hotreload.watch.watcher import Watcher
 
 if TYPE_CHECKING:
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEPT_SESSIONS = 10
 # Seconds of quiet after which base objects are compiled ahead, and what a teardown command may take.
 IDLE = 1.0
 TEARDOWN_LIMIT = 30.0
@@ -69,36 +67,6 @@ NOT_OURS = "this guest was not started by hotreload, and is not ours to boot"
 SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
 
 Listener = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a session is asked to be. ``guest`` is its name, ``folder`` the module's, resolved.
-
-    ``attachment``: somebody else's guest, to be used instead of one that is booted.
-    """
-
-    folder: Path
-    config: Config
-    guest: str
-    state: Path
-    dry_run: bool = False
-    attachment: Attachment | None = None
-
-
-def new_state(guest: str) -> Path:
-    """The path of a folder for the records of a session that begins now."""
-    return state_folder() / "guests" / guest / f"{datetime.now():%Y-%m-%dT%H-%M-%S.%f}"
-
-
-def make_state_folder(folder: Path) -> None:
-    """Make it; the oldest of the same guest go."""
-    with writing_to(folder):
-        folder.mkdir(parents=True, mode=0o700)
-    for left_behind in folder.parent.glob(f"*/{STATE_DISK}"):
-        left_behind.unlink(missing_ok=True)  # of a session that was killed
-    for old in sorted(folder.parent.iterdir())[:-KEPT_SESSIONS]:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 class Session:
@@ -115,7 +83,7 @@ class Session:
         self.ready = asyncio.Event()
         self.finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._events = EventSink(order.state / "events.ndjson", stream)
-        self._listeners: set[Listener] = set()
+        self.teller = Teller(order.guest, self._events, console)
         self._owned = contextlib.AsyncExitStack()
         self._machine_life = contextlib.AsyncExitStack()
         self._guest_life = contextlib.AsyncExitStack()  # what goes on in it; ends first
@@ -139,7 +107,7 @@ class Session:
         """Raises what open_kernel, check_fit, boot and Watcher raise."""
         async with self._owned:
             self._owned.enter_context(self._events)
-            self._owned.push_async_callback(self._say_state, "stopped")
+            self._owned.callback(self.teller.state, "stopped")
             self._owned.push_async_callback(self._end_machine)
             self._owned.push_async_callback(self._end_guest)
             await self._start_guest()
@@ -153,15 +121,15 @@ class Session:
         started = time.monotonic()
         async with contextlib.AsyncExitStack() as life:
             self._guest_life = life
-            with self._progress() as progress:
+            with self.teller.start() as progress:
                 self.kernel = await open_kernel(self.order.config.kernel, progress)
                 check_fit(self.kernel)
-                await self._say_state("booting")
+                self.teller.state("booting")
                 await self._boot(progress)
             await self._watch()
             self._guest_life = life.pop_all()
         self.ready.set()
-        await self._say_state(
+        self.teller.state(
             "ready",
             folder=self.order.folder,
             modules=self.booted.loaded,
@@ -183,16 +151,6 @@ class Session:
         await self._owned.aclose()
         if self.finished.done() and not self.finished.cancelled():
             self.finished.exception()  # told by whoever waits for it, if it was not the block's own
-
-    @contextlib.contextmanager
-    def _progress(self) -> Iterator[Callable[[str], None]]:
-        with self.console.progress(f"starting the guest {self.order.guest}") as progress:
-
-            def tell(text: str) -> None:
-                progress.update(text)
-                self._tell({"progress": text})
-
-            yield tell
 
     async def _boot(self, progress: Callable[[str], None]) -> None:
         order = self.order
@@ -228,7 +186,7 @@ class Session:
             self.booted,
             self.reloader,
             order.state,
-            self._say_restored,
+            self.teller.restored,
             keeps_memory=order.config.vmcore == "on",
         )
         if self.booted.foreign is not None:
@@ -377,9 +335,9 @@ class Session:
         async with self._one_at_a_time():
             report = await self.reloader.load_checkpoint(name)
             self.rescue.begin_anew()
-            self._say_restored(report.symbols[0], (report.saved_to_live_ms or 0.0) / 1000)
+            self.teller.restored(report.symbols[0], (report.saved_to_live_ms or 0.0) / 1000)
             self.console.report(report)
-            self._tell({"report": report_object(report), "watched": False})
+            self.teller.tell({"report": report_object(report), "watched": False})
             return report
 
     @contextlib.asynccontextmanager
@@ -393,18 +351,18 @@ class Session:
     ) -> ReloadReport:
         self._cycle += 1
         cycle = self._cycle
-        self._emit("watch.change", cycle, files=list(files))
+        self.teller.event("watch.change", cycle, files=list(files))
 
         async def reloaded() -> ReloadReport:
-            with self._long_build() as compiled:
+            with self.teller.long_build() as compiled:
 
                 def started(type: str, fields: Mapping[str, Any]) -> None:
                     if type == "build.progress":
                         compiled(fields["done"], fields["units"])
                     elif type == "climb":
-                        self._say(fields["report"], cycle, "climb")
+                        self.teller.report(fields["report"], cycle, "climb")
                     else:
-                        self._emit(type, cycle, **fields)
+                        self.teller.event(type, cycle, **fields)
 
                 return await self.reloader.reload(tuple(paths), saved_at, started=started)
 
@@ -415,7 +373,7 @@ class Session:
                 return report
             if self.order.attachment is not None:
                 return replace(report, notes=(*report.notes, NOT_OURS))
-            self._say(announced(report, rung), cycle, "climb")
+            self.teller.report(announced(report, rung), cycle, "climb")
             return await self._begin_anew(rung, files, saved_at)
 
         report = await self._told(brought(), cycle, watched=watched)
@@ -459,21 +417,6 @@ class Session:
         seconds = time.monotonic() - saved_at
         return self.reloader.note(began_anew(rung, files, self.booted.contents, built, seconds))
 
-    @contextlib.contextmanager
-    def _long_build(self) -> Iterator[Callable[[int, int], None]]:
-        """Show how far the compile is, where many units are compiled."""
-        with contextlib.ExitStack() as shown:
-            bar: Progress | None = None
-
-            def compiled(done: int, units: int) -> None:
-                nonlocal bar
-                if units >= MANY_UNITS:
-                    bar = bar or shown.enter_context(self.console.progress(f"compiling {units} units"))
-                    bar.update(f"{done} of {units} done")
-                    bar.advance(done, units)
-
-            yield compiled
-
     async def _told(
         self, work: Awaitable[ReloadReport], cycle: int | None = None, *, watched: bool = False
     ) -> ReloadReport:
@@ -486,7 +429,7 @@ class Session:
         return report
 
     def _tell_report(self, report: ReloadReport, cycle: int | None = None, *, watched: bool = False) -> None:
-        self._say(report, cycle, "report", watched=watched)
+        self.teller.report(report, cycle, "report", watched=watched)
         if self.booted.machine.trouble is None:
             return
         if self.rescue.may_return:
@@ -494,13 +437,6 @@ class Session:
             self._is_lost.set()
         elif report.outcome is Outcome.CRASHED:
             self.finish(report.outcome.exit_status)
-
-    def _say(self, report: ReloadReport, cycle: int | None, key: str, **fields: Any) -> None:
-        """Tell a report everywhere. ``key``: "report" ends a cycle, after a "climb" the cycle goes on."""
-        type, told = closing_event(report)
-        self._emit(type, cycle, **told)
-        self.console.report(report)
-        self._tell({key: report_object(report), **fields})
 
     # Watching.
 
@@ -561,7 +497,7 @@ class Session:
             async with self._busy:  # a reload under way tells of it by itself
                 trouble = self.booted.machine.trouble
                 if trouble is not None and not self._is_over:
-                    await self._say_state(trouble.state.value, message=trouble.message)
+                    self.teller.state(trouble.state.value, message=trouble.message)
                     await self._told(self.rescue.from_trouble(trouble))
 
     @property
@@ -603,7 +539,7 @@ class Session:
             async with self._busy:
                 self.away_since = datetime.now()
                 self.ready.clear()
-                await self._say_state("away", message=self._lost.reasons[0].message)
+                self.teller.state("away", message=self._lost.reasons[0].message)
                 before, self._before = self.reloader, self.booted
                 started = await self._begun_anew()
                 if started is None:
@@ -649,33 +585,9 @@ class Session:
             await _cancelled(back)
             await _cancelled(ended)
 
-    # Telling.
-
-    @contextlib.contextmanager
-    def listen(self, listener: Listener) -> Iterator[None]:
-        """Tell each event, report and step of the boot to ``listener`` inside the block."""
-        self._listeners.add(listener)
-        try:
-            yield
-        finally:
-            self._listeners.discard(listener)
-
-    def _tell(self, message: Mapping[str, Any]) -> None:
-        for listener in tuple(self._listeners):
-            listener(message)
-
-    def _emit(self, type: str, cycle: int | None = None, **fields: Any) -> None:
-        self._tell({"event": self._events.emit(type, cycle, **fields).line()})
-
     def _note_restored(self, checkpoint: str, seconds: float) -> None:
         self.rescue.begin_anew()
-        self._say_restored(checkpoint, seconds)
-
-    def _say_restored(self, checkpoint: str, seconds: float) -> None:
-        self._emit("restore.done", checkpoint=checkpoint, ms=seconds * 1000)
-
-    async def _say_state(self, state: str, **fields: Any) -> None:
-        self._emit("guest.state", guest=self.order.guest, state=state, **fields)
+        self.teller.restored(checkpoint, seconds)
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -15,7 +15,7 @@ from hotreload.errors import GuestCrashedError, GuestUnreachableError
 from hotreload.fault_line import SourceLine
 from hotreload.paths import state_folder
 from hotreload.session.loss import crashed_report, loss
-from hotreload.session.session import KEPT_SESSIONS, make_state_folder, new_state
+from hotreload.session.order import KEPT_SESSIONS, make_state_folder, new_state
 from hotreload.vm.machine import State, Trouble
 
 RECORDED = Path(__file__).parents[2] / "recorded"
