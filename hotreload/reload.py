@@ -269,6 +269,11 @@ class Reloader:
             return await fault_line(newest.module, function, offset, pairs)
         return await base_line(self.base, module or VMLINUX, function, offset)
 
+    def module_file(self, name: str | None) -> Path | None:
+        """The file of a module that the guest runs, a patch of ours or one of the base; None: vmlinux."""
+        kos = {built.name: built.ko for built in self.base.modules}
+        return kos.get(name or VMLINUX) or (self._stages.module(name) if name else None)
+
     def place_of(self, address: int) -> tuple[str, str, int] | None:
         """See PatchedGuest.place_of."""
         return self._guest.place_of(address)

@@ -40,6 +40,10 @@ class StageKeeper:
             if patch is not None:
                 (place / "4-module" / f"{patch.name}.ko").write_bytes(patch.module)
 
+    def module(self, name: str) -> Path | None:
+        """The file of a patch module of this session's."""
+        return next(self.folder.glob(f"*/4-module/{name}.ko"), None)
+
 
 def _link_or_copy(source: Path, target: Path) -> None:
     try:

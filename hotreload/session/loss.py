@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from hotreload.errors import GuestCrashedError, GuestUnreachableError, HotReloadError
@@ -99,15 +100,24 @@ def _where(console_log: Path) -> str:
 
 
 def crashed_report(
-    error: GuestCrashedError, line: SourceLine | None, number: int | None, folder: Path
+    error: GuestCrashedError,
+    line: SourceLine | None,
+    number: int | None,
+    folder: Path,
+    commands: Iterable[str] = (),
 ) -> ReloadReport:
-    """The line for it; what the console said goes to a file in ``folder``. ``number``: what it ran."""
+    """The line for it; what the console said goes to a file in ``folder``. ``number``: what it ran.
+
+    ``commands``: with which a person looks further.
+    """
     file = folder / REPORT_FILE
     # A full disk is no reason to leave the guest where it is.
     with contextlib.suppress(OSError):
         ran = f"reload #{number}" if number is not None else "the code it booted with"
         at = f" ({line.file}:{line.line})" if line else ""
-        file.write_text(f"{error.code} {error.message}{at}\nthe guest ran {ran}\n\n{error.excerpt}\n")
+        further = "".join(f"  {command}\n" for command in commands)
+        told = f"{error.code} {error.message}{at}\nthe guest ran {ran}\n\n{error.excerpt}\n"
+        file.write_text(f"{told}\nlook further:\n{further}")
     return ReloadReport(
         Outcome.CRASHED,
         number=number,

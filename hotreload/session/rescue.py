@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 # Seconds in which a guest that runs answers a plain command.
 ANSWER = 5.0
+NO_MEMORY = '# vmcore = "on" in hotreload.toml keeps the memory of a guest that crashes, for drgn and crash'
 LARGEST_FUNCTION = 1 << 18
 COMPLAINT = "HR4105"
 LOAD_HINT = (
@@ -111,7 +112,8 @@ class Rescue:
         if report := await self._back(error):
             return report
         notes = (RETURNS,) if self.may_return else ()
-        return self._report(error, await self._reloader.line_of(error.place), notes, ran, ran)
+        line = await self._reloader.line_of(error.place)
+        return self._report(error, line, notes, ran, ran, self._commands(error))
 
     @property
     def may_return(self) -> bool:
@@ -200,7 +202,7 @@ class Rescue:
             self._booted.foreign.lose(Trouble(State.RESET, error.message))
             ran = self._reloader.running
             line = await self._reloader.line_of(error.place)
-            return self._report(error, line, (RETURNS,), ran, ran)
+            return self._report(error, line, (RETURNS,), ran, ran, self._commands(error))
         if report is None:
             raise GuestUnreachableError(error.message, error.excerpt, code=error.code, hint=error.hint)
         return report
@@ -211,12 +213,15 @@ class Rescue:
         if stuck is not None:
             error.place = error.place or await asyncio.to_thread(self._reloader.place_of, stuck.address)
         kept = await self._keep_memory() if self._keeps_memory else ()
+        commands = (*self._commands(error), *kept)
         looking = asyncio.create_task(self._reloader.line_of(error.place))
         started = time.monotonic()
         try:
             back = await self._reloader.roll_back()
         except EnvironmentFault as fault:
-            return self._report(error, await looking, (f"{fault.code} {fault.message}", *kept), ran, ran)
+            return self._report(
+                error, await looking, (f"{fault.code} {fault.message}", *kept), ran, ran, commands
+            )
         finally:
             line = await looking
         if back is None:
@@ -228,7 +233,14 @@ class Rescue:
             error.message += f" in {await self._name_of(stuck.address)}"
         elif stuck is not None and error.place is not None:
             error.message += f" in {error.place[1]}+{error.place[2]:#x}"
-        return self._report(error, line, (*restored(back, seconds), *kept), ran, back.runs)
+        return self._report(error, line, (*restored(back, seconds), *kept), ran, back.runs, commands)
+
+    def _commands(self, error: GuestCrashedError) -> tuple[str, ...]:
+        """With which a person looks at the code that crashed, and at the memory, if that is kept."""
+        lines = () if self._keeps_memory else (NO_MEMORY,)
+        if error.place is None or (file := self._reloader.module_file(error.place[0])) is None:
+            return lines
+        return (paste_ready(("gdb", "-batch", "-ex", f"disassemble /s {error.place[1]}", file)), *lines)
 
     async def _keep_memory(self) -> tuple[str, ...]:
         """Write the memory of the guest as it died; how people look into it."""
@@ -246,8 +258,9 @@ class Rescue:
         notes: tuple[str, ...],
         ran: int | None,
         still_runs: int | None,
+        commands: Iterable[str],
     ) -> ReloadReport:
-        report = crashed_report(error, line, ran, self._state)
+        report = crashed_report(error, line, ran, self._state, commands)
         return self._reloader.note(replace(report, notes=(*notes, *report.notes), still_runs=still_runs))
 
     async def _name_of(self, address: int) -> str:

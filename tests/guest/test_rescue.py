@@ -50,6 +50,12 @@ def test_a_crash_brings_the_guest_back_to_before_the_reload_and_edits_go_on(driv
         )
         assert re.search(r"#2 undone, guest restored to the checkpoint before it in \d", watching.said)
         assert "counter.c: the guest runs #1 of it, until it is saved again" in watching.said
+        (report,) = re.findall("report: (.*)", watching.said)
+        commands = Path(report).read_text().partition("look further:\n")[2].split("\n")
+        assert re.fullmatch(
+            r"  gdb -batch -ex 'disassemble /s show' \S+/2/4-module/hotreload_2.ko", commands[0]
+        )
+        assert Path(commands[0].split()[-1]).is_file()
         assert reading(driver) == "new 2\n"
         assert "#1" in run(driver, "status").stdout
         assert run(driver, "redo").stderr.count("nothing to redo") == 1

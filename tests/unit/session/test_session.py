@@ -42,11 +42,12 @@ def test_a_panic_is_told_with_its_cause_and_what_the_console_said_is_kept(tmp_pa
     console = RECORDED / "6.1" / "null_dereference.txt"
     error = asyncio.run(loss(Trouble(State.PANICKED, "the guest's kernel panicked"), console))
     assert isinstance(error, GuestCrashedError)
-    report = crashed_report(error, SourceLine(Path("/d/foo.c"), 88), 14, tmp_path)
+    report = crashed_report(error, SourceLine(Path("/d/foo.c"), 88), 14, tmp_path, ["gdb -batch foo.ko"])
     assert (report.number, report.reasons[0].code, report.outcome.exit_status) == (14, error.code, 5)
     text = (tmp_path / "report.txt").read_text()
     assert "the guest ran reload #14" in text
     assert "RIP: 0010:" in text
+    assert text.endswith("\nlook further:\n  gdb -batch foo.ko\n")
 
 
 @pytest.mark.parametrize("state", [State.HALTED, State.STOPPED])
