@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hotreload.build.base import build_base
+from hotreload.build.base import build_base, work_folder
 from hotreload.build.built import VMLINUX, Build, BuiltModule
 from hotreload.build.guest_base import GuestBase
 from hotreload.build.in_tree_modules import build_in_tree
@@ -28,7 +28,6 @@ from hotreload.deploy.module_reload import (
 )
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.ladder import can_be_loaded, is_allowed, modules_in_the_way, with_dependents
-from hotreload.patch_build import work_folder
 
 RECIPE_CHANGED = "HR1004"
 NEW_MODULE = "end hotreload and start it again: the guest boots with the modules that there are now"

@@ -7,17 +7,15 @@ a driver that was built from others is not what the module fits.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotreload.build.base import Base, SourceMovedError, build_base
+from hotreload.build.base import Base, SourceMovedError, build_base, work_folder
 from hotreload.build.built import MAKEFILE_NAME, Build
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.kernel_record import kernel_base
@@ -33,7 +31,6 @@ from hotreload.kernel_knowledge import learn_offline
 from hotreload.patch.glue import build_glue
 from hotreload.patch.model import PatchPlan
 from hotreload.patch.module import LivePatch, write_module
-from hotreload.paths import cache_folder, writing_to
 from hotreload.plan_units import compare_unit, obstacles_of, plan_units
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.source_texts import SourceTexts
@@ -194,17 +191,6 @@ def patched_units(
     same_name = [file for file in module.inputs.files if file.name in moved]
     touched = {unit.object for unit in selection.units} | set(module.inputs.users(same_name))
     return tuple(unit for unit in module.units if unit.object in touched)
-
-
-@contextlib.contextmanager
-def work_folder() -> Iterator[Path]:
-    """A folder for mirrors and objects. Its name is one that base.py sweeps, should we be killed."""
-    place = cache_folder() / "base"
-    with (
-        writing_to(place),
-        tempfile.TemporaryDirectory(prefix=".patch-", dir=place, ignore_cleanup_errors=True) as work,
-    ):
-        yield Path(work)
 
 
 def patched_texts(unit: TranslationUnit, module: Build, sources: PatchedSources) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from hotreload.build.base import Base
+from hotreload.build.base import Base, work_folder
 from hotreload.build.built import VMLINUX, Build
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
@@ -36,7 +36,7 @@ from hotreload.ladder import modules_in_the_way
 from hotreload.module_rung import ModuleRung
 from hotreload.patch.homes import Home, continued
 from hotreload.patch.model import Identity, PatchPlan
-from hotreload.patch_build import patched_units, refuse_recipes, require_built, work_folder
+from hotreload.patch_build import patched_units, refuse_recipes, require_built
 from hotreload.patched_guest import PatchedGuest
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why

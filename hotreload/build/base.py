@@ -23,7 +23,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -183,6 +183,17 @@ async def record_base(module: Build, made: Mapping[Path, Path] = EVERYTHING_IN_P
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return _base_of(module, final)
+
+
+@contextlib.contextmanager
+def work_folder() -> Iterator[Path]:
+    """A folder for mirrors and objects. Its name is one that is swept, should we be killed."""
+    place = cache_folder() / "base"
+    with (
+        writing_to(place),
+        tempfile.TemporaryDirectory(prefix=".patch-", dir=place, ignore_cleanup_errors=True) as work,
+    ):
+        yield Path(work)
 
 
 def _sweep(bases: Path) -> None:

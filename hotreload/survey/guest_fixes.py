@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hotreload.build.base import Base
+from hotreload.build.base import Base, work_folder
 from hotreload.build.kernel_record import kernel_base
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.patched_sources import PatchedSources
@@ -31,7 +31,7 @@ from hotreload.kernel_knowledge import KernelKnowledge, learn_offline
 from hotreload.patch.glue import build_glue
 from hotreload.patch.model import PatchPlan
 from hotreload.patch.module import NAME_PREFIX, write_module
-from hotreload.patch_build import patched_texts, work_folder
+from hotreload.patch_build import patched_texts
 from hotreload.plan_units import compare_unit, plan_units
 from hotreload.survey.guest_trial import STAGES, Trial, Tried, working_guest
 
