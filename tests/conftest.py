@@ -77,16 +77,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: KINDS.index(kind_of(item.path)))  # stable: the order within a kind stays
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            item.add_marker(pytest.mark.xdist_group(_who_shares_a_guest(item)))
+            if group := _who_shares_a_guest(item):
+                item.add_marker(pytest.mark.xdist_group(group))
 
 
-def _who_shares_a_guest(item: pytest.Item) -> str:
-    """Tests of one name run on one worker, one after the other: a file's, or a folder's of one kernel."""
-    if item.path.with_name("conftest.py").is_file() and kind_of(item.path) == "guest":
-        shared = getattr(item, "callspec", None)
-        kernel = shared.params.get("running", "") if shared else ""
-        return f"{item.path.parent.name}-{kernel}" if kernel else str(item.path)
-    return str(item.path)
+def _who_shares_a_guest(item: pytest.Item) -> str | None:
+    """Tests of one name run on one worker, one after the other; None: a test that may run anywhere."""
+    if kind_of(item.path) != "guest":
+        return str(item.path)
+    if item.path.parent == TESTS / "guest":
+        return None  # each has its own guest, or the one that each worker boots
+    shared = getattr(item, "callspec", None)
+    return f"{item.path.parent.name}-{shared.params.get('running') if shared else None}"
 
 
 @pytest.fixture(autouse=True, scope="session")
