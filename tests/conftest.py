@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 KINDS = ("unit", "objects", "guest")
+# Fixtures that are a guest of a folder's or a file's tests. Other tests have one of their own, or the one
+# that each worker boots.
+SHARED_GUESTS = ("running", "neighbourhood", "theirs")
 
 # A shell that starts the tests in the background has interrupts ignored, and every program that a test
 # starts and interrupts would inherit that.
@@ -85,10 +88,12 @@ def _who_shares_a_guest(item: pytest.Item) -> str | None:
     """Tests of one name run on one worker, one after the other; None: a test that may run anywhere."""
     if kind_of(item.path) != "guest":
         return str(item.path)
-    if item.path.parent == TESTS / "guest":
-        return None  # each has its own guest, or the one that each worker boots
-    shared = getattr(item, "callspec", None)
-    return f"{item.path.parent.name}-{shared.params.get('running') if shared else None}"
+    names = getattr(item, "fixturenames", ())
+    shared = next((name for name in SHARED_GUESTS if name in names), None)
+    given = getattr(item, "callspec", None)
+    return (
+        f"{item.path.parent.name}-{shared}-{given.params.get(shared) if given else None}" if shared else None
+    )
 
 
 @pytest.fixture(autouse=True, scope="session")
