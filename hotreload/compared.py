@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hotreload.build.compile import ObjectPair
@@ -31,7 +32,8 @@ def read_original(base: Path, plain: Path) -> Original:
 class Compared:
     """A unit's two objects, and what they differ in.
 
-    ``types``: the raw ``.BTF`` of the patched one, ``digest``: of its file.
+    ``types``: the raw ``.BTF`` of the patched one, ``digest``: of its file; ``edited``: the digests of those
+    files that it was made of and that were not as in the base.
     """
 
     pair: ObjectPair
@@ -39,3 +41,4 @@ class Compared:
     diff: ObjectDiff
     types: bytes | None = None
     digest: bytes = b""
+    edited: Mapping[Path, str] = field(default_factory=dict)

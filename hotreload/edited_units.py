@@ -7,7 +7,7 @@ guest booted has the object of then, and is not compiled to find that out: takin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from hotreload.build.built import is_stamp, sha256
@@ -64,7 +64,8 @@ class EditedUnits:
         if not files:
             return self._all_that_may_differ()
         selection = units_for(files, self._base.build, self._objects)
-        self._note_contents(selection.files)
+        # A part that was recorded later may know files that the build did not.
+        self._note_contents((*selection.files, *files))
         self.pushed -= {unit.object for unit in selection.units}
         # A unit that did not compile may do so now: because of a header that has come into being, say.
         self._due |= {unit.object for unit in selection.units}
@@ -126,6 +127,18 @@ class EditedUnits:
         for part, differing in zip(self._base.parts, self._differing, strict=True):
             found.update(part.inputs.users(differing))
         return found
+
+    def edited_inputs(self, unit: TranslationUnit) -> set[Path]:
+        """Of the files that a unit was made of those that are not as they were."""
+        parts = zip(self._base.parts, self._differing, strict=True)
+        own = self._base.of(unit)
+        return next(differing & set(part.inputs[unit.object]) for part, differing in parts if part is own)
+
+    def made_of(self, file: Path) -> Iterator[tuple[Path, str]]:
+        """The objects that were made of a file, each with the digest that it had then."""
+        for part in self._base.parts:
+            for target in part.inputs.users((file,)):
+                yield target, part.digests[file]
 
     def due(self) -> list[TranslationUnit]:
         """Those that are to be compiled at the next chance. Raises NotPatchableError (HR1005)."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from hotreload.build.built import VMLINUX, sha256
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair, rebuild
 from hotreload.build.guest_base import GuestBase
 from hotreload.build.units import UnitSelection, units_for
 from hotreload.compared import Compared, Original, read_original
 from hotreload.deploy.guest import Guest
-from hotreload.diff.obstacles import NotPatchableError
+from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.edited_units import EditedUnits
 from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.patch.model import PatchPlan
@@ -65,7 +67,23 @@ class Edits:
         units = self.units.of(files)
         for target in self.units.back_at_base():
             self.compared.pop(target, None)
-        return units
+        return [*units, *self._beside(units)]
+
+    def _beside(self, units: list[TranslationUnit]) -> list[TranslationUnit]:
+        """Those that include a header that these include, and were made of other contents of it.
+
+        A guest that was brought back runs units of then. What is saved now must not be patched alone where a
+        header has a new declaration for both.
+        """
+        headers = {file for unit in units for file in self.units.edited_inputs(unit) if file != unit.source}
+        chosen, behind = {unit.object for unit in units}, set()
+        for file in headers:
+            now = sha256(file)
+            for target, recorded in self.units.made_of(file):
+                made = self.compared.get(target)
+                if (made.edited.get(file, recorded) if made else recorded) != now:
+                    behind.add(target)
+        return [unit for unit in self.base.units if unit.object in behind - chosen]
 
     async def build(
         self, units: list[TranslationUnit], progress: Callable[[int], None]
@@ -83,9 +101,9 @@ class Edits:
         if key not in self._originals:
             plain = self.base.of(pair.unit).plain_object(pair.unit)
             self._originals[key] = read_original(pair.original, plain)
-        self.compared[key] = compare_unit(
-            pair, self._originals[key], self._texts(pair.unit, instead), live_types
-        )
+        compared = compare_unit(pair, self._originals[key], self._texts(pair.unit, instead), live_types)
+        edited = self.units.edited_inputs(pair.unit)
+        self.compared[key] = replace(compared, edited={file: sha256(file) for file in edited})
         return self.compared[key]
 
     def _texts(self, unit: TranslationUnit, instead: Texts) -> Mapping[str, str]:
@@ -102,7 +120,16 @@ class Edits:
 
     def plan(self, compared: Mapping[Path, Compared]) -> PatchPlan | None:
         """One plan for all of them; None: nothing differs from the base. Raises NotPatchableError."""
-        return plan_units(self.base, compared, self.knowledge.symbols)
+        plan = plan_units(self.base, compared, self.knowledge.symbols)
+        if plan is not None and (beside := self.base.beside_the_tree):
+            # The kernel would patch the tree's module, too, should somebody load that instead.
+            names = {each.name or VMLINUX for each in plan.objects} | {each.object for each in plan.writes}
+            if found := sorted(names & beside):
+                raise NotPatchableError(
+                    Obstacle("HR2305", name, f"{name} was loaded anew, and the tree has that of before")
+                    for name in found
+                )
+        return plan
 
     async def require_running(self, compared: Mapping[Path, Compared]) -> None:
         """Raise NotPatchableError (HR3101) where the guest does not run what would be replaced."""

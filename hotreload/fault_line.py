@@ -69,7 +69,9 @@ async def base_line(base: GuestBase, module: str, function: str, offset: int) ->
     """
     with tempfile.TemporaryDirectory(prefix="hotreload-line-") as folder:
         try:
-            for unit, ran in await asyncio.to_thread(lambda: list(_having(base, module, function))):
+            having = await asyncio.to_thread(lambda: list(_having(base, module, function)))
+            if len(having) == 1:  # of several static functions nobody knows which
+                unit, ran = having[0]
                 part, target = base.of(unit), Path(folder, unit.object.name)
                 await compile_as_kbuild(unit, target, part.shadow, lines=True)
                 root = str(part.shadow.root)

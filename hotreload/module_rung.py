@@ -26,7 +26,8 @@ from hotreload.deploy.module_reload import (
     depends_of,
     load_order,
 )
-from hotreload.diff.obstacles import NotPatchableError
+from hotreload.diff.obstacles import BUILD_KERNEL, NotPatchableError
+from hotreload.errors import InputError
 from hotreload.ladder import can_be_loaded, is_allowed, modules_in_the_way, with_dependents
 
 RECIPE_CHANGED = "HR1004"
@@ -70,12 +71,23 @@ class ModuleRung:
     async def _build_in_tree(
         self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
     ) -> tuple[GuestBase, frozenset[str]]:
-        if VMLINUX in names:
+        if VMLINUX in names or names & _shared_with_vmlinux(base):
             raise refusal
+        if unloaded := names - (await module_uses(guest, sorted(names))).of.keys():
+            # Whoever loads it takes the tree's file, and that is still the one of before.
+            hint = f"{', '.join(sorted(unloaded))} is not loaded: {BUILD_KERNEL}"
+            raise NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles)
         # Of a kernel's thousands of modules those count that are loaded.
         names = with_dependents(names, base.modules, await _users_of(guest, names))
         with work_folder() as work:
-            return base.with_anew(base.build, await build_in_tree(base, names, work), names), names
+            try:
+                built = await build_in_tree(base, names, work)
+            except (InputError, OSError) as error:
+                hint = f"the module cannot be built beside the tree: {error}; {BUILD_KERNEL}"
+                raise NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles) from error
+            # What the Makefiles say now was not asked.
+            built = replace(built, makefiles=base.makefiles)
+            return base.with_anew(base.build, built, names), names
 
     async def _build_folder(
         self, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
@@ -106,6 +118,12 @@ class ModuleRung:
             for load in order
             if load.name in names
         )
+
+
+def _shared_with_vmlinux(base: GuestBase) -> frozenset[str]:
+    """The modules that have an object which vmlinux has, too."""
+    objects = {built.name: {unit.object for unit in built.units} for built in base.modules}
+    return frozenset(name for name, held in objects.items() if name != VMLINUX and held & objects[VMLINUX])
 
 
 def _is_of_recipes(refusal: NotPatchableError) -> bool:

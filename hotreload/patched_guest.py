@@ -20,7 +20,7 @@ from hotreload.build.guest_base import GuestBase
 from hotreload.compared import Compared
 from hotreload.cycle import Cycle
 from hotreload.deploy.guest import RestorableGuest
-from hotreload.deploy.livepatch import apply_patch, disable_patch, sweep
+from hotreload.deploy.livepatch import apply_patch, disable_patch, patch_status, sweep
 from hotreload.deploy.module_reload import ModuleExchange
 from hotreload.diff.unit_diff import without_same
 from hotreload.elf.build_id import read_build_id
@@ -86,6 +86,11 @@ class PatchedGuest:
         if self._tidying is not None:
             self._tidying.cancel()
             await asyncio.gather(self._tidying, return_exceptions=True)
+
+    async def is_as_known(self) -> bool:
+        """Has the guest the live patch that it was given, and no other of ours? Raises as patch_status."""
+        found = {each.name for each in (await patch_status(self.guest)).patches if not each.foreign}
+        return self.is_changing or found == ({self.known.live.name} if self.known.live else set())
 
     # --- there ---
 

@@ -109,6 +109,10 @@ class Reloader:
         """Was something sent to the guest of which nobody knows what came of it?"""
         return self._guest.is_changing
 
+    async def is_as_known(self) -> bool:
+        """See PatchedGuest.is_as_known."""
+        return await self._guest.is_as_known()
+
     def new_inputs(self) -> frozenset[Path]:
         """The files of the user's that edits have included."""
         return self._edits.units.new_inputs()
@@ -315,6 +319,8 @@ class Reloader:
     def _is_of_vmlinux(self) -> bool:
         """Is what stands in the way of the edits more than a module that can be loaded anew?"""
         edits = self._edits
+        if edits.units.changed_makefiles():
+            return True
         names = modules_in_the_way(edits.compared, edits.plan) if edits.compared else frozenset()
         return not names or VMLINUX in names
 

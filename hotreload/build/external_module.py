@@ -59,7 +59,7 @@ async def build_modules(
         started = time.time_ns()
         await _make(tree, folder, progress, variables)
         module = _read_build(tree, folder, makefiles)
-        late = {file for file in module.digests if _changed_ns(file) > started - TICK_NS}
+        late = {file for file in module.digests if changed_ns(file) > started - TICK_NS}
         if all(known.get(file) == module.digests[file] for file in late):
             return module
         known = module.digests
@@ -71,7 +71,8 @@ async def build_modules(
     )
 
 
-def _changed_ns(file: Path) -> int:
+def changed_ns(file: Path) -> int:
+    """When a file was changed, moved or put here last, in ns of Unix time; now if it has gone."""
     # ctime, unlike mtime, also tells of a file moved or copied here with its old time.
     try:
         return file.stat().st_ctime_ns

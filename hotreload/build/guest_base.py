@@ -55,6 +55,12 @@ class GuestBase:
     def units(self) -> tuple[TranslationUnit, ...]:
         return tuple(unit for module in self.modules for unit in module.units)
 
+    @property
+    def beside_the_tree(self) -> frozenset[str]:
+        """Modules of a kernel's tree that were built anew: whoever loads the tree's file loads another."""
+        later = self.parts[1:] if self.is_kernel else ()
+        return frozenset(built.name for part in later for built in part.modules)
+
     def of(self, unit: TranslationUnit) -> Base:
         """The part that a unit belongs to."""
         if len(self.parts) == 1:

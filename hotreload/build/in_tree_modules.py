@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,18 +29,19 @@ from hotreload.build.cmd_files import (
     split_link,
 )
 from hotreload.build.compile import compiled_from, patched_object
-from hotreload.build.external_module import read_link
+from hotreload.build.external_module import changed_ns, read_link, read_notes
 from hotreload.build.gcc import compile_as_kbuild
 from hotreload.build.guest_base import GuestBase
+from hotreload.build.kernel_record import require_same_kernel
 from hotreload.build.kernel_sources import module_files
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.replay import redirected
+from hotreload.build.unfinished import TICK_NS
 from hotreload.errors import CompileError, InputError
 
 TRIES = 3
 MODPOST = Path("scripts/mod/modpost")
 SYMBOLS = Path("Module.symvers")
-FLAGS_OF = SYMBOLS.with_name(f".{SYMBOLS}.cmd")
 
 
 async def build_in_tree(base: GuestBase, names: Collection[str], work: Path) -> Base:
@@ -73,15 +75,20 @@ class _Place:
 
 async def _built(base: GuestBase, names: Collection[str], into: Path) -> Base:
     tree = base.tree
+    require_same_kernel(base)
     modules = [built for built in base.modules if built.name in names]
+    started = time.time_ns()
     before = await asyncio.to_thread(_digests, base, modules)
     objects = await _compile(base, modules, before, into)
     inputs = UnitInputs()
     for built in modules:
         for unit in built.units:
             inputs.add(unit.object, _made_from(base, unit, objects[unit.object]))
-    # What was saved since the compiler read it does not match when it is copied.
-    digests = {file: before[file] if file in before else sha256(file) for file in inputs.files}
+    digests = {file: sha256(file) for file in inputs.files}
+    for file, digest in digests.items():
+        is_late = file not in before and changed_ns(file) > started - TICK_NS
+        if is_late or digest != before.get(file, digest):
+            raise SourceMovedError(f"{file} was saved while it was compiled", hint="save once more")
 
     places = [_place(built.name, tree, into) for built in modules]
     for place in places:
@@ -158,6 +165,11 @@ async def _link_objects(place: _Place, tree: KernelTree, objects: Mapping[Path, 
     listed = Path(f"{place.original}.mod").read_text()
     Path(f"{place.new}.mod").write_text(listed)
     targets = [Path(os.path.normpath(tree.output / each)) for each in parse_mod_file(listed)]
+    if {target for target in targets if read_notes(target)} - objects.keys():
+        raise InputError(
+            f"{place.spelled('.mod', tree)} names other objects than when the guest booted",
+            hint="hotreload kernel build, or make",
+        )
     members = [str(objects.get(target, target)) for target in targets]
     linked = Path(f"{place.new}.o")
     command = read_link(Path(f"{place.original}.o"))
@@ -172,10 +184,11 @@ async def _modpost(places: Iterable[_Place], tree: KernelTree, into: Path) -> No
     """Write ``NAME.mod.c`` of each: what it imports, with versions, and the modules that it uses."""
     symbols, order = into / SYMBOLS, into / "modules.list"
     ours = {os.path.relpath(place.original, tree.output) for place in places}
-    rows = (tree.output / SYMBOLS).read_text().splitlines(keepends=True)
-    symbols.write_text("".join(row for row in rows if row.split("\t")[2] not in ours))
+    # CRC, symbol, module, kind of export, namespace (Documentation/kbuild/modules.rst).
+    rows = (row.split("\t") for row in (tree.output / SYMBOLS).read_text().splitlines(keepends=True))
+    symbols.write_text("".join("\t".join(row) for row in rows if len(row) > 2 and row[2] not in ours))
     order.write_text("".join(f"{place.new}.o\n" for place in places))
-    flags = modpost_flags(parse_cmd_file((tree.output / FLAGS_OF).read_text()).command)
+    flags = modpost_flags(_command(tree.output / SYMBOLS))
     argv = (str(MODPOST), *flags, "-i", str(symbols), "-o", f"{symbols}.new", "-T", str(order))
     await _run(argv, tree)
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from hotreload.build.base import Base, open_base, record_base
+from hotreload.build.base import AnyBase, Base, open_base, record_base
 from hotreload.build.built import VMLINUX, Build, saved_ns
 from hotreload.build.kernel_sources import AUTOCONF, module_files, read_kernel_build
 from hotreload.build.kernel_tree import KernelTree
@@ -68,6 +68,16 @@ def require_objects_as_run(tree: KernelTree) -> None:
         raise KernelUnfitError(
             "X86_KERNEL_IBT is set: objtool then finishes vmlinux as a whole, and no patch of it",
             hint="scripts/config --disable X86_KERNEL_IBT; make olddefconfig all",
+        )
+
+
+def require_same_kernel(base: AnyBase) -> None:
+    """Raise InputError (HR1009) when the tree's vmlinux is not the base's any more: somebody has built."""
+    booted = next((built.ko for built in base.modules if built.name == VMLINUX), None)
+    if booted is not None and read_build_id(booted) != _build_id(base.tree):
+        raise InputError(
+            f"{base.tree.output / VMLINUX} is another one than the guest booted",
+            hint="hotreload guest restart boots it; so does --max-rung reboot",
         )
 
 

@@ -76,7 +76,12 @@ def parse_address(text: str) -> tuple[str, str, int | None]:
     """``[USER@]HOST[:PORT]`` as user, host and port; an IPv6 host in brackets. Raises InputError (HR1008)."""
     found = ADDRESS.fullmatch(text)
     port = int(found[3]) if found and found[3] else None
-    if found is None or found[2].startswith("-") or (port is not None and not 0 < port < 1 << 16):
+    if (
+        found is None
+        or found[2].startswith("-")
+        or (found[1] or "").startswith("-")
+        or (port is not None and not 0 < port < 1 << 16)
+    ):
         raise InputError(
             f"{text!r} is no SSH address", code="HR1008", hint="[USER@]HOST[:PORT], as in root@127.0.0.1:2222"
         )
@@ -126,7 +131,7 @@ class AttachedGuest(ShellGuest):
     @property
     def agent(self) -> str:
         """See `Guest.agent`. Not run by its name: /run may be mounted so that nothing in it is."""
-        return f"TMPDIR={FOLDER} sh {FOLDER}/agent"
+        return f"PATH=$PATH:/usr/sbin:/sbin TMPDIR={FOLDER} sh {FOLDER}/agent"
 
     @property
     def ssh_command(self) -> str:

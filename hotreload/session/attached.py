@@ -22,6 +22,7 @@ from hotreload.build.built import VMLINUX, Build, BuiltModule
 from hotreload.build.kernel_tree import KernelTree, image_version, kernel_compiler
 from hotreload.config import Config
 from hotreload.deploy.attached_guest import AttachedGuest, Login
+from hotreload.deploy.guest import ShellGuest
 from hotreload.deploy.kcore import KernelMemory
 from hotreload.deploy.livepatch import build_id, disable_patch, patch_status, unload_module
 from hotreload.deploy.verify import ReadMemory
@@ -59,19 +60,20 @@ class Attachment:
 
 def require_attachable(attachment: Attachment) -> None:
     """Check what can be checked without the guest. Raises InputError (HR1009)."""
-    if attachment.console is not None:
-        try:
-            attachment.console.open("rb").close()
-        except OSError as error:
-            raise InputError(
-                f"{attachment.console} cannot be read: {error.strerror}",
-                hint="--console names a file that QEMU writes: -serial file:LOG",
-            ) from error
-        if not attachment.console.is_file():
-            raise InputError(
-                f"{attachment.console} is no regular file",
-                hint="--console names a file that QEMU writes: -serial file:LOG, or logfile=LOG of a chardev",
-            )
+    if attachment.console is None:
+        return
+    if attachment.console.exists() and not attachment.console.is_file():
+        raise InputError(
+            f"{attachment.console} is no regular file",
+            hint="--console names a file that QEMU writes: -serial file:LOG, or logfile=LOG of a chardev",
+        )
+    try:
+        attachment.console.open("rb").close()
+    except OSError as error:
+        raise InputError(
+            f"{attachment.console} cannot be read: {error.strerror}",
+            hint="--console names a file that QEMU writes: -serial file:LOG",
+        ) from error
 
 
 @contextlib.asynccontextmanager
@@ -239,13 +241,16 @@ class _Found:
 
         Raises KernelUnfitError (HR3101), and what disable_patch raises.
         """
-        stale, notes = await _take_off_stale(guest)
+        stale, notes = await take_off_live(guest)
         ours = [built for built in base.modules if built.name != VMLINUX] if not base.is_kernel else []
         return cls(await _loaded_of(guest, ours), notes, stale)
 
 
-async def _take_off_stale(guest: AttachedGuest) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Its modules stay: what of them is still pointed at, only that session knew."""
+async def take_off_live(guest: ShellGuest) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Take off what a session has left live; the patch modules that stay, and what is to be told.
+
+    They stay, for what of them is still pointed at, only that session knew. Raises as disable_patch.
+    """
     before = await patch_status(guest)
     live = [patch.name for patch in before.patches if patch.enabled and not patch.foreign]
     for name in live:

@@ -51,6 +51,7 @@ SETUP_LIMIT = 600.0
 # In the session's folder, beside the console's log.
 STATE_DISK = "checkpoints.qcow2"
 CLEAN = f"{TAG_PREFIX}clean"
+LOGINS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,11 @@ class BareGuest:
     notes: tuple[str, ...]
     checkpoints: Checkpoints | None
     clean: Checkpoint | None
+
+    @property
+    def is_restorable(self) -> bool:
+        """Can it go back there?"""
+        return self.clean is not None and self.checkpoints is not None and not self.checkpoints.is_given_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +249,14 @@ async def _as_it_was(bare: BareGuest, progress: Progress) -> BareGuest:
     assert bare.clean is not None
     progress("restoring the guest as it had booted")
     await bare.checkpoints.restore(bare.clean)
-    await bare.guest.reconnect()
-    await bare.checkpoints.delete_all_but(bare.clean)
+    for _ in range(LOGINS - 1):  # beside a compiler a login may take too long
+        with contextlib.suppress(GuestUnreachableError):
+            await bare.guest.reconnect()
+            break
+    else:
+        await bare.guest.reconnect()
+    with contextlib.suppress(EnvironmentFault):  # then they take space
+        await bare.checkpoints.delete_all_but(bare.clean)
     return bare
 
 
@@ -287,12 +299,13 @@ async def _boot_machine(
 
 async def or_lost(work: Coroutine[Any, Any, T], machine: AnyMachine, console_log: Path) -> T:
     """Do the work, unless the guest is lost meanwhile: a module may crash it as soon as it is loaded."""
+    said = console_log.stat().st_size if console_log.exists() else 0
     working = asyncio.create_task(work)
     alert = asyncio.create_task(machine.wait_for_trouble())
     try:
         await asyncio.wait({working, alert}, return_when=asyncio.FIRST_COMPLETED)
         if alert.done():
-            raise await loss(alert.result(), console_log)
+            raise await loss(alert.result(), console_log, said)
         return working.result()
     finally:
         working.cancel()

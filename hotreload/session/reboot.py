@@ -11,11 +11,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from hotreload.build.base import AnyBase
-from hotreload.build.built import VMLINUX, Build
+from hotreload.build.built import Build
 from hotreload.config import Config
-from hotreload.elf.build_id import read_build_id
-from hotreload.errors import CompileError, KernelUnfitError, SessionError
+from hotreload.errors import CompileError, SessionError
 from hotreload.ladder import is_allowed
 from hotreload.report.codes import codes
 from hotreload.report.console import Progress
@@ -79,17 +77,6 @@ def failed_build(
         )
     reason = Reason(error.code, error.message, hint=error.hint)
     return ReloadReport(Outcome.REJECTED, files=tuple(files), reasons=(reason,), still_runs=running)
-
-
-def require_same_kernel(base: AnyBase) -> None:
-    """Raise KernelUnfitError (HR3101) when a make has linked another vmlinux than the one of the base."""
-    booted = next((built.ko for built in base.modules if built.name == VMLINUX), None)
-    if booted is not None and read_build_id(booted) != read_build_id(base.tree.output / VMLINUX):
-        raise KernelUnfitError(
-            "make has built another vmlinux than the one that runs",
-            code="HR3101",
-            hint="--max-rung reboot boots it; or hotreload guest restart",
-        )
 
 
 def began_anew(

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 ANSWER = 5.0
 NO_MEMORY = '# vmcore = "on" in hotreload.toml keeps the memory of a guest that crashes, for drgn and crash'
 LARGEST_FUNCTION = 1 << 18
+REVERTED = Trouble(
+    State.RESET, "the guest does not have what was brought to it: its owner has brought it back"
+)
 COMPLAINT = "HR4105"
 LOAD_HINT = (
     "hotreload guest load brings it back to its last checkpoint, hotreload guest console shows what it says"
@@ -164,6 +167,9 @@ class Rescue:
         """
         silence = await why_silent(self._machine, self._booted.guest, self.console_log)
         if silence is None:
+            foreign = self._booted.foreign
+            if foreign is not None and not await self._reloader.is_as_known():
+                foreign.lose(REVERTED)  # a snapshot, say: begin with it anew
             return None
         error = silence_error(silence)
         if silence.stuck is not None or self._reloader.is_changing:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from hotreload.build.built import MAKEFILE_NAME, Build, is_product, is_stamp
 from hotreload.build.compile import prepare
 from hotreload.build.debian_kernel import open_kernel
+from hotreload.build.kernel_record import require_same_kernel
 from hotreload.build.kernel_tree import KernelTree, check_fit
 from hotreload.build.patched_sources import apply_patches
 from hotreload.deploy.module_reload import Commands
@@ -35,7 +36,7 @@ from hotreload.errors import CompileError, GuestUnreachableError, HotReloadError
 from hotreload.report.console import Console
 from hotreload.report.ndjson import EventSink
 from hotreload.report.outcome import Outcome, ReloadReport
-from hotreload.session.attached import attach, until_it_answers
+from hotreload.session.attached import attach, take_off_live, until_it_answers
 from hotreload.session.boot import BareGuest, Booted, boot
 from hotreload.session.control import report_object
 from hotreload.session.order import Order
@@ -45,7 +46,6 @@ from hotreload.session.reboot import (
     build_anew,
     failed_build,
     next_rung,
-    require_same_kernel,
 )
 from hotreload.session.rescue import Rescue
 from hotreload.session.telling import Teller
@@ -262,9 +262,11 @@ class Session:
         if self.booted.machine.trouble is not None or self.rescue.is_cut_off:
             return
         try:
-            async with asyncio.timeout(TAKE_BACK_LIMIT):
+            async with asyncio.timeout(TAKE_BACK_LIMIT), self._busy:
                 report = await self.reloader.undo(everything=True)
                 await self.reloader.settle()
+                # Also one whose way into the guest was broken off.
+                await take_off_live(self.booted.guest)
         except (HotReloadError, TimeoutError) as error:
             self.console.say(f"the guest keeps its patches: {str(error) or 'it took too long'}")
             return
@@ -386,7 +388,7 @@ class Session:
 
     def _next_rung(self, report: ReloadReport) -> str | None:
         bare = self.booted.bare
-        restorable = bare is not None and bare.clean is not None and not self.reloader.edits_vmlinux
+        restorable = bare is not None and bare.is_restorable and not self.reloader.edits_vmlinux
         return next_rung(report, self.order.config.max_rung, self.reloader.base.build, restorable=restorable)
 
     async def _begin_anew(self, rung: str, files: Collection[Path], saved_at: float) -> ReloadReport:
@@ -409,7 +411,8 @@ class Session:
             await self._end_machine()
         try:
             await self._start_guest()
-        except HotReloadError as error:
+        except BaseException as error:
+            # There is no guest to go on with.
             if not self.finished.done():
                 self.finished.set_exception(error)
             raise
@@ -424,6 +427,8 @@ class Session:
         try:
             report = await work
         except GuestUnreachableError as error:
+            if self.finished.done():
+                raise
             report = await self.rescue.after(error)
         self._tell_report(report, cycle, watched=watched)
         return report

@@ -139,10 +139,15 @@ class Model:
             self.held[name] = self._base_program[name]
         self._due = (self._due | {name for file in files for name in users(file)}) & can_differ
         self._make_room()
-        if any(self.disk.unit(name).error for name in self._due):
+        # What was made of another text of a header that one of these includes comes with it.
+        headers = {file for name in self._due for file in self.held[name].headers if file in differing}
+        behind = {
+            name for file in headers for name in users(file) if self.held[name].headers[file] != now[file]
+        }
+        if any(self.disk.unit(name).error for name in self._due | behind):
             return Expected(Outcome.COMPILE_ERROR)
         current = program_of(self.disk)
-        self.held |= {name: current[name] for name in self._due}
+        self.held |= {name: current[name] for name in self._due | behind}
         self._due.clear()
         return self._bring()
 

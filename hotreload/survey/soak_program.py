@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hotreload.survey.soak_driver import PROBES, UNITS, Driver, Scale, Shared, Unit
+from hotreload.survey.soak_driver import PROBES, UNITS, Driver, Scale, Shared, Unit, users
 from hotreload.survey.soak_statements import MASK, Call, Mixed, Scaled, Warned
-from hotreload.survey.soak_texts import unit_text
+from hotreload.survey.soak_texts import texts, unit_text
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A unit with the headers that it was compiled with."""
+    """A unit with the headers that it was compiled with; ``headers``: their texts, by name."""
 
     unit: Unit
     shared: Shared
     scale: Scale
+    headers: Mapping[str, str]
 
     @property
     def code(self) -> tuple[object, ...]:
@@ -42,7 +43,10 @@ Program = Mapping[str, Compiled]
 
 def compiled(driver: Driver, name: str) -> Compiled:
     """The unit as it would be compiled now."""
-    return Compiled(driver.unit(name), driver.shared, driver.scale)
+    headers = {
+        file: text for file, text in texts(driver).items() if file.endswith(".h") and name in users(file)
+    }
+    return Compiled(driver.unit(name), driver.shared, driver.scale, headers)
 
 
 def program_of(driver: Driver) -> dict[str, Compiled]:

@@ -77,6 +77,7 @@ class Checkpoints:
         self._disk = disk
         self._serial = 0
         self._there: dict[str, Checkpoint] = {}
+        self.is_given_up = False
         self._jobs = 0
         self._busy = asyncio.Lock()
 
@@ -111,6 +112,7 @@ class Checkpoints:
 
     def give_up(self) -> None:
         """Give the disk's space back. None of the checkpoints can be used any more."""
+        self.is_given_up = True
         with contextlib.suppress(OSError):
             os.ftruncate(self._disk, 0)
 

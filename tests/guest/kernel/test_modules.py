@@ -112,8 +112,10 @@ def test_a_struct_of_a_module_that_grows_has_that_module_loaded_anew(kernel: Ker
     assert kernel.patched == {"vmlinux": {"version_proc_show,1"}}
     assert {file: file.stat().st_mtime_ns for file in made} == made
 
-    # From here on a patch of the module that is loaded now.
-    kernel.edit({BRD: ("memset(dst, 'A', copy);", "memset(dst, 'B', copy);")})
+    # No patch is made of it: whoever loads the tree's module would have it patched.
+    again = kernel.save({BRD: ("memset(dst, 'A', copy);", "memset(dst, 'B', copy);")})
+    assert (again.outcome, again.symbols) == (Outcome.RELOADED, ("brd.ko",)), again
+    assert [each.code for each in kernel.told.climbs[0].reasons] == ["HR2305"]
     assert kernel.run(READ) == "4242"
     assert kernel.after("undo").outcome is Outcome.UNDONE
     assert kernel.run(READ) == NEW
@@ -183,6 +185,30 @@ def test_a_module_of_several_units_is_loaded_anew_once_nobody_uses_it(kernel: Ke
     assert kernel.run("cat /tmp/rom/hello") == "content"
     assert kernel.run("stat -f -c %l /tmp/rom") == "77"
     kernel.run("umount /tmp/rom; rmmod romfs")
+
+
+def test_a_module_that_is_not_loaded_is_not_built_anew(kernel: Kernel) -> None:
+    (reason, *_) = kernel.refusal({BRD: GROWN})
+    assert reason.code == "HR2101"
+    assert (reason.hint or "").startswith("brd is not loaded: ")
+    kernel.load("brd")
+    assert kernel.run(READ) == OLD
+
+
+def test_a_header_that_a_module_includes_since_it_was_loaded_anew_is_known(kernel: Kernel) -> None:
+    kernel.load("brd")
+    new = kernel.tree.source / "drivers/block/brd_fill.h"
+    new.write_text("#define BRD_FILL 'A'\n")
+    try:
+        include = ("#include <linux/init.h>\n", '#include <linux/init.h>\n#include "brd_fill.h"\n')
+        fill = (FILL[0], FILL[1].replace("'A'", "BRD_FILL"))
+        assert kernel.save({BRD: (GROWN[0], include, fill)}).outcome is Outcome.RELOADED
+        assert kernel.run(READ) == NEW
+        assert kernel.save({"drivers/block/brd_fill.h": ("'A'", "'B'")}).outcome is Outcome.RELOADED
+        assert kernel.run(READ) == "4242"
+    finally:
+        kernel.restore(BRD)
+        new.unlink()
 
 
 def test_no_module_is_loaded_anew_for_what_vmlinux_refuses(kernel: Kernel) -> None:
