@@ -26,9 +26,11 @@ from hotreload.compared import Compared
 from hotreload.config import MAX_UNITS
 from hotreload.cycle import Announce, Cycle
 from hotreload.deploy.guest import RestorableGuest
+from hotreload.deploy.livepatch import build_id
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.edited_units import EditedUnits
 from hotreload.edits import Edits
+from hotreload.elf.build_id import read_build_id
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError, PatchRejectedError
 from hotreload.fault_line import SourceLine, base_line, fault_line
 from hotreload.history import History, Step
@@ -325,6 +327,7 @@ class Reloader:
         return not names or VMLINUX in names
 
     async def _through(self, cycle: Cycle) -> ReloadReport:
+        await self._follow_unloading()
         try:
             return await self._as_patch(cycle)
         except NotPatchableError as refusal:
@@ -442,6 +445,17 @@ class Reloader:
             left = {key: home for key, home in homes.items() if key.module not in names}
             await self._bring(cycle, known.plan, left)
             self._guest.is_made_of(known.edited)
+
+    async def _follow_unloading(self) -> None:
+        """A module built beside the tree that is not there any more: the next to come is the tree's."""
+        kos = {built.name: built.ko for built in self.base.modules if built.name in self.base.beside_the_tree}
+        gone = frozenset(
+            [name for name, ko in kos.items() if await build_id(self._guest.guest, name) != read_build_id(ko)]
+        )
+        booted = self._history.steps[0].base
+        if gone and booted is not None:
+            self._take_base(gone, self.base.with_anew(self.base.build, booted.parts[0], gone))
+            self._edits.units.ask_for(gone)
 
     def _take_base(self, names: frozenset[str], base: GuestBase | None = None) -> None:
         """These modules are of another base than before."""

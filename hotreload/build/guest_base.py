@@ -58,7 +58,8 @@ class GuestBase:
     @property
     def beside_the_tree(self) -> frozenset[str]:
         """Modules of a kernel's tree that were built anew: whoever loads the tree's file loads another."""
-        later = self.parts[1:] if self.is_kernel else ()
+        # vmlinux is always of the part that was booted.
+        later = (part for part in self.parts if part.id != self.parts[0].id) if self.is_kernel else ()
         return frozenset(built.name for part in later for built in part.modules)
 
     def of(self, unit: TranslationUnit) -> Base:

@@ -7,6 +7,7 @@ What happened is found out first, for after the restore nothing in the guest kno
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -167,9 +168,7 @@ class Rescue:
         """
         silence = await why_silent(self._machine, self._booted.guest, self.console_log)
         if silence is None:
-            foreign = self._booted.foreign
-            if foreign is not None and not await self._reloader.is_as_known():
-                foreign.lose(REVERTED)  # a snapshot, say: begin with it anew
+            await self._look_whether_it_is_the_same()
             return None
         error = silence_error(silence)
         if silence.stuck is not None or self._reloader.is_changing:
@@ -179,6 +178,14 @@ class Rescue:
         running = self._reloader.running
         report = ReloadReport(Outcome.COMPLAINED, number=running, reasons=(reason,), still_runs=running)
         return self._reloader.note(report)
+
+    async def _look_whether_it_is_the_same(self) -> None:
+        """Somebody else's guest that is there again may be brought back to a snapshot: begin with it anew."""
+        foreign = self._booted.foreign
+        # If it is gone once more, that is told by itself.
+        with contextlib.suppress(HotReloadError):
+            if foreign is not None and not await self._reloader.is_as_known():
+                foreign.lose(REVERTED)
 
     async def answers_again(self) -> bool:
         """Of a guest that is cut off: does it answer now?"""

@@ -193,6 +193,15 @@ def test_a_module_that_is_not_loaded_is_not_built_anew(kernel: Kernel) -> None:
     assert (reason.hint or "").startswith("brd is not loaded: ")
     kernel.load("brd")
     assert kernel.run(READ) == OLD
+    grown = kernel.after("push")
+    assert (grown.outcome, kernel.run(READ)) == (Outcome.RELOADED, NEW), grown
+    # Who takes the tree's module has that of before, and edits are compared with it again.
+    kernel.run("rmmod brd")
+    kernel.load("brd")
+    assert kernel.run(READ) == OLD
+    assert kernel.restore() is not None
+    kernel.edit({BRD: FILL})
+    assert kernel.run(READ) == NEW
 
 
 def test_a_header_that_a_module_includes_since_it_was_loaded_anew_is_known(kernel: Kernel) -> None:
