@@ -124,7 +124,9 @@ def split_command(command: str) -> RecordedCommand:
     for step in steps[1:]:
         if step[0].rpartition("/")[2] != "objtool":
             raise _refusal(f"it goes on with {step[0]}", command)
-    return RecordedCommand(steps[0], steps[1:])
+    # A cache of objects knows nothing of ours, and its flags would not be the compiler's.
+    is_wrapped = steps[0][0].rpartition("/")[2] in WRAPPERS
+    return RecordedCommand(steps[0][is_wrapped:], steps[1:])
 
 
 def late_steps(link: str, target: str) -> str:

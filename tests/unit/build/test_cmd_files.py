@@ -168,3 +168,9 @@ def test_the_link_of_a_module_is_ld_and_where_kbuild_calls_it_objtool() -> None:
     for other in ("ld -r -o a.o @a.mod ; strip a.o", "true", "gcc -o a.o -c a.c"):
         with pytest.raises(InputError, match="no link"):
             split_link(other)
+
+
+def test_a_compiler_behind_a_cache_is_run_without_it() -> None:
+    recorded = split_command("ccache gcc-12 -O2 -c -o a.o a.c ; ./tools/objtool/objtool --orc a.o")
+    assert recorded.compile == ("gcc-12", "-O2", "-c", "-o", "a.o", "a.c")
+    assert split_command("/usr/bin/gcc -c -o a.o a.c").compile[0] == "/usr/bin/gcc"
