@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # That stay open while nothing is to be done: for a reload, and for who looks on.
 KEPT = 2
+# Seconds for what is left of one that was aborted.
+HANG_UP = 2.0
 
 
 class Connections:
@@ -82,6 +84,8 @@ class Connections:
         self._idle = [each for each in self._idle if each is not connection]
         # Not close(): a guest that is gone would never answer the farewell.
         connection.abort()
-        await connection.wait_closed()
+        with contextlib.suppress(TimeoutError):  # nothing that ends waits for it longer
+            async with asyncio.timeout(HANG_UP):
+                await connection.wait_closed()
         if watching is not None:
             watching.cancel()
