@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from hotreload.build.built import VMLINUX, sha256
+from hotreload.build.built import sha256
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair, rebuild
 from hotreload.build.guest_base import GuestBase
@@ -121,14 +121,13 @@ class Edits:
     def plan(self, compared: Mapping[Path, Compared]) -> PatchPlan | None:
         """One plan for all of them; None: nothing differs from the base. Raises NotPatchableError."""
         plan = plan_units(self.base, compared, self.knowledge.symbols)
-        if plan is not None and (beside := self.base.beside_the_tree):
-            # The kernel would patch the tree's module, too, should somebody load that instead.
-            names = {each.name or VMLINUX for each in plan.objects} | {each.object for each in plan.writes}
-            if found := sorted(names & beside):
-                raise NotPatchableError(
-                    Obstacle("HR2305", name, f"{name} was loaded anew, and the tree has that of before")
-                    for name in found
-                )
+        beside = self.base.beside_the_tree
+        # The kernel would patch the tree's module, too, should somebody load that instead.
+        if plan is not None and (found := sorted(plan.changed_objects & beside)):
+            raise NotPatchableError(
+                Obstacle("HR2305", name, f"{name} was loaded anew, and the tree has that of before")
+                for name in found
+            )
         return plan
 
     async def require_running(self, compared: Mapping[Path, Compared]) -> None:

@@ -19,8 +19,8 @@ from hotreload.build.built import VMLINUX
 from hotreload.build.guest_base import GuestBase
 from hotreload.compared import Compared
 from hotreload.cycle import Cycle
-from hotreload.deploy.guest import RestorableGuest
-from hotreload.deploy.livepatch import apply_patch, disable_patch, patch_status, sweep
+from hotreload.deploy.guest import RestorableGuest, log_in_again
+from hotreload.deploy.livepatch import apply_patch, build_id, disable_patch, patch_status, sweep
 from hotreload.deploy.module_reload import ModuleExchange
 from hotreload.diff.unit_diff import without_same
 from hotreload.elf.build_id import read_build_id
@@ -38,8 +38,6 @@ T = TypeVar("T")
 
 # How often a guest that takes a patch is looked at for a panic, in seconds.
 TROUBLE_INTERVAL = 0.05
-# Of a guest that was just brought back, on a machine that may be busy with something else.
-LOGINS = 3
 
 
 class PatchedGuest:
@@ -133,7 +131,7 @@ class PatchedGuest:
             timeout=self.transition_timeout,
             lookups=patch.lookups,
             sections=patch.sections_to_tell,
-            builds=await asyncio.to_thread(self._builds_of, plan),
+            builds=await asyncio.to_thread(self._builds_of, plan.changed_objects),
         )
         self._restore_points.use()
         try:
@@ -151,14 +149,21 @@ class PatchedGuest:
             written=patch.written(applied.sections),
         )
 
-    def _builds_of(self, plan: PatchPlan) -> dict[str, str]:
-        """The build-ids of the modules that a patch is for: somebody may have loaded another one by hand."""
-        names = {obj.name for obj in plan.objects} | {write.object for write in plan.writes}
+    def _builds_of(self, names: Collection[str]) -> dict[str, str]:
+        """The build-ids of modules that are to be there: somebody may have loaded another one by hand."""
+        found: dict[str, str] = {}
         for built in self.known.base.modules:
-            if built.name in names and built.name != VMLINUX and built.ko not in self._builds:
-                self._builds[built.ko] = read_build_id(built.ko)
-        kos = {built.name: built.ko for built in self.known.base.modules if built.name in names}
-        return {name: found for name, ko in kos.items() if (found := self._builds.get(ko))}
+            if built.name in names and built.name != VMLINUX:
+                if built.ko not in self._builds:
+                    self._builds[built.ko] = read_build_id(built.ko)
+                if build := self._builds[built.ko]:
+                    found[built.name] = build
+        return found
+
+    async def not_there(self, names: Collection[str]) -> frozenset[str]:
+        """Those of the modules that the guest has not, or has another build of. Raises as build_id."""
+        wanted = await asyncio.to_thread(self._builds_of, names)
+        return frozenset([name for name in names if await build_id(self.guest, name) != wanted.get(name)])
 
     async def _disable(self, cycle: Cycle, live: LivePatch) -> None:
         self._restore_points.use()
@@ -327,7 +332,4 @@ class PatchedGuest:
 
     async def log_in(self) -> None:
         """Reach a guest that was brought back. Raises GuestUnreachableError."""
-        for _ in range(LOGINS - 1):
-            with contextlib.suppress(GuestUnreachableError):
-                return await self.guest.reconnect()
-        return await self.guest.reconnect()
+        await log_in_again(self.guest)

@@ -26,11 +26,9 @@ from hotreload.compared import Compared
 from hotreload.config import MAX_UNITS
 from hotreload.cycle import Announce, Cycle
 from hotreload.deploy.guest import RestorableGuest
-from hotreload.deploy.livepatch import build_id
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.edited_units import EditedUnits
 from hotreload.edits import Edits
-from hotreload.elf.build_id import read_build_id
 from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError, PatchRejectedError
 from hotreload.fault_line import SourceLine, base_line, fault_line
 from hotreload.history import History, Step
@@ -448,10 +446,8 @@ class Reloader:
 
     async def _follow_unloading(self) -> None:
         """A module built beside the tree that is not there any more: the next to come is the tree's."""
-        kos = {built.name: built.ko for built in self.base.modules if built.name in self.base.beside_the_tree}
-        gone = frozenset(
-            [name for name, ko in kos.items() if await build_id(self._guest.guest, name) != read_build_id(ko)]
-        )
+        beside = self.base.beside_the_tree
+        gone = await self._guest.not_there(beside) if beside else None
         booted = self._history.steps[0].base
         if gone and booted is not None:
             self._take_base(gone, self.base.with_anew(self.base.build, booted.parts[0], gone))

@@ -36,6 +36,7 @@ KEEPALIVE_INTERVAL = 2
 KEEPALIVE_COUNT = 5
 # Seconds for a login. QEMU accepts the connection even if no guest is behind it.
 LOGIN_LIMIT = 10.0
+LOGINS = 3
 
 
 class Guest(Protocol):
@@ -60,6 +61,17 @@ class RestorableGuest(Guest, Protocol):
     async def reconnect(self) -> None:
         """Drop the connection and log in again. Raises GuestUnreachableError (HR4103)."""
         ...
+
+
+async def log_in_again(guest: RestorableGuest) -> None:
+    """Reach a guest that was brought back; beside a compiler one login may take too long.
+
+    Raises GuestUnreachableError (HR4103).
+    """
+    for _ in range(LOGINS - 1):
+        with contextlib.suppress(GuestUnreachableError):
+            return await guest.reconnect()
+    return await guest.reconnect()
 
 
 class _NotStartedError(ConnectionError):

@@ -153,6 +153,13 @@ class PatchPlan:
     writes: tuple[Write, ...] = ()
     callbacks: tuple[Callback, ...] = ()
 
+    @property
+    def changed_objects(self) -> frozenset[str]:
+        """The names of what it patches or writes to; vmlinux, which it need not name, may be missing."""
+        return frozenset(
+            name for name in (*(o.name for o in self.objects), *(w.object for w in self.writes)) if name
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class UnitDiff:

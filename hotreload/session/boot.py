@@ -23,7 +23,7 @@ from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_record import kernel_base
 from hotreload.build.kernel_tree import KernelTree, check_fit, kernel_compiler
 from hotreload.config import Config
-from hotreload.deploy.guest import ShellGuest, SshGuest
+from hotreload.deploy.guest import ShellGuest, SshGuest, log_in_again
 from hotreload.deploy.livepatch import AGENT_PATH, agent_source, load_module
 from hotreload.deploy.module_reload import Load, depends_of, load_order
 from hotreload.deploy.verify import ReadMemory
@@ -51,7 +51,6 @@ SETUP_LIMIT = 600.0
 # In the session's folder, beside the console's log.
 STATE_DISK = "checkpoints.qcow2"
 CLEAN = f"{TAG_PREFIX}clean"
-LOGINS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,12 +248,7 @@ async def _as_it_was(bare: BareGuest, progress: Progress) -> BareGuest:
     assert bare.clean is not None
     progress("restoring the guest as it had booted")
     await bare.checkpoints.restore(bare.clean)
-    for _ in range(LOGINS - 1):  # beside a compiler a login may take too long
-        with contextlib.suppress(GuestUnreachableError):
-            await bare.guest.reconnect()
-            break
-    else:
-        await bare.guest.reconnect()
+    await log_in_again(bare.guest)
     with contextlib.suppress(EnvironmentFault):  # then they take space
         await bare.checkpoints.delete_all_but(bare.clean)
     return bare
