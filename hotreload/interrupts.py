@@ -9,9 +9,11 @@ is a KeyboardInterrupt, or, where an event loop runs, cancels what runs in it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -33,32 +35,55 @@ def leave_at_once() -> None:
 
 def raise_interrupts() -> None:
     """From now on they are a KeyboardInterrupt: to be called before the first thing that needs an end."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    _answer(signal.default_int_handler)
+
+
+def _answer(handler: Callable[[int, FrameType | None], object]) -> None:
+    for number in SIGNALS:
+        # Scripts start what they leave behind with SIGINT ignored, nohup with SIGHUP.
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as scripts start what they leave behind
-        raise KeyboardInterrupt
-    # The event loop has a handler of its own for this one.
-    signal.raise_signal(signal.SIGINT)
+            signal.signal(number, handler)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
     """asyncio.run, for the process's main work: an interrupt cancels it, and is raised when it has ended.
 
-    A second one does not wait for that end.
+    A second one does not wait for that end. asyncio's own handler would do this for SIGINT, and only where
+    that is not ignored.
     """
     import asyncio
+
+    interrupted = False
+
+    async def interruptible() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+
+        def cancel(_number: int, _frame: object) -> None:
+            nonlocal interrupted
+            if interrupted:
+                raise KeyboardInterrupt
+            interrupted = True
+            task.cancel()
+            loop.call_soon_threadsafe(lambda: None)  # it may be asleep
+
+        _answer(cancel)
+        try:
+            return await main
+        finally:
+            raise_interrupts()
 
     def tell(loop: asyncio.AbstractEventLoop, about: dict[str, Any]) -> None:
         if not isinstance(about.get("exception"), KeyboardInterrupt):
             loop.default_exception_handler(about)
 
     raise_interrupts()
-    with asyncio.Runner() as runner:
+    with contextlib.closing(main), asyncio.Runner() as runner:
         runner.get_loop().set_exception_handler(tell)
-        return runner.run(main)
+        try:
+            return runner.run(interruptible())
+        except asyncio.CancelledError:
+            if interrupted:
+                raise KeyboardInterrupt from None
+            raise
