@@ -123,11 +123,14 @@ class ShellGuest:
 
     async def _run(self, command: str, stdin: bytes, *, new: bool = False) -> CommandResult:
         import asyncssh
+        from asyncssh.constants import OPEN_REQUEST_SESSION_FAILED
 
         async with self.connections.one(new=new) as connection:
             try:
                 process = await connection.create_process(command, encoding=None)
-            except (asyncssh.Error, OSError) as error:
+            except asyncssh.ChannelOpenError as error:
+                if error.code == OPEN_REQUEST_SESSION_FAILED:
+                    raise  # it was sent, as with any other error
                 raise _NotStartedError(str(error)) from error
             return await _communicate(process, stdin)
 
