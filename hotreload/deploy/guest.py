@@ -74,6 +74,19 @@ async def log_in_again(guest: RestorableGuest) -> None:
     return await guest.reconnect()
 
 
+async def run_in_time(
+    guest: Guest, command: str, *, stdin: bytes | None = None, timeout: float = 30.0
+) -> CommandResult:
+    """Guest.run, of which no answer within ``timeout`` seconds is a GuestUnreachableError (HR4103), too."""
+    try:
+        return await guest.run(command, stdin=stdin, timeout=timeout)
+    except TimeoutError as late:
+        raise GuestUnreachableError(
+            f"the guest did not answer within {timeout:.0f} s",
+            hint="hotreload guest logs shows its console; hotreload guest restart boots it again",
+        ) from late
+
+
 class _NotStartedError(ConnectionError):
     """A command that a connection did not take."""
 
