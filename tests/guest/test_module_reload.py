@@ -461,19 +461,36 @@ def test_a_device_is_given_back_to_the_driver_that_had_it(in_session: InSession)
     in_session(story, {"Kbuild": "obj-m := bus.o toy.o\n", "bus.c": BUS, "toy.c": TOY}, max_rung="module")
 
 
+def source_patch(folder: Path, name: str, old: str, new: str) -> Path:
+    lines = (text.splitlines(keepends=True) for text in (old, new))
+    patch = folder / "fix.patch"
+    patch.write_text("".join(difflib.unified_diff(*lines, f"a/{name}", f"b/{name}")))
+    return patch
+
+
+def test_a_module_that_is_loaded_anew_is_built_without_a_source_patch_which_is_told(
+    in_session: InSession, tmp_path: Path
+) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        patch = source_patch(tmp_path, "help.c", HELP, HELP.replace("2 * n", "5 * n"))
+        assert (await watch.request("push", patches=[str(patch)])).outcome is Outcome.LIVE
+        assert await read() == "hello 1 5\n"
+        anew = await save(main_c=GROWN)
+        assert anew.outcome is Outcome.RELOADED, anew
+        assert "help.c: built as the file is, without the source patch that was pushed" in anew.notes
+        assert await read() == "grown 1 2\n"
+        again = await save(main_c=GROWN.replace("grown %ld", "grows %ld"))
+        assert not any("source patch" in note for note in again.notes)
+
+    in_session(story, max_rung="module")
+
+
 def test_a_source_patch_is_brought_to_a_module_that_was_loaded_anew(
     in_session: InSession, tmp_path: Path
 ) -> None:
     async def story(save: Save, read: Read, watch: Driven) -> None:
         assert (await save(main_c=GROWN)).outcome is Outcome.RELOADED
-        lines = difflib.unified_diff(
-            GROWN.splitlines(keepends=True),
-            GROWN.replace("grown %ld", "pushed %ld").splitlines(keepends=True),
-            "a/main.c",
-            "b/main.c",
-        )
-        patch = tmp_path / "fix.patch"
-        patch.write_text("".join(lines))
+        patch = source_patch(tmp_path, "main.c", GROWN, GROWN.replace("grown %ld", "pushed %ld"))
         pushed = await watch.request("push", patches=[str(patch)])
         assert (pushed.outcome, pushed.symbols) == (Outcome.LIVE, ("show",)), pushed
         assert await read() == "pushed 1 2\n"
