@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
@@ -91,7 +92,7 @@ class _NotStartedError(ConnectionError):
     """A command that a connection did not take."""
 
 
-class ShellGuest:
+class ShellGuest(ABC):
     """A guest behind SSH; those who derive from it say how to get in. The first command connects."""
 
     def __init__(self) -> None:
@@ -106,18 +107,18 @@ class ShellGuest:
         await self.close()
 
     @property
+    @abstractmethod
     def agent(self) -> str:
         """See `Guest.agent`."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def ssh_command(self) -> str:
         """The line that logs a person in, to be pasted into a shell."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _log_in(self) -> asyncssh.SSHClientConnection:
         """Connect. Raises asyncssh.Error, OSError, GuestUnreachableError (HR4103)."""
-        raise NotImplementedError
 
     async def run(self, command: str, *, stdin: bytes | None = None, timeout: float = 30.0) -> CommandResult:
         """See `Guest.run`. A connection that was lost while idle is made anew; no command is sent twice."""
