@@ -72,6 +72,7 @@ def kind_of(path: Path) -> str:
     return folder if folder in KINDS else "unit"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         kind = kind_of(item.path)
