@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Edits of a kernel's own tree. A package, so that its guests end with its last test."""
