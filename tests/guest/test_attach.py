@@ -373,6 +373,25 @@ def test_what_its_kernel_complains_about_is_told_though_nobody_keeps_its_console
         assert watching.end() == 130
 
 
+def test_a_kernel_that_says_more_than_comes_through_is_heard_afterwards(own: Stranger, driver: Path) -> None:
+    with attached(driver, *own.ssh), watch(driver) as watching:
+        watching.waits_for("ready")
+        # More than the kernel's buffer holds, while nobody reads it.
+        own.run(
+            "reader=$(grep -l '^cat$' /proc/[0-9]*/comm | cut -d/ -f3); kill -STOP $reader;"
+            " for i in $(seq 3000); do echo $i, and a line of some length, to be told >/dev/kmsg; done;"
+            " kill -CONT $reader"
+        )
+        edit(driver, "reads += step;", "WARN_ON(1);\n\treads += step;")
+        watching.waits_for("live")
+        assert reading(driver) == "old 1\n"
+        watching.waits_for(r"warned .*HR4105 WARNING in show\+0x\w+ \(counter.c:\d+\)")
+        assert re.search(
+            r"hotreload: \d+ lines of the kernel's log were lost", run(driver, "guest", "logs").stdout
+        )
+        assert watching.end() == 130
+
+
 def test_a_connection_that_breaks_and_comes_back_loses_nothing(own: Stranger, driver: Path) -> None:
     with attached(driver, *own.ssh), watch(driver) as watching:
         watching.waits_for("ready")

@@ -11,7 +11,7 @@ import pytest
 
 from hotreload.deploy.attached_guest import Login, parse_address, pinned_key
 from hotreload.deploy.kcore import KernelMemory, Segment, parse_segments
-from hotreload.deploy.kernel_log import as_console
+from hotreload.deploy.kernel_log import LOST, KernelLog
 from hotreload.deploy.livepatch import AGENT_PATH
 from hotreload.errors import EnvironmentFault, InputError
 from hotreload.process import CommandResult
@@ -152,9 +152,26 @@ def test_memory_that_cannot_be_read_is_a_fault_that_says_why(pages: dict[int, by
 # The kernel's log.
 
 
+MARK = "hotreload: listening (1)"
+
+
 def test_a_record_of_kmsg_reads_as_the_console_would_have_it() -> None:
-    text = as_console("4,1234,698123456,-,caller=T1;WARNING: CPU: 0 PID: 1 at show+0x5/0x10\n")
+    log = KernelLog(MARK)
+    assert log.heard("6,1,1,-;of before\n") == []
+    assert log.heard(f"12,2,1,-;{MARK}\n") == []
+    (text,) = log.heard("4,3,698123456,-,caller=T1;WARNING: CPU: 0 PID: 1 at show+0x5/0x10\n")
     assert text == "[  698.123456] WARNING: CPU: 0 PID: 1 at show+0x5/0x10"
     assert PREFIX.sub("", text) == "WARNING: CPU: 0 PID: 1 at show+0x5/0x10"
-    assert as_console(" SUBSYSTEM=pci\n") is None
-    assert as_console("6,1,2,-;\x1b[2Jx\n") == "[    0.000002] x"
+    assert log.heard(" SUBSYSTEM=pci\n") == []
+    assert log.heard("\n") == []
+    assert log.heard("6,4,2,-;\x1b[2Jx\n") == ["[    0.000002] x"]
+
+
+def test_what_was_lost_of_the_kernels_log_is_told_where_it_is_missing() -> None:
+    log = KernelLog(MARK)
+    assert log.heard("6,70,1,-;the mark was lost as well\n") == []
+    assert log.heard(f"12,80,1,-;{MARK}\n") == []
+    assert log.heard("6,81,1000000,-;one\n") == ["[    1.000000] one"]
+    told = log.heard("6,90,2000000,-;two\n")
+    assert told == [LOST.format(8), "[    2.000000] two"]
+    assert log.heard(f"12,91,1,-;{MARK}\n") == []
