@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hotreload.deploy.connections import HANG_UP
 from hotreload.deploy.guest import KEEPALIVE_COUNT, KEEPALIVE_INTERVAL, LOGIN_LIMIT, USER, ShellGuest
 from hotreload.deploy.kernel_log import follow_kernel_log
 from hotreload.deploy.livepatch import agent_source
@@ -154,7 +155,9 @@ class AttachedGuest(ShellGuest):
         door, self._door = self._door, None
         if door is not None:
             door.abort()
-            await door.wait_closed()
+            with contextlib.suppress(TimeoutError):  # nothing that ends waits for it longer
+                async with asyncio.timeout(HANG_UP):
+                    await door.wait_closed()
         for task in self._at_the_door:
             task.cancel()
         if self._at_the_door:

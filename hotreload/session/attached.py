@@ -36,7 +36,9 @@ from hotreload.errors import (
 )
 from hotreload.session.boot import Booted, build_all, first_of, load_modules, or_lost, set_up
 from hotreload.vm.console import printable
-from hotreload.vm.foreign_machine import REBOOTED, ForeignMachine
+from hotreload.vm.foreign_machine import ENDED, REBOOTED, ForeignMachine
+from hotreload.vm.machine import Trouble
+from hotreload.vm.monitor import NobodyListensError
 
 log = logging.getLogger(__name__)
 
@@ -89,22 +91,28 @@ async def attach(
     """Build, connect, check, load; after the block the guest is as it was, as far as it still answers.
 
     ``before``: what this guest was in an earlier block. If it is the same boot, what was built then is what
-    is loaded. Raises what build_base, build_glue, ForeignMachine, AttachedGuest and load_module raise,
-    KernelUnfitError (HR3101) for another kernel or another build of a module, InputError (HR1008) for
-    ``load`` and ``setup``.
+    is loaded; that its QEMU has ended is a GuestUnreachableError then. Raises what build_base, build_glue,
+    ForeignMachine, AttachedGuest and load_module raise, KernelUnfitError (HR3101) for another kernel or
+    another build of a module, InputError (HR1008) for ``load`` and ``setup``.
     """
     _take_console(attachment, console_log)
     async with contextlib.AsyncExitStack() as owned:
-        machine = await owned.enter_async_context(
-            ForeignMachine(attachment.qmp, console_log.parent, has_console=attachment.console is not None)
-        )
+        has_console = attachment.console is not None
+        machine = ForeignMachine(attachment.qmp, console_log.parent, has_console=has_console)
+        try:
+            await owned.enter_async_context(machine)
+        except NobodyListensError:
+            if before is None:
+                raise
+            raise GuestUnreachableError(f"the guest is lost: {ENDED.message}") from None
         progress(f"connecting to {attachment.login.address}")
         heard = console_log if attachment.console is None else None
         guest = AttachedGuest(attachment.login, attachment.token, lambda: machine.lose(REBOOTED), heard)
         owned.push_async_callback(guest.leave)
         # Who cannot be worked on is not worth a build.
         await or_lost(_require_kernel(guest, kernel), machine, console_log)
-        module, base, glue = await _built(folder, kernel, progress, _same_boot(before, guest))
+        building = _built(folder, kernel, progress, _same_boot(before, guest))
+        module, base, glue = await or_lost(building, machine, console_log)
         found = await or_lost(_Found.clean(guest, base), machine, console_log)
         progress("loading the modules")
         came: list[str] = []
@@ -141,6 +149,21 @@ async def until_it_answers(attachment: Attachment) -> None:
         finally:
             await guest.leave()
         await asyncio.sleep(RETRY)
+
+
+async def until_it_ends(attachment: Attachment, machine: ForeignMachine) -> Trouble:
+    """Return when its QEMU has ended, as far as that is told; ``machine``: of its last block.
+
+    Raises EnvironmentFault (HR3108) when the monitor does not talk to us any more.
+    """
+    if machine.has_monitor or attachment.qmp is None:
+        return await machine.wait_for_end()
+    # Its block is over, and with it our connection to the monitor.
+    try:
+        async with ForeignMachine(attachment.qmp, Path(), has_console=False) as waiting:
+            return await waiting.wait_for_end()
+    except NobodyListensError:
+        return ENDED
 
 
 def _take_console(attachment: Attachment, console_log: Path) -> None:

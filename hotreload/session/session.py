@@ -36,7 +36,7 @@ from hotreload.errors import CompileError, GuestUnreachableError, HotReloadError
 from hotreload.report.console import Console
 from hotreload.report.ndjson import EventSink
 from hotreload.report.outcome import Outcome, ReloadReport
-from hotreload.session.attached import attach, take_off_live, until_it_answers
+from hotreload.session.attached import attach, take_off_live, until_it_answers, until_it_ends
 from hotreload.session.boot import BareGuest, Booted, boot
 from hotreload.session.control import report_object
 from hotreload.session.order import Order
@@ -576,7 +576,7 @@ class Session:
         assert attachment is not None, "a guest of ours does not return"
         assert foreign is not None, "a guest of ours does not return"
         back = asyncio.create_task(until_it_answers(attachment))
-        ended = asyncio.create_task(foreign.wait_for_end())
+        ended = asyncio.create_task(until_it_ends(attachment, foreign))
         try:
             await asyncio.wait({back, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():

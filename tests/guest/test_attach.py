@@ -302,6 +302,27 @@ def test_when_its_qemu_is_killed_the_session_ends_with_status_8(own: Stranger, d
     assert eventually_nothing(driver)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["while it is away", "while it is begun with anew"])
+def test_when_its_qemu_is_killed_before_the_guest_is_back_the_session_ends(
+    again: bool, own: Stranger, driver: Path
+) -> None:
+    (driver / "hotreload.toml").write_text('setup = "echo here >/tmp/mark; sleep 3"\n')
+    with attached(driver, *own.everything), watch(driver) as watching:
+        watching.waits_for("ready")
+        own.run("(sleep 0.3; reboot -f) >/dev/null 2>&1 &")
+        wait_for_state(driver, "away")
+        if again:
+            deadline = time.monotonic() + LIMIT
+            while own.run("cat /tmp/mark 2>/dev/null") != "here\n":
+                assert time.monotonic() < deadline
+        else:
+            own.ask_qemu("stop")
+        own.process.kill()
+        assert watching.process.wait(LIMIT) == 8
+        assert "HR4103]: the guest is lost: QEMU has ended" in watching.said
+    assert eventually_nothing(driver)
+
+
 def test_a_panic_is_reported_with_its_function_and_the_session_goes_on_when_its_owner_resets_it(
     own: Stranger, driver: Path
 ) -> None:
