@@ -36,9 +36,10 @@ from hotreload.errors import CompileError, GuestUnreachableError, HotReloadError
 from hotreload.report.console import Console
 from hotreload.report.ndjson import EventSink
 from hotreload.report.outcome import Outcome, ReloadReport
-from hotreload.session.attached import attach, take_off_live, until_it_answers, until_it_ends
+from hotreload.session.attached import Earlier, attach, until_it_answers, until_it_ends
 from hotreload.session.boot import BareGuest, Booted, boot
 from hotreload.session.control import report_object
+from hotreload.session.found import take_off_live
 from hotreload.session.order import Order
 from hotreload.session.reboot import (
     announced,
@@ -96,7 +97,7 @@ class Session:
         self._pending: set[Path] = set()
         self._saved_at = 0.0
         self._due = asyncio.Event()
-        self._before: Booted | None = None  # what a guest was that may return
+        self._before: Earlier | None = None  # what a guest was that may return
         self._is_lost = asyncio.Event()  # a guest that may return
         self._lost: ReloadReport  # how that was told
         self.away_since: datetime | None = None
@@ -161,7 +162,6 @@ class Session:
         from hotreload.running_check import RunningCheck
 
         self.reloader = Reloader(
-            module=self.booted.module,
             base=self.booted.base,
             glue=self.booted.glue,
             guest=self.booted.guest,
@@ -545,7 +545,8 @@ class Session:
                 self.away_since = datetime.now()
                 self.ready.clear()
                 self.teller.state("away", message=self._lost.reasons[0].message)
-                before, self._before = self.reloader, self.booted
+                before = self.reloader
+                self._before = Earlier(self.booted, before.base, is_changing=before.is_changing)
                 started = await self._begun_anew()
                 if started is None:
                     return

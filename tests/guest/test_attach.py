@@ -428,3 +428,51 @@ def test_a_connection_that_breaks_and_comes_back_loses_nothing(own: Stranger, dr
         assert reading(driver) == "newer 2\n"
         assert watching.end() == 130
     assert traces_in(own) == ""
+
+
+CUT_OFF = "for pid in $(pidof dropbear); do [ $(cut -d' ' -f4 /proc/$pid/stat) = 1 ] || kill -9 $pid; done"
+
+
+def test_a_module_that_was_loaded_anew_is_known_again_when_a_patch_of_it_was_cut_off(
+    own: Stranger, driver: Path
+) -> None:
+    edit(driver, "#include <linux/module.h>", "#include <linux/delay.h>\n#include <linux/module.h>")
+    with attached(driver, *own.ssh), watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "static int reads;", "static long reads;")
+        edit(driver, "reads += step;", "reads += step;\n\tif (reads == 2)\n\t\tssleep(8);")
+        edit(driver, '%d\\n"', '%ld\\n"')
+        watching.waits_for("reloaded .*counter.ko")
+        assert reading(driver) == "old 1\n"
+        # Who reads for a while keeps the patch from being complete.
+        own.run("dd if=/proc/counter of=/dev/null bs=64 count=1 2>/dev/null & sleep 1")
+        edit(driver, "old %ld", "new %ld")
+        deadline = time.monotonic() + LIMIT
+        while "1" not in own.run("cat /sys/kernel/livepatch/*/transition"):
+            assert time.monotonic() < deadline
+        own.run(CUT_OFF)
+        watching.waits_for("HR4103")
+        watching.waits_for("rebooted .*counter", limit=60)
+        # The module was not touched; the edit comes again.
+        watching.waits_for("live")
+        assert reading(driver) == "new 3\n"
+        assert watching.end() == 130
+    assert traces_in(own) == ""
+
+
+def test_a_module_whose_exchange_was_cut_off_is_loaded_anew(own: Stranger, driver: Path) -> None:
+    (driver / "hotreload.toml").write_text('setup = "[ ! -e /tmp/slow ] || { echo >/tmp/here; sleep 5; }"\n')
+    with attached(driver, *own.ssh), watch(driver) as watching:
+        watching.waits_for("ready")
+        own.run("touch /tmp/slow")
+        edit(driver, "static int reads;", "static unsigned char reads;")
+        deadline = time.monotonic() + LIMIT
+        while not own.run("ls -d /tmp/here 2>/dev/null"):
+            assert time.monotonic() < deadline
+        own.run(f"rm /tmp/slow; {CUT_OFF}")
+        watching.waits_for("HR4103")
+        watching.waits_for("rebooted .*counter", limit=60)
+        watching.waits_for("reloaded .*counter.ko")
+        assert reading(driver) == "old 1\n"
+        assert watching.end() == 130
+    assert traces_in(own) == ""
