@@ -254,7 +254,12 @@ class AttachedGuest(ShellGuest):
                     doorkeeper = await connection.create_process(command, encoding=None)
                     with contextlib.suppress(BrokenPipeError):  # who refuses us does not wait for it
                         doorkeeper.stdin.write(agent)
-                    told = printable((await doorkeeper.stdout.readline()).decode(errors="replace")).split()
+                    line = (await doorkeeper.stdout.readline()).decode(errors="replace")
+                    if not line.endswith("\n"):
+                        await doorkeeper.wait_closed()
+                        if (doorkeeper.returncode or 0) < 0 or doorkeeper.returncode is None:
+                            raise ConnectionResetError("the connection was lost")
+                    told = printable(line).split()
             except (asyncssh.Error, OSError, TimeoutError) as error:
                 raise GuestUnreachableError(
                     f"{self.login.address} does not answer: {str(error) or 'it takes no commands'}"

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.deploy.attached_guest import Login, parse_address, pinned_key
+from hotreload.deploy.attached_guest import AttachedGuest, Login, parse_address, pinned_key
 from hotreload.deploy.kcore import KernelMemory, Segment, parse_segments
 from hotreload.deploy.kernel_log import LOST, KernelLog
 from hotreload.deploy.livepatch import AGENT_PATH
-from hotreload.errors import EnvironmentFault, InputError
+from hotreload.errors import EnvironmentFault, GuestUnreachableError, InputError
 from hotreload.process import CommandResult
 from hotreload.report.crash import PREFIX
 
@@ -79,6 +79,45 @@ def test_a_file_without_a_host_key_is_refused(content: bytes, tmp_path: Path) ->
     (tmp_path / "key").write_bytes(content)
     with pytest.raises(InputError, match=r"has no public key|cannot be read"):
         pinned_key(tmp_path / "key")
+
+
+# The door.
+
+
+@pytest.mark.parametrize(
+    ("hangs_up", "code", "told"),
+    [(True, "HR4103", "the connection was lost"), (False, "HR3108", "the guest answers nonsense: 'nothing'")],
+)
+def test_a_connection_that_is_cut_is_told_from_a_shell_that_runs_nothing(
+    hangs_up: bool, code: str, told: str, tmp_path: Path
+) -> None:
+    import asyncssh
+
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(tmp_path / "key")
+    key.write_public_key(tmp_path / "key.pub")
+
+    def doorkeeper(process: asyncssh.SSHServerProcess[str]) -> None:
+        if hangs_up:
+            process.channel.close()  # without a status
+        else:
+            process.exit(1)
+
+    async def story() -> GuestUnreachableError:
+        keys = {"server_host_keys": [key], "authorized_client_keys": str(tmp_path / "key.pub")}
+        async with await asyncssh.listen("127.0.0.1", 0, process_factory=doorkeeper, **keys) as server:
+            login = Login("127.0.0.1", server.get_port(), "root", tmp_path / "key", tmp_path / "key.pub")
+            guest = AttachedGuest(login, "hotreload-1")
+            try:
+                with pytest.raises(GuestUnreachableError) as raised:
+                    await guest.knock()
+            finally:
+                await guest.leave()
+        return raised.value
+
+    error = asyncio.run(story())
+    assert error.code == code
+    assert told in error.message
 
 
 # Memory.
