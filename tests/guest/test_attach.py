@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ import pytest
 
 from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree
+from hotreload.deploy import attached_guest
 from hotreload.errors import EnvironmentFault
 from hotreload.vm.image import GuestImage, build_image
 from hotreload.vm.spec import MachineSpec
@@ -58,7 +60,7 @@ def status(folder: Path) -> dict[str, object]:
 def traces_in(guest: Stranger) -> str:
     """What of us is in a guest: live patches, the agent, programs, the driver."""
     return guest.run(
-        "ls /sys/kernel/livepatch; ls -d /run/hotreload /tmp/hotreload* 2>/dev/null;"
+        "ls /sys/kernel/livepatch; ls -d /run/hotreload* /tmp/hotreload* 2>/dev/null;"
         " cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep ^hotreload-; grep ^counter /proc/modules"
     )
 
@@ -198,6 +200,45 @@ def test_a_second_session_is_kept_out(theirs: Stranger, driver: Path) -> None:
         assert f"HR3106]: another hotreload is attached to root@127.0.0.1:{theirs.port}" in other.stderr
         assert reading(driver) == "old 1\n"
     assert traces_in(theirs) == ""
+
+
+# Tokens of four who come at once, each round after one who was killed or not: what they are told.
+RUSH = """
+for round in 1 2 3 4 5 6; do
+    if [ $((round % 2)) = 0 ]; then
+        { echo a; sleep 1; } | sh -c "$DOORKEEPER" hotreload hotreload-killed$round 2 >/tmp/killed &
+        until grep -q ready /tmp/killed; do sleep 0.05; done
+        kill -9 $!
+    fi
+    for one in 1 2 3 4; do
+        { echo a; sleep 2; } | sh -c "$DOORKEEPER" hotreload hotreload-$round.$one 2 >/tmp/told.$one &
+    done
+    wait
+    echo $(sort /tmp/told.* | cut -d' ' -f1)
+    rm -f /tmp/killed /tmp/told.*
+done"""
+
+
+def test_of_those_who_come_at_the_same_moment_one_is_let_in(theirs: Stranger) -> None:
+    lines = Path(attached_guest.__file__).with_name("attach.sh").read_text().splitlines()
+    script = "\n".join(line for line in lines if not line.startswith("#"))
+    told = theirs.run(f"DOORKEEPER={shlex.quote(script)}; {RUSH}", limit=120)
+    assert told.splitlines() == ["busy busy busy ready"] * 6
+    assert traces_in(theirs) == ""
+
+
+def test_a_folder_of_the_guest_without_space_is_named(own: Stranger, driver: Path) -> None:
+    own.run("mount -t tmpfs -o size=4m none /run")
+    with attached(driver, *own.ssh), watch(driver) as watching:
+        watching.waits_for("ready")
+        own.run("dd if=/dev/zero of=/run/full bs=4k")
+        edit(driver, "old %d", "new %d")
+        watching.waits_for("HR3109 the guest's /run/hotreload is full")
+        watching.waits_for("'du -ax /run |")
+        own.run("rm /run/full")
+        assert run(driver, "push").returncode == 0
+        assert reading(driver) == "new 1\n"
+        assert watching.end() == 130
 
 
 # Who is not let in.
