@@ -187,6 +187,7 @@ class Session:
             self.reloader,
             order.state,
             self.teller.restored,
+            self.teller.say,
             keeps_memory=order.config.vmcore == "on",
         )
         if self.booted.foreign is not None:
@@ -518,7 +519,7 @@ class Session:
             while self.rescue.is_cut_off:
                 await asyncio.sleep(CONTACT_INTERVAL)
                 if await self.rescue.answers_again():
-                    self.console.say("the guest answers again")
+                    self.teller.say("the guest answers again")
 
     async def _hear_complaints(self) -> None:
         """Tell what the guest's kernel complains about while it goes on."""

@@ -394,6 +394,24 @@ def test_a_panic_is_reported_with_its_function_and_the_session_goes_on_when_its_
         assert watching.end() == 130
 
 
+def test_the_log_of_its_console_may_be_rotated(own: Stranger, driver: Path) -> None:
+    with attached(driver, *own.everything), watch(driver) as watching:
+        watching.waits_for("ready")
+        old = own.console.rename(own.console.with_suffix(".1"))
+        own.console.write_text("")
+        watching.waits_for(f"{own.console} is another file now")
+        old.rename(own.console)
+        watching.waits_for(f"{own.console} is another file now", times=2)
+        # QEMU writes on where it was.
+        os.truncate(own.console, 0)
+        edit(driver, "reads += step;", "reads += *(volatile int *)8;")
+        watching.waits_for("live")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run(driver, "guest", "exec", "cat /proc/counter", limit=20)
+        watching.waits_for(r"crashed .*HR4101 BUG: kernel NULL pointer dereference in show\+0x")
+        assert "Kernel panic - not syncing" in run(driver, "guest", "logs").stdout
+
+
 @pytest.mark.parametrize("options", [("--qmp", "--console"), ()], ids=["with QMP", "by SSH alone"])
 def test_a_guest_that_reboots_is_begun_with_anew(
     options: tuple[str, ...], own: Stranger, driver: Path
