@@ -23,7 +23,7 @@ from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.deploy import attached_guest
 from hotreload.errors import EnvironmentFault
-from hotreload.vm.image import GuestImage, build_image
+from hotreload.vm.image import SEARCH_PATH, GuestImage, build_image, recipe_folder
 from hotreload.vm.spec import MachineSpec
 from tests.conftest import require
 from tests.guest.strangers import Stranger, attached, stranger
@@ -51,6 +51,40 @@ def own(guest_spec: MachineSpec, image: GuestImage, tmp_path: Path) -> Iterator[
     """One for a test that breaks it."""
     with stranger(guest_spec, image, tmp_path / "guest", arguments="panic=0") as guest:
         yield guest
+
+
+# In place of dropbear; it demands a user of its own, a folder, and keys that nobody else can read.
+OPENSSH = """\
+dropbearconvert dropbear openssh /etc/dropbear/host_key /etc/host_key
+echo 'sshd:*:74:74::/run/sshd:/bin/false' >>/etc/passwd
+mkdir -m 755 /run/sshd
+/usr/bin/sshd -f /dev/null -h /etc/host_key -o UsePAM=no || fail "sshd does not start"
+"""
+
+
+@pytest.fixture
+def of_openssh(debian_kernel: KernelTree, guest_spec: MachineSpec, tmp_path: Path) -> Iterator[Stranger]:
+    """One whose SSH server is OpenSSH's."""
+    for program, package in (("sshd", "openssh-server"), ("dropbearconvert", "dropbear-bin")):
+        require(shutil.which(program, path=SEARCH_PATH), program, f"apt-get install {package}")
+    parts = Path("/usr/lib/openssh/sshd-session")  # of OpenSSH 9.8 and later
+    require(not parts.exists(), "an sshd that is one program", "this test knows no other")
+    recipe = shutil.copytree(recipe_folder(), tmp_path / "openssh")
+    text = (recipe / "recipe.toml").read_text()
+    more = text.replace('programs = ["dropbear"]', 'programs = ["sshd", "dropbearconvert"]')
+    (recipe / "recipe.toml").write_text(more)
+    starts = (recipe / "init").read_text()
+    line = next(line for line in starts.splitlines(keepends=True) if line.startswith("dropbear "))
+    (recipe / "init").write_text(starts.replace(line, OPENSSH))
+    image = asyncio.run(build_image(debian_kernel, recipe))
+    with stranger(guest_spec, image, tmp_path / "guest") as guest:
+        yield guest
+
+
+# All that serve a connection; the server itself stays.
+CUT_OFF = (
+    "for pid in $(pidof dropbear sshd); do [ $(cut -d' ' -f4 /proc/$pid/stat) = 1 ] || kill -9 $pid; done"
+)
 
 
 def status(folder: Path) -> dict[str, object]:
@@ -477,19 +511,13 @@ def test_a_connection_that_breaks_and_comes_back_loses_nothing(own: Stranger, dr
         watching.waits_for("ready")
         edit(driver, "old %d", "new %d")
         watching.waits_for("live")
-        # All that serve a connection; the server itself stays.
-        own.run(
-            "for pid in $(pidof dropbear); do [ $(cut -d' ' -f4 /proc/$pid/stat) = 1 ] || kill -9 $pid; done"
-        )
+        own.run(CUT_OFF)
         assert reading(driver) == "new 1\n"
         edit(driver, "new %d", "newer %d")
         watching.waits_for("live", times=2)
         assert reading(driver) == "newer 2\n"
         assert watching.end() == 130
     assert traces_in(own) == ""
-
-
-CUT_OFF = "for pid in $(pidof dropbear); do [ $(cut -d' ' -f4 /proc/$pid/stat) = 1 ] || kill -9 $pid; done"
 
 
 def test_a_module_that_was_loaded_anew_is_known_again_when_a_patch_of_it_was_cut_off(
@@ -535,3 +563,48 @@ def test_a_module_whose_exchange_was_cut_off_is_loaded_anew(own: Stranger, drive
         assert reading(driver) == "old 1\n"
         assert watching.end() == 130
     assert traces_in(own) == ""
+
+
+def test_a_guest_with_openssh_is_worked_on_and_left_as_it_was(of_openssh: Stranger, driver: Path) -> None:
+    with attached(driver, *of_openssh.ssh), watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "reads += step;", "WARN_ON(1);\n\treads += step;")
+        watching.waits_for("live")
+        assert reading(driver) == "old 1\n"
+        watching.waits_for(r"warned .*HR4105 WARNING in show\+0x")
+        of_openssh.run(CUT_OFF)
+        edit(driver, "WARN_ON(1);\n\t", "")
+        edit(driver, "static int reads;", "static long reads;")
+        edit(driver, '%d\\n"', '%ld\\n"')
+        watching.waits_for("reloaded .*counter.ko")
+        assert reading(driver) == "old 1\n"
+        assert watching.end() == 130
+    assert traces_in(of_openssh) == ""
+
+
+@pytest.mark.parametrize("action", ["pause", "shutdown"])
+def test_a_panic_that_qemu_announces_is_told_though_nobody_keeps_its_console(
+    action: str, guest_spec: MachineSpec, image: GuestImage, driver: Path, tmp_path: Path
+) -> None:
+    options = ("-device", "pvpanic-pci", "-action", f"panic={action}")
+    with (
+        stranger(guest_spec, image, tmp_path / "guest", *options, arguments="panic=0") as guest,
+        attached(driver, *guest.ssh, "--qmp", str(guest.qmp)),
+        watch(driver) as watching,
+    ):
+        watching.waits_for("ready")
+        edit(driver, "reads += step;", 'panic("no way on");')
+        watching.waits_for("live")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run(driver, "guest", "exec", "cat /proc/counter", limit=20)
+        watching.waits_for("crashed .*HR4102 the guest's kernel panicked")
+        if action == "shutdown":
+            assert watching.process.wait(LIMIT) == 8
+            assert eventually_nothing(driver)
+            return
+        edit(driver, 'panic("no way on");', "reads += 10 * step;")
+        guest.ask_qemu("system_reset")
+        guest.ask_qemu("cont")
+        watching.waits_for("rebooted .*counter", limit=60)
+        assert reading(driver) == "old 10\n"
+        assert watching.end() == 130
