@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,6 +163,11 @@ class Edits:
             # The next save is not to bring what nobody's files say.
             self.compared, self.units.compiled, self.units.pushed = before
             raise
+
+    def pushed_into(self, modules: Collection[str]) -> tuple[Path, ...]:
+        """The sources of these modules that are as a source patch has them."""
+        pushed = (unit for unit in self.base.units if unit.object in self.units.pushed)
+        return tuple(unit.source for unit in pushed if unit.module in modules)
 
     def drop_pushed(self) -> None:
         """Forget source patches."""

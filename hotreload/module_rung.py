@@ -17,6 +17,7 @@ from hotreload.build.guest_base import GuestBase
 from hotreload.build.in_tree_modules import build_in_tree
 from hotreload.compared import Compared
 from hotreload.deploy.guest import Guest
+from hotreload.deploy.kernel_identity import RESTART, require_kernel
 from hotreload.deploy.livepatch import module_uses
 from hotreload.deploy.module_reload import (
     Commands,
@@ -27,7 +28,7 @@ from hotreload.deploy.module_reload import (
     load_order,
 )
 from hotreload.diff.obstacles import BUILD_KERNEL, NotPatchableError
-from hotreload.errors import InputError
+from hotreload.errors import InputError, KernelUnfitError
 from hotreload.ladder import can_be_loaded, is_allowed, modules_in_the_way, with_dependents
 
 RECIPE_CHANGED = "HR1004"
@@ -66,7 +67,7 @@ class ModuleRung:
         names = modules_in_the_way(edited, plan) if edited else frozenset()
         if base.is_kernel:
             return await self._build_in_tree(guest, base, refusal, names)
-        return await self._build_folder(base, refusal, names)
+        return await self._build_folder(guest, base, refusal, names)
 
     async def _build_in_tree(
         self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
@@ -90,8 +91,14 @@ class ModuleRung:
             return base.with_anew(base.build, built, names), names
 
     async def _build_folder(
-        self, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
+        self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
     ) -> tuple[GuestBase, frozenset[str]]:
+        try:
+            # Whoever builds the kernel while its guest runs has modules of other layouts from then on.
+            await require_kernel(guest, base.tree, RESTART)
+        except KernelUnfitError as error:
+            hint = f"the module cannot be loaded anew: {error}; {error.hint}"
+            raise NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles) from error
         build, built = await build_base(base.tree, base.build.folder)
         if {each.name for each in built.modules} != {each.name for each in base.modules}:
             raise NotPatchableError(replace(each, hint=NEW_MODULE) for each in refusal.obstacles)

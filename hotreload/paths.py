@@ -41,6 +41,16 @@ def config_file() -> Path:
     return _base("XDG_CONFIG_HOME", ".config") / APPLICATION / "config.toml"
 
 
+def full_disk(said: str, what: str, hint: str = "free some space: df -h") -> EnvironmentFault | None:
+    """The error for a program that failed for want of space, by what it said; None: it does not say so.
+
+    ``what`` there was no space for.
+    """
+    if any(os.strerror(number) in said for number in (errno.ENOSPC, errno.EDQUOT)):
+        return EnvironmentFault(f"no space left {what}", code="HR5107", hint=hint)
+    return None
+
+
 @contextlib.contextmanager
 def writing_to(place: Path) -> Iterator[None]:
     """Turn the system's "no" while writing below ``place`` into an EnvironmentFault that says what to do."""

@@ -405,6 +405,9 @@ class Reloader:
             self._take_base(names, base)
             return await self._as_patch(cycle)
         cycle.announce_climb(refusal, names, self.running)
+        if pushed := edits.pushed_into(names):
+            files = ", ".join(file.name for file in pushed)
+            cycle.notes.append(f"{files}: built as the file is, without the source patch that was pushed")
         await self._load_anew(cycle, base, names, self._edits.compared)
         return cycle.went_anew(self._add_step(self._guest.known.plan), names)
 

@@ -145,15 +145,17 @@ class RestorePoints:
             self.is_of_this_change = True
 
     def give_back(self) -> None:
-        """The guest took nothing: it is still the one that was saved last."""
-        if self._points:
+        """The guest took nothing: it is still the one that was saved last, if one was for this change."""
+        if self.is_of_this_change:
             self._latest = self._points.pop()
+            self.is_of_this_change = False
 
     async def restore(self) -> Saved | None:
         """Bring the guest back to before the last push; None: there was none. Raises as ``load``."""
         if self._checkpoints is None or not self._points:
             return None
         saved = self._points.pop()
+        self.is_of_this_change = False
         self._spent.append(saved.checkpoint)
         await self._checkpoints.restore(saved.checkpoint)
         return saved

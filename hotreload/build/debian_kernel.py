@@ -24,7 +24,7 @@ from hotreload import process
 from hotreload.build.kernel_tree import KernelTree, find_kernel
 from hotreload.config import packaged_flavour
 from hotreload.errors import EnvironmentFault
-from hotreload.paths import cache_folder, writing_to
+from hotreload.paths import cache_folder, full_disk, writing_to
 
 Progress = Callable[[str], None]
 DOWNLOAD_SECONDS = 900
@@ -239,12 +239,9 @@ def _raise_if_failed(done: process.Completed) -> None:
     if done.ok:
         return
     errors = [line for line in done.complaint.splitlines() if not line.startswith(("W:", "N:"))]
-    if "No space left on device" in done.complaint:
-        raise EnvironmentFault(
-            f"no space left below {cache_folder()}",
-            code="HR5107",
-            hint=f"free some space: du -sh {cache_folder()}",
-        )
+    cache = cache_folder()
+    if full := full_disk(done.complaint, f"below {cache}", f"free some space: du -sh {cache}"):
+        raise full
     raise _not_found(f"{' '.join(done.argv[:1])}: {errors[-1] if errors else f'status {done.status}'}")
 
 

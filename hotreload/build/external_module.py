@@ -32,6 +32,7 @@ from hotreload.build.gcc import MOST_SAID
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.build.unfinished import TICK_NS, remembered
 from hotreload.errors import CompileError, EnvironmentFault, InputError
+from hotreload.paths import full_disk
 
 Progress = Callable[[str], None]
 
@@ -166,10 +167,8 @@ async def _told(stream: asyncio.StreamReader, progress: Progress | None) -> str:
 
 
 def _build_error(tree: KernelTree, folder: Path, stdout: str, stderr: str) -> CompileError | EnvironmentFault:
-    if "No space left on device" in stderr + stdout:
-        return EnvironmentFault(
-            f"no space left to build {folder}", code="HR5107", hint="free some space: df -h"
-        )
+    if full := full_disk(stderr + stdout, f"to build {folder}"):
+        return full
     told = [line for line in stderr.splitlines(keepends=True) if not re.match(r"make(\[\d+\])?: ", line)]
     first = next((line.strip() for line in told if "error:" in line.lower()), None)
     hint = None

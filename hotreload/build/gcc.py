@@ -14,8 +14,8 @@ from pathlib import Path
 from hotreload import process
 from hotreload.build.cmd_files import TranslationUnit, split_command, split_late
 from hotreload.build.replay import Shadow, redirected, replayed, shadowed
-from hotreload.errors import CompileError, CompilerDiedError, EnvironmentFault
-from hotreload.paths import writing_to
+from hotreload.errors import CompileError, CompilerDiedError
+from hotreload.paths import full_disk, writing_to
 
 # What gcc says when one of its programs was killed.
 DIED = "signal terminated program"
@@ -126,10 +126,8 @@ async def _step(argv: Sequence[str], unit: TranslationUnit, output: Path) -> str
     said = (done.stdout + done.stderr).decode(errors="replace").replace(str(output), str(unit.object))
     if done.ok:
         return said
-    if "No space left on device" in said:
-        raise EnvironmentFault(
-            f"no space left to compile {unit.source.name}", code="HR5107", hint="free some space: df -h"
-        )
+    if full := full_disk(said, f"to compile {unit.source.name}"):
+        raise full
     if done.status < 0 or DIED in said:
         raise CompilerDiedError(f"the compiler was killed while it compiled {unit.source.name}", said)
     raise CompileError(_first_error(said) or f"{argv[0]} failed on {unit.source}", said)

@@ -38,6 +38,7 @@ from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.replay import redirected
 from hotreload.build.unfinished import TICK_NS
 from hotreload.errors import CompileError, InputError
+from hotreload.paths import full_disk
 
 TRIES = 3
 MODPOST = Path("scripts/mod/modpost")
@@ -229,5 +230,7 @@ async def _run(argv: Sequence[str], tree: KernelTree) -> None:
     done = await process.run([program, *argv[1:]], cwd=tree.output)
     if not done.ok:
         said = (done.stdout + done.stderr).decode(errors="replace")
+        if full := full_disk(said, f"to run {Path(argv[0]).name}"):
+            raise full
         first = next((line.strip() for line in said.splitlines() if "rror" in line), "")
         raise CompileError(first or f"{Path(argv[0]).name} failed with status {done.status}", said)

@@ -39,7 +39,7 @@ from hotreload.build.kernel_progress import Meter, Step, Tell, list_units
 from hotreload.build.kernel_tree import KernelTree, check_fit, find_kernel
 from hotreload.build.unfinished import remembered
 from hotreload.errors import CompileError, EnvironmentFault, InputError, KernelUnfitError
-from hotreload.paths import runtime_folder, writing_to
+from hotreload.paths import full_disk, runtime_folder, writing_to
 
 SHOWN_LINES = 40  # of what the compiler said; an error is at its end, with -j a few others before it
 KEPT_BYTES = 1 << 18
@@ -218,11 +218,8 @@ async def _last_of(stream: asyncio.StreamReader) -> str:
 
 
 def _failure(said: str, message: str, output: Path) -> CompileError | EnvironmentFault:
-    if "No space left on device" in said:
-        return EnvironmentFault(
-            f"no space left below {output}", code="HR5107", hint=f"free some space: df -h {output}"
-        )
-    return CompileError(message, diagnostics(said))
+    full = full_disk(said, f"below {output}", f"free some space: df -h {output}")
+    return full or CompileError(message, diagnostics(said))
 
 
 def diagnostics(said: str) -> str:

@@ -103,14 +103,18 @@ class Driven:
     async def run(self, command: str, stdin: bytes = b"") -> CommandResult:
         """Run a shell command in the guest. Raises RemoteError, GuestUnreachableError."""
         data = base64.b64encode(stdin).decode()
-        done = await answer(self._place, "exec", command=command, stdin=data)
+        done = await self.ask("exec", command=command, stdin=data)
         return CommandResult(
             done["status"], base64.b64decode(done["stdout"]), base64.b64decode(done["stderr"])
         )
 
+    async def ask(self, verb: str, **fields: object) -> dict[str, Any]:
+        """What the session answers. Raises RemoteError, GuestUnreachableError."""
+        return await answer(self._place, verb, **fields)
+
     async def request(self, verb: str, **fields: object) -> ReloadReport:
         """Ask for an undo, a redo or a push. Raises RemoteError, GuestUnreachableError."""
-        report = report_from((await answer(self._place, verb, **fields))["report"])
+        report = report_from((await self.ask(verb, **fields))["report"])
         await self._cycles.get()  # it was told to all who follow, too
         return report
 

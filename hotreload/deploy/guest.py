@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
@@ -74,11 +75,24 @@ async def log_in_again(guest: RestorableGuest) -> None:
     return await guest.reconnect()
 
 
+async def run_in_time(
+    guest: Guest, command: str, *, stdin: bytes | None = None, timeout: float = 30.0
+) -> CommandResult:
+    """Guest.run, of which no answer within ``timeout`` seconds is a GuestUnreachableError (HR4103), too."""
+    try:
+        return await guest.run(command, stdin=stdin, timeout=timeout)
+    except TimeoutError as late:
+        raise GuestUnreachableError(
+            f"the guest did not answer within {timeout:.0f} s",
+            hint="hotreload guest logs shows its console; hotreload guest restart boots it again",
+        ) from late
+
+
 class _NotStartedError(ConnectionError):
     """A command that a connection did not take."""
 
 
-class ShellGuest:
+class ShellGuest(ABC):
     """A guest behind SSH; those who derive from it say how to get in. The first command connects."""
 
     def __init__(self) -> None:
@@ -93,18 +107,18 @@ class ShellGuest:
         await self.close()
 
     @property
+    @abstractmethod
     def agent(self) -> str:
         """See `Guest.agent`."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def ssh_command(self) -> str:
         """The line that logs a person in, to be pasted into a shell."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _log_in(self) -> asyncssh.SSHClientConnection:
         """Connect. Raises asyncssh.Error, OSError, GuestUnreachableError (HR4103)."""
-        raise NotImplementedError
 
     async def run(self, command: str, *, stdin: bytes | None = None, timeout: float = 30.0) -> CommandResult:
         """See `Guest.run`. A connection that was lost while idle is made anew; no command is sent twice."""
@@ -123,11 +137,14 @@ class ShellGuest:
 
     async def _run(self, command: str, stdin: bytes, *, new: bool = False) -> CommandResult:
         import asyncssh
+        from asyncssh.constants import OPEN_REQUEST_SESSION_FAILED
 
         async with self.connections.one(new=new) as connection:
             try:
                 process = await connection.create_process(command, encoding=None)
-            except (asyncssh.Error, OSError) as error:
+            except asyncssh.ChannelOpenError as error:
+                if error.code == OPEN_REQUEST_SESSION_FAILED:
+                    raise  # it was sent, as with any other error
                 raise _NotStartedError(str(error)) from error
             return await _communicate(process, stdin)
 

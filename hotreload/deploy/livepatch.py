@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from hotreload.deploy.guest import AGENT_PATH as AGENT_PATH
-from hotreload.deploy.guest import Guest
+from hotreload.deploy.guest import Guest, run_in_time
 from hotreload.deploy.neighbours import blocked_by, foreign_patches
 from hotreload.deploy.transition import PatchStatus, nonsense, parse_answer, parse_status, stalled
-from hotreload.errors import GuestUnreachableError, PatchRejectedError
+from hotreload.errors import PatchRejectedError
 
 # Beyond the agent's limits: sending the module, taking a transition back (10 s), removing the module (2 s).
 MARGIN = 20.0
@@ -223,13 +223,7 @@ async def _ask(
     guest: Guest, words: Iterable[str], *, stdin: bytes | None = None, timeout: float = PLAIN_LIMIT
 ) -> dict[str, Any]:
     command = f"{guest.agent} {shlex.join(words)}"
-    try:
-        result = await guest.run(command, stdin=stdin, timeout=timeout)
-    except TimeoutError as late:
-        raise GuestUnreachableError(
-            f"the guest did not answer within {timeout:.0f} s",
-            hint="hotreload guest logs shows its console; hotreload guest restart boots it again",
-        ) from late
+    result = await run_in_time(guest, command, stdin=stdin, timeout=timeout)
     if not result.stdout.strip():
         raise nonsense(result.complaint or f"status {result.status}")
     return parse_answer(result.text)

@@ -17,15 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hotreload.build.built import VMLINUX
 from hotreload.build.guest_base import GuestBase
-from hotreload.build.kernel_tree import KernelTree, image_version, kernel_compiler
+from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.config import Config
 from hotreload.deploy.attached_guest import AttachedGuest, Login
 from hotreload.deploy.kcore import KernelMemory
+from hotreload.deploy.kernel_identity import require_kernel
 from hotreload.deploy.livepatch import unload_module
 from hotreload.deploy.verify import ReadMemory
-from hotreload.elf.build_id import build_id_in, read_build_id
 from hotreload.errors import (
     EditError,
     GuestUnreachableError,
@@ -35,7 +34,6 @@ from hotreload.errors import (
 )
 from hotreload.session.boot import Booted, Came, build_all, first_of, load_modules, or_lost, set_up
 from hotreload.session.found import LEAVE_LIMIT, Found
-from hotreload.vm.console import printable
 from hotreload.vm.foreign_machine import ENDED, REBOOTED, ForeignMachine
 from hotreload.vm.machine import Trouble
 from hotreload.vm.monitor import NobodyListensError
@@ -45,6 +43,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 
 RETRY = 2.0
+OTHER_KERNEL = "-K names the kernel that the guest booted; or boot it with that one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ async def attach(
         guest = AttachedGuest(attachment.login, attachment.token, lambda: machine.lose(REBOOTED), heard)
         owned.push_async_callback(guest.leave)
         # Who cannot be worked on is not worth a build.
-        await or_lost(_require_kernel(guest, kernel), machine, console_log)
+        await or_lost(require_kernel(guest, kernel, OTHER_KERNEL), machine, console_log)
         same = _same_boot(before, guest)
         base, glue = await or_lost(_built(folder, kernel, progress, same), machine, console_log)
         finding = Found.clean(guest, base, cut_off=same is not None and same.is_changing)
@@ -224,28 +223,6 @@ async def _built(
     except ExceptionGroup as several:
         raise first_of(several) from None
     return GuestBase.booted(build, base), glue
-
-
-async def _require_kernel(guest: AttachedGuest, kernel: KernelTree) -> None:
-    """Raise KernelUnfitError (HR3101) when the guest runs another kernel than the one that is meant."""
-    vmlinux = kernel.output / VMLINUX
-    expected = await asyncio.to_thread(read_build_id, vmlinux) if vmlinux.is_file() else None
-    told = printable((await guest.run("uname -r; uname -v")).text).splitlines()
-    release, version = told[:2] if len(told) > 1 else ("", "")
-    if expected is not None:
-        running = build_id_in((await guest.run("cat /sys/kernel/notes")).stdout)
-        same, what = running == expected, f"build-id {running}, and {vmlinux} has {expected}"
-    else:
-        # A packaged kernel comes without vmlinux, or with its types only; its image says which build it is.
-        text = await asyncio.to_thread(image_version, kernel.image) or ""
-        same = text.startswith(f"{release} ") and text.endswith(f" {version}")
-        what = f"{release} {version}, and {kernel.image} is {text}"
-    if not same:
-        raise KernelUnfitError(
-            f"the guest runs another kernel: {what}",
-            code="HR3101",
-            hint="-K names the kernel that the guest booted; or boot it with that one",
-        )
 
 
 async def _memory(

@@ -7,7 +7,7 @@ Where the kernel stays the same the guest goes back to before its modules were l
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,9 +48,10 @@ def _is_gone_by_boot(reason: Reason) -> bool:
     return codes()[reason.code].rung is not None or reason.code.startswith(MODULE_CODES)
 
 
-def announced(report: ReloadReport, rung: str) -> ReloadReport:
-    """The refusal, with what follows instead of another way out."""
-    return replace(report, reasons=tuple(replace(each, hint=LOST[rung]) for each in report.reasons))
+def announced(report: ReloadReport, rung: str, saved: Sequence[str]) -> ReloadReport:
+    """The refusal, with what follows instead of another way out; ``saved``: checkpoints that are lost."""
+    lost = LOST[rung] + (f", and so are the checkpoints {', '.join(saved)}" if saved else "")
+    return replace(report, reasons=tuple(replace(each, hint=lost) for each in report.reasons))
 
 
 async def build_anew(build: Build, config: Config, bar: Progress) -> None:

@@ -28,11 +28,18 @@ from typing import TYPE_CHECKING, Any, Self, TextIO
 from hotreload.build.built import MAKEFILE_NAME, Build, is_product, is_stamp
 from hotreload.build.compile import prepare
 from hotreload.build.debian_kernel import open_kernel
-from hotreload.build.kernel_record import require_same_kernel
 from hotreload.build.kernel_tree import KernelTree, check_fit
 from hotreload.build.patched_sources import apply_patches
+from hotreload.deploy.kernel_identity import RESTART, require_kernel
 from hotreload.deploy.module_reload import Commands
-from hotreload.errors import CompileError, GuestUnreachableError, HotReloadError, SessionError
+from hotreload.errors import (
+    CompileError,
+    GuestUnreachableError,
+    HotReloadError,
+    KernelUnfitError,
+    SessionError,
+)
+from hotreload.ladder import is_allowed
 from hotreload.report.console import Console
 from hotreload.report.ndjson import EventSink
 from hotreload.report.outcome import Outcome, ReloadReport
@@ -376,8 +383,12 @@ class Session:
                 return report
             if self.order.attachment is not None:
                 return replace(report, notes=(*report.notes, NOT_OURS))
-            self.teller.report(announced(report, rung), cycle, "climb")
-            return await self._begin_anew(rung, files, saved_at)
+
+            def announce(rung: str) -> None:
+                saved = [each.checkpoint.tag for each in self.reloader.checkpoints if each.by_hand]
+                self.teller.report(announced(report, rung, saved), cycle, "climb")
+
+            return await self._begin_anew(rung, announce, files, saved_at)
 
         report = await self._told(brought(), cycle, watched=watched)
         # An edit may have added the include of a header that nobody watched, a new recipe a unit.
@@ -392,17 +403,23 @@ class Session:
         restorable = bare is not None and bare.is_restorable and not self.reloader.edits_vmlinux
         return next_rung(report, self.order.config.max_rung, self.reloader.base.build, restorable=restorable)
 
-    async def _begin_anew(self, rung: str, files: Collection[Path], saved_at: float) -> ReloadReport:
+    async def _begin_anew(
+        self, rung: str, announce: Callable[[str], None], files: Collection[Path], saved_at: float
+    ) -> ReloadReport:
         """Have a guest that began with the sources as they are now; if they cannot be built, this one.
 
         Raises what the boot raises: there is no guest then.
         """
         before, started = self.reloader, time.monotonic()
+        announce(rung)
         try:
             with self.console.progress("building for the next boot") as bar:
                 await build_anew(before.base.build, self.order.config, bar)
-            if rung == "restore":
-                await asyncio.to_thread(require_same_kernel, before.base)
+            if rung == "restore" and not await self._has_kernel_of_tree():
+                rung = "reboot"
+                announce(rung)
+        except GuestUnreachableError:
+            raise
         except (CompileError, SessionError) as error:
             return before.note(failed_build(error, files, before.running))
         built = (time.monotonic() - started) * 1000
@@ -420,6 +437,16 @@ class Session:
         self.reloader.follow(before)
         seconds = time.monotonic() - saved_at
         return self.reloader.note(began_anew(rung, files, self.booted.contents, built, seconds))
+
+    async def _has_kernel_of_tree(self) -> bool:
+        """Raises KernelUnfitError (HR3101) where it has not, and no boot is allowed."""
+        try:
+            await require_kernel(self.booted.guest, self.kernel, f"{RESTART}; so does --max-rung reboot")
+        except KernelUnfitError:
+            if not is_allowed("reboot", self.order.config.max_rung):
+                raise
+            return False
+        return True
 
     async def _told(
         self, work: Awaitable[ReloadReport], cycle: int | None = None, *, watched: bool = False

@@ -8,6 +8,7 @@ often it ran) it tells, and does not compute with.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,12 +32,13 @@ def hashed(number: int, text: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class Statement(ABC):
     """``c``: its text, a line or a block, with ``n`` the number; ``run``: what becomes of the number."""
 
     @property
+    @abstractmethod
     def c(self) -> str:
-        raise NotImplementedError
+        """One line, or a block."""
 
     def run(self, n: int, call: Call) -> int:  # noqa: ARG002 - most call nothing
         return n

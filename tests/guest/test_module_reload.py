@@ -6,15 +6,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hotreload.demo.driven import Driven
+from hotreload.elf.build_id import read_build_id
 from hotreload.errors import HotReloadError
 from hotreload.report.outcome import Outcome
 from tests.guest.story import FILES, HELP, MAIN, Read, Save
+from tests.kernels import SERIES, kernel_of
 
 InSession = Callable[..., None]
 
@@ -287,6 +290,46 @@ def test_what_cannot_be_unloaded_begins_anew_where_that_is_allowed(
     in_session(story, max_rung=max_rung, options=options)
 
 
+@pytest.mark.parametrize(
+    ("max_rung", "outcome"),
+    [("module", Outcome.REFUSED), ("restore", Outcome.REJECTED), ("reboot", Outcome.REBOOTED)],
+)
+def test_a_module_for_a_kernel_that_was_built_meanwhile_is_not_loaded_into_that_of_before(
+    max_rung: str, outcome: Outcome, in_session: InSession, tmp_path: Path
+) -> None:
+    kernel = tmp_path / "kernel"
+    tree = asyncio.run(kernel_of(SERIES[0])).output
+    subprocess.run(["cp", "-as", tree, kernel], check=True)
+
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        assert await read() == "hello 1 2\n"
+        await watch.ask("save", name="mine")
+        vmlinux, build_id = kernel / "vmlinux", bytes.fromhex(read_build_id(tree / "vmlinux") or "")
+        vmlinux.unlink()
+        vmlinux.write_bytes((tree / "vmlinux").read_bytes().replace(build_id, bytes(len(build_id))))
+        (watch.folder / "main.c").write_text(GROWN)
+        told = await watch.next_cycle()
+        assert told.report.outcome is outcome, told.report
+        if outcome is Outcome.REBOOTED:
+            assert await read() == "grown 1 2\n"
+            hints = [reason.hint or "" for climb in told.climbs for reason in climb.reasons]
+            assert hints[-1] == (
+                "needs a restart of the guest: all state in it is lost, and so are the checkpoints mine"
+            )
+            return
+        reason = told.report.reasons[0]
+        assert "the guest runs another kernel: build-id" in f"{reason.message} {reason.hint}"
+        assert "hotreload guest restart boots the one that the tree has now" in (reason.hint or "")
+        assert await read() == "hello 2 4\n"
+        # What is no matter of layouts is patched as ever.
+        (watch.folder / "main.c").write_text(MAIN)
+        await watch.next_cycle()
+        assert (await save(help_c=HELP.replace("2 * n", "7 * n"))).outcome is Outcome.LIVE
+        assert await read() == "hello 3 21\n"
+
+    in_session(story, max_rung=max_rung, options=("-K", str(kernel)))
+
+
 def test_a_module_that_was_unloaded_by_hand_comes_back_as_its_sources_say(in_session: InSession) -> None:
     async def story(save: Save, read: Read, watch: Driven) -> None:
         await save(help_c=HELP.replace("2 * n", "3 * n"))
@@ -418,19 +461,36 @@ def test_a_device_is_given_back_to_the_driver_that_had_it(in_session: InSession)
     in_session(story, {"Kbuild": "obj-m := bus.o toy.o\n", "bus.c": BUS, "toy.c": TOY}, max_rung="module")
 
 
+def source_patch(folder: Path, name: str, old: str, new: str) -> Path:
+    lines = (text.splitlines(keepends=True) for text in (old, new))
+    patch = folder / "fix.patch"
+    patch.write_text("".join(difflib.unified_diff(*lines, f"a/{name}", f"b/{name}")))
+    return patch
+
+
+def test_a_module_that_is_loaded_anew_is_built_without_a_source_patch_which_is_told(
+    in_session: InSession, tmp_path: Path
+) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        patch = source_patch(tmp_path, "help.c", HELP, HELP.replace("2 * n", "5 * n"))
+        assert (await watch.request("push", patches=[str(patch)])).outcome is Outcome.LIVE
+        assert await read() == "hello 1 5\n"
+        anew = await save(main_c=GROWN)
+        assert anew.outcome is Outcome.RELOADED, anew
+        assert "help.c: built as the file is, without the source patch that was pushed" in anew.notes
+        assert await read() == "grown 1 2\n"
+        again = await save(main_c=GROWN.replace("grown %ld", "grows %ld"))
+        assert not any("source patch" in note for note in again.notes)
+
+    in_session(story, max_rung="module")
+
+
 def test_a_source_patch_is_brought_to_a_module_that_was_loaded_anew(
     in_session: InSession, tmp_path: Path
 ) -> None:
     async def story(save: Save, read: Read, watch: Driven) -> None:
         assert (await save(main_c=GROWN)).outcome is Outcome.RELOADED
-        lines = difflib.unified_diff(
-            GROWN.splitlines(keepends=True),
-            GROWN.replace("grown %ld", "pushed %ld").splitlines(keepends=True),
-            "a/main.c",
-            "b/main.c",
-        )
-        patch = tmp_path / "fix.patch"
-        patch.write_text("".join(lines))
+        patch = source_patch(tmp_path, "main.c", GROWN, GROWN.replace("grown %ld", "pushed %ld"))
         pushed = await watch.request("push", patches=[str(patch)])
         assert (pushed.outcome, pushed.symbols) == (Outcome.LIVE, ("show",)), pushed
         assert await read() == "pushed 1 2\n"
