@@ -127,6 +127,7 @@ class AttachedGuest(ShellGuest):
         self._kernel_log = kernel_log
         self._door: asyncssh.SSHClientConnection | None = None
         self._at_the_door: tuple[asyncio.Task[None], ...] = ()
+        self._hearing: asyncio.Task[None] | None = None
         self._doorkeeper: asyncssh.SSHClientProcess[bytes] | None = None
 
     @property
@@ -140,7 +141,10 @@ class AttachedGuest(ShellGuest):
         return self.login.ssh_command
 
     async def leave(self) -> None:
-        """Take the agent away, and hang up."""
+        """Take the agent and all else away, and hang up."""
+        if self._hearing is not None and self._door is not None:
+            self._hearing.cancel()
+            await asyncio.wait({self._hearing})
         doorkeeper, self._doorkeeper = self._doorkeeper, None
         if doorkeeper is not None:
             with contextlib.suppress(OSError, TimeoutError):  # it is gone already, or the guest is
@@ -180,7 +184,8 @@ class AttachedGuest(ShellGuest):
         self._door = door
         self._at_the_door = (asyncio.create_task(self._watch_door(door)),)
         if self._kernel_log is not None:
-            self._at_the_door += (asyncio.create_task(follow_kernel_log(door, self._kernel_log)),)
+            self._hearing = asyncio.create_task(follow_kernel_log(door, self._kernel_log))
+            self._at_the_door += (self._hearing,)
 
     async def _watch_door(self, door: asyncssh.SSHClientConnection) -> None:
         """When it drops, the agent goes with it: no other connection is of use then."""

@@ -6,6 +6,7 @@ It tells all that a kernel complains about and survives. What it dies of does no
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 import shlex
@@ -19,13 +20,24 @@ if TYPE_CHECKING:
 
 # All of it, from a mark on; busybox's dmesg does not wait for more. Who is too slow for a kernel that says
 # much is told so by one failed read (EPIPE), and reads on behind what was lost: the file stays open. The mark
-# may be among that. A blank line, which is no record, tells whether anybody listens still.
-FOLLOW = """exec 3</dev/kmsg || exit
-while echo "$1" >/dev/kmsg; do
-    cat <&3
-    echo || exit
-    sleep 0.1
-done"""
+# may be among that. Who waits for the kernel's next word does not notice that nobody listens any more: that
+# the input ends is what tells.
+FOLLOW = """follow() {
+    trap 'kill $reader; exit' TERM
+    while echo "$1" >/dev/kmsg; do
+        cat <&3 &
+        reader=$!
+        wait $reader
+        sleep 0.1
+    done
+}
+exec 3</dev/kmsg || exit
+follow "$1" &
+cat >/dev/null
+kill $!
+wait"""
+# Seconds for that end.
+LEAVING = 2.0
 LOST = "hotreload: {} lines of the kernel's log were lost here: it said them faster than they came through"
 RECORD = re.compile(r"\d+,(\d+),(\d+),[^;]*;(.*)")
 
@@ -65,7 +77,10 @@ def _as_console(record: re.Match[str]) -> str:
 
 
 async def follow_kernel_log(connection: asyncssh.SSHClientConnection, log: Path) -> None:
-    """Append what the kernel says from now on to ``log``, until the connection ends."""
+    """Append what the kernel says from now on to ``log``, until the connection ends.
+
+    When it is cancelled, what was started for it in the guest has ended.
+    """
     import asyncssh
 
     mark = f"hotreload: listening ({secrets.token_hex(4)})"
@@ -73,10 +88,15 @@ async def follow_kernel_log(connection: asyncssh.SSHClientConnection, log: Path)
     kernel = KernelLog(mark)
     try:
         async with connection.create_process(command, encoding="utf-8", errors="replace") as process:
-            with log.open("a") as written:
-                async for line in process.stdout:
-                    for text in kernel.heard(line):
-                        written.write(f"{text}\n")
-                        written.flush()
-    except (asyncssh.Error, OSError):
+            try:
+                with log.open("a") as written:
+                    async for line in process.stdout:
+                        for text in kernel.heard(line):
+                            written.write(f"{text}\n")
+                            written.flush()
+            finally:
+                process.stdin.write_eof()
+                async with asyncio.timeout(LEAVING):
+                    await process.wait_closed()
+    except (asyncssh.Error, OSError):  # TimeoutError, too
         return  # whoever uses the connection tells of it

@@ -95,7 +95,7 @@ def traces_in(guest: Stranger) -> str:
     """What of us is in a guest: live patches, the agent, programs, the driver."""
     return guest.run(
         "ls /sys/kernel/livepatch; ls -d /run/hotreload* /tmp/hotreload* 2>/dev/null;"
-        " cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep ^hotreload-; grep ^counter /proc/modules"
+        " cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep '^hotreload[-:]'; grep ^counter /proc/modules"
     )
 
 
