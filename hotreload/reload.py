@@ -15,8 +15,8 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
-from hotreload.build.base import Base, work_folder
-from hotreload.build.built import VMLINUX, Build
+from hotreload.build.base import work_folder
+from hotreload.build.built import VMLINUX
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.build.guest_base import GuestBase
@@ -59,8 +59,7 @@ class Reloader:
     def __init__(
         self,
         *,
-        module: Build,
-        base: Base,
+        base: GuestBase,
         glue: Path,
         guest: RestorableGuest,
         running: RunningCheck,
@@ -74,7 +73,8 @@ class Reloader:
         checkpoints: Checkpoints | None = None,
         stale: Collection[str] = (),
     ) -> None:
-        """``folder``: where the session keeps what it made; ``running``: what looks at the guest's memory;
+        """``base``: what the guest runs; ``folder``: where the session keeps what it made;
+        ``running``: what looks at the guest's memory;
         ``module_rung``: what follows where no patch can do it; ``trouble``: why the guest stopped, if it did;
         ``restored`` is told when a change that failed has brought the guest back to a checkpoint;
         ``checkpoints``: of the guest's machine, if it can; ``stale``: patch modules that an earlier
@@ -82,17 +82,16 @@ class Reloader:
         self.dry_run = dry_run
         self._module_rung = module_rung
         self._stages = StageKeeper(folder / "reloads")
-        booted = GuestBase.booted(module, base)
         self._guest = PatchedGuest(
             guest,
-            Known(booted, kept=dict.fromkeys(stale, (LEFT_BEHIND,))),
+            Known(base, kept=dict.fromkeys(stale, (LEFT_BEHIND,))),
             trouble=trouble,
             transition_timeout=transition_timeout,
             checkpoints=checkpoints,
             restored=restored,
         )
-        self._edits = Edits(booted, running, glue, folder / "objects", max_units)
-        self._history = History([Step(0, None, base=booted, edited={})])
+        self._edits = Edits(base, running, glue, folder / "objects", max_units)
+        self._history = History([Step(0, None, base=base, edited={})])
 
     @property
     def history(self) -> tuple[ReloadReport, ...]:

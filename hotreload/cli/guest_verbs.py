@@ -347,16 +347,19 @@ def _say(options: Globals, text: str) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on as the console does.")
 def logs(options: Globals, follow: bool) -> None:
     """What the guest's console said; of a guest that is gone, in its last session."""
+    from hotreload.session.alert import read_log
     from hotreload.vm.console import printable
 
-    with _console_log(options).open(errors="replace") as stream:
-        while True:
-            if text := stream.read():
-                click.echo(printable(text), nl=False)
-            elif not follow:
-                return
-            else:
-                time.sleep(0.1)
+    log, end = _console_log(options), 0
+    while True:
+        said = read_log(log, end)
+        end = said.end
+        if said.text:
+            click.echo(printable(said.text), nl=False)
+        elif not follow:
+            return
+        else:
+            time.sleep(0.1)
 
 
 def _console_log(options: Globals) -> Path:

@@ -227,7 +227,7 @@ receive() { # standard input into a file, $file, that goes when we do
     trap 'rm -f "$file"' EXIT
     trap 'exit 129' HUP INT TERM PIPE
     if ! error=$( { cat >"$file"; } 2>&1); then
-        printf '{"ok":false,"stage":"receive","error":%s}\n' "$(echo "$error" | json)"
+        printf '{"ok":false,"stage":"receive","folder":"%s","error":%s}\n' "$SCRATCH" "$(echo "$error" | json)"
         exit
     fi
 }

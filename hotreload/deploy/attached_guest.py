@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hotreload.deploy.connections import HANG_UP
 from hotreload.deploy.guest import KEEPALIVE_COUNT, KEEPALIVE_INTERVAL, LOGIN_LIMIT, USER, ShellGuest
 from hotreload.deploy.kernel_log import follow_kernel_log
 from hotreload.deploy.livepatch import agent_source
@@ -126,6 +127,7 @@ class AttachedGuest(ShellGuest):
         self._kernel_log = kernel_log
         self._door: asyncssh.SSHClientConnection | None = None
         self._at_the_door: tuple[asyncio.Task[None], ...] = ()
+        self._hearing: asyncio.Task[None] | None = None
         self._doorkeeper: asyncssh.SSHClientProcess[bytes] | None = None
 
     @property
@@ -139,7 +141,10 @@ class AttachedGuest(ShellGuest):
         return self.login.ssh_command
 
     async def leave(self) -> None:
-        """Take the agent away, and hang up."""
+        """Take the agent and all else away, and hang up."""
+        if self._hearing is not None and self._door is not None:
+            self._hearing.cancel()
+            await asyncio.wait({self._hearing})
         doorkeeper, self._doorkeeper = self._doorkeeper, None
         if doorkeeper is not None:
             with contextlib.suppress(OSError, TimeoutError):  # it is gone already, or the guest is
@@ -154,7 +159,9 @@ class AttachedGuest(ShellGuest):
         door, self._door = self._door, None
         if door is not None:
             door.abort()
-            await door.wait_closed()
+            with contextlib.suppress(TimeoutError):  # nothing that ends waits for it longer
+                async with asyncio.timeout(HANG_UP):
+                    await door.wait_closed()
         for task in self._at_the_door:
             task.cancel()
         if self._at_the_door:
@@ -177,7 +184,8 @@ class AttachedGuest(ShellGuest):
         self._door = door
         self._at_the_door = (asyncio.create_task(self._watch_door(door)),)
         if self._kernel_log is not None:
-            self._at_the_door += (asyncio.create_task(follow_kernel_log(door, self._kernel_log)),)
+            self._hearing = asyncio.create_task(follow_kernel_log(door, self._kernel_log))
+            self._at_the_door += (self._hearing,)
 
     async def _watch_door(self, door: asyncssh.SSHClientConnection) -> None:
         """When it drops, the agent goes with it: no other connection is of use then."""
@@ -251,7 +259,12 @@ class AttachedGuest(ShellGuest):
                     doorkeeper = await connection.create_process(command, encoding=None)
                     with contextlib.suppress(BrokenPipeError):  # who refuses us does not wait for it
                         doorkeeper.stdin.write(agent)
-                    told = printable((await doorkeeper.stdout.readline()).decode(errors="replace")).split()
+                    line = (await doorkeeper.stdout.readline()).decode(errors="replace")
+                    if not line.endswith("\n"):
+                        await doorkeeper.wait_closed()
+                        if (doorkeeper.returncode or 0) < 0 or doorkeeper.returncode is None:
+                            raise ConnectionResetError("the connection was lost")
+                    told = printable(line).split()
             except (asyncssh.Error, OSError, TimeoutError) as error:
                 raise GuestUnreachableError(
                     f"{self.login.address} does not answer: {str(error) or 'it takes no commands'}"

@@ -241,7 +241,7 @@ def _refusal(what: str, answer: dict[str, Any], timeout: float) -> Exception:
     if stage == "busy":
         return stalled(f"{what} has to wait: {answer.get('patch')} is in transition", answer)
     if stage == "receive":
-        return _no_room(what, str(answer.get("error", "")))
+        return _no_room(what, str(answer.get("folder", "")), str(answer.get("error", "")))
     if stage == "other":
         names = ", ".join(map(str, answer.get("modules", ())))
         return PatchRejectedError(
@@ -257,15 +257,19 @@ def _refusal(what: str, answer: dict[str, Any], timeout: float) -> Exception:
     return rejection(what, reason)
 
 
-def _no_room(what: str, error: str) -> PatchRejectedError:
-    """The error for a module that the guest's /tmp does not take."""
+def _no_room(what: str, folder: str, error: str) -> PatchRejectedError:
+    """The error for a module that the folder in the guest where it is brought to does not take."""
     if "No space left" in error:
-        fact = f"the guest's /tmp is full: there is no space for {what}"
+        fact = f"the guest's {folder} is full: there is no space for {what}"
     else:
-        fact = (
-            f"the guest's /tmp does not take {what}: {error.strip().rpartition(': ')[2] or 'no reason given'}"
-        )
-    hint = "hotreload guest exec 'ls -lS /tmp' shows what is there; delete what is not needed, and save again"
+        reason = error.strip().rpartition(": ")[2] or "no reason given"
+        fact = f"the guest's {folder} does not take {what}: {reason}"
+    # Below /run others fill the file system, not we.
+    place = folder if folder.count("/") == 1 else folder.rpartition("/")[0]
+    hint = (
+        f"hotreload guest exec 'du -ax {place} | sort -n' shows what is there;"
+        " delete what is not needed, and save again"
+    )
     return PatchRejectedError(fact, code="HR3109", hint=hint)
 
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,20 +25,30 @@ WINDOW = 256 * 1024
 PATIENCE = 25.0
 LONGEST = 120.0
 RETRY = 0.5
+REPLACED = (
+    "{} is another file now, and read from its beginning; if QEMU writes on to the one of before,"
+    " nothing more is heard: copy and truncate it instead"
+)
 
 
 class ConsoleReader:
-    """Finds what a kernel complains about, as its console tells it."""
+    """Finds what a kernel complains about, as its console tells it.
 
-    def __init__(self, log: Path) -> None:
+    The log of somebody else's console may be truncated, or replaced by another file; ``say`` is told of that.
+    """
+
+    def __init__(self, log: Path, say: Callable[[str], None] = lambda _text: None) -> None:
+        self.begin = 0  # where that begins in the log which counts
         self._log = log
+        self._say = say
+        self._file = _identity(log)
         self._read = 0  # where the text begins that is looked at
         self._told = 0  # how many complaints in it were told
 
-    def skip(self) -> int:
-        """From here on only what is said from now on counts; where that begins in the log."""
-        self._read, self._told = size_of(self._log), 0
-        return self._read
+    def skip(self) -> None:
+        """From here on only what is said from now on counts."""
+        self.begin = size_of(self._log)
+        self._move_to(self.begin)
 
     async def complaints(self) -> AsyncIterator[CrashReport]:
         """Each as soon as its end was there."""
@@ -45,28 +56,72 @@ class ConsoleReader:
         while True:
             await asyncio.sleep(INTERVAL)
             now, size = asyncio.get_running_loop().time(), size_of(self._log)
-            if size < self._read:  # it was begun anew
-                self._read, self._told = 0, 0
+            self._follow(size)
             if size != seen:
                 seen, since = size, now
-            elif now - since > UNFINISHED + 2 * INTERVAL:
+            elif now - since > UNFINISHED + 2 * INTERVAL and size - self._read <= 2 * WINDOW:
                 continue  # all that it said was looked at
             start = self._read
-            found = await asyncio.to_thread(self._look, start)
+            said = await asyncio.to_thread(read_log, self._log, start, 2 * WINDOW)
+            found = await asyncio.to_thread(find_complaints, said.text)
             for crash in found[self._told :]:
                 if start != self._read or not (crash.complete or now - since > UNFINISHED):
                     break
                 self._told += 1
                 yield crash
-            if start == self._read and size - start > WINDOW and len(found) == self._told:
-                self.skip()
+            if start == self._read and said.end - said.begin > WINDOW and len(found) == self._told:
+                self._move_to(said.end)
+            elif start == self._read:
+                self._read = max(start, said.begin)
 
-    def _look(self, start: int) -> tuple[CrashReport, ...]:
-        if not size_of(self._log):
-            return ()
-        with self._log.open("rb") as log:
-            log.seek(start)
-            return find_complaints(log.read(2 * WINDOW).decode(errors="replace"))
+    def _follow(self, size: int) -> None:
+        file = _identity(self._log)
+        if file is not None and file != self._file:
+            self._say(REPLACED.format(os.path.realpath(self._log)))
+            self._file, size = file, -1
+        if size < self._read:  # it was begun anew
+            self.begin = 0
+            self._move_to(0)
+
+    def _move_to(self, place: int) -> None:
+        self._read, self._told = place, 0
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A piece of a log, and the offsets where it begins and ends."""
+
+    text: str
+    begin: int
+    end: int
+
+
+def read_log(log: Path, start: int, limit: int = -1) -> Said:
+    """What a log says from an offset on, at most so many bytes of it.
+
+    One that is shorter was begun anew, and is read from its beginning. Who writes to one that was truncated
+    goes on where he was, if he did not open it to append: before that is a hole.
+    """
+    try:
+        stream = log.open("rb", buffering=0)
+    except FileNotFoundError:
+        return Said("", 0, 0)
+    with stream:
+        size = stream.seek(0, os.SEEK_END)
+        try:
+            place = stream.seek(start if start <= size else 0, os.SEEK_DATA)
+        except OSError:  # there is no more
+            return Said("", size, size)
+        data = stream.read(limit) or b""
+    return Said(data.replace(b"\0", b"").decode(errors="replace"), place, place + len(data))
+
+
+def _identity(log: Path) -> tuple[int, int] | None:
+    try:
+        found = log.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def size_of(log: Path) -> int:

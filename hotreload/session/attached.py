@@ -12,22 +12,19 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hotreload.build.base import Base
-from hotreload.build.built import VMLINUX, Build, BuiltModule
+from hotreload.build.guest_base import GuestBase
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.config import Config
 from hotreload.deploy.attached_guest import AttachedGuest, Login
-from hotreload.deploy.guest import ShellGuest
 from hotreload.deploy.kcore import KernelMemory
 from hotreload.deploy.kernel_identity import require_kernel
-from hotreload.deploy.livepatch import build_id, disable_patch, patch_status, unload_module
+from hotreload.deploy.livepatch import unload_module
 from hotreload.deploy.verify import ReadMemory
-from hotreload.elf.build_id import read_build_id
 from hotreload.errors import (
     EditError,
     GuestUnreachableError,
@@ -35,16 +32,17 @@ from hotreload.errors import (
     InputError,
     KernelUnfitError,
 )
-from hotreload.session.boot import Booted, build_all, first_of, load_modules, or_lost, set_up
-from hotreload.vm.foreign_machine import REBOOTED, ForeignMachine
+from hotreload.session.boot import Booted, Came, build_all, first_of, load_modules, or_lost, set_up
+from hotreload.session.found import LEAVE_LIMIT, Found
+from hotreload.vm.foreign_machine import ENDED, REBOOTED, ForeignMachine
+from hotreload.vm.machine import Trouble
+from hotreload.vm.monitor import NobodyListensError
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
 RETRY = 2.0
-# Seconds in which what we brought has to be gone.
-LEAVE_LIMIT = 40.0
 OTHER_KERNEL = "-K names the kernel that the guest booted; or boot it with that one"
 
 
@@ -77,6 +75,15 @@ def require_attachable(attachment: Attachment) -> None:
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A guest in an earlier block. ``base``: what it ran in the end; ``is_changing``: as far as is known."""
+
+    booted: Booted
+    base: GuestBase
+    is_changing: bool
+
+
 @contextlib.asynccontextmanager
 async def attach(
     attachment: Attachment,
@@ -85,47 +92,61 @@ async def attach(
     config: Config,
     console_log: Path,
     progress: Progress,
-    before: Booted | None = None,
+    before: Earlier | None = None,
 ) -> AsyncIterator[Booted]:
     """Build, connect, check, load; after the block the guest is as it was, as far as it still answers.
 
     ``before``: what this guest was in an earlier block. If it is the same boot, what was built then is what
-    is loaded. Raises what build_base, build_glue, ForeignMachine, AttachedGuest and load_module raise,
-    KernelUnfitError (HR3101) for another kernel or another build of a module, InputError (HR1008) for
-    ``load`` and ``setup``.
+    is loaded, and what came then goes in the end; that its QEMU has ended is a GuestUnreachableError then.
+    Raises what build_base, build_glue, ForeignMachine, AttachedGuest and load_module raise, KernelUnfitError
+    (HR3101) for another kernel or another build of a module, InputError (HR1008) for ``load``, ``setup``.
     """
     _take_console(attachment, console_log)
     async with contextlib.AsyncExitStack() as owned:
-        machine = await owned.enter_async_context(
-            ForeignMachine(attachment.qmp, console_log.parent, has_console=attachment.console is not None)
-        )
+        has_console = attachment.console is not None
+        machine = ForeignMachine(attachment.qmp, console_log.parent, has_console=has_console)
+        try:
+            await owned.enter_async_context(machine)
+        except NobodyListensError:
+            if before is None:
+                raise
+            raise GuestUnreachableError(f"the guest is lost: {ENDED.message}") from None
         progress(f"connecting to {attachment.login.address}")
         heard = console_log if attachment.console is None else None
         guest = AttachedGuest(attachment.login, attachment.token, lambda: machine.lose(REBOOTED), heard)
         owned.push_async_callback(guest.leave)
         # Who cannot be worked on is not worth a build.
         await or_lost(require_kernel(guest, kernel, OTHER_KERNEL), machine, console_log)
-        module, base, glue = await _built(folder, kernel, progress, _same_boot(before, guest))
-        found = await or_lost(_Found.clean(guest, base), machine, console_log)
+        same = _same_boot(before, guest)
+        base, glue = await or_lost(_built(folder, kernel, progress, same), machine, console_log)
+        finding = Found.clean(guest, base, cut_off=same is not None and same.is_changing)
+        found = await or_lost(finding, machine, console_log)
         progress("loading the modules")
-        came: list[str] = []
+        came = same.booted.came if same else {}
         owned.push_async_callback(_take_out, machine, guest, came)
-        ours = () if module.is_kernel else base.modules
-        loading = load_modules(guest, kernel, ours, config.load, found.loaded, came.append)
+        ours = () if base.is_kernel else base.modules
+        anew: list[str] = []
+
+        def note(name: str) -> None:
+            came.pop(name, None)
+            came[name] = None
+            anew.append(name)
+
+        loading = load_modules(guest, kernel, ours, config.load, found.loaded, note)
         loaded = await or_lost(loading, machine, console_log)
-        if config.setup and (came or module.is_kernel):
+        if config.setup and (anew or base.is_kernel):
             progress(config.setup)
             await or_lost(set_up(guest, config.setup), machine, console_log)
         compiler = (await kernel_compiler(kernel)).note
         memory = await or_lost(_memory(guest, machine, base), machine, console_log)
         yield Booted(
-            module, base, glue, machine, guest,
+            base.build, base, glue, machine, guest,
             tuple(dict.fromkeys((*loaded, *found.loaded))),
             (*_notes(attachment, config), *found.notes, *((compiler,) if compiler else ())),
             None, *memory,
             {"accel": None, "ssh_port": attachment.login.port, "attached": attachment.login.address},
             _made_of(attachment),
-            machine, found.stale,
+            machine, found.stale, came,
         )  # fmt: skip
 
 
@@ -142,6 +163,21 @@ async def until_it_answers(attachment: Attachment) -> None:
         finally:
             await guest.leave()
         await asyncio.sleep(RETRY)
+
+
+async def until_it_ends(attachment: Attachment, machine: ForeignMachine) -> Trouble:
+    """Return when its QEMU has ended, as far as that is told; ``machine``: of its last block.
+
+    Raises EnvironmentFault (HR3108) when the monitor does not talk to us any more.
+    """
+    if machine.has_monitor or attachment.qmp is None:
+        return await machine.wait_for_end()
+    # Its block is over, and with it our connection to the monitor.
+    try:
+        async with ForeignMachine(attachment.qmp, Path(), has_console=False) as waiting:
+            return await waiting.wait_for_end()
+    except NobodyListensError:
+        return ENDED
 
 
 def _take_console(attachment: Attachment, console_log: Path) -> None:
@@ -171,25 +207,26 @@ def _made_of(attachment: Attachment) -> dict[str, Any]:
     }
 
 
-def _same_boot(before: Booted | None, guest: AttachedGuest) -> Booted | None:
-    if before is None or not isinstance(before.guest, AttachedGuest):
+def _same_boot(before: Earlier | None, guest: AttachedGuest) -> Earlier | None:
+    if before is None or not isinstance(before.booted.guest, AttachedGuest):
         return None
-    return before if before.guest.boot_id == guest.boot_id else None
+    return before if before.booted.guest.boot_id == guest.boot_id else None
 
 
 async def _built(
-    folder: Path, kernel: KernelTree, progress: Progress, before: Booted | None
-) -> tuple[Build, Base, Path]:
+    folder: Path, kernel: KernelTree, progress: Progress, before: Earlier | None
+) -> tuple[GuestBase, Path]:
     if before is not None:
-        return before.module, before.base, before.glue
+        return before.base, before.booted.glue
     try:
-        return await build_all(folder, kernel, progress)
+        build, base, glue = await build_all(folder, kernel, progress)
     except ExceptionGroup as several:
         raise first_of(several) from None
+    return GuestBase.booted(build, base), glue
 
 
 async def _memory(
-    guest: AttachedGuest, machine: ForeignMachine, base: Base
+    guest: AttachedGuest, machine: ForeignMachine, base: GuestBase
 ) -> tuple[ReadMemory, Callable[[], Awaitable[int]]]:
     """How the kernel's memory is read, and its interrupt table found.
 
@@ -206,59 +243,7 @@ async def _memory(
     return machine.read_memory, machine.idt_base
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What was in the guest: our ``loaded`` modules, what had to be done, patch modules that stay loaded."""
-
-    loaded: tuple[str, ...]
-    notes: tuple[str, ...]
-    stale: tuple[str, ...]
-
-    @classmethod
-    async def clean(cls, guest: AttachedGuest, base: Base) -> _Found:
-        """Look, and take off what a session that was killed has left live.
-
-        Raises KernelUnfitError (HR3101), and what disable_patch raises.
-        """
-        stale, notes = await take_off_live(guest)
-        ours = [built for built in base.modules if built.name != VMLINUX] if not base.is_kernel else []
-        return cls(await _loaded_of(guest, ours), notes, stale)
-
-
-async def take_off_live(guest: ShellGuest) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Take off what a session has left live; the patch modules that stay, and what is to be told.
-
-    They stay, for what of them is still pointed at, only that session knew. Raises as disable_patch.
-    """
-    before = await patch_status(guest)
-    live = [patch.name for patch in before.patches if patch.enabled and not patch.foreign]
-    for name in live:
-        await disable_patch(guest, name, timeout=LEAVE_LIMIT)
-    left = (await patch_status(guest)).replaced
-    if not live:
-        return left, ()
-    what = f"{', '.join(live)}, of a session that did not end by itself, was live, and is taken off"
-    return left, (what,)
-
-
-async def _loaded_of(guest: AttachedGuest, ours: Sequence[BuiltModule]) -> tuple[str, ...]:
-    """Those of our modules that the guest has. Raises KernelUnfitError (HR3101) for another build of one."""
-    listing = (await guest.run("cut -d' ' -f1 /proc/modules")).text.split()
-    there = [built for built in ours if built.name in listing]
-    for built in there:
-        running, here = await build_id(guest, built.name), await asyncio.to_thread(read_build_id, built.ko)
-        if running is None or running != here:
-            raise KernelUnfitError(
-                f"the guest has another build of {built.name} than the one that is built here:"
-                f" build-id {running}, not {here}",
-                code="HR3101",
-                hint=f"rmmod {built.name} in the guest, then attach loads it; or bring back the sources"
-                " that it was built from",
-            )
-    return tuple(built.name for built in there)
-
-
-async def _take_out(machine: ForeignMachine, guest: AttachedGuest, came: Sequence[str]) -> None:
+async def _take_out(machine: ForeignMachine, guest: AttachedGuest, came: Came) -> None:
     """Remove what was loaded, the last first, as far as that goes."""
     if machine.trouble is not None:
         return

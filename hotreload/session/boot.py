@@ -12,7 +12,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from hotreload.build.base import Base, build_base
 from hotreload.build.built import VMLINUX, Build, BuiltModule
 from hotreload.build.debian_kernel import open_kernel
+from hotreload.build.guest_base import GuestBase
 from hotreload.build.kernel_record import kernel_base
 from hotreload.build.kernel_tree import KernelTree, check_fit, kernel_compiler
 from hotreload.config import Config
@@ -43,6 +44,7 @@ from hotreload.vm.probe import choose_accel
 from hotreload.vm.spec import MachineSpec
 
 Progress = Callable[[str], None]
+Came = dict[str, None]  # names of modules, in the order in which they were loaded
 T = TypeVar("T")
 
 # Imported while QEMU boots, for they take half a second together and the first command needs them.
@@ -76,18 +78,19 @@ class BareGuest:
 class Booted:
     """A guest that runs the modules.
 
-    ``base``      what it booted
+    ``base``      what it booted, or was found with
     ``loaded``    the modules of ours that it has
     ``notes``     what else to tell about it
     ``idt_base``  where its interrupt descriptor table is
     ``reached``   the fields of `status` about the machine; ``made_of``: those that `guest show` adds
     ``foreign``   the machine, if somebody else started it
     ``stale``     patch modules of an earlier session's that stay loaded
+    ``came``      modules that have to go when we do, the last one first
     ``bare``      the guest as it was before ours were loaded, if we booted it
     """
 
     module: Build
-    base: Base
+    base: GuestBase
     glue: Path
     machine: AnyMachine
     guest: ShellGuest
@@ -100,6 +103,7 @@ class Booted:
     made_of: Mapping[str, Any]
     foreign: ForeignMachine | None = None
     stale: tuple[str, ...] = ()
+    came: Came = field(default_factory=dict)
     bare: BareGuest | None = None
 
     @property
@@ -151,7 +155,7 @@ async def boot(
     if note := (await kernel_compiler(kernel)).note:
         notes = (*notes, note)
     yield Booted(
-        module, base, glue, machine, guest, loaded, notes, bare.checkpoints,
+        module, GuestBase.booted(module, base), glue, machine, guest, loaded, notes, bare.checkpoints,
         machine.read_memory, partial(idt_base, machine.monitor), reached, _made_of(machine), bare=bare,
     )  # fmt: skip
 

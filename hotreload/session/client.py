@@ -86,6 +86,8 @@ def _show(message: Message, console: Console, *, as_json: bool) -> None:
     for key in ("climb", "report"):
         if key in message:
             console.report(report_from(message[key]))
+    if "say" in message:
+        console.say(message["say"])
     if "ready" in message:
         console.say(ready_text(message["ready"]))
 

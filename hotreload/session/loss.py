@@ -14,7 +14,7 @@ from hotreload.fault_line import SourceLine
 from hotreload.report.crash import CrashReport, find_crash
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 from hotreload.restore_points import RolledBack
-from hotreload.session.alert import Silence
+from hotreload.session.alert import Silence, read_log
 from hotreload.vm.any_machine import AnyMachine
 from hotreload.vm.console import printable
 from hotreload.vm.machine import RESET, State, Trouble
@@ -191,9 +191,4 @@ async def _complaint(console_log: Path, after: int) -> CrashReport | None:
 
 
 async def _said(console_log: Path, after: int) -> str:
-    def read() -> bytes:
-        with console_log.open("rb") as log:
-            log.seek(after)
-            return log.read()
-
-    return (await asyncio.to_thread(read)).decode(errors="replace")
+    return (await asyncio.to_thread(read_log, console_log, after)).text

@@ -62,7 +62,10 @@ LOAD_HINT = (
 
 
 class Rescue:
-    """That of one guest. ``restored`` is told the checkpoint's name and the seconds it took."""
+    """That of one guest. ``restored`` is told the checkpoint's name and the seconds it took.
+
+    ``say`` is told what else whoever watches has to know.
+    """
 
     def __init__(
         self,
@@ -70,12 +73,13 @@ class Rescue:
         reloader: Reloader,
         state: Path,
         restored: Callable[[str, float], None],
+        say: Callable[[str], None],
         *,
         keeps_memory: bool,
     ) -> None:
         self.console_log = state / "console.log"
-        self.console = ConsoleReader(self.console_log)
-        self._console_read = self.console.skip()
+        self.console = ConsoleReader(self.console_log, say)
+        self.console.skip()
         self._booted = booted
         self._machine: AnyMachine = booted.machine
         self._reloader = reloader
@@ -107,7 +111,7 @@ class Rescue:
 
     async def from_trouble(self, trouble: Trouble) -> ReloadReport:
         """What becomes of a guest that does not run. Raises GuestUnreachableError for what is no crash."""
-        error = await loss(trouble, self.console_log, self._console_read)
+        error = await loss(trouble, self.console_log, self.console.begin)
         ran = self._reloader.running
         if not isinstance(error, GuestCrashedError):
             if not self.may_return:
@@ -138,7 +142,7 @@ class Rescue:
             foreign = self._booted.foreign
             if foreign is None:
                 return None
-            if await panics(self.console_log, self._console_read):
+            if await panics(self.console_log, self.console.begin):
                 foreign.lose(PANICKED)
                 return None
         return await self.from_complaint(crash, restores)
@@ -198,7 +202,7 @@ class Rescue:
 
     def begin_anew(self) -> None:
         """The guest was brought back: what it said so far is of another one."""
-        self._console_read = self.console.skip()
+        self.console.skip()
         self.restores += 1
         self.is_cut_off = False
 

@@ -252,12 +252,17 @@ class Service:
             await asyncio.wait({forwarding})
 
     async def watch(self, _request: Message, send: Send) -> Message:
-        """Reload what is saved, and tell of it, until the client hangs up or the session ends."""
+        """Reload what is saved, and tell of it, until the client hangs up or the session ends.
+
+        Raises what the session ends with.
+        """
         async with self._relay(send):
             await self._session.ready.wait()
             await send({"ready": dict(await self.status({}, send))})
             with self._session.watching():
                 await asyncio.wait({self._session.finished})
+        # What it ended of: its own standard error is in a file.
+        self._session.finished.result()
         return {}
 
     async def exec(self, request: Message, _send: Send) -> Message:

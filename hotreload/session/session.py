@@ -43,9 +43,10 @@ from hotreload.ladder import is_allowed
 from hotreload.report.console import Console
 from hotreload.report.ndjson import EventSink
 from hotreload.report.outcome import Outcome, ReloadReport
-from hotreload.session.attached import attach, take_off_live, until_it_answers
+from hotreload.session.attached import Earlier, attach, until_it_answers, until_it_ends
 from hotreload.session.boot import BareGuest, Booted, boot
 from hotreload.session.control import report_object
+from hotreload.session.found import take_off_live
 from hotreload.session.order import Order
 from hotreload.session.reboot import (
     announced,
@@ -103,7 +104,7 @@ class Session:
         self._pending: set[Path] = set()
         self._saved_at = 0.0
         self._due = asyncio.Event()
-        self._before: Booted | None = None  # what a guest was that may return
+        self._before: Earlier | None = None  # what a guest was that may return
         self._is_lost = asyncio.Event()  # a guest that may return
         self._lost: ReloadReport  # how that was told
         self.away_since: datetime | None = None
@@ -168,7 +169,6 @@ class Session:
         from hotreload.running_check import RunningCheck
 
         self.reloader = Reloader(
-            module=self.booted.module,
             base=self.booted.base,
             glue=self.booted.glue,
             guest=self.booted.guest,
@@ -194,6 +194,7 @@ class Session:
             self.reloader,
             order.state,
             self.teller.restored,
+            self.teller.say,
             keeps_memory=order.config.vmcore == "on",
         )
         if self.booted.foreign is not None:
@@ -545,7 +546,7 @@ class Session:
             while self.rescue.is_cut_off:
                 await asyncio.sleep(CONTACT_INTERVAL)
                 if await self.rescue.answers_again():
-                    self.console.say("the guest answers again")
+                    self.teller.say("the guest answers again")
 
     async def _hear_complaints(self) -> None:
         """Tell what the guest's kernel complains about while it goes on."""
@@ -572,7 +573,8 @@ class Session:
                 self.away_since = datetime.now()
                 self.ready.clear()
                 self.teller.state("away", message=self._lost.reasons[0].message)
-                before, self._before = self.reloader, self.booted
+                before = self.reloader
+                self._before = Earlier(self.booted, before.base, is_changing=before.is_changing)
                 started = await self._begun_anew()
                 if started is None:
                     return
@@ -603,7 +605,7 @@ class Session:
         assert attachment is not None, "a guest of ours does not return"
         assert foreign is not None, "a guest of ours does not return"
         back = asyncio.create_task(until_it_answers(attachment))
-        ended = asyncio.create_task(foreign.wait_for_end())
+        ended = asyncio.create_task(until_it_ends(attachment, foreign))
         try:
             await asyncio.wait({back, ended}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():

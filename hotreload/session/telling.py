@@ -40,6 +40,11 @@ class Teller:
         for listener in tuple(self._listeners):
             listener(message)
 
+    def say(self, text: str) -> None:
+        """Tell people a line."""
+        self._console.say(text)
+        self.tell({"say": text})
+
     def event(self, type: str, cycle: int | None = None, **fields: Any) -> None:
         """Tell an event. Raises ValueError when its fields are not those of its type."""
         self.tell({"event": self._events.emit(type, cycle, **fields).line()})

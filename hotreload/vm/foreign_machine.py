@@ -27,7 +27,10 @@ BY_GUEST = "guest-reset"
 
 
 class ForeignMachine:
-    """See the module. Entry raises EnvironmentFault (HR3108) when ``qmp`` is no monitor that talks to us."""
+    """See the module. Entry raises EnvironmentFault (HR3108) when ``qmp`` is no monitor that talks to us.
+
+    NobodyListensError among them: there is no QEMU.
+    """
 
     def __init__(self, qmp: Path | None, folder: Path, *, has_console: bool) -> None:
         """``folder``: for what QEMU writes for us, for its owner only.
@@ -56,6 +59,7 @@ class ForeignMachine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._monitor = None
         await self._owned.aclose()
 
     @property
@@ -73,7 +77,7 @@ class ForeignMachine:
         return await asyncio.shield(self._trouble)
 
     async def wait_for_end(self) -> Trouble:
-        """Return when QEMU has ended; without a monitor that is never."""
+        """Return when QEMU has ended, within the block; without a monitor that is never."""
         await self._ended.wait()
         return ENDED
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 GREETING_LIMIT = 5.0
 
 
+class NobodyListensError(EnvironmentFault):
+    """There is no QEMU behind a monitor's socket (HR3108)."""
+
+
 class QmpError(Exception):
     """QEMU refused a command; the text is its own description."""
 
@@ -63,7 +67,10 @@ class Monitor:
             raise GuestUnreachableError(f"QEMU's monitor does not answer: {error}", code="HR3107") from error
 
     async def connect(self) -> None:
-        """Connect to a socket where somebody's QEMU listens. Raises EnvironmentFault (HR3108)."""
+        """Connect to a socket where somebody's QEMU listens.
+
+        Raises EnvironmentFault (HR3108), of which NobodyListensError may come of a QEMU that has ended.
+        """
         from qemu.qmp import ConnectError
 
         try:
@@ -78,13 +85,14 @@ class Monitor:
             await self.close()
             cause, hint = error.exc, "QEMU makes one with -qmp unix:SOCKET,server=on,wait=off"
             if isinstance(cause, OSError) and not isinstance(cause, ConnectionResetError):
-                raise self._no_monitor(f"cannot be opened: {cause.strerror or cause}", hint) from error
+                fact = f"cannot be opened: {cause.strerror or cause}"
+                raise self._no_monitor(fact, hint, NobodyListensError) from error
             raise self._no_monitor("is no QMP socket", hint) from error
 
-    def _no_monitor(self, fact: str, hint: str) -> EnvironmentFault:
-        return EnvironmentFault(
-            f"{self._socket} {fact}", code="HR3108", hint=f"{hint}; it also works without --qmp"
-        )
+    def _no_monitor(
+        self, fact: str, hint: str, kind: type[EnvironmentFault] = EnvironmentFault
+    ) -> EnvironmentFault:
+        return kind(f"{self._socket} {fact}", code="HR3108", hint=f"{hint}; it also works without --qmp")
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """Run a command and return its result. Raises QmpError, or GuestUnreachableError if QEMU is gone."""

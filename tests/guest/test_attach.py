@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -20,8 +21,9 @@ import pytest
 
 from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree
+from hotreload.deploy import attached_guest
 from hotreload.errors import EnvironmentFault
-from hotreload.vm.image import GuestImage, build_image
+from hotreload.vm.image import SEARCH_PATH, GuestImage, build_image, recipe_folder
 from hotreload.vm.spec import MachineSpec
 from tests.conftest import require
 from tests.guest.strangers import Stranger, attached, stranger
@@ -51,6 +53,40 @@ def own(guest_spec: MachineSpec, image: GuestImage, tmp_path: Path) -> Iterator[
         yield guest
 
 
+# In place of dropbear; it demands a user of its own, a folder, and keys that nobody else can read.
+OPENSSH = """\
+dropbearconvert dropbear openssh /etc/dropbear/host_key /etc/host_key
+echo 'sshd:*:74:74::/run/sshd:/bin/false' >>/etc/passwd
+mkdir -m 755 /run/sshd
+/usr/bin/sshd -f /dev/null -h /etc/host_key -o UsePAM=no || fail "sshd does not start"
+"""
+
+
+@pytest.fixture
+def of_openssh(debian_kernel: KernelTree, guest_spec: MachineSpec, tmp_path: Path) -> Iterator[Stranger]:
+    """One whose SSH server is OpenSSH's."""
+    for program, package in (("sshd", "openssh-server"), ("dropbearconvert", "dropbear-bin")):
+        require(shutil.which(program, path=SEARCH_PATH), program, f"apt-get install {package}")
+    parts = Path("/usr/lib/openssh/sshd-session")  # of OpenSSH 9.8 and later
+    require(not parts.exists(), "an sshd that is one program", "this test knows no other")
+    recipe = shutil.copytree(recipe_folder(), tmp_path / "openssh")
+    text = (recipe / "recipe.toml").read_text()
+    more = text.replace('programs = ["dropbear"]', 'programs = ["sshd", "dropbearconvert"]')
+    (recipe / "recipe.toml").write_text(more)
+    starts = (recipe / "init").read_text()
+    line = next(line for line in starts.splitlines(keepends=True) if line.startswith("dropbear "))
+    (recipe / "init").write_text(starts.replace(line, OPENSSH))
+    image = asyncio.run(build_image(debian_kernel, recipe))
+    with stranger(guest_spec, image, tmp_path / "guest") as guest:
+        yield guest
+
+
+# All that serve a connection; the server itself stays.
+CUT_OFF = (
+    "for pid in $(pidof dropbear sshd); do [ $(cut -d' ' -f4 /proc/$pid/stat) = 1 ] || kill -9 $pid; done"
+)
+
+
 def status(folder: Path) -> dict[str, object]:
     return dict(json.loads(run(folder, "status", "--json").stdout or "{}"))
 
@@ -58,8 +94,8 @@ def status(folder: Path) -> dict[str, object]:
 def traces_in(guest: Stranger) -> str:
     """What of us is in a guest: live patches, the agent, programs, the driver."""
     return guest.run(
-        "ls /sys/kernel/livepatch; ls -d /run/hotreload /tmp/hotreload* 2>/dev/null;"
-        " cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep ^hotreload-; grep ^counter /proc/modules"
+        "ls /sys/kernel/livepatch; ls -d /run/hotreload* /tmp/hotreload* 2>/dev/null;"
+        " cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep '^hotreload[-:]'; grep ^counter /proc/modules"
     )
 
 
@@ -200,6 +236,45 @@ def test_a_second_session_is_kept_out(theirs: Stranger, driver: Path) -> None:
     assert traces_in(theirs) == ""
 
 
+# Tokens of four who come at once, each round after one who was killed or not: what they are told.
+RUSH = """
+for round in 1 2 3 4 5 6; do
+    if [ $((round % 2)) = 0 ]; then
+        { echo a; sleep 1; } | sh -c "$DOORKEEPER" hotreload hotreload-killed$round 2 >/tmp/killed &
+        until grep -q ready /tmp/killed; do sleep 0.05; done
+        kill -9 $!
+    fi
+    for one in 1 2 3 4; do
+        { echo a; sleep 2; } | sh -c "$DOORKEEPER" hotreload hotreload-$round.$one 2 >/tmp/told.$one &
+    done
+    wait
+    echo $(sort /tmp/told.* | cut -d' ' -f1)
+    rm -f /tmp/killed /tmp/told.*
+done"""
+
+
+def test_of_those_who_come_at_the_same_moment_one_is_let_in(theirs: Stranger) -> None:
+    lines = Path(attached_guest.__file__).with_name("attach.sh").read_text().splitlines()
+    script = "\n".join(line for line in lines if not line.startswith("#"))
+    told = theirs.run(f"DOORKEEPER={shlex.quote(script)}; {RUSH}", limit=120)
+    assert told.splitlines() == ["busy busy busy ready"] * 6
+    assert traces_in(theirs) == ""
+
+
+def test_a_folder_of_the_guest_without_space_is_named(own: Stranger, driver: Path) -> None:
+    own.run("mount -t tmpfs -o size=4m none /run")
+    with attached(driver, *own.ssh), watch(driver) as watching:
+        watching.waits_for("ready")
+        own.run("dd if=/dev/zero of=/run/full bs=4k")
+        edit(driver, "old %d", "new %d")
+        watching.waits_for("HR3109 the guest's /run/hotreload is full")
+        watching.waits_for("'du -ax /run |")
+        own.run("rm /run/full")
+        assert run(driver, "push").returncode == 0
+        assert reading(driver) == "new 1\n"
+        assert watching.end() == 130
+
+
 # Who is not let in.
 
 
@@ -302,6 +377,27 @@ def test_when_its_qemu_is_killed_the_session_ends_with_status_8(own: Stranger, d
     assert eventually_nothing(driver)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["while it is away", "while it is begun with anew"])
+def test_when_its_qemu_is_killed_before_the_guest_is_back_the_session_ends(
+    again: bool, own: Stranger, driver: Path
+) -> None:
+    (driver / "hotreload.toml").write_text('setup = "echo here >/tmp/mark; sleep 3"\n')
+    with attached(driver, *own.everything), watch(driver) as watching:
+        watching.waits_for("ready")
+        own.run("(sleep 0.3; reboot -f) >/dev/null 2>&1 &")
+        wait_for_state(driver, "away")
+        if again:
+            deadline = time.monotonic() + LIMIT
+            while own.run("cat /tmp/mark 2>/dev/null") != "here\n":
+                assert time.monotonic() < deadline
+        else:
+            own.ask_qemu("stop")
+        own.process.kill()
+        assert watching.process.wait(LIMIT) == 8
+        assert "HR4103]: the guest is lost: QEMU has ended" in watching.said
+    assert eventually_nothing(driver)
+
+
 def test_a_panic_is_reported_with_its_function_and_the_session_goes_on_when_its_owner_resets_it(
     own: Stranger, driver: Path
 ) -> None:
@@ -330,6 +426,24 @@ def test_a_panic_is_reported_with_its_function_and_the_session_goes_on_when_its_
         watching.waits_for("live .*#2")
         assert reading(driver) == "new 20\n"
         assert watching.end() == 130
+
+
+def test_the_log_of_its_console_may_be_rotated(own: Stranger, driver: Path) -> None:
+    with attached(driver, *own.everything), watch(driver) as watching:
+        watching.waits_for("ready")
+        old = own.console.rename(own.console.with_suffix(".1"))
+        own.console.write_text("")
+        watching.waits_for(f"{own.console} is another file now")
+        old.rename(own.console)
+        watching.waits_for(f"{own.console} is another file now", times=2)
+        # QEMU writes on where it was.
+        os.truncate(own.console, 0)
+        edit(driver, "reads += step;", "reads += *(volatile int *)8;")
+        watching.waits_for("live")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run(driver, "guest", "exec", "cat /proc/counter", limit=20)
+        watching.waits_for(r"crashed .*HR4101 BUG: kernel NULL pointer dereference in show\+0x")
+        assert "Kernel panic - not syncing" in run(driver, "guest", "logs").stdout
 
 
 @pytest.mark.parametrize("options", [("--qmp", "--console"), ()], ids=["with QMP", "by SSH alone"])
@@ -373,18 +487,124 @@ def test_what_its_kernel_complains_about_is_told_though_nobody_keeps_its_console
         assert watching.end() == 130
 
 
+def test_a_kernel_that_says_more_than_comes_through_is_heard_afterwards(own: Stranger, driver: Path) -> None:
+    with attached(driver, *own.ssh), watch(driver) as watching:
+        watching.waits_for("ready")
+        # More than the kernel's buffer holds, while nobody reads it.
+        own.run(
+            "reader=$(grep -l '^cat$' /proc/[0-9]*/comm | cut -d/ -f3); kill -STOP $reader;"
+            " for i in $(seq 3000); do echo $i, and a line of some length, to be told >/dev/kmsg; done;"
+            " kill -CONT $reader"
+        )
+        edit(driver, "reads += step;", "WARN_ON(1);\n\treads += step;")
+        watching.waits_for("live")
+        assert reading(driver) == "old 1\n"
+        watching.waits_for(r"warned .*HR4105 WARNING in show\+0x\w+ \(counter.c:\d+\)")
+        assert re.search(
+            r"hotreload: \d+ lines of the kernel's log were lost", run(driver, "guest", "logs").stdout
+        )
+        assert watching.end() == 130
+
+
 def test_a_connection_that_breaks_and_comes_back_loses_nothing(own: Stranger, driver: Path) -> None:
     with attached(driver, *own.ssh), watch(driver) as watching:
         watching.waits_for("ready")
         edit(driver, "old %d", "new %d")
         watching.waits_for("live")
-        # All that serve a connection; the server itself stays.
-        own.run(
-            "for pid in $(pidof dropbear); do [ $(cut -d' ' -f4 /proc/$pid/stat) = 1 ] || kill -9 $pid; done"
-        )
+        own.run(CUT_OFF)
         assert reading(driver) == "new 1\n"
         edit(driver, "new %d", "newer %d")
         watching.waits_for("live", times=2)
         assert reading(driver) == "newer 2\n"
         assert watching.end() == 130
     assert traces_in(own) == ""
+
+
+def test_a_module_that_was_loaded_anew_is_known_again_when_a_patch_of_it_was_cut_off(
+    own: Stranger, driver: Path
+) -> None:
+    edit(driver, "#include <linux/module.h>", "#include <linux/delay.h>\n#include <linux/module.h>")
+    with attached(driver, *own.ssh), watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "static int reads;", "static long reads;")
+        edit(driver, "reads += step;", "reads += step;\n\tif (reads == 2)\n\t\tssleep(8);")
+        edit(driver, '%d\\n"', '%ld\\n"')
+        watching.waits_for("reloaded .*counter.ko")
+        assert reading(driver) == "old 1\n"
+        # Who reads for a while keeps the patch from being complete.
+        own.run("dd if=/proc/counter of=/dev/null bs=64 count=1 2>/dev/null & sleep 1")
+        edit(driver, "old %ld", "new %ld")
+        deadline = time.monotonic() + LIMIT
+        while "1" not in own.run("cat /sys/kernel/livepatch/*/transition"):
+            assert time.monotonic() < deadline
+        own.run(CUT_OFF)
+        watching.waits_for("HR4103")
+        watching.waits_for("rebooted .*counter", limit=60)
+        # The module was not touched; the edit comes again.
+        watching.waits_for("live")
+        assert reading(driver) == "new 3\n"
+        assert watching.end() == 130
+    assert traces_in(own) == ""
+
+
+def test_a_module_whose_exchange_was_cut_off_is_loaded_anew(own: Stranger, driver: Path) -> None:
+    (driver / "hotreload.toml").write_text('setup = "[ ! -e /tmp/slow ] || { echo >/tmp/here; sleep 5; }"\n')
+    with attached(driver, *own.ssh), watch(driver) as watching:
+        watching.waits_for("ready")
+        own.run("touch /tmp/slow")
+        edit(driver, "static int reads;", "static unsigned char reads;")
+        deadline = time.monotonic() + LIMIT
+        while not own.run("ls -d /tmp/here 2>/dev/null"):
+            assert time.monotonic() < deadline
+        own.run(f"rm /tmp/slow; {CUT_OFF}")
+        watching.waits_for("HR4103")
+        watching.waits_for("rebooted .*counter", limit=60)
+        watching.waits_for("reloaded .*counter.ko")
+        assert reading(driver) == "old 1\n"
+        assert watching.end() == 130
+    assert traces_in(own) == ""
+
+
+def test_a_guest_with_openssh_is_worked_on_and_left_as_it_was(of_openssh: Stranger, driver: Path) -> None:
+    with attached(driver, *of_openssh.ssh), watch(driver) as watching:
+        watching.waits_for("ready")
+        edit(driver, "reads += step;", "WARN_ON(1);\n\treads += step;")
+        watching.waits_for("live")
+        assert reading(driver) == "old 1\n"
+        watching.waits_for(r"warned .*HR4105 WARNING in show\+0x")
+        of_openssh.run(CUT_OFF)
+        edit(driver, "WARN_ON(1);\n\t", "")
+        edit(driver, "static int reads;", "static long reads;")
+        edit(driver, '%d\\n"', '%ld\\n"')
+        watching.waits_for("reloaded .*counter.ko")
+        assert reading(driver) == "old 1\n"
+        assert watching.end() == 130
+    assert traces_in(of_openssh) == ""
+
+
+@pytest.mark.parametrize("action", ["pause", "shutdown"])
+def test_a_panic_that_qemu_announces_is_told_though_nobody_keeps_its_console(
+    action: str, guest_spec: MachineSpec, image: GuestImage, driver: Path, tmp_path: Path
+) -> None:
+    options = ("-device", "pvpanic-pci", "-action", f"panic={action}")
+    with (
+        stranger(guest_spec, image, tmp_path / "guest", *options, arguments="panic=0") as guest,
+        attached(driver, *guest.ssh, "--qmp", str(guest.qmp)),
+        watch(driver) as watching,
+    ):
+        watching.waits_for("ready")
+        edit(driver, "reads += step;", 'panic("no way on");')
+        watching.waits_for("live")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run(driver, "guest", "exec", "cat /proc/counter", limit=20)
+        watching.waits_for("crashed .*HR4102 the guest's kernel panicked")
+        if action == "shutdown":
+            assert watching.process.wait(LIMIT) == 8
+            assert eventually_nothing(driver)
+            return
+        edit(driver, 'panic("no way on");', "reads += 10 * step;")
+        guest.ask_qemu("system_reset")
+        guest.ask_qemu("cont")
+        watching.waits_for("rebooted .*counter", limit=60)
+        assert reading(driver) == "old 10\n"
+        assert watching.end() == 130

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.deploy.attached_guest import Login, parse_address, pinned_key
+from hotreload.deploy.attached_guest import AttachedGuest, Login, parse_address, pinned_key
 from hotreload.deploy.kcore import KernelMemory, Segment, parse_segments
-from hotreload.deploy.kernel_log import as_console
+from hotreload.deploy.kernel_log import LOST, KernelLog
 from hotreload.deploy.livepatch import AGENT_PATH
-from hotreload.errors import EnvironmentFault, InputError
+from hotreload.errors import EnvironmentFault, GuestUnreachableError, InputError
 from hotreload.process import CommandResult
 from hotreload.report.crash import PREFIX
 
@@ -79,6 +79,45 @@ def test_a_file_without_a_host_key_is_refused(content: bytes, tmp_path: Path) ->
     (tmp_path / "key").write_bytes(content)
     with pytest.raises(InputError, match=r"has no public key|cannot be read"):
         pinned_key(tmp_path / "key")
+
+
+# The door.
+
+
+@pytest.mark.parametrize(
+    ("hangs_up", "code", "told"),
+    [(True, "HR4103", "the connection was lost"), (False, "HR3108", "the guest answers nonsense: 'nothing'")],
+)
+def test_a_connection_that_is_cut_is_told_from_a_shell_that_runs_nothing(
+    hangs_up: bool, code: str, told: str, tmp_path: Path
+) -> None:
+    import asyncssh
+
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(tmp_path / "key")
+    key.write_public_key(tmp_path / "key.pub")
+
+    def doorkeeper(process: asyncssh.SSHServerProcess[str]) -> None:
+        if hangs_up:
+            process.channel.close()  # without a status
+        else:
+            process.exit(1)
+
+    async def story() -> GuestUnreachableError:
+        keys = {"server_host_keys": [key], "authorized_client_keys": str(tmp_path / "key.pub")}
+        async with await asyncssh.listen("127.0.0.1", 0, process_factory=doorkeeper, **keys) as server:
+            login = Login("127.0.0.1", server.get_port(), "root", tmp_path / "key", tmp_path / "key.pub")
+            guest = AttachedGuest(login, "hotreload-1")
+            try:
+                with pytest.raises(GuestUnreachableError) as raised:
+                    await guest.knock()
+            finally:
+                await guest.leave()
+        return raised.value
+
+    error = asyncio.run(story())
+    assert error.code == code
+    assert told in error.message
 
 
 # Memory.
@@ -152,9 +191,26 @@ def test_memory_that_cannot_be_read_is_a_fault_that_says_why(pages: dict[int, by
 # The kernel's log.
 
 
+MARK = "hotreload: listening (1)"
+
+
 def test_a_record_of_kmsg_reads_as_the_console_would_have_it() -> None:
-    text = as_console("4,1234,698123456,-,caller=T1;WARNING: CPU: 0 PID: 1 at show+0x5/0x10\n")
+    log = KernelLog(MARK)
+    assert log.heard("6,1,1,-;of before\n") == []
+    assert log.heard(f"12,2,1,-;{MARK}\n") == []
+    (text,) = log.heard("4,3,698123456,-,caller=T1;WARNING: CPU: 0 PID: 1 at show+0x5/0x10\n")
     assert text == "[  698.123456] WARNING: CPU: 0 PID: 1 at show+0x5/0x10"
     assert PREFIX.sub("", text) == "WARNING: CPU: 0 PID: 1 at show+0x5/0x10"
-    assert as_console(" SUBSYSTEM=pci\n") is None
-    assert as_console("6,1,2,-;\x1b[2Jx\n") == "[    0.000002] x"
+    assert log.heard(" SUBSYSTEM=pci\n") == []
+    assert log.heard("\n") == []
+    assert log.heard("6,4,2,-;\x1b[2Jx\n") == ["[    0.000002] x"]
+
+
+def test_what_was_lost_of_the_kernels_log_is_told_where_it_is_missing() -> None:
+    log = KernelLog(MARK)
+    assert log.heard("6,70,1,-;the mark was lost as well\n") == []
+    assert log.heard(f"12,80,1,-;{MARK}\n") == []
+    assert log.heard("6,81,1000000,-;one\n") == ["[    1.000000] one"]
+    told = log.heard("6,90,2000000,-;two\n")
+    assert told == [LOST.format(8), "[    2.000000] two"]
+    assert log.heard(f"12,91,1,-;{MARK}\n") == []

@@ -208,22 +208,26 @@ def test_parameters_reach_the_agent_as_one_word() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("folder", "error", "told", "place"),
     [
         (
+            "/tmp",
             "cat: write error: No space left on device",
             "the guest's /tmp is full: there is no space for patch p",
+            "du -ax /tmp |",
         ),
         (
-            "/bin/agent: line 9: can't create /tmp/x.ko: Read-only file system",
-            "not take patch p: Read-only file system",
+            "/run/hotreload",
+            "/bin/agent: line 9: can't create /run/hotreload/x.ko: Read-only file system",
+            "the guest's /run/hotreload does not take patch p: Read-only file system",
+            "du -ax /run |",
         ),
     ],
 )
-def test_a_guest_without_space_is_told_as_such(error: str, told: str) -> None:
-    answer = json.dumps({"ok": False, "stage": "receive", "error": error})
+def test_a_guest_without_space_is_told_as_such(folder: str, error: str, told: str, place: str) -> None:
+    answer = json.dumps({"ok": False, "stage": "receive", "folder": folder, "error": error})
     with pytest.raises(PatchRejectedError) as refused:
         asyncio.run(livepatch.apply_patch(Answering(answer), "p", b"", timeout=1))
     assert refused.value.message.endswith(told)
     assert refused.value.code == "HR3109"
-    assert "/tmp" in (refused.value.hint or "")
+    assert place in (refused.value.hint or "")
