@@ -34,6 +34,7 @@ from hotreload.errors import (
 )
 from hotreload.session.boot import Booted, Came, build_all, first_of, load_modules, or_lost, set_up
 from hotreload.session.found import LEAVE_LIMIT, Found
+from hotreload.session.tasks import cancelled
 from hotreload.vm.foreign_machine import ENDED, REBOOTED, ForeignMachine
 from hotreload.vm.machine import Trouble
 from hotreload.vm.monitor import NobodyListensError
@@ -150,7 +151,24 @@ async def attach(
         )  # fmt: skip
 
 
-async def until_it_answers(attachment: Attachment) -> None:
+async def until_it_returns(attachment: Attachment, machine: ForeignMachine) -> Trouble | None:
+    """Wait until the guest lets us in again; or how its QEMU has ended. ``machine``: of its last block.
+
+    Raises what AttachedGuest raises where waiting does not help, and EnvironmentFault (HR3108).
+    """
+    back = asyncio.create_task(_until_it_answers(attachment))
+    ended = asyncio.create_task(_until_it_ends(attachment, machine))
+    try:
+        await asyncio.wait({back, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            return ended.result()
+        return back.result()
+    finally:
+        await cancelled(back)
+        await cancelled(ended)
+
+
+async def _until_it_answers(attachment: Attachment) -> None:
     """Return when the guest lets us in. Raises what AttachedGuest raises where waiting does not help."""
     while True:
         guest = AttachedGuest(attachment.login, attachment.token)
@@ -165,7 +183,7 @@ async def until_it_answers(attachment: Attachment) -> None:
         await asyncio.sleep(RETRY)
 
 
-async def until_it_ends(attachment: Attachment, machine: ForeignMachine) -> Trouble:
+async def _until_it_ends(attachment: Attachment, machine: ForeignMachine) -> Trouble:
     """Return when its QEMU has ended, as far as that is told; ``machine``: of its last block.
 
     Raises EnvironmentFault (HR3108) when the monitor does not talk to us any more.

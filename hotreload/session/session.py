@@ -25,13 +25,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from hotreload.build.built import MAKEFILE_NAME, Build, is_product, is_stamp
+from hotreload.build.built import Build
 from hotreload.build.compile import prepare
 from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree, check_fit
 from hotreload.build.patched_sources import apply_patches
 from hotreload.deploy.kernel_identity import RESTART, require_kernel
-from hotreload.deploy.module_reload import Commands
 from hotreload.errors import (
     CompileError,
     GuestUnreachableError,
@@ -43,11 +42,12 @@ from hotreload.ladder import is_allowed
 from hotreload.report.console import Console
 from hotreload.report.ndjson import EventSink
 from hotreload.report.outcome import Outcome, ReloadReport
-from hotreload.session.attached import Earlier, attach, until_it_answers, until_it_ends
+from hotreload.session.attached import Earlier, attach, until_it_returns
 from hotreload.session.boot import BareGuest, Booted, boot
 from hotreload.session.control import report_object
-from hotreload.session.found import take_off_live
+from hotreload.session.leaving import take_back, tear_down
 from hotreload.session.order import Order
+from hotreload.session.parts import reloader_for, watcher_for
 from hotreload.session.reboot import (
     announced,
     began_anew,
@@ -56,6 +56,7 @@ from hotreload.session.reboot import (
     next_rung,
 )
 from hotreload.session.rescue import Rescue
+from hotreload.session.tasks import cancelled
 from hotreload.session.telling import Teller
 from hotreload.watch.watcher import Watcher
 
@@ -164,30 +165,8 @@ class Session:
         order = self.order
         self.booted = await self._guest_life.enter_async_context(self._having_guest(progress))
         self._bare = self.booted.bare
-        from hotreload.module_rung import ModuleRung
-        from hotreload.reload import Reloader
-        from hotreload.running_check import RunningCheck
-
-        self.reloader = Reloader(
-            base=self.booted.base,
-            glue=self.booted.glue,
-            guest=self.booted.guest,
-            running=RunningCheck(
-                self.booted.base, self.booted.guest, self.booted.read_memory, self.booted.idt_base
-            ),
-            stale=self.booted.stale,
-            trouble=lambda: self.booted.machine.trouble,
-            folder=order.state,
-            transition_timeout=order.config.transition_timeout,
-            dry_run=order.dry_run,
-            max_units=order.config.max_units,
-            checkpoints=self.booted.checkpoints,
-            restored=self._note_restored,
-            module_rung=ModuleRung(
-                order.config.max_rung,
-                order.config.load,
-                Commands(order.config.setup, order.config.teardown),
-            ),
+        self.reloader = reloader_for(
+            self.booted, order.config, order.state, self._note_restored, dry_run=order.dry_run
         )
         self.rescue = Rescue(
             self.booted,
@@ -199,7 +178,10 @@ class Session:
         )
         if self.booted.foreign is not None:
             self._guest_life.push_async_callback(self._take_back)
-        self._guest_life.push_async_callback(self._tear_down)
+        if order.config.teardown is not None:
+            self._guest_life.push_async_callback(
+                tear_down, self.booted, order.config.teardown, self.console.say
+            )
         self._guest_life.push_async_callback(self.reloader.close)
 
     def _having_guest(
@@ -222,20 +204,9 @@ class Session:
         )  # fmt: skip
 
     async def _watch(self) -> None:
-        module = self._watched = self.booted.module
-        files = frozenset(file for file in module.watched_files if not is_stamp(file))
-        if module.is_kernel:
-            files |= frozenset(module.makefiles)
-
-        def wanted(path: Path) -> bool:
-            if path in files or MAKEFILE_NAME.fullmatch(path.name):
-                return True
-            # Of a kernel that is built while we watch nobody is told of what only the boot code is made of.
-            return path.suffix in SOURCE_SUFFIXES and not (module.is_kernel and is_product(path))
-
-        quiet = self.order.config.debounce_ms / 1000
+        self._watched = self.booted.module
         self._watcher = await self._guest_life.enter_async_context(
-            Watcher([module.folder], files=files, wanted=wanted, look=not module.is_kernel, quiet=quiet)
+            watcher_for(self._watched, self.order.config)
         )
         # What was saved between kbuild's run and the watcher's start; from here on the watcher tells.
         self._note(await asyncio.to_thread(self.differing), time.monotonic())
@@ -246,42 +217,16 @@ class Session:
         """Run a part of the session; when it fails the session ends with its error."""
         task = asyncio.create_task(work)
         task.add_done_callback(self._failed)
-        owner.push_async_callback(_cancelled, task)
+        owner.push_async_callback(cancelled, task)
 
     def _failed(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) and not self.finished.done():
             self.finished.set_exception(error)
 
-    async def _tear_down(self) -> None:
-        command = self.order.config.teardown
-        if command is None or self.booted.machine.trouble is not None:
-            return
-        try:
-            done = await self.booted.guest.run(command, timeout=TEARDOWN_LIMIT)
-            if not done.ok:
-                self.console.say(f"the teardown command ended with status {done.status}: {done.complaint}")
-        except (HotReloadError, TimeoutError) as error:
-            self.console.say(
-                f"the teardown command failed: {str(error) or f'no end in {TEARDOWN_LIMIT:g} s'}"
-            )
-
     async def _take_back(self) -> None:
         """Leave a guest that is not ours without our patches, as far as it still answers."""
-        if self.booted.machine.trouble is not None or self.rescue.is_cut_off:
-            return
-        try:
-            async with asyncio.timeout(TAKE_BACK_LIMIT), self._busy:
-                report = await self.reloader.undo(everything=True)
-                await self.reloader.settle()
-                # Also one whose way into the guest was broken off.
-                await take_off_live(self.booted.guest)
-        except (HotReloadError, TimeoutError) as error:
-            self.console.say(f"the guest keeps its patches: {str(error) or 'it took too long'}")
-            return
-        if report.outcome is not Outcome.NO_CHANGE:
-            self.console.report(report)
-        for name, reasons in self.reloader.kept_loaded.items():
-            self.console.say(f"{name} stays loaded, for {', '.join(reasons)}")
+        if self.booted.machine.trouble is None and not self.rescue.is_cut_off:
+            await take_back(self.booted, self.reloader, self._busy, self.console)
 
     def finish(self, status: int = 0) -> None:
         """Let the session end."""
@@ -512,7 +457,7 @@ class Session:
             await self._due.wait()
             self._due.clear()
         finally:
-            await _cancelled(ahead)
+            await cancelled(ahead)
 
     async def _compile_ahead(self) -> None:
         try:
@@ -604,28 +549,14 @@ class Session:
         attachment, foreign = self.order.attachment, self.booted.foreign
         assert attachment is not None, "a guest of ours does not return"
         assert foreign is not None, "a guest of ours does not return"
-        back = asyncio.create_task(until_it_answers(attachment))
-        ended = asyncio.create_task(until_it_ends(attachment, foreign))
-        try:
-            await asyncio.wait({back, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                back.result()
-                return True
-            if self._lost.outcome is not Outcome.CRASHED:
-                raise GuestUnreachableError(f"the guest is lost: {ended.result().message}")
-            self.finish(Outcome.CRASHED.exit_status)
-            return False
-        finally:
-            await _cancelled(back)
-            await _cancelled(ended)
+        end = await until_it_returns(attachment, foreign)
+        if end is None:
+            return True
+        if self._lost.outcome is not Outcome.CRASHED:
+            raise GuestUnreachableError(f"the guest is lost: {end.message}")
+        self.finish(Outcome.CRASHED.exit_status)
+        return False
 
     def _note_restored(self, checkpoint: str, seconds: float) -> None:
         self.rescue.begin_anew()
         self.teller.restored(checkpoint, seconds)
-
-
-async def _cancelled(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()  # told already

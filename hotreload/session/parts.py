@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT
+"""The parts of a session, made for the guest that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hotreload.build.built import MAKEFILE_NAME, Build, is_product, is_stamp
+from hotreload.config import Config
+from hotreload.deploy.module_reload import Commands
+from hotreload.session.boot import Booted
+from hotreload.watch.watcher import Watcher
+
+if TYPE_CHECKING:
+    from hotreload.reload import Reloader
+
+SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
+
+
+def reloader_for(
+    booted: Booted, config: Config, folder: Path, restored: Callable[[str, float], None], *, dry_run: bool
+) -> Reloader:
+    """What brings edits to this guest. ``folder`` and ``restored``: see Reloader."""
+    from hotreload.module_rung import ModuleRung
+    from hotreload.reload import Reloader
+    from hotreload.running_check import RunningCheck
+
+    return Reloader(
+        base=booted.base,
+        glue=booted.glue,
+        guest=booted.guest,
+        running=RunningCheck(booted.base, booted.guest, booted.read_memory, booted.idt_base),
+        stale=booted.stale,
+        trouble=lambda: booted.machine.trouble,
+        folder=folder,
+        transition_timeout=config.transition_timeout,
+        dry_run=dry_run,
+        max_units=config.max_units,
+        checkpoints=booted.checkpoints,
+        restored=restored,
+        module_rung=ModuleRung(config.max_rung, config.load, Commands(config.setup, config.teardown)),
+    )
+
+
+def watcher_for(build: Build, config: Config) -> Watcher:
+    """What tells of saves in what was built."""
+    files = frozenset(file for file in build.watched_files if not is_stamp(file))
+    if build.is_kernel:
+        files |= frozenset(build.makefiles)
+
+    def wanted(path: Path) -> bool:
+        if path in files or MAKEFILE_NAME.fullmatch(path.name):
+            return True
+        # Of a kernel that is built while we watch nobody is told of what only the boot code is made of.
+        return path.suffix in SOURCE_SUFFIXES and not (build.is_kernel and is_product(path))
+
+    quiet = config.debounce_ms / 1000
+    return Watcher([build.folder], files=files, wanted=wanted, look=not build.is_kernel, quiet=quiet)
