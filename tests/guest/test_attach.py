@@ -58,25 +58,47 @@ OPENSSH = """\
 dropbearconvert dropbear openssh /etc/dropbear/host_key /etc/host_key
 echo 'sshd:*:74:74::/run/sshd:/bin/false' >>/etc/passwd
 mkdir -m 755 /run/sshd
-/usr/bin/sshd -f /dev/null -h /etc/host_key -o UsePAM=no || fail "sshd does not start"
+chmod 755 /usr/sbin/sshd
+/usr/sbin/sshd -f /dev/null -h /etc/host_key -o UsePAM=no || fail "sshd does not start"
 """
+
+
+def openssh(folder: Path) -> dict[str, bytes]:
+    """Its server and the libraries that only that needs, of packages that nobody has to install."""
+    quiet = ("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download")
+    fetched = subprocess.run([*quiet, "openssh-server", "libwrap0"], cwd=folder, check=False)
+    require(fetched.returncode == 0, "the package openssh-server", "apt-get update")
+    root = folder / "root"
+    for package in folder.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", package, root], check=True)
+    parts = root / "usr/lib/openssh/sshd-session"  # of OpenSSH 9.8 and later
+    require(not parts.exists(), "an sshd that is one program", "this test knows no other")
+    sshd = root / "usr/sbin/sshd"
+    own = [str(path.parent) for path in root.rglob("*.so.*")]
+    listed = subprocess.run(
+        ["ldd", sshd], env={"LD_LIBRARY_PATH": ":".join(own)}, capture_output=True, text=True, check=True
+    ).stdout
+    missing = re.findall(r"(\S+) => not found", listed)
+    require(not missing, ", ".join(missing), "apt-get install openssh-server")
+    libraries = [Path(path) for path in re.findall(r"=> (/\S+)", listed)]
+    guests = {f"/usr/lib/x86_64-linux-gnu/{path.name}": path.read_bytes() for path in libraries}
+    return {"/usr/sbin/sshd": sshd.read_bytes(), **guests}
 
 
 @pytest.fixture
 def of_openssh(debian_kernel: KernelTree, guest_spec: MachineSpec, tmp_path: Path) -> Iterator[Stranger]:
     """One whose SSH server is OpenSSH's."""
-    for program, package in (("sshd", "openssh-server"), ("dropbearconvert", "dropbear-bin")):
-        require(shutil.which(program, path=SEARCH_PATH), program, f"apt-get install {package}")
-    parts = Path("/usr/lib/openssh/sshd-session")  # of OpenSSH 9.8 and later
-    require(not parts.exists(), "an sshd that is one program", "this test knows no other")
+    convert = "dropbearconvert"
+    require(shutil.which(convert, path=SEARCH_PATH), convert, "apt-get install dropbear-bin")
     recipe = shutil.copytree(recipe_folder(), tmp_path / "openssh")
     text = (recipe / "recipe.toml").read_text()
-    more = text.replace('programs = ["dropbear"]', 'programs = ["sshd", "dropbearconvert"]')
+    more = text.replace('programs = ["dropbear"]', f'programs = ["{convert}"]')
     (recipe / "recipe.toml").write_text(more)
     starts = (recipe / "init").read_text()
     line = next(line for line in starts.splitlines(keepends=True) if line.startswith("dropbear "))
     (recipe / "init").write_text(starts.replace(line, OPENSSH))
-    image = asyncio.run(build_image(debian_kernel, recipe))
+    (tmp_path / "packages").mkdir()
+    image = asyncio.run(build_image(debian_kernel, recipe, openssh(tmp_path / "packages")))
     with stranger(guest_spec, image, tmp_path / "guest") as guest:
         yield guest
 
