@@ -17,7 +17,7 @@ from hotreload.build.guest_base import GuestBase
 from hotreload.build.in_tree_modules import build_in_tree
 from hotreload.compared import Compared
 from hotreload.deploy.guest import Guest
-from hotreload.deploy.kernel_identity import RESTART, require_kernel
+from hotreload.deploy.kernel_identity import RESTART, require_layouts
 from hotreload.deploy.livepatch import module_uses
 from hotreload.deploy.module_reload import (
     Commands,
@@ -93,13 +93,13 @@ class ModuleRung:
     async def _build_folder(
         self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
     ) -> tuple[GuestBase, frozenset[str]]:
+        build, built = await build_base(base.tree, base.build.folder)
         try:
             # Whoever builds the kernel while its guest runs has modules of other layouts from then on.
-            await require_kernel(guest, base.tree, RESTART)
+            await require_layouts(guest, base, build.kernel_files, RESTART)
         except KernelUnfitError as error:
             hint = f"the module cannot be loaded anew: {error}; {error.hint}"
             raise NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles) from error
-        build, built = await build_base(base.tree, base.build.folder)
         if {each.name for each in built.modules} != {each.name for each in base.modules}:
             raise NotPatchableError(replace(each, hint=NEW_MODULE) for each in refusal.obstacles)
         if _is_of_recipes(refusal):

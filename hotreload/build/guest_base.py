@@ -15,6 +15,7 @@ from typing import Self
 from hotreload.build.base import Base
 from hotreload.build.built import Build, BuiltModule, UnitInputs, is_stamp, sha256
 from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.kernel_sources import AUTOCONF
 from hotreload.build.kernel_tree import KernelTree
 
 
@@ -22,17 +23,18 @@ from hotreload.build.kernel_tree import KernelTree
 class GuestBase:
     """``build``: what kbuild noted when it ran last; ``makefiles``: the digests of those that it read then.
 
-    ``parts``: the latest one last; no two have a module in common.
+    ``parts``: the latest one last; no two have a module in common. ``configuration``: see configuration_of.
     """
 
     build: Build
     makefiles: Mapping[Path, str]
     parts: tuple[Base, ...]
+    configuration: str
 
     @classmethod
     def booted(cls, build: Build, base: Base) -> Self:
         """That of a guest that has just booted."""
-        return cls(build, base.makefiles, (base,))
+        return cls(build, base.makefiles, (base,), configuration_of(build.tree))
 
     @property
     def tree(self) -> KernelTree:
@@ -92,7 +94,13 @@ class GuestBase:
         anew = frozenset(names)
         rest = (_only(part, {built.name for built in part.modules} - anew) for part in self.parts)
         parts = (*(part for part in rest if part.modules), _only(base, anew))
-        return GuestBase(build, base.makefiles, tuple(part for part in parts if part.modules))
+        held = tuple(part for part in parts if part.modules)
+        return GuestBase(build, base.makefiles, held, self.configuration)
+
+
+def configuration_of(tree: KernelTree) -> str:
+    """A digest of what is compiled as the kernel's configuration; kbuild names it in no list of inputs."""
+    return sha256(tree.output / AUTOCONF)
 
 
 def _only(base: Base, names: Iterable[str]) -> Base:

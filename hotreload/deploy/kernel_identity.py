@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from pathlib import Path
 
-from hotreload.build.built import VMLINUX
+from hotreload.build.built import VMLINUX, saved_ns
+from hotreload.build.guest_base import GuestBase, configuration_of
 from hotreload.build.kernel_tree import KernelTree, image_version
 from hotreload.deploy.guest import Guest, run_in_time
 from hotreload.elf.build_id import build_id_in, read_build_id
 from hotreload.errors import KernelUnfitError
 from hotreload.vm.console import printable
 
-RESTART = "hotreload guest restart boots the one that the tree has now"
+RESTART = "the guest has to be booted with what the tree has now: hotreload guest restart, if it is ours"
+# kbuild leaves it beside a vmlinux that it links (scripts/Makefile.vmlinux); no package has it.
+LINKED_HERE = f".{VMLINUX}.cmd"
 
 
 async def require_kernel(guest: Guest, kernel: KernelTree, hint: str) -> None:
@@ -20,11 +25,45 @@ async def require_kernel(guest: Guest, kernel: KernelTree, hint: str) -> None:
 
     Raises GuestUnreachableError.
     """
+    try:
+        other = await _other(guest, kernel)
+    except OSError as error:
+        other = f"the kernel in {kernel.output} is not built any more: {error.filename}: {error.strerror}"
+    if other is not None:
+        raise KernelUnfitError(other, code="HR3101", hint=hint)
+
+
+async def require_layouts(guest: Guest, base: GuestBase, headers: Iterable[Path], hint: str) -> None:
+    """Raise as ``require_kernel`` when what is compiled now is for another kernel than the guest booted.
+
+    ``headers``: files of the kernel's that a module was made of. One that was saved after the kernel's image
+    says something else than that kernel; so does another configuration, of whose time nothing follows.
+    """
+    if later := await asyncio.to_thread(_later, base, headers):
+        raise KernelUnfitError(later, code="HR3101", hint=hint)
+    await require_kernel(guest, base.tree, hint)
+
+
+def _later(base: GuestBase, headers: Iterable[Path]) -> str | None:
+    kernel = base.tree
+    if configuration_of(kernel) != base.configuration:
+        return f"the kernel in {kernel.output} was configured anew"
+    built = saved_ns(kernel.image)
+    if not built or not (kernel.output / LINKED_HERE).exists():
+        return None  # there is no image any more; the files of a package have no order
+    later = next((file for file in headers if saved_ns(file) > built), None)
+    return f"{later} was saved after {kernel.image} was made" if later else None
+
+
+async def _other(guest: Guest, kernel: KernelTree) -> str | None:
+    """What tells the two kernels apart. Raises OSError, GuestUnreachableError."""
     vmlinux = kernel.output / VMLINUX
     expected = await asyncio.to_thread(read_build_id, vmlinux) if vmlinux.is_file() else None
     if expected is not None:
         running = build_id_in((await run_in_time(guest, "cat /sys/kernel/notes")).stdout)
         same, what = running == expected, f"build-id {running}, and {vmlinux} has {expected}"
+    elif (kernel.output / LINKED_HERE).exists():
+        return f"{vmlinux} is not whole: the kernel is being built"
     else:
         # A packaged kernel comes without vmlinux, or with its types only; its image says which build it is.
         told = printable((await run_in_time(guest, "uname -r; uname -v")).text).splitlines()
@@ -32,5 +71,4 @@ async def require_kernel(guest: Guest, kernel: KernelTree, hint: str) -> None:
         text = await asyncio.to_thread(image_version, kernel.image) or ""
         same = text.startswith(f"{release} ") and text.endswith(f" {version}")
         what = f"{release} {version}, and {kernel.image} is {text}"
-    if not same:
-        raise KernelUnfitError(f"the guest runs another kernel: {what}", code="HR3101", hint=hint)
+    return None if same else f"the guest runs another kernel: {what}"

@@ -30,7 +30,7 @@ from hotreload.build.compile import prepare
 from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree, check_fit
 from hotreload.build.patched_sources import apply_patches
-from hotreload.deploy.kernel_identity import RESTART, require_kernel
+from hotreload.deploy.kernel_identity import RESTART, require_layouts
 from hotreload.errors import (
     CompileError,
     GuestUnreachableError,
@@ -386,7 +386,8 @@ class Session:
     async def _has_kernel_of_tree(self) -> bool:
         """Raises KernelUnfitError (HR3101) where it has not, and no boot is allowed."""
         try:
-            await require_kernel(self.booted.guest, self.kernel, f"{RESTART}; so does --max-rung reboot")
+            base, hint = self.reloader.base, f"{RESTART}; or --max-rung reboot"
+            await require_layouts(self.booted.guest, base, base.build.kernel_files, hint)
         except KernelUnfitError:
             if not is_allowed("reboot", self.order.config.max_rung):
                 raise
