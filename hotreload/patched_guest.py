@@ -133,13 +133,14 @@ class PatchedGuest:
             sections=patch.sections_to_tell,
             builds=await asyncio.to_thread(self._builds_of, plan.changed_objects),
         )
-        self._restore_points.use()
+        used = self._restore_points.use()
         try:
             applied = await self._while_alive(applying)
         except PatchRejectedError:
             kept = {name: why for name, why in self.known.kept.items() if name != patch.name}
             self.known = replace(self.known, kept=kept)
-            self._restore_points.give_back()
+            if used:
+                self._restore_points.give_back()
             raise
         cycle.note_times(applied)
         self.known = replace(

@@ -137,18 +137,19 @@ class RestorePoints:
         self._points.clear()
         self._by_hand.clear()
 
-    def use(self) -> None:
-        """From here on the guest is another one than the one that was saved last."""
-        if self._latest is not None:
-            self._points.append(self._latest)
-            self._latest = None
-            self.is_of_this_change = True
+    def use(self) -> bool:
+        """From here on the guest is another one than the one that was saved last; False: it was already."""
+        if self._latest is None:
+            return False
+        self._points.append(self._latest)
+        self._latest = None
+        self.is_of_this_change = True
+        return True
 
     def give_back(self) -> None:
-        """The guest took nothing: it is still the one that was saved last, if one was for this change."""
-        if self.is_of_this_change:
-            self._latest = self._points.pop()
-            self.is_of_this_change = False
+        """The guest took nothing of what ``use`` was for: it is still the one that was saved last."""
+        self._latest = self._points.pop()
+        self.is_of_this_change = False
 
     async def restore(self) -> Saved | None:
         """Bring the guest back to before the last push; None: there was none. Raises as ``load``."""

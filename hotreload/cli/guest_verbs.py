@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import contextlib
 import os
 import shlex
@@ -351,11 +352,12 @@ def logs(options: Globals, follow: bool) -> None:
     from hotreload.vm.console import printable
 
     log, end = _console_log(options), 0
+    text = codecs.getincrementaldecoder("utf-8")(errors="replace")
     while True:
         said = read_log(log, end)
         end = said.end
-        if said.text:
-            click.echo(printable(said.text), nl=False)
+        if said.data:
+            click.echo(printable(text.decode(said.data)), nl=False)
         elif not follow:
             return
         else:

@@ -144,7 +144,7 @@ class AttachedGuest(ShellGuest):
         """Take the agent and all else away, and hang up."""
         if self._hearing is not None and self._door is not None:
             self._hearing.cancel()
-            await asyncio.wait({self._hearing})
+            await asyncio.wait({self._hearing}, timeout=LEAVING)
         doorkeeper, self._doorkeeper = self._doorkeeper, None
         if doorkeeper is not None:
             with contextlib.suppress(OSError, TimeoutError):  # it is gone already, or the guest is

@@ -91,9 +91,13 @@ class ConsoleReader:
 class Said:
     """A piece of a log, and the offsets where it begins and ends."""
 
-    text: str
+    data: bytes
     begin: int
     end: int
+
+    @property
+    def text(self) -> str:
+        return self.data.decode(errors="replace")
 
 
 def read_log(log: Path, start: int, limit: int = -1) -> Said:
@@ -105,15 +109,15 @@ def read_log(log: Path, start: int, limit: int = -1) -> Said:
     try:
         stream = log.open("rb", buffering=0)
     except FileNotFoundError:
-        return Said("", 0, 0)
+        return Said(b"", 0, 0)
     with stream:
         size = stream.seek(0, os.SEEK_END)
         try:
             place = stream.seek(start if start <= size else 0, os.SEEK_DATA)
         except OSError:  # there is no more
-            return Said("", size, size)
+            return Said(b"", size, size)
         data = stream.read(limit) or b""
-    return Said(data.replace(b"\0", b"").decode(errors="replace"), place, place + len(data))
+    return Said(data.replace(b"\0", b""), place, place + len(data))
 
 
 def _identity(log: Path) -> tuple[int, int] | None:

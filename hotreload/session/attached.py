@@ -33,7 +33,7 @@ from hotreload.errors import (
     KernelUnfitError,
 )
 from hotreload.session.boot import Booted, Came, build_all, first_of, load_modules, or_lost, set_up
-from hotreload.session.found import LEAVE_LIMIT, Found
+from hotreload.session.found import LEAVE_LIMIT, Found, take_off_live
 from hotreload.session.tasks import cancelled
 from hotreload.vm.foreign_machine import ENDED, REBOOTED, ForeignMachine
 from hotreload.vm.machine import Trouble
@@ -116,15 +116,18 @@ async def attach(
         heard = console_log if attachment.console is None else None
         guest = AttachedGuest(attachment.login, attachment.token, lambda: machine.lose(REBOOTED), heard)
         owned.push_async_callback(guest.leave)
-        # Who cannot be worked on is not worth a build.
-        await or_lost(require_kernel(guest, kernel, OTHER_KERNEL), machine, console_log)
+        await or_lost(guest.knock(), machine, console_log)
         same = _same_boot(before, guest)
-        base, glue = await or_lost(_built(folder, kernel, progress, same), machine, console_log)
-        finding = Found.clean(guest, base, cut_off=same is not None and same.is_changing)
-        found = await or_lost(finding, machine, console_log)
-        progress("loading the modules")
         came = same.booted.came if same else {}
         owned.push_async_callback(_take_out, machine, guest, came)
+        # Who cannot be worked on is not worth a build.
+        await or_lost(require_kernel(guest, kernel, OTHER_KERNEL), machine, console_log)
+        built, glue = await or_lost(_built(folder, kernel, progress, same), machine, console_log)
+        bases = (built, same.booted.base) if same else (built,)
+        modules = [each.name for each in built.modules] if same and same.is_changing else came
+        found = await or_lost(Found.clean(guest, bases, modules), machine, console_log)
+        base = found.base
+        progress("loading the modules")
         ours = () if base.is_kernel else base.modules
         anew: list[str] = []
 
@@ -263,10 +266,11 @@ async def _memory(
 
 async def _take_out(machine: ForeignMachine, guest: AttachedGuest, came: Came) -> None:
     """Remove what was loaded, the last first, as far as that goes."""
-    if machine.trouble is not None:
+    if machine.trouble is not None or not came:
         return
     try:
         async with asyncio.timeout(LEAVE_LIMIT):
+            await take_off_live(guest)  # where we have not got as far as a session
             for name in reversed(came):
                 try:
                     await unload_module(guest, name)

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from hotreload.build.built import VMLINUX, BuiltModule
+from hotreload.build.built import VMLINUX
 from hotreload.build.guest_base import GuestBase
 from hotreload.deploy.guest import ShellGuest
 from hotreload.deploy.livepatch import build_id, disable_patch, patch_status, unload_module
@@ -34,28 +34,37 @@ class _OtherBuildError(KernelUnfitError):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was in the guest: our ``loaded`` modules, what had to be done, patch modules that stay loaded."""
+    """What was in the guest: our ``loaded`` modules, what had to be done, patch modules that stay loaded.
 
+    ``base``: the one whose builds of them they are.
+    """
+
+    base: GuestBase
     loaded: tuple[str, ...]
     notes: tuple[str, ...]
     stale: tuple[str, ...]
 
     @classmethod
-    async def clean(cls, guest: ShellGuest, base: GuestBase, *, cut_off: bool) -> Found:
+    async def clean(cls, guest: ShellGuest, bases: Sequence[GuestBase], brought: Collection[str]) -> Found:
         """Look, and take off what a session that was killed has left live.
 
-        ``cut_off``: while we changed something; it may have been a module for one that is not in ``base``.
-        Raises KernelUnfitError (HR3101), and what disable_patch and unload_module raise.
+        ``bases``: those that the guest may have; its owner may have brought it back to an earlier one.
+        ``brought``: modules that we may exchange. Raises KernelUnfitError (HR3101) for another build of one
+        that we may not, and what disable_patch and unload_module raise.
         """
         stale, notes = await take_off_live(guest)
-        ours = [built for built in base.modules if built.name != VMLINUX] if not base.is_kernel else []
-        loaded, others = await _loaded_of(guest, ours)
-        if others and not cut_off:
-            raise others[0]
+        for base in bases:
+            loaded, others = await _loaded_of(guest, base)
+            if not others:
+                return cls(base, loaded, notes, stale)
+        base = bases[0]
+        loaded, others = await _loaded_of(guest, base)
+        if foreign := [other for other in others if other.name not in brought]:
+            raise foreign[0]
         for other in others:
             await unload_module(guest, other.name)
             notes = (*notes, f"{other.name}, whose exchange was cut off, is loaded anew")
-        return cls(loaded, notes, stale)
+        return cls(base, loaded, notes, stale)
 
 
 async def take_off_live(guest: ShellGuest) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -75,9 +84,10 @@ async def take_off_live(guest: ShellGuest) -> tuple[tuple[str, ...], tuple[str, 
 
 
 async def _loaded_of(
-    guest: ShellGuest, ours: Sequence[BuiltModule]
+    guest: ShellGuest, base: GuestBase
 ) -> tuple[tuple[str, ...], tuple[_OtherBuildError, ...]]:
     """Those of our modules that the guest has, and those of which it has another build."""
+    ours = [] if base.is_kernel else [built for built in base.modules if built.name != VMLINUX]
     listing = (await guest.run("cut -d' ' -f1 /proc/modules")).text.split()
     loaded, others = [], []
     for built in ours:

@@ -86,7 +86,9 @@ class Monitor:
             cause, hint = error.exc, "QEMU makes one with -qmp unix:SOCKET,server=on,wait=off"
             if isinstance(cause, OSError) and not isinstance(cause, ConnectionResetError):
                 fact = f"cannot be opened: {cause.strerror or cause}"
-                raise self._no_monitor(fact, hint, NobodyListensError) from error
+                nobody = isinstance(cause, (FileNotFoundError, ConnectionRefusedError))
+                kind = NobodyListensError if nobody else EnvironmentFault
+                raise self._no_monitor(fact, hint, kind) from error
             raise self._no_monitor("is no QMP socket", hint) from error
 
     def _no_monitor(

@@ -57,11 +57,18 @@ class Stranger:
 
     def run(self, command: str, limit: float = LIMIT) -> str:
         """What its owner is told by a command in it."""
-        way = ("-p", str(self.port), "-i", str(self.image.client_key), *NO_QUESTIONS, "root@127.0.0.1")
-        done = subprocess.run(
-            ["ssh", *way, command], capture_output=True, text=True, timeout=limit, check=False
-        )
-        return done.stdout
+        done = subprocess.run([*self._login, command], capture_output=True, timeout=limit, check=False)
+        return done.stdout.decode()
+
+    def put(self, data: bytes, path: str) -> None:
+        """Write a file in it."""
+        command = [*self._login, f"cat >{path}"]
+        subprocess.run(command, input=data, capture_output=True, timeout=LIMIT, check=True)
+
+    @property
+    def _login(self) -> tuple[str, ...]:
+        key = str(self.image.client_key)
+        return ("ssh", "-p", str(self.port), "-i", key, *NO_QUESTIONS, "root@127.0.0.1")
 
     def ask_qemu(self, command: str) -> Any:
         """One QMP command by its owner."""

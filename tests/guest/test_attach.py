@@ -186,13 +186,8 @@ def test_modules_that_were_there_stay_and_one_of_another_build_is_refused(
 ) -> None:
     with attached(driver, *theirs.ssh):
         pass
-    module = (driver / "counter.ko").read_bytes()
-    put = ("-p", str(theirs.port), "-i", str(theirs.image.client_key))
-    subprocess.run(
-        ["ssh", *put, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
-         "root@127.0.0.1", "cat >/tmp/counter.ko && insmod /tmp/counter.ko step=5"],
-        input=module, check=True, timeout=LIMIT, capture_output=True,
-    )  # fmt: skip
+    theirs.put((driver / "counter.ko").read_bytes(), "/tmp/counter.ko")
+    theirs.run("insmod /tmp/counter.ko step=5")
     try:
         with attached(driver, *theirs.ssh):
             assert reading(driver) == "old 5\n"
@@ -585,6 +580,30 @@ def test_a_module_whose_exchange_was_cut_off_is_loaded_anew(own: Stranger, drive
         watching.waits_for("rebooted .*counter", limit=60)
         watching.waits_for("reloaded .*counter.ko")
         assert reading(driver) == "old 1\n"
+        assert watching.end() == 130
+    assert traces_in(own) == ""
+
+
+def test_a_guest_that_its_owner_has_brought_back_to_before_a_module_was_loaded_anew_is_gone_on_with(
+    own: Stranger, driver: Path
+) -> None:
+    with attached(driver, *own.ssh), watch(driver) as watching:
+        watching.waits_for("ready")
+        first = (driver / "counter.ko").read_bytes()
+        edit(driver, "static int reads;", "static unsigned char reads;")
+        watching.waits_for("reloaded .*counter.ko")
+        edit(driver, "old %d", "new %d")
+        watching.waits_for("live")
+        # What is in it then is what a snapshot of before would have.
+        own.put(first, "/tmp/was.ko")
+        own.run(
+            "patch=$(ls /sys/kernel/livepatch); echo 0 >/sys/kernel/livepatch/$patch/enabled;"
+            " while [ -e /sys/kernel/livepatch/$patch ]; do sleep 0.1; done; rmmod $patch;"
+            " rmmod counter && insmod /tmp/was.ko; " + CUT_OFF
+        )
+        watching.waits_for("rebooted .*counter", limit=60)
+        watching.waits_for("reloaded .*counter.ko", times=2)
+        assert reading(driver) == "new 1\n"
         assert watching.end() == 130
     assert traces_in(own) == ""
 
