@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ INTERVAL = 0.1
 UNFINISHED = 1.0
 # Bytes of console that are read again with each look; a guest that says more is looked at in pieces.
 WINDOW = 256 * 1024
+OVERLAP = 64 * 1024  # longer than a complaint
 # For how long in all a guest that says nothing is asked to let us in: longer than a kernel may go without
 # scheduling (the soft lockup detector's 20 s). And one that talks on and on.
 PATIENCE = 25.0
@@ -63,15 +64,22 @@ class ConsoleReader:
                 continue  # all that it said was looked at
             start = self._read
             said = await asyncio.to_thread(read_log, self._log, start, 2 * WINDOW)
-            found = await asyncio.to_thread(find_complaints, said.text)
-            for crash in found[self._told :]:
-                if start != self._read or not (crash.complete or now - since > UNFINISHED):
+            is_full = said.end - said.begin == 2 * WINDOW
+            # Of those that begin before the end of a piece which is full there is no more to come.
+            found, ended, rest = await asyncio.to_thread(_complaints, said)
+            for number, crash in enumerate(found[self._told :], self._told):
+                is_whole = crash.complete or now - since > UNFINISHED or (is_full and number < ended)
+                if start != self._read or not is_whole:
                     break
                 self._told += 1
                 yield crash
-            if start == self._read and said.end - said.begin > WINDOW and len(found) == self._told:
-                self._move_to(said.end)
-            elif start == self._read:
+            if start != self._read:
+                continue
+            if is_full or (len(found) == self._told and said.end - said.begin > WINDOW):
+                # What has begun at the end of the piece goes on in the next one.
+                self._told = max(0, self._told - ended)
+                self._read = said.end - rest
+            else:
                 self._read = max(start, said.begin)
 
     def _follow(self, size: int) -> None:
@@ -98,6 +106,15 @@ class Said:
     @property
     def text(self) -> str:
         return self.data.decode(errors="replace")
+
+
+def _complaints(said: Said) -> tuple[Sequence[CrashReport], int, int]:
+    """Those in a piece; how many of them begin before the last lines of it, and the bytes of those lines."""
+    found = find_complaints(said.text)
+    if said.end - said.begin <= WINDOW:
+        return found, 0, 0
+    rest = said.data[-OVERLAP:].partition(b"\n")[2]
+    return found, len(found) - len(find_complaints(rest.decode(errors="replace"))), len(rest)
 
 
 def read_log(log: Path, start: int, limit: int = -1) -> Said:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.session.alert import ConsoleReader
+from hotreload.report.crash import CrashReport
+from hotreload.session.alert import WINDOW, ConsoleReader
 from hotreload.session.loss import loss
 from hotreload.vm.machine import PANICKED
 
@@ -81,6 +82,35 @@ def test_more_than_is_read_at_once_is_all_heard(log: Path) -> None:
 
     titles, _said = heard(log, flood)
     assert len(titles) == 1
+
+
+@pytest.mark.parametrize("shown", [5, 100, 700])
+def test_a_complaint_that_is_cut_where_a_piece_ends_is_heard_whole_and_once(log: Path, shown: int) -> None:
+    line = "[    1.000000] text\n"
+    before = ((2 * WINDOW - shown) // len(line) + 1) * len(line)
+
+    async def story() -> list[CrashReport]:
+        reader = ConsoleReader(log)
+        reader.skip()
+        found: list[CrashReport] = []
+
+        async def hear() -> None:
+            async for crash in reader.complaints():
+                found.append(crash)
+
+        hearing = asyncio.create_task(hear())
+        with log.open("a") as qemu:
+            qemu.write((line * (before // len(line)))[: 2 * WINDOW - shown - 1] + "\n" + COMPLAINT)
+            for _ in range(25):  # a kernel that goes on talking
+                qemu.write(line)
+                qemu.flush()
+                await asyncio.sleep(0.1)
+        hearing.cancel()
+        await asyncio.wait({hearing})
+        return found
+
+    (crash,) = asyncio.run(story())
+    assert crash.complete
 
 
 def test_what_a_guest_died_of_is_found_in_a_log_that_was_begun_anew(tmp_path: Path) -> None:
