@@ -77,7 +77,7 @@ class ModuleRung:
         if unloaded := names - (await module_uses(guest, sorted(names))).of.keys():
             # Whoever loads it takes the tree's file, and that is still the one of before.
             hint = f"{', '.join(sorted(unloaded))} is not loaded: {BUILD_KERNEL}"
-            raise NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles)
+            raise _with_hint(refusal, hint)
         # Of a kernel's thousands of modules those count that are loaded.
         names = with_dependents(names, base.modules, await _users_of(guest, names))
         with work_folder() as work:
@@ -85,7 +85,7 @@ class ModuleRung:
                 built = await build_in_tree(base, names, work)
             except (InputError, OSError) as error:
                 hint = f"the module cannot be built beside the tree: {error}; {BUILD_KERNEL}"
-                raise NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles) from error
+                raise _with_hint(refusal, hint) from error
             # What the Makefiles say now was not asked.
             built = replace(built, makefiles=base.makefiles)
             return base.with_anew(base.build, built, names), names
@@ -99,9 +99,9 @@ class ModuleRung:
             await require_layouts(guest, base, build.kernel_files, RESTART)
         except KernelUnfitError as error:
             hint = f"the module cannot be loaded anew: {error}; {error.hint}"
-            raise NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles) from error
+            raise _with_hint(refusal, hint) from error
         if {each.name for each in built.modules} != {each.name for each in base.modules}:
-            raise NotPatchableError(replace(each, hint=NEW_MODULE) for each in refusal.obstacles)
+            raise _with_hint(refusal, NEW_MODULE)
         if _is_of_recipes(refusal):
             names |= _made_otherwise(base, build)
         depends = await asyncio.to_thread(_depends, (*base.modules, *built.modules))
@@ -131,6 +131,11 @@ def _shared_with_vmlinux(base: GuestBase) -> frozenset[str]:
     """The modules that have an object which vmlinux has, too."""
     objects = {built.name: {unit.object for unit in built.units} for built in base.modules}
     return frozenset(name for name, held in objects.items() if name != VMLINUX and held & objects[VMLINUX])
+
+
+def _with_hint(refusal: NotPatchableError, hint: str) -> NotPatchableError:
+    """The same, with another way out."""
+    return NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles)
 
 
 def _is_of_recipes(refusal: NotPatchableError) -> bool:
