@@ -45,6 +45,7 @@ class ConsoleReader:
         self._file = _identity(log)
         self._read = 0  # where the text begins that is looked at
         self._told = 0  # how many complaints in it were told
+        self._is_read = False  # all of it, and after it had been quiet
 
     def skip(self) -> None:
         """From here on only what is said from now on counts."""
@@ -59,16 +60,16 @@ class ConsoleReader:
             now, size = asyncio.get_running_loop().time(), size_of(self._log)
             self._follow(size)
             if size != seen:
-                seen, since = size, now
-            elif now - since > UNFINISHED + 2 * INTERVAL and size - self._read <= 2 * WINDOW:
-                continue  # all that it said was looked at
-            start = self._read
+                seen, since, self._is_read = size, now, False
+            elif self._is_read:
+                continue
+            start, is_quiet = self._read, now - since > UNFINISHED
             said = await asyncio.to_thread(read_log, self._log, start, 2 * WINDOW)
             is_full = said.end - said.begin == 2 * WINDOW
             # Of those that begin before the end of a piece which is full there is no more to come.
             found, ended, rest = await asyncio.to_thread(_complaints, said)
             for number, crash in enumerate(found[self._told :], self._told):
-                is_whole = crash.complete or now - since > UNFINISHED or (is_full and number < ended)
+                is_whole = crash.complete or is_quiet or (is_full and number < ended)
                 if start != self._read or not is_whole:
                     break
                 self._told += 1
@@ -81,6 +82,7 @@ class ConsoleReader:
                 self._read = said.end - rest
             else:
                 self._read = max(start, said.begin)
+                self._is_read = is_quiet and said.end >= size
 
     def _follow(self, size: int) -> None:
         file = _identity(self._log)
@@ -92,7 +94,7 @@ class ConsoleReader:
             self._move_to(0)
 
     def _move_to(self, place: int) -> None:
-        self._read, self._told = place, 0
+        self._read, self._told, self._is_read = place, 0, False
 
 
 @dataclass(frozen=True, slots=True)

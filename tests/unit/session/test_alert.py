@@ -84,6 +84,24 @@ def test_more_than_is_read_at_once_is_all_heard(log: Path) -> None:
     assert len(titles) == 1
 
 
+def test_who_looks_late_hears_what_is_behind_a_piece(log: Path) -> None:
+    async def story() -> int:
+        reader = ConsoleReader(log)
+        reader.skip()
+        with log.open("a") as qemu:
+            qemu.write(COMPLAINT + "[    1.000000] text\n" * (3 * WINDOW // 20) + COMPLAINT)
+        heard = 0
+        async with asyncio.timeout(60):
+            async for _crash in reader.complaints():
+                heard += 1
+                if heard == 2:
+                    break
+                await asyncio.sleep(2)  # longer than a complaint is waited for
+        return heard
+
+    assert asyncio.run(story()) == 2
+
+
 @pytest.mark.parametrize("shown", [5, 100, 700])
 def test_a_complaint_that_is_cut_where_a_piece_ends_is_heard_whole_and_once(log: Path, shown: int) -> None:
     line = "[    1.000000] text\n"
