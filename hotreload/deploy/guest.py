@@ -38,6 +38,8 @@ KEEPALIVE_COUNT = 5
 # Seconds for a login. QEMU accepts the connection even if no guest is behind it.
 LOGIN_LIMIT = 10.0
 LOGINS = 3
+# A session brings a guest that crashed back by itself.
+LOOK = "hotreload status says whether it is there again; hotreload guest logs shows its console"
 
 
 class Guest(Protocol):
@@ -84,7 +86,7 @@ async def run_in_time(
     except TimeoutError as late:
         raise GuestUnreachableError(
             f"the guest did not answer within {timeout:.0f} s",
-            hint="hotreload guest logs shows its console; hotreload guest restart boots it again",
+            hint=LOOK,
         ) from late
 
 
@@ -249,5 +251,5 @@ def _bytes(output: object) -> bytes:
 def _lost(error: Exception) -> GuestUnreachableError:
     return GuestUnreachableError(
         f"the guest does not answer: {error or type(error).__name__}",
-        hint="hotreload guest logs shows its console; hotreload guest restart boots it again",
+        hint=LOOK,
     )

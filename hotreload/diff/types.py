@@ -48,7 +48,7 @@ def compare_layouts(
     The original's may be parsed already, since it stays the same from edit to edit.
     """
     if original is None or patched is None:
-        return _not_compared("an object has no .BTF section; gcc 12 or later writes it")
+        return _not_compared("an object has no .BTF section; gcc -gbtf (12 or later) writes it")
     try:
         before = original if isinstance(original, Layouts) else parse(original)
         if btf.says_the_same(before.settled, patched):
