@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hotreload.deploy.connections import HANG_UP
+from hotreload.deploy.connections import hang_up
 from hotreload.deploy.guest import KEEPALIVE_COUNT, KEEPALIVE_INTERVAL, LOGIN_LIMIT, USER, ShellGuest
 from hotreload.deploy.kernel_log import follow_kernel_log
 from hotreload.deploy.livepatch import agent_source
@@ -158,10 +158,7 @@ class AttachedGuest(ShellGuest):
         await super().close()
         door, self._door = self._door, None
         if door is not None:
-            door.abort()
-            with contextlib.suppress(TimeoutError):  # nothing that ends waits for it longer
-                async with asyncio.timeout(HANG_UP):
-                    await door.wait_closed()
+            await hang_up(door)
         for task in self._at_the_door:
             task.cancel()
         if self._at_the_door:

@@ -22,6 +22,15 @@ KEPT = 2
 HANG_UP = 2.0
 
 
+async def hang_up(connection: asyncssh.SSHClientConnection) -> None:
+    """End it, whether somebody is at its other end or not."""
+    # Not close(): a guest that is gone would never answer the farewell.
+    connection.abort()
+    with contextlib.suppress(TimeoutError):  # nothing that ends waits for it longer
+        async with asyncio.timeout(HANG_UP):
+            await connection.wait_closed()
+
+
 class Connections:
     """``log_in`` makes one; what it raises ``one`` raises, too."""
 
@@ -82,10 +91,6 @@ class Connections:
     async def _drop(self, connection: asyncssh.SSHClientConnection) -> None:
         watching = self._watched.pop(connection, None)
         self._idle = [each for each in self._idle if each is not connection]
-        # Not close(): a guest that is gone would never answer the farewell.
-        connection.abort()
-        with contextlib.suppress(TimeoutError):  # nothing that ends waits for it longer
-            async with asyncio.timeout(HANG_UP):
-                await connection.wait_closed()
+        await hang_up(connection)
         if watching is not None:
             watching.cancel()

@@ -84,10 +84,7 @@ async def run_in_time(
     try:
         return await guest.run(command, stdin=stdin, timeout=timeout)
     except TimeoutError as late:
-        raise GuestUnreachableError(
-            f"the guest did not answer within {timeout:.0f} s",
-            hint=LOOK,
-        ) from late
+        raise GuestUnreachableError(f"the guest did not answer within {timeout:.0f} s", hint=LOOK) from late
 
 
 class _NotStartedError(ConnectionError):

@@ -144,7 +144,7 @@ async def attach(
         compiler = (await kernel_compiler(kernel)).note
         memory = await or_lost(_memory(guest, machine, base), machine, console_log)
         yield Booted(
-            base.build, base, glue, machine, guest,
+            base, glue, machine, guest,
             tuple(dict.fromkeys((*loaded, *found.loaded))),
             (*_notes(attachment, config), *found.notes, *((compiler,) if compiler else ())),
             None, *memory,

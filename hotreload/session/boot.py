@@ -89,7 +89,6 @@ class Booted:
     ``bare``      the guest as it was before ours were loaded, if we booted it
     """
 
-    module: Build
     base: GuestBase
     glue: Path
     machine: AnyMachine
@@ -109,9 +108,9 @@ class Booted:
     @property
     def contents(self) -> str:
         """What is worked on: the modules by name, of a kernel how much it is."""
-        if not self.module.is_kernel:
+        if not self.base.is_kernel:
             return ", ".join(self.loaded)
-        return f"{len(self.module.units)} units of vmlinux and {len(self.module.modules) - 1} modules"
+        return f"{len(self.base.units)} units of vmlinux and {len(self.base.modules) - 1} modules"
 
 
 @contextlib.asynccontextmanager
@@ -155,7 +154,7 @@ async def boot(
     if note := (await kernel_compiler(kernel)).note:
         notes = (*notes, note)
     yield Booted(
-        module, GuestBase.booted(module, base), glue, machine, guest, loaded, notes, bare.checkpoints,
+        GuestBase.booted(module, base), glue, machine, guest, loaded, notes, bare.checkpoints,
         machine.read_memory, partial(idt_base, machine.monitor), reached, _made_of(machine), bare=bare,
     )  # fmt: skip
 

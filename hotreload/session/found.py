@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from hotreload.build.built import VMLINUX
+from hotreload.build.built import VMLINUX, BuiltModule
 from hotreload.build.guest_base import GuestBase
 from hotreload.deploy.guest import ShellGuest
 from hotreload.deploy.livepatch import build_id, disable_patch, patch_status, unload_module
@@ -53,12 +53,11 @@ class Found:
         that we may not, and what disable_patch and unload_module raise.
         """
         stale, notes = await take_off_live(guest)
-        for base in bases:
-            loaded, others = await _loaded_of(guest, base)
-            if not others:
-                return cls(base, loaded, notes, stale)
-        base = bases[0]
-        loaded, others = await _loaded_of(guest, base)
+        names = {built.name for built in _exchangeable(bases[0])}
+        running = await _builds_in(guest, names)
+        found = [(base, *await asyncio.to_thread(_loaded_of, base, running)) for base in bases]
+        # Where none is all that the guest has, the first one is to be.
+        base, loaded, others = next((each for each in found if not each[2]), found[0])
         if foreign := [other for other in others if other.name not in brought]:
             raise foreign[0]
         for other in others:
@@ -83,19 +82,28 @@ async def take_off_live(guest: ShellGuest) -> tuple[tuple[str, ...], tuple[str, 
     return left, (what,)
 
 
-async def _loaded_of(
-    guest: ShellGuest, base: GuestBase
+def _exchangeable(base: GuestBase) -> list[BuiltModule]:
+    """The modules of a folder; those of a kernel's tree are its own."""
+    return [] if base.is_kernel else [built for built in base.modules if built.name != VMLINUX]
+
+
+async def _builds_in(guest: ShellGuest, names: Collection[str]) -> dict[str, str | None]:
+    """The build-id of each of these modules that the guest has."""
+    listing = (await guest.run("cut -d' ' -f1 /proc/modules")).text.split()
+    return {name: await build_id(guest, name) for name in names if name in listing}
+
+
+def _loaded_of(
+    base: GuestBase, running: Mapping[str, str | None]
 ) -> tuple[tuple[str, ...], tuple[_OtherBuildError, ...]]:
     """Those of our modules that the guest has, and those of which it has another build."""
-    ours = [] if base.is_kernel else [built for built in base.modules if built.name != VMLINUX]
-    listing = (await guest.run("cut -d' ' -f1 /proc/modules")).text.split()
     loaded, others = [], []
-    for built in ours:
-        if built.name not in listing:
+    for built in _exchangeable(base):
+        if built.name not in running:
             continue
-        running, here = await build_id(guest, built.name), await asyncio.to_thread(read_build_id, built.ko)
-        if running is not None and running == here:
+        there, here = running[built.name], read_build_id(built.ko)
+        if there is not None and there == here:
             loaded.append(built.name)
         else:
-            others.append(_OtherBuildError(built.name, running, here))
+            others.append(_OtherBuildError(built.name, there, here))
     return tuple(loaded), tuple(others)

@@ -204,7 +204,7 @@ class Session:
         )  # fmt: skip
 
     async def _watch(self) -> None:
-        self._watched = self.booted.module
+        self._watched = self.booted.base.build
         self._watcher = await self._guest_life.enter_async_context(
             watcher_for(self._watched, self.order.config)
         )
