@@ -176,6 +176,20 @@ async def _compiler(config: Config) -> Finding:
     return Finding("warn", compiler.note, code="HR5103") if compiler.note else ok(compiler.version)
 
 
+async def _module_needs(config: Config) -> Finding:
+    from hotreload.build.module_needs import missing_for_modules
+
+    tree = _tree(config)
+    if tree is None:
+        # Debian's kernels have BTF for modules since v5.11: it is needed as soon as there is one.
+        return await program("pahole", "pahole", "warn")(config)
+    missing = tuple(missing_for_modules(tree))
+    if missing:
+        fact = ", ".join(f"{need.program} is not installed, and {need.option} needs it" for need in missing)
+        return fail(fact, "HR5106", *(need.package for need in missing))
+    return ok(f"{tree.release} needs nothing else")
+
+
 async def _packaged_compiler(config: Config) -> str:
     """The compiler that Debian built its newest kernel with, as its headers' dependencies name it."""
     meta = f"linux-headers-{packaged_flavour(config.kernel)}"
@@ -257,6 +271,7 @@ CHECKS = (
     Check("kvm", "runs the guest ten times faster; without it everything works, slower", _kvm),
     Check("kernel", "the guest boots it, and modules are built against it", _kernel),
     Check("compiler", "modules and patches need the compiler that built the kernel", _compiler),
+    Check("module-tools", "kbuild runs them for modules of a kernel that is configured so", _module_needs),
     Check("binutils", "kbuild links modules with ld", program("ld", "binutils")),
     Check("make", "kbuild needs it for the first build of a module", program("make", "make")),
     Check("libelf", "objtool, which checks each object of the kernel, needs it", _objtool_library),

@@ -30,6 +30,8 @@ from hotreload.build.cmd_files import (
 )
 from hotreload.build.gcc import MOST_SAID
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
+from hotreload.build.make_says import first_error, without_make
+from hotreload.build.module_needs import require_for_modules
 from hotreload.build.unfinished import TICK_NS, remembered
 from hotreload.errors import CompileError, EnvironmentFault, InputError
 from hotreload.paths import full_disk
@@ -49,11 +51,12 @@ async def build_modules(
 
     ``variables`` are given to make (``HDAPS=1``). A source saved while kbuild ran is compiled again, so that
     ``digests`` are those of the sources that the modules were made of. Raises InputError (HR1007 no obj-m
-    here, HR1006 sources that never rest), EnvironmentFault (HR5106 no compiler) and CompileError.
+    here, HR1006 sources that never rest), EnvironmentFault (HR5106 no compiler, no pahole) and CompileError.
     """
     folder = folder.resolve()
     # make would tell of a missing compiler by some hundred words.
     await kernel_compiler(tree)
+    require_for_modules(tree)
     makefiles = _checked_makefiles(folder)
     known: Mapping[Path, str] = {}
     for _ in range(TRIES):
@@ -169,13 +172,15 @@ async def _told(stream: asyncio.StreamReader, progress: Progress | None) -> str:
 def _build_error(tree: KernelTree, folder: Path, stdout: str, stderr: str) -> CompileError | EnvironmentFault:
     if full := full_disk(stderr + stdout, f"to build {folder}"):
         return full
-    told = [line for line in stderr.splitlines(keepends=True) if not re.match(r"make(\[\d+\])?: ", line)]
-    first = next((line.strip() for line in told if "error:" in line.lower()), None)
+    first = first_error(stderr)
     hint = None
     if first and "modpost" in first:
         hint = f"kernel {tree.release} does not have what the module needs; another one is named with -K"
-    diagnostics = "".join(told) if first else stderr or stdout
-    return CompileError(first or f"kbuild failed in {folder}", diagnostics, hint=hint)
+    if first and "error:" in first.lower():
+        return CompileError(first, without_make(stderr), hint=hint)
+    # It was not the compiler: what make says belongs to it.
+    message = f"kbuild failed in {folder}" + (f": {first}" if first else "")
+    return CompileError(message, stderr or stdout, hint=hint)
 
 
 def _read_build(tree: KernelTree, folder: Path, makefiles: tuple[Path, ...]) -> Build:

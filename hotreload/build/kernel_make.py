@@ -37,6 +37,7 @@ from hotreload.build.kernel_config import (
 )
 from hotreload.build.kernel_progress import Meter, Step, Tell, list_units
 from hotreload.build.kernel_tree import KernelTree, check_fit, find_kernel
+from hotreload.build.make_says import first_error, without_make
 from hotreload.build.unfinished import remembered
 from hotreload.errors import CompileError, EnvironmentFault, InputError, KernelUnfitError
 from hotreload.paths import full_disk, runtime_folder, writing_to
@@ -60,6 +61,11 @@ PROGRAMS = (
     ("KERNEL_ZSTD", "zstd", "zstd"),
     ("IKHEADERS", "cpio", "cpio"),
     ("SYSTEM_TRUSTED_KEYRING", "/usr/include/openssl/opensslv.h", "libssl-dev"),
+    ("MODULE_SIG_FORMAT", "/usr/include/openssl/opensslv.h", "libssl-dev"),
+    ("MODULE_SIG", "openssl", "openssl"),
+    ("DEBUG_INFO_BTF", "pahole", "pahole"),
+    ("RUST", "rustc", "rustc"),
+    ("RUST", "bindgen", "bindgen"),
 )
 
 
@@ -202,7 +208,8 @@ async def _make(
         complaint.cancel()
     if status:
         goals = " ".join(word for word in words if not re.match(r"-|\w+=", word))
-        raise _failure(said, f"make {goals} failed in {output}", output)
+        first = first_error(said)
+        raise _failure(said, f"make {goals} failed in {output}" + (f": {first}" if first else ""), output)
 
 
 def release_words(environment: Mapping[str, str]) -> list[str]:
@@ -224,9 +231,8 @@ def _failure(said: str, message: str, output: Path) -> CompileError | Environmen
 
 def diagnostics(said: str) -> str:
     """The compiler's last lines, without those of make; with them when there is nothing else."""
-    lines = said.splitlines(keepends=True)
-    of_others = [line for line in lines if not re.match(r"make(\[\d+\])?: ", line)]
-    return "".join((of_others or lines)[-SHOWN_LINES:])
+    lines = (without_make(said) or said).splitlines(keepends=True)
+    return "".join(lines[-SHOWN_LINES:])
 
 
 def _require_programs(options: Mapping[str, str]) -> None:
