@@ -2,7 +2,8 @@
 """Kernel configurations of ours: what a fragment asks for, merged into a .config, and what came of it. Pure.
 
 A fragment is a list of ``CONFIG_NAME=VALUE`` under comments. The comment right above some settings is the
-reason for all of them, up to the next comment or empty line.
+reason for all of them, up to the next comment or empty line. Settings whose reason begins with "where offered:"
+are asked only of kernels that know them: kconfig writes a line for each option that can be set, no other.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ from hotreload.errors import InputError, KernelUnfitError
 # The names that --config knows, and the file that is merged into a .config that is there already.
 NAMED = ("minimal", "virtio")
 FRAGMENT = "fragment"
+WHERE_OFFERED = "where offered: "
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One line of a fragment. ``name`` without ``CONFIG_``; ``value`` as in a .config, ``n`` for not set."""
+    """One line of a fragment. ``name`` without ``CONFIG_``; ``value`` as in a .config, ``n`` for not set.
+
+    ``optional``: a kernel that does not offer it does not need it.
+    """
 
     name: str
     value: str
     reason: str
+    optional: bool = False
 
     @property
     def line(self) -> str:
@@ -35,7 +41,7 @@ class Setting:
 
     def met(self, options: Mapping[str, str]) -> bool:
         """Is it so in ``options``?"""
-        return options.get(self.name, "n") == self.value
+        return options.get(self.name, self.value if self.optional else "n") == self.value
 
 
 def config_file(name: str) -> Path:
@@ -70,7 +76,9 @@ def read_settings(text: str) -> tuple[Setting, ...]:
     below = False
     for line in map(str.strip, text.splitlines()):
         if setting := re.fullmatch(r"CONFIG_(\w+)=(.+)", line):
-            found.append(Setting(setting[1], setting[2], " ".join(comment)))
+            reason = " ".join(comment)
+            optional = reason.startswith(WHERE_OFFERED)
+            found.append(Setting(setting[1], setting[2], reason.removeprefix(WHERE_OFFERED), optional))
             below = True
             continue
         if below or not line:

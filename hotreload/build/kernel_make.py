@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hotreload import process
@@ -165,7 +165,9 @@ async def _configure(source: Path, output: Path, config: Path | None, tell: Tell
         changed = ()
         with tempfile.TemporaryDirectory(prefix="hotreload-") as scratch:
             wanted = Path(scratch, "wanted.config")
-            wanted.write_text(merged(read_text(config or config_file("minimal")), fragment))
+            # What such a file does not name is off, even if this kernel offers it.
+            asked = [replace(setting, optional=False) for setting in fragment]
+            wanted.write_text(merged(read_text(config or config_file("minimal")), asked))
             await _make(source, output, [f"KCONFIG_ALLCONFIG={wanted}", "allnoconfig"])
     try:
         check_taken(read_text(file), fragment, source)

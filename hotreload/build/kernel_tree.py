@@ -39,6 +39,11 @@ class KernelTree:
         stat = self.config.stat()
         return _options(self.config, stat.st_mtime_ns, stat.st_size).get(name.removeprefix("CONFIG_"))
 
+    def offers(self, name: str) -> bool:
+        """Could it be set? kconfig writes a line for each option that can be, and none for others."""
+        unset = f"\n# CONFIG_{name} is not set\n"
+        return self.option(name) is not None or unset in self.config.read_text(errors="replace")
+
 
 @functools.lru_cache(maxsize=8)
 def _options(config: Path, _mtime_ns: int, _size: int) -> dict[str, str]:
@@ -197,14 +202,20 @@ def _first_file(*candidates: Path) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """One row of the table: one of ``any_of`` must be set, or none of them (``forbidden``)."""
+    """One row of the table: one of ``any_of`` must be set, or none of them (``forbidden``).
+
+    ``where_offered``: a kernel that knows none of them does without.
+    """
 
     any_of: tuple[str, ...]
     reason: str
     forbidden: bool = False
     code: str = "HR3102"
+    where_offered: bool = False
 
     def met(self, kernel: KernelTree) -> bool:
+        if self.where_offered and not any(map(kernel.offers, self.any_of)):
+            return True
         return any(kernel.option(name) == "y" for name in self.any_of) is not self.forbidden
 
     @property
@@ -247,6 +258,13 @@ NEEDS = (
         ("GCC_PLUGIN_LATENT_ENTROPY",),
         "it puts other random numbers into each compile, so nothing compares equal",
         forbidden=True,
+    ),
+    # Linux commit e8639b7ef0f8 ("modules: Allow extended modversions without basic MODVERSIONS") (in v6.14):
+    # both can be off, and modpost writes no checksums then, which the loader insists on.
+    Need(
+        ("BASIC_MODVERSIONS", "EXTENDED_MODVERSIONS"),
+        "with MODVERSIONS a module without checksums is refused",
+        where_offered=True,
     ),
     Need(("MODULE_SIG_FORCE",), "our modules are not signed", forbidden=True, code="HR3105"),
     Need(

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import importlib
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -50,6 +51,11 @@ T = TypeVar("T")
 # Imported while QEMU boots, for they take half a second together and the first command needs them.
 SLOW_IMPORTS = ("asyncssh", "watchdog.observers", "hotreload.reload")
 SETUP_LIMIT = 600.0
+# What a kernel dies of whose emulated timer was late, because this machine had no time for it: the checks of
+# arch/x86/kernel/apic/io_apic.c (one of them whatever its command line says), and of lockups and stalls.
+OUT_OF_TIME = re.compile(
+    r"IO-APIC \+ timer doesn't work|not syncing: (?:soft|hard)lockup|not syncing: RCU Stall"
+)
 # In the session's folder, beside the console's log.
 STATE_DISK = "checkpoints.qcow2"
 CLEAN = f"{TAG_PREFIX}clean"
@@ -279,7 +285,10 @@ def _import_slow_ones() -> None:
 async def _boot_machine(
     owned: contextlib.AsyncExitStack, spec: MachineSpec, console_log: Path, config: Config
 ) -> tuple[Machine, tuple[str, ...]]:
-    """Boot; once more without KVM when a guest that KVM was trusted with does not come up."""
+    """Boot; once more without KVM when a guest that KVM was trusted with does not come up.
+
+    And once more when an emulated one has died for lack of time.
+    """
 
     async def attempt(spec: MachineSpec) -> Machine:
         machine = Machine(spec, console_log, boot_deadline=config.boot_timeout)
@@ -288,6 +297,9 @@ async def _boot_machine(
     try:
         return await attempt(spec), ()
     except GuestUnreachableError as error:
+        if spec.accel == "tcg" and (found := OUT_OF_TIME.search(error.excerpt)):
+            note = f"the guest booted twice: its kernel had no time the first time, and panicked ({found[0]})"
+            return await attempt(spec), (note,)
         if spec.accel != "kvm" or config.accel == "kvm":
             raise
         note = f"HR5101 the guest did not boot under KVM ({error.message}); it runs emulated"

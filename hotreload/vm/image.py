@@ -35,6 +35,9 @@ from hotreload.vm.kernel_modules import ModuleFolder, ModuleSet, modules_dep
 FORMAT = 1
 
 SYSTEM_FOLDERS = ("proc", "sys", "dev", "tmp", "run", "mnt", "root", "var/log", "usr/lib/hotreload")
+# What is in /dev besides devices; init copies it there.
+DEV = "usr/lib/hotreload/dev"
+STREAMS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
 SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
 
 
@@ -150,6 +153,8 @@ def _base_system(plan: Recipe) -> list[cpio.Entry]:
         # The kernel opens /dev/console for init before init can mount devtmpfs.
         cpio.character_device("dev/console", 5, 1),
         cpio.character_device("dev/null", 1, 3, 0o666),
+        *(cpio.folder(f"{DEV}/{name}") for name in ("pts", "shm")),
+        *(cpio.link(f"{DEV}/{name}", target) for name, target in STREAMS.items()),
         cpio.file("init", plan.text("init"), 0o755),
         cpio.file("etc/inittab", plan.text("inittab")),
         cpio.file("etc/hotreload/sysctls", plan.text("sysctls")),

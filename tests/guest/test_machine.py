@@ -266,6 +266,42 @@ def test_a_guest_that_panicked_is_as_it_was_at_its_checkpoint(
     asyncio.run(scenario())
 
 
+def test_a_guest_that_is_restored_later_goes_on_from_the_time_that_it_had(
+    guest_spec: MachineSpec, guest_image: GuestImage, console_log: Path
+) -> None:
+    async def uptime(guest: SshGuest) -> float:
+        return float((await guest.run("cut -d' ' -f1 /proc/uptime")).text)
+
+    async def scenario() -> tuple[float, float, float]:
+        disk = console_log.parent.parent / "state.qcow2"
+        await make_state_disk(disk)
+        spec = dataclasses.replace(guest_spec, state_disk=disk)
+        async with fresh(spec, guest_image, console_log) as (machine, guest):
+            checkpoints = Checkpoints(machine, take_name(disk))
+            saved = await checkpoints.save()
+            then, clock = await uptime(guest), time.monotonic()
+            await asyncio.sleep(10)
+            await checkpoints.restore(saved)
+            again = time.monotonic()
+            await guest.reconnect()
+            now = await uptime(guest)
+            assert now - then < time.monotonic() - again + 1
+            assert time.monotonic() - clock > 10
+            # It does not go faster, either.
+            began, clock = await uptime(guest), time.monotonic()
+            await guest.run("sleep 2")
+            return now - then, await uptime(guest) - began, time.monotonic() - clock
+
+    jump, slept, took = asyncio.run(scenario())
+    assert jump < 8
+    assert 1.9 < slept < took + 0.5
+
+
+def test_the_streams_of_a_program_have_names(booted: Booted) -> None:
+    said = booted.run("echo in | cat /dev/stdin; echo out >/dev/stdout; echo err >/dev/stderr; ls /dev/fd/0")
+    assert (said.text, said.stderr) == ("in\nout\n/dev/fd/0\n", b"err\n")
+
+
 def test_a_guest_that_switches_itself_off_is_told_apart_from_a_crash(
     guest_spec: MachineSpec, guest_image: GuestImage, console_log: Path
 ) -> None:

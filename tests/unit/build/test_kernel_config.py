@@ -65,6 +65,17 @@ def test_an_option_that_is_nowhere_is_off() -> None:
     assert [setting.name for setting in unmet("CONFIG_A=m\n", WANTED)] == ["A", "C"]
 
 
+def test_what_only_some_kernels_offer_is_asked_of_those_alone() -> None:
+    (wanted,) = read_settings("# where offered: it counts\nCONFIG_NEW=y\n")
+    assert wanted == Setting("NEW", "y", "it counts", optional=True)
+    older, off, on = "CONFIG_A=y\n", "# CONFIG_NEW is not set\n", "CONFIG_NEW=y\n"
+    assert merged(older, [wanted]) == older
+    assert merged(off, [wanted]) == merged(on, [wanted]) == on
+    check_taken(older, [wanted], Path("/linux"))
+    with pytest.raises(KernelUnfitError, match="does not allow NEW=y: it counts"):
+        check_taken(off, [wanted], Path("/linux"))
+
+
 def test_what_kconfig_did_not_take_is_named_with_its_reason() -> None:
     with pytest.raises(KernelUnfitError) as raised:
         check_taken("CONFIG_B=y\nCONFIG_C=4\n", WANTED, Path("/linux"))

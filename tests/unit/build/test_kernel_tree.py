@@ -204,3 +204,24 @@ def test_an_image_says_which_build_it_is(tmp_path: Path) -> None:
     assert image_version(tmp_path / "vmlinuz") == text.decode()
     (tmp_path / "other").write_bytes(b"\x7fELF")
     assert image_version(tmp_path / "other") is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "fit"),
+    [
+        ("", True),  # older than v6.14
+        ("# CONFIG_BASIC_MODVERSIONS is not set\n# CONFIG_EXTENDED_MODVERSIONS is not set\n", False),
+        ("# CONFIG_BASIC_MODVERSIONS is not set\nCONFIG_EXTENDED_MODVERSIONS=y\n", True),
+        ("CONFIG_BASIC_MODVERSIONS=y\n# CONFIG_EXTENDED_MODVERSIONS is not set\n", True),
+    ],
+)
+def test_a_kernel_whose_modules_have_no_checksums_is_unfit(lines: str, fit: bool, tmp_path: Path) -> None:
+    built_tree(tmp_path, {name: value for name, value in FIT.items() if "MODVERSIONS" not in name})
+    with (tmp_path / ".config").open("a") as config:
+        config.write(lines)
+    kernel = find_kernel(str(tmp_path))
+    if fit:
+        check_fit(kernel)
+    else:
+        with pytest.raises(KernelUnfitError, match="BASIC_MODVERSIONS or EXTENDED_MODVERSIONS is not set"):
+            check_fit(kernel)

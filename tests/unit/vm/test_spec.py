@@ -36,9 +36,16 @@ def test_the_console_socket_is_made_before_qemu_connects_to_our_monitor() -> Non
 
 
 def test_an_emulated_guest_gets_the_plain_processor_and_kvm_the_real_one() -> None:
-    assert value(SPEC.argv(AT), "-cpu") == "qemu64"
+    # No time stamp counter: a restore does not set it back, and the guest's clock would jump.
+    assert value(SPEC.argv(AT), "-cpu") == "qemu64,-tsc"
     kvm = MachineSpec(SPEC.kernel, SPEC.initramfs, accel="kvm")
     assert (value(kvm.argv(AT), "-accel"), value(kvm.argv(AT), "-cpu")) == ("kvm", "host")
+
+
+def test_only_an_emulated_guest_leaves_out_the_check_of_its_timer() -> None:
+    kvm = MachineSpec(SPEC.kernel, SPEC.initramfs, accel="kvm")
+    assert "no_timer_check" in value(SPEC.argv(AT), "-append").split()
+    assert "no_timer_check" not in value(kvm.argv(AT), "-append").split()
 
 
 def test_there_is_no_disk_unless_asked_for() -> None:
