@@ -2,8 +2,8 @@
 """Kernel configurations of ours: what a fragment asks for, merged into a .config, and what came of it. Pure.
 
 A fragment is a list of ``CONFIG_NAME=VALUE`` under comments. The comment right above some settings is the
-reason for all of them, up to the next comment or empty line. Settings whose reason begins with "where offered:"
-are asked only of kernels that know them: kconfig writes a line for each option that can be set, no other.
+reason for all of them, up to the next comment or empty line. One that begins with "where offered:" is for
+what is asked only of kernels that know it: kconfig writes a line for each option that can be set, no other.
 """
 
 from __future__ import annotations

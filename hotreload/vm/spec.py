@@ -131,7 +131,7 @@ class MachineSpec:
 def cpu_model(accel: str) -> str:
     """The processor that QEMU shows to the guest."""
     # Under TCG each feature of the processor costs: `max` boots slower than the plain model. Its time stamp
-    # counter is the host's, which a restore does not set back: the guest's clock would jump, and every watchdog
+    # counter is the host's, which a restore does not set back: the guest's clock would jump, and watchdogs
     # fire. KVM's clock is part of a checkpoint: QEMU saves it, and sets it back (hw/i386/kvm/clock.c).
     return "host" if accel == "kvm" else "qemu64,-tsc"
 

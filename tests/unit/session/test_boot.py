@@ -56,6 +56,6 @@ def test_a_guest_whose_timer_was_late_is_booted_once_more(monkeypatch: pytest.Mo
 def test_a_kernel_that_dies_of_something_else_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GuestUnreachableError):
         boots([NO_ROOT], SPEC, monkeypatch)
+    kvm = dataclasses.replace(SPEC, accel="kvm")
     with pytest.raises(GuestUnreachableError):
-        kvm = dataclasses.replace(SPEC, accel="kvm")
         boots([LATE_TIMER, LATE_TIMER], kvm, monkeypatch)
