@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hotreload.build.compile import ObjectPair
+from hotreload.diff.layouts import Layouts
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.running_code import RunningCode, match_running
-from hotreload.diff.unit_diff import BaseObject, base_object_of
+from hotreload.diff.unit_diff import UnitObject, unit_object_of
 from hotreload.elf.reader import read_object
 
 
@@ -18,27 +19,27 @@ from hotreload.elf.reader import read_object
 class Original:
     """A unit's base object, and what of it the guest runs: read once in the guest's life."""
 
-    base: BaseObject
+    base: UnitObject
     running: RunningCode
 
 
 def read_original(base: Path, plain: Path) -> Original:
     """Read a unit's base object and the one kbuild made. Raises InputError (HR1009)."""
     original = read_object(base)
-    return Original(base_object_of(original), match_running(read_object(plain), original))
+    return Original(unit_object_of(original), match_running(read_object(plain), original))
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
     """A unit's two objects, and what they differ in.
 
-    ``types``: the raw ``.BTF`` of the patched one, ``digest``: of its file; ``edited``: the digests of those
-    files that it was made of and that were not as in the base.
+    ``types``: of the patched one, if it has any that the base has not; ``digest``: of its file; ``edited``:
+    the digests of those files that it was made of and that were not as in the base.
     """
 
     pair: ObjectPair
     original: Original
     diff: ObjectDiff
-    types: bytes | None = None
+    types: Layouts | None = None
     digest: bytes = b""
     edited: Mapping[Path, str] = field(default_factory=dict)

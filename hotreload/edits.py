@@ -18,6 +18,7 @@ from hotreload.build.guest_base import GuestBase
 from hotreload.build.units import UnitSelection, units_for
 from hotreload.compared import Compared, Original, read_original
 from hotreload.deploy.guest import Guest
+from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.edited_units import EditedUnits
 from hotreload.kernel_knowledge import KernelKnowledge, learn
@@ -91,11 +92,11 @@ class Edits:
         """Both objects of each unit. Raises as rebuild."""
         return await rebuild(self.base, units, self._objects, progress)
 
-    def compare(self, pair: ObjectPair, instead: Texts, live_types: tuple[bytes, ...]) -> Compared:
+    def compare(self, pair: ObjectPair, instead: Texts, live_types: tuple[Layouts, ...]) -> Compared:
         """What a unit differs in; it is one of those compared from now on.
 
-        ``instead``: what files say, whatever is on disk (by real path); ``live_types``: each ``.BTF`` of the
-        unit that the guest has run. Raises InputError (HR1009).
+        ``instead``: what files say, whatever is on disk (by real path); ``live_types``: the types that
+        the unit had in each reload of the guest. Raises InputError (HR1009).
         """
         key = pair.unit.object
         if key not in self._originals:

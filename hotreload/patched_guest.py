@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from hotreload.cycle import Cycle
 from hotreload.deploy.guest import RestorableGuest, log_in_again
 from hotreload.deploy.livepatch import apply_patch, build_id, disable_patch, patch_status, sweep
 from hotreload.deploy.module_reload import ModuleExchange
-from hotreload.diff.unit_diff import without_same
+from hotreload.diff.layouts import Layouts
 from hotreload.elf.build_id import read_build_id
 from hotreload.errors import EditError, GuestUnreachableError, PatchRejectedError
 from hotreload.fault_line import function_at
@@ -265,22 +264,17 @@ class PatchedGuest:
         self.known = replace(self.known, base=base)
 
     def note_made_of(self, edited: Mapping[Path, Compared]) -> None:
-        """What the guest runs was made of these units' objects.
-
-        It may have data of every type that their code knew; of equal ones the last is enough.
-        """
+        """What the guest runs was made of these units' objects: it may have data of every type they knew."""
         types = dict(self.known.live_types)
         for key, each in edited.items():
             if each.types and not (key in types and self.known.edited.get(key) is each):
-                held = self.types_of(key)
-                if each.types not in held:
-                    packed = (zlib.compress(one, 1) for one in (*without_same(held, each.types), each.types))
-                    types[key] = tuple(packed)
+                others = (one for one in self.types_of(key) if not each.types.has_types_of(one))
+                types[key] = (*others, each.types)
         self.known = replace(self.known, edited=dict(edited), live_types=types)
 
-    def types_of(self, key: Path) -> tuple[bytes, ...]:
-        """Each .BTF of a unit, by object, that ran since the boot or since the last undo."""
-        return tuple(map(zlib.decompress, self.known.live_types.get(key, ())))
+    def types_of(self, key: Path) -> tuple[Layouts, ...]:
+        """The types of a unit, by object, in each reload since the boot or since the last undo."""
+        return self.known.live_types.get(key, ())
 
     def is_made_of(self, edited: Mapping[Path, Compared]) -> None:
         """What it runs again, after an undo, was made of these."""

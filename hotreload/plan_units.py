@@ -13,9 +13,10 @@ from hotreload.build.base import AnyBase
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.compared import Compared, Original
-from hotreload.diff.layouts import section_of
+from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
-from hotreload.diff.unit_diff import diff_unit
+from hotreload.diff.unit_diff import diff_unit, unit_object_of
+from hotreload.elf.model import ObjectFile, SymbolRef
 from hotreload.elf.reader import read_object
 from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import PatchPlan, UnitDiff
@@ -23,23 +24,40 @@ from hotreload.patch.plan import plan_patch
 
 
 def compare_unit(
-    pair: ObjectPair, original: Original, sources: Mapping[str, str], live_types: Sequence[bytes] = ()
+    pair: ObjectPair, original: Original, sources: Mapping[str, str], live_types: Sequence[Layouts] = ()
 ) -> Compared:
     """What a unit's objects differ in. ``sources``: its texts by path, its own file first.
 
-    ``live_types``: each ``.BTF`` of the unit that the guest has run.
+    ``live_types``: the types that the unit had in each reload of the guest.
 
     Raises InputError (HR1009) when an object cannot be read.
     """
     is_c = pair.unit.source.suffix == ".c"
-    patched = read_object(pair.patched)
+    patched = unit_object_of(read_object(pair.patched))
     diff = diff_unit(original.base, patched, sources, types_known=is_c, live_types=live_types)
     if not is_c and diff.verdict != "unchanged":
         name = pair.unit.source.name
         message = f"{name} is not C: where its functions begin and end, nobody can tell for sure"
         diff = replace(diff, obstacles=(*diff.obstacles, Obstacle("HR2206", name, message)))
-    digest = hashlib.sha256(pair.patched.read_bytes()).digest()
-    return Compared(pair, original, diff, section_of(patched), digest)
+    types = _new_types(original.base.layouts, patched.layouts)
+    return Compared(pair, original, diff, types, _digest(patched.object))
+
+
+def _digest(obj: ObjectFile) -> bytes:
+    """Of what goes into the kernel: the lines of the debugging information move with each comment."""
+    digest = hashlib.sha256()
+    for section in obj.sections:
+        if section.is_allocated:
+            digest.update(f"{section.name} {section.size} ".encode() + section.data)
+            for r in section.relocations:
+                what = r.target.symbol.name if isinstance(r.target, SymbolRef) else r.target
+                digest.update(f"{r.offset} {r.type} {r.addend} {what}".encode())
+    return digest.digest()
+
+
+def _new_types(base: Layouts | None, now: Layouts | None) -> Layouts | None:
+    """Those of a unit, if it has any that the base has not: objects of them may be made."""
+    return None if now is None or base is None or base.has_types_of(now) else now
 
 
 def plan_units(base: AnyBase, compared: Mapping[Path, Compared], symbols: KernelSymbols) -> PatchPlan | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hotreload.build.guest_base import GuestBase
 from hotreload.compared import Compared
+from hotreload.diff.layouts import Layouts
 from hotreload.errors import EnvironmentFault, InputError
 from hotreload.history import Step
 from hotreload.patch.homes import Home
@@ -41,7 +42,7 @@ class Known:
     ``homes``       where what the reloads added lives
     ``written``     values that the live patch wrote into data
     ``kept``        patch modules that must stay loaded, and why
-    ``live_types``  each .BTF of a unit, by object, that ran since the boot or since the last undo; packed
+    ``live_types``  the types of a unit, by object, in each reload since the boot or since the last undo
     """
 
     base: GuestBase
@@ -51,7 +52,7 @@ class Known:
     homes: Mapping[Identity, Home] = field(default_factory=dict)
     written: Mapping[Place, Written] = field(default_factory=dict)
     kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    live_types: Mapping[Path, tuple[bytes, ...]] = field(default_factory=dict)
+    live_types: Mapping[Path, tuple[Layouts, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

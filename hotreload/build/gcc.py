@@ -26,7 +26,10 @@ MOST_SAID = 1 << 20
 ENVIRONMENT = {"SOURCE_DATE_EPOCH": "0", "SRCARCH": "x86"}
 # The macros for authors of patches, behind all folders of the kernel's and of the module's own.
 AUTHORS_HEADERS = ("-idirafter", str(Path(__file__).with_name("include")))
-_btf_known: dict[str, bool] = {}
+# DWARF 4 has the fewest forms, and all compilers of the kernel write it. Nobody asks where a variable is at
+# each instruction, which takes the compiler the longest to find out; clang does not know the second flag.
+DEBUG_FLAGS = (("-gdwarf-4", "-fno-var-tracking"), ("-gdwarf-4",))
+_debug_flags_known: dict[str, tuple[str, ...]] = {}
 
 
 async def compile_object(
@@ -34,19 +37,19 @@ async def compile_object(
 ) -> str:
     """Compile ``unit`` to ``target`` and its dependencies to ``target`` with ``.d``; return the warnings.
 
-    With a shadow the sources are the shadow's; with ``lines`` the object has a table of its lines, and
-    none of its types. It appears whole or not at all. Raises CompileError with gcc's (or objtool's) output,
+    With a shadow the sources are the shadow's; with ``lines`` the object tells its lines, and
+    not its types. It appears whole or not at all. Raises CompileError with gcc's (or objtool's) output,
     EnvironmentFault when a program or space is missing.
     """
     recorded = split_command(unit.command)
     argv = recorded.compile if shadow is None else shadowed(recorded.compile, unit.cwd, unit.source, shadow)
-    types = ("-gbtf",) if await _knows_btf(argv[0]) else ()
+    debug = ("-g1",) if lines else await _debug_flags(argv[0])
     with _temporary(target) as (output, dependencies):
         command = replayed(
             (*argv, *AUTHORS_HEADERS),
             output=output,
             dependencies=dependencies,
-            debug=("-g1",) if lines else types,
+            debug=debug,
             assembly=unit.source.suffix == ".S",
         )
         steps = (*recorded.after, *split_late(unit.late))
@@ -137,12 +140,15 @@ def _first_error(said: str) -> str | None:
     return next((line.strip() for line in said.splitlines() if "error:" in line), None)
 
 
-async def _knows_btf(program: str) -> bool:
-    """Does this compiler write BTF itself (gcc 12 and later)? Asked once."""
-    if program not in _btf_known:
-        done = await process.run([program, "-gbtf", "-fsyntax-only", "-x", "c", "-"], stdin=b"")
-        _btf_known[program] = done.ok
-    return _btf_known[program]
+async def _debug_flags(program: str) -> tuple[str, ...]:
+    """What makes this compiler write debugging information; asked once."""
+    if program not in _debug_flags_known:
+        for flags in DEBUG_FLAGS:
+            done = await process.run([program, *flags, "-fsyntax-only", "-x", "c", "-"], stdin=b"")
+            if done.ok:
+                break
+        _debug_flags_known[program] = flags
+    return _debug_flags_known[program]
 
 
 def program_identity(programs: Sequence[str], cwd: Path) -> str:

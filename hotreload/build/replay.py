@@ -2,11 +2,11 @@
 """The arguments of a replayed compile. Pure: lists of words in, lists of words out.
 
 A recorded command is run again with other outputs, with each function and datum in a section of its own,
-and with type information in BTF instead of DWARF. For the base object it is run on the *shadow*: a mirror
+and with debugging information of our choice. For the base object it is run on the *shadow*: a mirror
 of the sources the guest booted, ``SHADOW/absolute/path/of/foo.c``. Every path of the user's that the
 command names is prefixed with the shadow's, so quoted includes, ``../x.h`` and ``-I`` find the recorded
 files by the same rules, and ``-fmacro-prefix-map`` takes the prefix out of ``__FILE__`` again. An unchanged
-source makes the same object but for one string in ``.BTF``: gcc 12 puts the source's name there unmapped.
+source makes the same object but for its debugging information, which names the shadow.
 """
 
 from __future__ import annotations

@@ -248,7 +248,7 @@ def diff(options: Globals, original: Path, patched: Path, output: Path | None) -
     import time
 
     from hotreload.cli.output_file import check_output
-    from hotreload.diff.unit_diff import base_object_of, diff_unit
+    from hotreload.diff.unit_diff import diff_unit, unit_object_of
     from hotreload.elf.input_check import check_pair
     from hotreload.elf.reader import read_object
     from hotreload.report.diff_json import diff_object, diff_text
@@ -258,7 +258,7 @@ def diff(options: Globals, original: Path, patched: Path, output: Path | None) -
         check_output(output, (original, patched))
     objects = read_object(original), read_object(patched)
     check_pair(*objects)
-    found = diff_unit(base_object_of(objects[0]), objects[1], {})
+    found = diff_unit(unit_object_of(objects[0]), unit_object_of(objects[1]), {})
     if options.json:
         click.echo(json.dumps(diff_object(found, (time.monotonic() - started) * 1000)))
     else:

@@ -21,7 +21,7 @@ from hotreload.errors import HotReloadError
 # What a 6.1 kernel for x86-64 is compiled with, as far as it shapes an object.
 _FLAGS: Final = """-std=gnu11 -O2 -mcmodel=kernel -fno-PIE -fno-strict-aliasing -fno-common -mno-red-zone
     -mno-sse -fno-asynchronous-unwind-tables -fcf-protection=none -pg -mrecord-mcount -mfentry
-    -fno-stack-protector -gbtf -w""".split()
+    -fno-stack-protector -gdwarf-4 -w""".split()
 _RUNS: Final = 7
 _HEAD: Final = """
 int printk(const char *, ...);
@@ -113,14 +113,14 @@ async def _compiled(compiler: str, size: Size, folder: Path, edited: bool) -> Pa
 
 
 def _timed(size: Size, original: Path, patched: Path, runs: int) -> DiffTimes:
-    from hotreload.diff.unit_diff import base_object_of, diff_unit
+    from hotreload.diff.unit_diff import diff_unit, unit_object_of
     from hotreload.elf.reader import read_object
 
     samples = []
     for _ in range(runs + 1):
         started = time.perf_counter()
         objects = read_object(original), read_object(patched)
-        diff = diff_unit(base_object_of(objects[0]), objects[1], {})
+        diff = diff_unit(unit_object_of(objects[0]), unit_object_of(objects[1]), {})
         samples.append((time.perf_counter() - started) * 1000)
         if len(diff.changed) != 1 or diff.obstacles:
             raise HotReloadError(f"the one edit of a generated unit was found to be {diff.verdict}")

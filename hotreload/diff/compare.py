@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from hotreload.diff.correlate import Correlation, base_name, is_constant, is_place_static
+from hotreload.diff.correlate import base_name, is_constant, is_place_static
+from hotreload.diff.correlation import Correlation
 from hotreload.diff.special_sections import Entry, EntryTable
 from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef, Target
 

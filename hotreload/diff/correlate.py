@@ -13,21 +13,32 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
 from typing import Final
 
+from hotreload.diff.correlation import Correlation
+from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.pair_variables import ONCE_KEY, pair_variables
 from hotreload.diff.special_sections import LOADED, is_entry_section, is_inert, is_init
 from hotreload.elf.model import ObjectFile, StringRef, Symbol, SymbolRef
 
-# Statics that macros make, one for each place in the source: they tell a place, hold once-only or debugging
-# state, and must never be taken for the one of another place (kpatch's and objtool's lists are the same).
-# They stand in functions, so gcc gives them a number: a file's own variable may have such a name.
-_PLACE_STATICS: Final = frozenset(
-    """__key __warned __already_done __func__ __FUNCTION__ __PRETTY_FUNCTION__ _rs CSWTCH _entry _entry_ptr
-    __print_once __print_deferred_once ___done ___tp_str __msg""".split()
+# Statics that macros make, one for each place in the source: they tell a place, or hold once-only or
+# debugging state. They stand in functions, so gcc gives them a number. A driver may give its own variables
+# such names: those of macros have a form besides.
+_CONSTANTS_OF_PLACES: Final = frozenset(
+    "__func__ __FUNCTION__ __PRETTY_FUNCTION__ CSWTCH _entry _entry_ptr __msg".split()
 )
+# Flags of WARN_ON_ONCE(), pr_info_once(), DO_ONCE() and RCU_LOCKDEP_WARN(): one byte in a section for such
+# (include/linux/once_lite.h, once.h, rcupdate.h; .data..once since v6.13).
+_FLAGS_OF_PLACES: Final = frozenset(
+    "__already_done __warned __print_once __print_deferred_once ___done".split()
+)
+_FLAG_SECTIONS: Final = (".data.once", ".data..once", ".data.unlikely")
+# struct ratelimit_state and struct lock_class_key, which is empty without lockdep.
+_STATES_OF_PLACES: Final = {"_rs": 16, "__key": 8, ONCE_KEY: 8}
+# What gcc calls an object that the source gives no name.
+COMPOUND_LITERAL: Final = "__compound_literal"
 # What tracepoint_string() makes (include/linux/tracepoint.h).
 TRACE_STRINGS: Final = "__tracepoint_str"
 _NUMBER: Final = re.compile(r"\.\d+")
@@ -59,9 +70,20 @@ def is_place_static(symbol: Symbol) -> bool:
         return True
     if not symbol.is_local or not symbol.is_object:
         return False
-    return symbol.name.startswith("__UNIQUE_ID_") or (
-        is_static_local(symbol) and base_name(symbol.name) in _PLACE_STATICS
-    )
+    return symbol.name.startswith("__UNIQUE_ID_") or (is_static_local(symbol) and _has_form(symbol))
+
+
+def _has_form(symbol: Symbol) -> bool:
+    """Whether a static local is what one of the kernel's macros makes, by more than its name."""
+    name, section = base_name(symbol.name), symbol.section
+    if section is None:
+        return False
+    if name in _CONSTANTS_OF_PLACES or section.name == TRACE_STRINGS:
+        return not section.is_writable or section.name == TRACE_STRINGS
+    if name in _FLAGS_OF_PLACES:
+        return symbol.size == 1 and section.name.startswith(_FLAG_SECTIONS)
+    least = _STATES_OF_PLACES.get(name)
+    return least is not None and (symbol.size >= least or not symbol.size)
 
 
 def is_static_local(symbol: Symbol) -> bool:
@@ -75,28 +97,21 @@ def is_constant(symbol: Symbol) -> bool:
     return section is not None and symbol.is_object and symbol.is_local and not section.is_writable
 
 
-@dataclass(slots=True)
-class Correlation:
-    """``original_of``: patched symbol -> its twin; ``patched_of`` the other way. One to one."""
+def correlate(
+    original: ObjectFile, patched: ObjectFile, before: Layouts | None = None, after: Layouts | None = None
+) -> Correlation:
+    """Pair the defined functions and objects of two objects.
 
-    original_of: dict[Symbol, Symbol] = field(default_factory=dict)
-    patched_of: dict[Symbol, Symbol] = field(default_factory=dict)
-    obstacles: list[Obstacle] = field(default_factory=list)
-
-    def pair(self, original: Symbol, patched: Symbol) -> None:
-        self.original_of[patched] = original
-        self.patched_of[original] = patched
-
-    def unpair(self, original: Symbol) -> None:
-        del self.original_of[self.patched_of.pop(original)]
-
-
-def correlate(original: ObjectFile, patched: ObjectFile) -> Correlation:
-    """Pair the defined functions and objects of two objects."""
+    ``before`` and ``after``: what their debugging information says of variables.
+    """
     result = Correlation()
     pair_by_name(result, original, patched)
     pair_trace_strings(result, original, patched)
-    pair_static_locals(result, original, patched)
+    declared: set[Symbol] = set()
+    if before is not None and after is not None:
+        pair_variables(result, before, after, is_place_static, _may_have_twin)
+        declared = {one.symbol for one in (*before.declared, *after.declared) if one.symbol is not None}
+    pair_static_locals(result, original, patched, declared)
     return result
 
 
@@ -108,6 +123,16 @@ def pair_by_name(result: Correlation, original: ObjectFile, patched: ObjectFile)
         for name, symbol in after.items():
             if name in before:
                 result.pair(before[name], symbol)
+
+
+def _may_have_twin(symbol: Symbol) -> bool:
+    """Whether code of a patch can go on with a variable of the original, wherever it is."""
+    section = symbol.section
+    return (
+        section is not None
+        and section.name not in (*LOADED, TRACE_STRINGS)
+        and not (is_inert(section) or is_entry_section(section))
+    )
 
 
 def pair_trace_strings(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
@@ -165,23 +190,52 @@ def _unique_by(key: object, symbols: Iterable[Symbol]) -> dict[object, Symbol]:
     return {name: group[0] for name, group in found.items() if len(group) == 1}
 
 
-def pair_static_locals(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
-    """Pair static locals by the twins that refer to them, until no new pair is found; tell the doubts."""
+def pair_static_locals(
+    result: Correlation, original: ObjectFile, patched: ObjectFile, declared: Collection[Symbol] = ()
+) -> None:
+    """Pair static locals by the twins that refer to them, until no new pair is found; tell the doubts.
+
+    Those that are ``declared`` in the debugging information are settled. What is left has no declaration:
+    compound literals, and everything in an object without such information.
+    """
     referrers = list(result.original_of.items())
     doubtful: dict[str, str] = {}
     disputed: dict[str, str] = {}
     while referrers:
         found: list[tuple[Symbol, Symbol]] = []
         for after, before in referrers:
-            found += _pairs_below(result, before, after, doubtful, disputed)
+            found += _pairs_below(result, before, after, doubtful, disputed, declared)
         referrers = [(after, before) for before, after in found]
+    _pair_by_content(result, original, patched, declared)
     result.obstacles += [_doubt(name, why) for name, why in disputed.items()]
     for name, why in doubtful.items():
-        open_before = [s for s in original.symbols if _is_open(s, name, result.patched_of)]
-        open_after = [s for s in patched.symbols if _is_open(s, name, result.original_of)]
+        open_before = [s for s in original.symbols if _is_open(s, name, result.patched_of, declared)]
+        open_after = [s for s in patched.symbols if _is_open(s, name, result.original_of, declared)]
         if open_before and open_after:
             result.obstacles.append(_doubt(name, why))
-    _tell_moved(result, original, patched)
+    _tell_moved(result, original, patched, declared)
+
+
+def _pair_by_content(
+    result: Correlation, original: ObjectFile, patched: ObjectFile, declared: Collection[Symbol]
+) -> None:
+    """Pair the compound literals that are left by their initial values, where each is there once."""
+    keys = [
+        _unique_by(_content_key, [s for s in obj.symbols if s not in paired and s not in declared])
+        for obj, paired in ((original, result.patched_of), (patched, result.original_of))
+    ]
+    for key in keys[0].keys() & keys[1].keys():
+        result.pair(keys[0][key], keys[1][key])
+
+
+def _content_key(symbol: Symbol) -> tuple[object, ...] | None:
+    if not symbol.is_defined or base_name(symbol.name) != COMPOUND_LITERAL:
+        return None
+    pointers = [
+        (r.offset, r.addend, r.target.symbol.name if isinstance(r.target, SymbolRef) else r.target)
+        for r in symbol.relocations
+    ]
+    return symbol.content, tuple(pointers)
 
 
 def _pairs_below(
@@ -190,6 +244,7 @@ def _pairs_below(
     after: Symbol,
     doubtful: dict[str, str],
     disputed: dict[str, str],
+    declared: Collection[Symbol],
 ) -> list[tuple[Symbol, Symbol]]:
     """New pairs among the static locals that two twins refer to.
 
@@ -197,7 +252,7 @@ def _pairs_below(
     disagree, so that at least one of them is wrong.
     """
     found = []
-    ours, theirs = _locals_of(before), _locals_of(after)
+    ours, theirs = _locals_of(before, declared), _locals_of(after, declared)
     for name in ours.keys() & theirs.keys():
         left, right = ours[name], theirs[name]
         if len(left) != len(right) or (len(left) > 1 and not _same_order(before, after, left, right)):
@@ -231,23 +286,29 @@ def _ranks(symbols: list[Symbol]) -> list[int]:
     return [sorted(numbers).index(number) for number in numbers]
 
 
-def _locals_of(symbol: Symbol) -> dict[str, list[Symbol]]:
-    """The static locals that a symbol refers to, by name, in the order of the first reference."""
+def _locals_of(symbol: Symbol, declared: Collection[Symbol]) -> dict[str, list[Symbol]]:
+    """The open static locals that a symbol refers to, by name, in the order of the first reference."""
     found: dict[str, dict[Symbol, None]] = defaultdict(dict)
     for relocation in symbol.relocations:
         if isinstance(relocation.target, SymbolRef):
             target = relocation.target.symbol
-            if target.is_defined and is_static_local(target) and not is_place_static(target):
+            if (
+                target.is_defined
+                and target not in declared
+                and is_static_local(target)
+                and not is_place_static(target)
+            ):
                 found[base_name(target.name)][target] = None
     return {name: list(symbols) for name, symbols in found.items()}
 
 
-def _is_open(symbol: Symbol, name: str, paired: dict[Symbol, Symbol]) -> bool:
+def _is_open(symbol: Symbol, name: str, paired: dict[Symbol, Symbol], declared: Collection[Symbol]) -> bool:
     # An empty one (a lock_class_key without lockdep) has no value to keep.
     return (
         symbol.is_defined
         and symbol.size > 0
         and symbol not in paired
+        and symbol not in declared
         and is_static_local(symbol)
         and not is_place_static(symbol)
         and not is_constant(symbol)
@@ -255,14 +316,16 @@ def _is_open(symbol: Symbol, name: str, paired: dict[Symbol, Symbol]) -> bool:
     )
 
 
-def _tell_moved(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
+def _tell_moved(
+    result: Correlation, original: ObjectFile, patched: ObjectFile, declared: Collection[Symbol]
+) -> None:
     """A static local of one name on both sides that no pair of twins shares: the same, or another?"""
     told = {obstacle.symbol for obstacle in result.obstacles}
     for symbol in original.symbols:
         name = base_name(symbol.name)
-        if name in told or not _is_open(symbol, name, result.patched_of):
+        if name in told or not _is_open(symbol, name, result.patched_of, declared):
             continue
-        if any(_is_open(other, name, result.original_of) for other in patched.symbols):
+        if any(_is_open(other, name, result.original_of, declared) for other in patched.symbols):
             told.add(name)
             result.obstacles.append(_doubt(name, "the functions that use it have changed places"))
 

@@ -1,30 +1,41 @@
 # SPDX-License-Identifier: MIT
-"""The layouts of types in one object: what gcc wrote into ``.BTF``, as shapes that can be compared.
+"""The types of one object, from its DWARF, as shapes that can be compared.
 
-Every type becomes a *shape*, a tuple without numbers of the type table, in which a pointer's target is its
-name only (what it points to is compared on its own). Types that are the same are equal tuples.
+Every type becomes a *shape*, a tuple without references into the object, in which the target of a pointer is
+its name only (what it points to is compared on its own). Types that are the same are equal tuples.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from hotreload.elf import btf
+from hotreload.diff.variables import Variable, variables_of
+from hotreload.elf import dwarf
+from hotreload.elf.dwarf import DebugInfo, DwarfError, Entry
+from hotreload.elf.garbage import uncollected
 from hotreload.elf.model import ObjectFile
 
-# ("int", size, encoding) ("float", size) ("void",) ("*", target) ("[]", length, element)
+# ("int", size, kind) ("float", size) ("void",) ("*", target) ("[]", length, element)
 # ("()", result, parameters)
 # ("struct" | "union" | "enum" | "typedef", name): a typedef only where what it names has no name of its own;
 # ("enum", "", size)  ("{}", size, fields): without any name.
+# The kind of an integer is SIGNED, UNSIGNED or BOOL; an ellipsis is a last parameter of VOID.
 Shape = tuple[Any, ...]
 
 VOID: Final[Shape] = ("void",)
+UNSIGNED: Final = 0
+SIGNED: Final = 1
+BOOL: Final = 2
 _POINTER_SIZE: Final = 8
-_TRANSPARENT: Final = frozenset((btf.TYPEDEF, btf.CONST, btf.VOLATILE, btf.RESTRICT, btf.TYPE_TAG))
-_QUALIFIERS: Final = _TRANSPARENT - {btf.TYPEDEF}
+_QUALIFIERS: Final = frozenset(
+    (dwarf.CONST_TYPE, dwarf.VOLATILE_TYPE, dwarf.RESTRICT_TYPE, dwarf.ATOMIC_TYPE)
+)
+_TRANSPARENT: Final = _QUALIFIERS | {dwarf.TYPEDEF}
+_AGGREGATES: Final = {dwarf.STRUCTURE_TYPE: "struct", dwarf.UNION_TYPE: "union"}
+# An upper bound of -1 is how a length of 0 may be written, with as many bits as the form has.
+_NO_LENGTH: Final = frozenset((0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, -1))
 
 
 class Field(NamedTuple):
@@ -50,8 +61,11 @@ class Layout(NamedTuple):
 class Layouts:
     """The types of one object, by name. A name may stand for several types, each local to a function.
 
-    ``constants`` are the (name, value) of all enums, with the enum they belong to: in C they share one scope.
-    ``variables`` are those that can be written, ``shapes`` are of all.
+    ``constants``  the (name, value) of all enums, with the enum they belong to: in C they share one scope
+    ``variables``  those of the file that can be written, by name
+    ``shapes``     of all variables that have a place, by symbol
+    ``declared``   every variable that keeps its value, also one that gcc has folded away
+    ``holders``    the struct that a variable or parameter is, or points at, by its function and name
     """
 
     aggregates: Mapping[Shape, tuple[Layout, ...]]
@@ -61,7 +75,8 @@ class Layouts:
     exported: frozenset[str]
     variables: Mapping[str, tuple[Shape, ...]]
     shapes: Mapping[str, Shape]
-    settled: btf.Settled
+    declared: tuple[Variable, ...]
+    holders: Mapping[tuple[str, str], Shape]
 
     def size(self, shape: Shape) -> int:
         """The bytes that a value takes; 0 where that is not known."""
@@ -80,111 +95,170 @@ class Layouts:
         """The bits that a field takes."""
         return field.bits or self.size(field.shape) * 8
 
+    def has_types_of(self, other: Layouts) -> bool:
+        """Whether all structs, enums and variables of the other are among these, and the same."""
+        return (
+            self.constants.items() >= other.constants.items()
+            and self.enums.items() >= other.enums.items()
+            and self.aggregates.items() >= other.aggregates.items()
+            and self.variables.items() >= other.variables.items()
+        )
 
-# One reload asks for the same section's types several times: 20 ms each for a large one.
-@functools.lru_cache(maxsize=4)
-def parse(data: bytes) -> Layouts:
-    """The layouts of a raw ``.BTF`` section. Raises btf.BtfError."""
-    table = btf.parse_btf(data)
-    collector = _Collector(_Reader(table))
+
+@uncollected()
+def parse(obj: ObjectFile) -> Layouts | None:
+    """The types of an object; None: it was compiled without debugging information. Raises DwarfError."""
+    if obj.debug is None:
+        return None
+    info = DebugInfo(obj.debug)
+    collector = _Collector(_Reader(info))
     try:
-        for number, of in enumerate(table.types):
-            collector.add(number, of)
+        for unit in info.units:
+            collector.add_all(unit)
+        for entry in info.entries.values():
+            collector.add_type(entry)
+        return collector.result(tuple(variables_of(info, collector.reader.shape)))
     except RecursionError:
-        raise btf.BtfError("the types are nested without end") from None
-    return collector.result()
-
-
-def section_of(obj: ObjectFile) -> bytes | None:
-    """The raw ``.BTF`` of an object that has one."""
-    section = obj.section(".BTF")
-    return section.data if section is not None else None
+        raise DwarfError("the types are nested without end") from None
 
 
 class _Reader:
-    """Gives each type of a table its shape, once."""
+    """Gives each type its shape, once."""
 
-    def __init__(self, table: btf.TypeTable) -> None:
-        self.table = table
-        self.known: dict[int, Shape] = {0: VOID}
+    def __init__(self, info: DebugInfo) -> None:
+        self.info = info
+        self.known: dict[int, Shape] = {}
 
-    def shape(self, number: int) -> Shape:
-        found = self.known.get(number)
+    def shape(self, entry: Entry | None) -> Shape:
+        if entry is None:
+            return VOID
+        found = self.known.get(entry.offset)
         if found is None:
-            self.known[number] = (
-                VOID  # what contains itself without a name is no C; do not follow it for ever
-            )
-            found = self.known[number] = self._shape(self.table[number])
+            # What contains itself without a name is no C; do not follow it for ever.
+            self.known[entry.offset] = VOID
+            found = self.known[entry.offset] = self._shape(entry)
         return found
 
-    def _shape(self, of: btf.Type) -> Shape:
-        kind = of.kind
-        if kind == btf.PTR:
-            return ("*", self.shape(of.size))
-        if kind in (btf.STRUCT, btf.UNION):
-            word = "struct" if kind == btf.STRUCT else "union"
-            return (word, of.name) if of.name else ("{}", *self.layout(of))
-        if kind in _TRANSPARENT:
-            if kind == btf.TYPEDEF and self._is_nameless(of.size):
-                return ("typedef", of.name)
-            return self.shape(of.size)
-        if kind == btf.INT:
-            return ("int", of.size, of.tail[0])
-        if kind == btf.ARRAY:
-            element, length = self.table.array(of)
-            return ("[]", length, self.shape(element))
-        if kind in (btf.ENUM, btf.ENUM64):
-            return ("enum", of.name) if of.name else ("enum", "", of.size)
-        if kind == btf.FWD:
-            return ("union" if of.flag else "struct", of.name)
-        if kind == btf.FUNC_PROTO:
-            return ("()", self.shape(of.size), tuple(self.shape(t) for _, t in self.table.parameters(of)))
-        if kind == btf.FLOAT:
-            return ("float", of.size)
+    def _shape(self, of: Entry) -> Shape:
+        info, tag = self.info, of.tag
+        if tag == dwarf.POINTER_TYPE:
+            return ("*", self.shape(info.type_of(of)))
+        if tag in _AGGREGATES:
+            name = info.name(of)
+            return (_AGGREGATES[tag], name) if name else ("{}", *self.layout(of))
+        if tag in _TRANSPARENT:
+            target = info.type_of(of)
+            if tag == dwarf.TYPEDEF and self._is_nameless(target):
+                return ("typedef", info.name(of))
+            return self.shape(target)
+        if tag == dwarf.BASE_TYPE:
+            return _base_type(of)
+        if tag == dwarf.ARRAY_TYPE:
+            return self._array(of)
+        if tag == dwarf.ENUMERATION_TYPE:
+            name = info.name(of)
+            return ("enum", name) if name else ("enum", "", of.number(dwarf.AT_BYTE_SIZE))
+        if tag in (dwarf.SUBROUTINE_TYPE, dwarf.SUBPROGRAM):
+            return ("()", self.shape(info.type_of(of)), tuple(self._parameters(of)))
         return VOID
 
-    def _is_nameless(self, number: int) -> bool:
-        of = self.unqualified(number)
-        return of.kind in (btf.STRUCT, btf.UNION) and not of.name
+    def _array(self, of: Entry) -> Shape:
+        shape = self.shape(self.info.type_of(of))
+        for part in reversed(of.children):
+            if part.tag == dwarf.SUBRANGE_TYPE:
+                shape = ("[]", _length(part), shape)
+        return shape
 
-    def unqualified(self, number: int) -> btf.Type:
-        of = self.table[number]
-        for _ in range(8):
-            if of.kind not in _QUALIFIERS:
-                break
-            of = self.table[of.size]
+    def _parameters(self, of: Entry) -> Iterator[Shape]:
+        for part in of.children:
+            if part.tag == dwarf.FORMAL_PARAMETER:
+                yield self.shape(self.info.type_of(part))
+            elif part.tag == dwarf.UNSPECIFIED_PARAMETERS:
+                yield VOID
+
+    def _is_nameless(self, of: Entry | None) -> bool:
+        of = self.unqualified(of)
+        return of is not None and of.tag in _AGGREGATES and not self.info.name(of)
+
+    def unqualified(self, of: Entry | None) -> Entry | None:
+        while of is not None and of.tag in _QUALIFIERS:
+            of = self.info.type_of(of)
         return of
 
-    def layout(self, of: btf.Type) -> Layout:
-        return Layout(of.size, tuple(self._fields(of, "", 0)))
+    def layout(self, of: Entry) -> Layout:
+        return Layout(of.number(dwarf.AT_BYTE_SIZE), tuple(self._fields(of, "", 0)))
 
-    def _fields(self, of: btf.Type, prefix: str, base: int) -> Iterator[Field]:
-        known, make = self.known, tuple.__new__
-        for name, number, offset, bits in self.table.members(of):
-            shape = known.get(number) or self.shape(number)
+    def _fields(self, of: Entry, prefix: str, base: int) -> Iterator[Field]:
+        info = self.info
+        for member in of.children:
+            if member.tag != dwarf.MEMBER:
+                continue
+            name = info.name(member)
+            shape = self.shape(info.type_of(member))
+            bits = member.number(dwarf.AT_BIT_SIZE)
+            offset = base + _bit_offset(member, bits, self._storage)
             if shape[0] == "{}":
                 inner = prefix + name + "." if name else prefix
                 for part in shape[2]:
-                    yield Field(inner + part.name, base + offset + part.offset, part.bits, part.shape)
+                    yield Field(inner + part.name, offset + part.offset, part.bits, part.shape)
             else:
-                yield make(Field, (prefix + name, base + offset, bits, shape))
+                yield Field(prefix + name, offset, bits, shape)
 
-    def is_constant(self, number: int) -> bool:
+    def _storage(self, member: Entry) -> int:
+        """The bytes of the storage unit that a bit-field of DWARF 4 is counted in."""
+        size = member.number(dwarf.AT_BYTE_SIZE)
+        of = self.info.type_of(member)
+        while not size and of is not None:
+            size = of.number(dwarf.AT_BYTE_SIZE)
+            of = self.info.type_of(of)
+        return size
+
+    def is_constant(self, of: Entry | None) -> bool:
         """Whether a variable of this type cannot be written."""
-        of = self.table[number]
-        for _ in range(len(self.table)):  # a type of a broken table may be an alias of itself
-            if of.kind == btf.ARRAY:
-                of = self.table[of.tail[0]]
-            elif of.kind in _TRANSPARENT and of.kind != btf.CONST:
-                of = self.table[of.size]
-            else:
-                break
-        return of.kind == btf.CONST
+        while of is not None and (of.tag == dwarf.ARRAY_TYPE or of.tag in _TRANSPARENT):
+            if of.tag == dwarf.CONST_TYPE:
+                return True
+            of = self.info.type_of(of)
+        return False
+
+    def aggregate_behind(self, of: Entry | None) -> Shape | None:
+        """The named struct that a value is, or that it points at over any number of pointers and arrays."""
+        shape = self.shape(of)
+        while shape[0] in ("*", "[]"):
+            shape = shape[-1]
+        return shape if shape[0] in ("struct", "union", "typedef") else None
+
+
+def _base_type(of: Entry) -> Shape:
+    size, encoding = of.number(dwarf.AT_BYTE_SIZE), of.number(dwarf.AT_ENCODING)
+    if encoding in dwarf.ATE_FLOATS:
+        return ("float", size)
+    if encoding == dwarf.ATE_BOOLEAN:
+        return ("int", size, BOOL)
+    return ("int", size, SIGNED if encoding in dwarf.ATE_SIGNED else UNSIGNED)
+
+
+def _length(part: Entry) -> int:
+    """The length of a dimension; 0: it has none, or none that is known when the file is compiled."""
+    count, upper = part.get(dwarf.AT_COUNT), part.get(dwarf.AT_UPPER_BOUND)
+    if isinstance(count, int):
+        return count
+    return upper + 1 if isinstance(upper, int) and upper not in _NO_LENGTH else 0
+
+
+def _bit_offset(member: Entry, bits: int, storage: Any) -> int:
+    place = member.get(dwarf.AT_DATA_BIT_OFFSET)
+    if place is not None:
+        return int(place)
+    offset = member.number(dwarf.AT_DATA_MEMBER_LOCATION) * 8
+    from_top = member.get(dwarf.AT_BIT_OFFSET)
+    # DWARF 4 counts from the most significant bit of the storage unit.
+    return offset + int(storage(member)) * 8 - int(from_top) - bits if from_top is not None else offset
 
 
 @dataclass(frozen=True, slots=True)
 class _Collector:
-    """Sorts the types of a table by what they are and their name."""
+    """Sorts the types of an object by what they are and their name."""
 
     reader: _Reader
     aggregates: dict[Shape, list[Layout]] = field(default_factory=dict)
@@ -193,38 +267,85 @@ class _Collector:
     functions: dict[str, list[Shape]] = field(default_factory=dict)
     exported: set[str] = field(default_factory=set)
     variables: dict[str, list[Shape]] = field(default_factory=dict)
-    shapes: dict[str, Shape] = field(default_factory=dict)
+    holders: dict[tuple[str, str], Shape] = field(default_factory=dict)
 
-    def add(self, number: int, of: btf.Type) -> None:
-        reader, kind = self.reader, of.kind
-        if kind in (btf.STRUCT, btf.UNION):
-            if of.name:
-                self.aggregates.setdefault(reader.shape(number), []).append(reader.layout(of))
-        elif kind == btf.TYPEDEF:
-            if (shape := reader.shape(number)) == ("typedef", of.name):
-                self.aggregates.setdefault(shape, []).append(reader.layout(reader.unqualified(of.size)))
-        elif kind in (btf.ENUM, btf.ENUM64):
-            pairs = reader.table.constants(of)
-            self.enums[reader.shape(number)] = of.size
-            label = f"enum {of.name}" if of.name else f"the enum of {pairs[0][0]}" if pairs else ""
-            self.constants.update(dict.fromkeys(pairs, label))
-        elif kind == btf.FUNC:
-            self.functions.setdefault(of.name, []).append(reader.shape(of.size))
-            if of.vlen == btf.GLOBAL:
-                self.exported.add(of.name)
-        elif kind == btf.VAR and of.tail[0] != btf.EXTERN:
-            self.shapes.setdefault(of.name, reader.shape(of.size))
-            if not reader.is_constant(of.size):
-                self.variables.setdefault(of.name, []).append(reader.shape(of.size))
+    def add_all(self, unit: Entry) -> None:
+        """The functions and variables of a compile unit."""
+        for entry in unit.children:
+            if entry.tag == dwarf.SUBPROGRAM:
+                self._add_function(entry)
+            elif entry.tag == dwarf.VARIABLE and not entry.get(dwarf.AT_DECLARATION):
+                self._add_variable(entry)
 
-    def result(self) -> Layouts:
+    def _add_function(self, of: Entry) -> None:
+        info = self.reader.info
+        name = info.name(of)
+        if not name or of.get(dwarf.AT_DECLARATION):
+            return
+        if of.get(dwarf.AT_ABSTRACT_ORIGIN) is None:
+            self.functions.setdefault(name, []).append(self.reader.shape(of))
+        if any(one.get(dwarf.AT_EXTERNAL) for one in info.origins(of)):
+            self.exported.add(name)
+        self._add_holders(name, of)
+
+    def _add_holders(self, function: str, of: Entry) -> None:
+        info = self.reader.info
+        for entry in of.children:
+            if entry.tag == dwarf.LEXICAL_BLOCK:
+                self._add_holders(function, entry)
+            elif entry.tag in (dwarf.VARIABLE, dwarf.FORMAL_PARAMETER):
+                behind = self.reader.aggregate_behind(info.type_of(entry))
+                if behind is not None and (name := info.name(entry)):
+                    self.holders[function, name] = behind
+
+    def _add_variable(self, of: Entry) -> None:
+        info = self.reader.info
+        kind = info.type_of(of)
+        name = info.name(of)
+        behind = self.reader.aggregate_behind(kind)
+        if behind is not None:
+            self.holders["", name] = behind
+        if name and not self.reader.is_constant(kind):
+            known = self.variables.setdefault(name, [])
+            # A declaration without "extern" comes before the definition that completes it.
+            if of.get(dwarf.AT_SPECIFICATION) is None or not known:
+                known.append(self.reader.shape(kind))
+
+    def add_type(self, of: Entry) -> None:
+        reader, tag = self.reader, of.tag
+        if tag in _AGGREGATES:
+            if not of.get(dwarf.AT_DECLARATION) and reader.info.name(of):
+                self.aggregates.setdefault(reader.shape(of), []).append(reader.layout(of))
+        elif tag == dwarf.TYPEDEF:
+            name = reader.info.name(of)
+            if reader.shape(of) == ("typedef", name):
+                target = reader.unqualified(reader.info.type_of(of))
+                assert target is not None, "it names a struct"
+                self.aggregates.setdefault(("typedef", name), []).append(reader.layout(target))
+        elif tag == dwarf.ENUMERATION_TYPE and not of.get(dwarf.AT_DECLARATION):
+            self._add_enum(of)
+
+    def _add_enum(self, of: Entry) -> None:
+        info = self.reader.info
+        pairs = [
+            (info.name(one), one.number(dwarf.AT_CONST_VALUE))
+            for one in of.children
+            if one.tag == dwarf.ENUMERATOR
+        ]
+        self.enums[self.reader.shape(of)] = of.number(dwarf.AT_BYTE_SIZE)
+        name = info.name(of)
+        label = f"enum {name}" if name else f"the enum of {pairs[0][0]}" if pairs else ""
+        self.constants.update(dict.fromkeys(pairs, label))
+
+    def result(self, declared: tuple[Variable, ...]) -> Layouts:
         return Layouts(
             {shape: tuple(found) for shape, found in self.aggregates.items()},
             self.enums,
             self.constants,
-            {name: tuple(found) for name, found in self.functions.items() if name},
+            {name: tuple(found) for name, found in self.functions.items()},
             frozenset(self.exported),
-            {name: tuple(found) for name, found in self.variables.items() if name},
-            self.shapes,
-            self.reader.table.settled,
+            {name: tuple(found) for name, found in self.variables.items()},
+            {one.symbol.name: one.shape for one in declared if one.symbol is not None},
+            declared,
+            self.holders,
         )

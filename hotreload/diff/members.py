@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from hotreload.diff.layouts import Field, Layout
+from hotreload.diff.layouts import BOOL, Field, Layout
 from hotreload.diff.obstacles import Note, Obstacle
-from hotreload.diff.spelling import BOOL, SIGNED, at, resized, spelled, width
+from hotreload.diff.spelling import at, resized, spelled, width
 from hotreload.diff.type_pair import Kinship, TypePair
 
 
@@ -57,7 +57,7 @@ def _changed(pair: TypePair, kept: Iterable[tuple[Field, Field]]) -> Iterator[tu
 
 def _differs(pair: TypePair, a: Field, b: Field) -> bool:
     if a.bits and a.shape[0] == b.shape[0] == "int":
-        return bool((a.shape[2] ^ b.shape[2]) & (SIGNED | BOOL))  # a bit-field's width is its own
+        return bool((a.shape[2] == BOOL) != (b.shape[2] == BOOL))  # a bit-field's width is its own
     return pair.kinship(a.shape, b.shape) is Kinship.DIFFERENT
 
 

@@ -105,12 +105,15 @@ class ObjectDiff:
         return bool(self.carried or self.rewrites or self.callbacks or self.new_exports)
 
 
-def diff_objects(original: ObjectFile, patched: ObjectFile, layouts: Layouts | None = None) -> ObjectDiff:
+def diff_objects(
+    original: ObjectFile, patched: ObjectFile, before: Layouts | None = None, after: Layouts | None = None
+) -> ObjectDiff:
     """Compare the object the guest booted with the one of the source as it is now. Pure.
 
-    ``layouts``: the types of the original, to tell where in a variable one value ends and the next begins.
+    ``before`` and ``after``: the types and variables of both, which tell one variable from another, and where
+    in it one value ends and the next begins.
     """
-    pair = pair_objects(original, patched, layouts)
+    pair = pair_objects(original, patched, before, after)
 
     # What could not be read or paired without doubt stops everything that would build on it.
     take_over_doubts(pair)
@@ -149,6 +152,7 @@ def diff_objects(original: ObjectFile, patched: ObjectFile, layouts: Layouts | N
 def take_over_doubts(pair: Pair) -> None:
     """What correlation and the reading of special sections could not decide is an obstacle."""
     pair.obstacles += [*pair.correlation.obstacles, *pair.before.obstacles, *pair.after.obstacles]
+    pair.notes += pair.correlation.notes
 
 
 def _result(pair: Pair) -> ObjectDiff:

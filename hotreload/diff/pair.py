@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from hotreload.diff.compare import Comparison
-from hotreload.diff.correlate import Correlation, correlate, is_child, is_place_static
+from hotreload.diff.correlate import correlate, is_child, is_place_static
+from hotreload.diff.correlation import Correlation
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
 from hotreload.diff.rewrites import Rewrite
@@ -96,10 +97,12 @@ class Pair:
             yield from entry_targets(entry)
 
 
-def pair_objects(original: ObjectFile, patched: ObjectFile, layouts: Layouts | None = None) -> Pair:
-    """Read the entries of two objects and correlate their symbols."""
+def pair_objects(
+    original: ObjectFile, patched: ObjectFile, layouts: Layouts | None = None, types: Layouts | None = None
+) -> Pair:
+    """Read the entries of two objects and correlate their symbols; ``types`` are the patched one's."""
     before, after = read_entries(original), read_entries(patched)
-    correlation = correlate(original, patched)
+    correlation = correlate(original, patched, layouts, types)
     comparison = Comparison(correlation, before, after)
     return Pair(original, patched, before, after, correlation, comparison, layouts)
 

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hotreload.diff.compare import Comparison
-from hotreload.diff.correlate import Correlation, correlate
+from hotreload.diff.correlate import correlate
+from hotreload.diff.correlation import Correlation
 from hotreload.diff.special_sections import read_entries
 from hotreload.elf.instructions import Instruction, UndecodableError, instructions
 from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef

@@ -5,12 +5,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from hotreload.diff.layouts import VOID, Field, Shape
+from hotreload.diff.layouts import BOOL, UNSIGNED, VOID, Field, Shape
 
 _INTEGERS: Final = {1: "char", 2: "short", 4: "int", 8: "long", 16: "__int128"}
-# How BTF encodes an integer.
-SIGNED: Final = 1 << 24
-BOOL: Final = 4 << 24
 
 
 def at(field: Field) -> str:
@@ -51,11 +48,11 @@ def spelled(shape: Shape) -> str:
     return str(shape[1]) if kind == "typedef" else "void"
 
 
-def _integer(size: int, encoding: int) -> str:
-    if encoding & BOOL:
+def _integer(size: int, kind: int) -> str:
+    if kind == BOOL:
         return "bool"
     name = _INTEGERS.get(size, f"{size}-byte integer")
-    return name if encoding & SIGNED else f"unsigned {name}"
+    return f"unsigned {name}" if kind == UNSIGNED else name
 
 
 def _parameters(prototype: Shape) -> str:

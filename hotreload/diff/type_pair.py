@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from hotreload.diff.layouts import VOID, Layout, Layouts, Shape
+from hotreload.diff.layouts import BOOL, VOID, Layout, Layouts, Shape
 from hotreload.diff.obstacles import Note, Obstacle
 
 
@@ -37,6 +37,7 @@ class TypePair:
     """The types of a unit before and after an edit, and what the passes found between them.
 
     ``consequences`` are obstacles that another one explains: a struct grew because one in it did.
+    ``renamed`` are structs that have another name now; they are compared on their own.
     """
 
     original: Layouts
@@ -45,6 +46,7 @@ class TypePair:
     consequences: list[Obstacle] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     members: dict[str, str] = field(default_factory=dict)
+    renamed: Mapping[Shape, Shape] = field(default_factory=dict)
 
     def refuse(self, code: str, name: str, message: str) -> None:
         self.obstacles.append(Obstacle(code, name, message))
@@ -53,6 +55,8 @@ class TypePair:
         """Whether bytes of one shape can be taken for the other."""
         if was == now:
             return Kinship.SAME
+        if self.renamed.get(was) == now:
+            return Kinship.RETYPED
         kinds = was[0], now[0]
         if depth > 16:
             return Kinship.DIFFERENT
@@ -66,6 +70,11 @@ class TypePair:
         if kinds == ("()", "()") and len(was[2]) == len(now[2]):
             pairs = [(was[1], now[1]), *zip(was[2], now[2], strict=True)]
             return max(self.kinship(a, b, depth + 1) for a, b in pairs)
+        if set(kinds) <= {"int", "enum"} and kinds != ("enum", "enum"):
+            # The bytes are those of C's conversion between the two: a number without a sign, say.
+            is_bool = [shape[0] == "int" and shape[2] == BOOL for shape in (was, now)]
+            same_size = self.original.size(was) == self.patched.size(now)
+            return Kinship.RETYPED if same_size and is_bool[0] == is_bool[1] else Kinship.DIFFERENT
         if kinds == ("enum", "enum"):
             # A name given to an enum, or taken away; its constants are compared by theirs.
             nameless = "" in (was[1], now[1])

@@ -3,15 +3,16 @@
 
 The problem: a live patch replaces code, and the objects that were allocated before it stay as they are. A
 struct that grew, a member that moved, an enum constant with another value: the new code would read garbage,
-and nothing at run time says so. Both objects of a unit are compiled with -gbtf: their types can be compared.
+and nothing at run time says so. Both objects of a unit are compiled with debugging information, so that their
+types can be compared.
 
 The choice: types become shapes (layouts.py). Those that did not change are equal tuples, and that is all the
 time most edits take; what is left is compared member by member (members.py), for a reason that can be told.
 Rejected: comparing code instead of types. A function that stores a pointer for another one to follow shows no
 difference when the struct grows.
 
-What BTF of gcc 12 cannot tell: types of static locals and of structs defined in a function that are used by
-value there, 64-bit enum constants, the linkage of functions (symbols do), and values behind #define.
+What the debugging information does not tell: values behind #define. Static locals are compared where they are
+paired (correlate.py).
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from hotreload.diff.layouts import Layout, Layouts, parse, section_of
+from hotreload.diff.layouts import Layout, Layouts
 from hotreload.diff.members import explain
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.spelling import resized, spelled
+from hotreload.diff.successors import successors
 from hotreload.diff.type_pair import Kinship, LayoutDiff, TypePair
-from hotreload.elf import btf
 from hotreload.elf.model import ObjectFile
 
 
 def compare(original: Layouts, patched: Layouts, global_functions: Collection[str] = ()) -> LayoutDiff:
     """Compare the types of a unit's two objects; ``global_functions`` are those that other units can call."""
     pair = TypePair(original, patched)
+    compare_successors(pair)
     compare_aggregates(pair)
     compare_variables(pair)
     compare_constants(pair)
@@ -41,26 +43,12 @@ def compare(original: Layouts, patched: Layouts, global_functions: Collection[st
 
 
 def compare_layouts(
-    original: Layouts | bytes | None, patched: bytes | None, global_functions: Collection[str] = ()
+    original: Layouts | None, patched: Layouts | None, global_functions: Collection[str] = ()
 ) -> LayoutDiff:
-    """Compare two raw ``.BTF`` sections; None stands for an object without one.
-
-    The original's may be parsed already, since it stays the same from edit to edit.
-    """
+    """Compare the types of two objects; None stands for an object that does not tell them."""
     if original is None or patched is None:
-        return _not_compared("an object has no .BTF section; gcc -gbtf (12 or later) writes it")
-    try:
-        before = original if isinstance(original, Layouts) else parse(original)
-        if btf.says_the_same(before.settled, patched):
-            return LayoutDiff()
-        return compare(before, parse(patched), global_functions)
-    except btf.BtfError as error:
-        return _not_compared(str(error))
-
-
-def compare_objects(original: ObjectFile, patched: ObjectFile) -> LayoutDiff:
-    """Compare the types of a unit's two objects, and the prototypes of its global functions."""
-    return compare_layouts(section_of(original), section_of(patched), global_functions(original))
+        return _not_compared("an object has no debugging information; gcc -g writes it")
+    return compare(original, patched, global_functions)
 
 
 def global_functions(obj: ObjectFile) -> frozenset[str]:
@@ -70,7 +58,7 @@ def global_functions(obj: ObjectFile) -> frozenset[str]:
 
 
 def _not_compared(why: str) -> LayoutDiff:
-    note = Note("HR2101", ".BTF", f"the layouts of types could not be compared: {why}")
+    note = Note("HR2101", ".debug_info", f"the layouts of types could not be compared: {why}")
     return LayoutDiff(notes=(note,), compared=False)
 
 
@@ -83,6 +71,19 @@ def compare_aggregates(pair: TypePair) -> None:
             explain(pair, spelled(shape), gone[0], new[0])
         elif gone and new:
             _refuse_unpaired(pair, "HR2101", spelled(shape))
+
+
+def compare_successors(pair: TypePair) -> None:
+    """Live objects of a struct that has another name now are those of its successor."""
+    ours, theirs = pair.original.aggregates, pair.patched.aggregates
+    pair.renamed = dict(successors(pair.original, pair.patched))
+    for was, now in pair.renamed.items():
+        before, after = ours[was], theirs[now]
+        pair.notes.append(Note("HR2101", spelled(now), f"{spelled(was)} is now called {spelled(now)}"))
+        if len(before) == len(after) == 1:
+            explain(pair, spelled(now), before[0], after[0])
+        else:
+            _refuse_unpaired(pair, "HR2101", spelled(now))
 
 
 def compare_variables(pair: TypePair) -> None:
@@ -99,9 +100,14 @@ def compare_variables(pair: TypePair) -> None:
             continue  # the differ compares sizes of data, and knows which data may change it
         if was[0] == now[0] == "{}":
             explain(pair, f"the struct of '{name}'", Layout(*was[1:]), Layout(*now[1:]))
-        elif pair.kinship(was, now) is Kinship.DIFFERENT:
+            continue
+        kinship = pair.kinship(was, now)
+        if kinship is Kinship.DIFFERENT:
             message = f"'{name}' changed its type from {spelled(was)} to {spelled(now)}"
             pair.refuse("HR2101", name, message)
+        elif kinship is Kinship.RETYPED:
+            message = f"'{name}' is now {spelled(now)}, was {spelled(was)}"
+            pair.notes.append(Note("HR2101", name, message))
 
 
 def compare_constants(pair: TypePair) -> None:

@@ -21,6 +21,7 @@ SHF_ALLOC: Final = 0x2
 SHF_EXECINSTR: Final = 0x4
 SHF_MERGE: Final = 0x10
 SHF_STRINGS: Final = 0x20
+SHF_COMPRESSED: Final = 0x800
 SHF_INFO_LINK: Final = 0x40
 # include/uapi/linux/elf.h; Linux commit 425595a7fc20 ("livepatch: reuse module loader code to write
 # relocations") (in v4.7).

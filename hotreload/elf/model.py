@@ -14,6 +14,7 @@ and its addend counts from the start of that target, with the psABI's meaning (S
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -153,15 +154,31 @@ class Relocation:
     addend: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DebugSections:
+    """The DWARF of an object, its references to strings resolved; dwarf.py reads it.
+
+    ``addresses``: what a relocated address in ``info`` means: the symbol, and the place in it, by offset.
+    """
+
+    info: bytes
+    abbreviations: bytes
+    strings: bytes
+    line_strings: bytes
+    addresses: Mapping[int, tuple[Symbol, int]]
+
+
 @dataclass(slots=True, eq=False)
 class ObjectFile:
     """An ET_REL file for x86-64. ``sections`` are those with content, ``symbols`` all but STT_SECTION and
-    STT_FILE, in the order of the file's table, anonymous ones last; ``files`` the names of its STT_FILE."""
+    STT_FILE, in the order of the file's table, anonymous ones last; ``files`` the names of its STT_FILE.
+    ``debug`` is None where it was compiled without debugging information."""
 
     name: str
     sections: list[Section]
     symbols: list[Symbol]
     files: list[str] = field(default_factory=list)
+    debug: DebugSections | None = None
 
     def section(self, name: str) -> Section | None:
         """The first section of that name."""

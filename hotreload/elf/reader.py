@@ -21,8 +21,11 @@ from pathlib import Path
 
 from hotreload.elf.constants import (
     PC_RELATIVE,
+    R_X86_64_32,
     R_X86_64_PC8,
     R_X86_64_PC32,
+    SHF_ALLOC,
+    SHF_COMPRESSED,
     SHF_MERGE,
     SHF_STRINGS,
     SHN_ABS,
@@ -51,6 +54,7 @@ from hotreload.elf.input_check import DamagedError, check_header, check_sections
 from hotreload.elf.instructions import Instruction, UndecodableError, instructions
 from hotreload.elf.model import (
     ConstRef,
+    DebugSections,
     ObjectFile,
     Relocation,
     Section,
@@ -64,6 +68,7 @@ from hotreload.errors import InputError
 _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _RELA = struct.Struct("<QIIq")
+DEBUG = ".debug"
 # Which of two names of one stretch is the one to call it by.
 _RANK = {STB_GLOBAL: 2, STB_WEAK: 1}
 
@@ -102,6 +107,9 @@ class _Reader:
         self.section_of: dict[int, Section] = {}  # an STT_SECTION's index -> its section
         self.starts: dict[int, list[int]] = {}  # section index -> starts of its symbols
         self.streams: dict[int, list[Instruction] | None] = {}  # section index -> its decoded instructions
+        self.debug: dict[int, str] = {}  # the index of a section of debugging information -> its name
+        self.debug_relocations: dict[int, int] = {}  # the same -> the index of its relocations
+        self.debug_section_of: dict[int, int] = {}  # the symbol of such a section -> the section's index
 
     def read(self) -> ObjectFile:
         self.read_sections()
@@ -113,7 +121,8 @@ class _Reader:
         for section in self.sections.values():
             if section.is_code and sum(symbol.is_function for symbol in section.symbols) > 1:
                 self.name_branches(section)
-        return ObjectFile(self.name, list(self.sections.values()), self.symbols, self.files)
+        debug = self.debug_sections()
+        return ObjectFile(self.name, list(self.sections.values()), self.symbols, self.files, debug)
 
     # --- tables ---
 
@@ -131,6 +140,9 @@ class _Reader:
         for index, header in enumerate(self.headers):
             _, kind, flags, _, _, size, _, _, align, entry = header
             if index and kind not in (SHT_SYMTAB, SHT_STRTAB, SHT_RELA, SHT_SYMTAB_SHNDX):
+                if texts[index].startswith(DEBUG) and not flags & SHF_ALLOC:
+                    self.debug[index] = texts[index]
+                    continue
                 data = b"" if kind == SHT_NOBITS else self._bytes_of(index)
                 self.sections[index] = Section(
                     index, texts[index], kind, flags, align or 1, entry, size, data
@@ -157,8 +169,13 @@ class _Reader:
                     raise DamagedError(f"symbol {index} stands for a section, and has a value")
                 if where in self.sections:
                     self.section_of[index] = self.sections[where]
+                elif where in self.debug:
+                    self.debug_section_of[index] = where
                 continue
             if index == 0:
+                continue
+            if in_section and where in self.debug:
+                self.debug_section_of[index] = where
                 continue
             section = self.sections.get(where) if in_section else None
             if section is None and in_section and where != SHN_UNDEF:
@@ -201,6 +218,9 @@ class _Reader:
         raw: dict[int, list[_RawRelocation]] = {}
         for index, header in enumerate(self.headers):
             if header[1] == SHT_RELA:
+                if header[7] in self.debug:
+                    self.debug_relocations[header[7]] = index
+                    continue
                 if header[7] not in self.sections:
                     raise DamagedError(f"section {index} relocates section {header[7]}, which holds nothing")
                 entries = [
@@ -375,6 +395,45 @@ class _Reader:
                 data[field : instruction.end] = bytes(instruction.immediate)
         section.relocations.sort(key=lambda relocation: relocation.offset)
         section.data = bytes(data)
+
+    # --- debugging information: dwarf.py reads it, if anybody asks ---
+
+    def debug_sections(self) -> DebugSections | None:
+        """The sections of DWARF; None: there are none, or they are compressed."""
+        found = {name: index for index, name in self.debug.items()}
+        if ".debug_info" not in found or any(self.headers[i][2] & SHF_COMPRESSED for i in found.values()):
+            return None
+
+        def content(name: str) -> bytes:
+            return self._bytes_of(found[name]) if name in found else b""
+
+        info, addresses = self._relocated_info(found[".debug_info"])
+        return DebugSections(
+            info, content(".debug_abbrev"), content(".debug_str"), content(".debug_line_str"), addresses
+        )
+
+    def _relocated_info(self, index: int) -> tuple[bytes, dict[int, tuple[Symbol, int]]]:
+        """``.debug_info`` with the offsets of its strings, and what its addresses are."""
+        info = bytearray(self._bytes_of(index))
+        addresses: dict[int, tuple[Symbol, int]] = {}
+        relocations = self.debug_relocations.get(index)
+        raw = () if relocations is None else _RELA.iter_unpack(self._bytes_of(relocations))
+        put = struct.Struct("<I").pack_into
+        for offset, kind, symbol, addend in raw:
+            if symbol in self.debug_section_of:
+                if kind == R_X86_64_32:
+                    put(info, offset, addend & 0xFFFFFFFF)
+            elif place := self._debug_address(symbol, addend):
+                addresses[offset] = place
+        return bytes(info), addresses
+
+    def _debug_address(self, index: int, addend: int) -> tuple[Symbol, int] | None:
+        section = self.section_of.get(index)
+        if section is not None:
+            symbol = self._owner_or_none(section, addend)
+            return (symbol, addend - symbol.value) if symbol is not None else None
+        symbol = self.by_index.get(index)
+        return (symbol, addend) if symbol is not None else None
 
     # --- small things ---
 

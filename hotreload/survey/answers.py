@@ -19,7 +19,7 @@ from pathlib import Path
 from hotreload.build.cmd_files import TranslationUnit, split_command
 from hotreload.build.gcc import compile_object
 from hotreload.build.lines import stabilised
-from hotreload.diff.unit_diff import base_object_of, diff_unit
+from hotreload.diff.unit_diff import diff_unit, unit_object_of
 from hotreload.elf.reader import read_object
 from hotreload.errors import CompileError, HotReloadError
 from hotreload.paths import writing_to
@@ -117,9 +117,9 @@ def _spelled(unit: TranslationUnit) -> str:
 def compare(name: str, original: Path, patched: Path) -> Answer:
     """The differ's answer about two object files."""
     try:
-        base = base_object_of(read_object(original))
+        base = unit_object_of(read_object(original))
         started = time.process_time()
-        diff = diff_unit(base, read_object(patched), {})
+        diff = diff_unit(base, unit_object_of(read_object(patched)), {})
         seconds = time.process_time() - started
     except HotReloadError as error:
         return Answer(name, "broken", obstacles=((error.code, "", error.message),))

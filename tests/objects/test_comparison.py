@@ -145,17 +145,23 @@ def test_functions_in_another_order_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "static",
-    ["__key", "__warned", "__already_done", "__func__", "_rs", "_entry", "__print_once", "___tp_str"],
-)  # fmt: skip
-def test_a_macros_static_is_never_taken_for_another_places(static: str, tmp_path: Path) -> None:
+    ("static", "declaration"),
+    [
+        ("__key", "static struct { long keys[2]; } __key;"),
+        ("__warned", 'static _Bool __section(".data.unlikely") __warned;'),
+        ("__already_done", 'static _Bool __section(".data.once") __already_done;'),
+        ("__func__", ""),
+        ("_rs", "static struct { long state[5]; } _rs;"),
+        ("_entry", "static const struct { const char *fmt; int line; } _entry = { TEXT, 1 };"),
+        ("__print_once", 'static _Bool __section(".data.once") __print_once;'),
+    ],
+)
+def test_a_macros_static_is_never_taken_for_another_places(
+    static: str, declaration: str, tmp_path: Path
+) -> None:
     # A new one before the old one: the two must not swap what they remember.
-    use = f"{{ static int {static}_; if (!{static}_) {{ {static}_ = 1; printk(TEXT); }} }}".replace(
-        f"{static}_", static
-    )
+    use = f"{{ {declaration} printk(TEXT, &{static}); }}"
     source = "void f(int i) { if (i > 1) FIRST } void g(void) SECOND"
-    if static == "__func__":
-        source, use = "void f(int i) { if (i > 1) FIRST } void g(void) SECOND", "{ printk(TEXT, __func__); }"
     before = source.replace("FIRST", "i++;").replace("SECOND", use.replace("TEXT", '"g"'))
     after = source.replace("FIRST", use.replace("TEXT", '"f"')).replace("SECOND", use.replace("TEXT", '"g"'))
     diff = difference(tmp_path, before, after)

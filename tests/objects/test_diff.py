@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hotreload.diff.object_diff import ObjectDiff, diff_objects
-from hotreload.diff.unit_diff import base_object_of
+from hotreload.diff.unit_diff import unit_object_of
 from hotreload.elf.model import Symbol
 from hotreload.elf.reader import read_object
 from tests.objects.compiling import assembled, compiled, difference
@@ -412,10 +412,10 @@ def test_a_new_initial_value_is_written_value_by_value(
 ) -> None:
     use = "void *keep; void f(void) { keep = &x; }"
     base, patched = (
-        read_object(compiled(f"{source} {use}", tmp_path / name, "-gbtf"))
+        read_object(compiled(f"{source} {use}", tmp_path / name, "-gdwarf-4"))
         for name, source in (("before", before), ("after", after))
     )
-    diff = diff_objects(base, patched, base_object_of(base).layouts)
+    diff = diff_objects(base, patched, unit_object_of(base).layouts)
     assert [(rewrite.original.name, rewrite.places) for rewrite in diff.rewrites] == [("x", places)], told(
         diff
     )

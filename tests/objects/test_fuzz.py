@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from hotreload.diff.object_diff import ObjectDiff, diff_objects
-from hotreload.diff.unit_diff import base_object_of, diff_unit
+from hotreload.diff.unit_diff import diff_unit, unit_object_of
 from hotreload.elf.reader import parse_object
 from hotreload.errors import InputError
 from tests.objects import oracle
@@ -119,7 +119,7 @@ _made: dict[str, Pair] = {}
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Small real objects, each before and after an edit."""
     place = tmp_path_factory.mktemp("fuzz")
-    flags = {"switch": ["-fjump-tables"], "cold": ["-freorder-blocks-and-partition"], "plain": ["-gbtf"]}
+    flags = {"switch": ["-fjump-tables"], "cold": ["-freorder-blocks-and-partition"], "plain": ["-gdwarf-4"]}
     for name, source in UNITS.items():
         for kind, more in (("", []), ("-whole", ["-fno-function-sections", "-fno-data-sections"])):
             _made[name + kind] = _pair(
@@ -180,7 +180,7 @@ def answer(original: bytes, patched: bytes) -> ObjectDiff | None:
         else:
             told = ""
             diff = diff_objects(ours, theirs)
-            diff_unit(base_object_of(ours), theirs, {})
+            diff_unit(unit_object_of(ours), unit_object_of(theirs), {})
     if told:
         event(told.split(":")[1][:20])
         assert len(told) < 400
@@ -385,14 +385,14 @@ def _as_before(first: oracle.Read, now: oracle.Read, section: int, offset: int) 
 @fuzzed(150)
 @given(st.data())
 def test_types_that_are_damaged_do_not_fail(data: st.DataObject) -> None:
-    # Drawn from the whole file, a byte of .BTF would come seldom.
+    # Drawn from the whole file, a byte of the types would come seldom.
     original, patched = _made["plain"]
-    btf = parse_object(original, "unit.o").section(".BTF")
-    assert btf is not None
+    debug = parse_object(original, "unit.o").debug
+    assert debug is not None
     bad = bytearray(original)
-    start = bad.index(btf.data)
+    start = bad.index(debug.abbreviations)
     for _ in range(data.draw(st.integers(1, 3))):
-        bad[start + data.draw(st.integers(0, btf.size - 1))] = data.draw(st.integers(0, 255))
+        bad[start + data.draw(st.integers(0, len(debug.abbreviations) - 1))] = data.draw(st.integers(0, 255))
     answer(bytes(bad), patched)
     answer(patched, bytes(bad))
 

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""Pairs variables by what the source says of them: the function that declares one, its name, type and place.
+
+Static locals keep their values with their twins, and a wrong pair would mix two variables up. So both sides
+need the same function, the same name, and a type whose bytes mean the same. Where a function has several of
+a name, in blocks of its own or by a macro, the line decides, since lines that did not change keep
+their numbers (build/lines.py). A variable that moved between a function and the file keeps its value
+if it is the only one of that name. What stays open is an obstacle: nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from hotreload.diff.correlation import Correlation
+from hotreload.diff.layouts import Layouts
+from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
+from hotreload.diff.spelling import spelled
+from hotreload.diff.type_pair import Kinship, TypePair
+from hotreload.diff.variables import Variable
+from hotreload.elf.model import Symbol
+
+# The key of DO_ONCE() (include/linux/once.h): code of a patch cannot refer to a key of a module. A copy does
+# the same as long as the flag beside it, ___done, is the original's.
+ONCE_KEY: Final = "___once_key"
+# Macros' flags that more depends on than whether something is told again.
+_ONCE_FLAG: Final = "___done"
+DOUBT: Final = "give the variables different names, or reload the module"
+
+
+@dataclass(slots=True)
+class VariablePairing:
+    """The state of the pass; ``is_place``: whether a macro made a variable for one place of the source."""
+
+    correlation: Correlation
+    types: TypePair
+    is_place: Callable[[Symbol], bool]
+    refused: set[str] = field(default_factory=set)
+
+    def run(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
+        before, after = _by_declaration(ours), _by_declaration(theirs)
+        for key in before.keys() & after.keys():
+            self._pair_group(before[key], after[key])
+        self._pair_moved(ours, theirs)
+
+    # --- of one function and name ---
+
+    def _pair_group(self, ours: list[Variable], theirs: list[Variable]) -> None:
+        ours, theirs = (
+            self._free(ours, self.correlation.patched_of),
+            self._free(theirs, self.correlation.original_of),
+        )
+        places = [[one.place for one in side] for side in (ours, theirs)]
+        if len(ours) != 1 and places[0] != places[1]:
+            self._pair_by_place(ours, theirs)
+            ours, theirs = (
+                self._free(ours, self.correlation.patched_of),
+                self._free(theirs, self.correlation.original_of),
+            )
+        if len(ours) == len(theirs) and (len(ours) == 1 or places[0] == places[1]):
+            for one, other in zip(ours, theirs, strict=True):
+                self._pair(one, other)
+        elif ours and theirs and not self._is_told_again(ours[0]):
+            why = f"{ours[0].function or 'the file'} has several static variables of that name"
+            self._refuse(ours[0].name, f"cannot tell which static variable '{ours[0].name}' keeps the value"
+                         f" of which: {why}", DOUBT)  # fmt: skip
+
+    def _pair_by_place(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
+        before, after = _once_there(ours), _once_there(theirs)
+        for place in before.keys() & after.keys():
+            self._pair(before[place], after[place])
+
+    def _pair(self, one: Variable, other: Variable) -> None:
+        assert one.symbol is not None
+        assert other.symbol is not None
+        if self._mean_the_same(one, other):
+            self.correlation.pair(one.symbol, other.symbol)
+        elif _is_writable(one.symbol) and not self.is_place(one.symbol):
+            where = f"of {one.function} " if one.function else ""
+            was, now = spelled(one.shape), spelled(other.shape)
+            how = f"from {was} to {now}" if was != now else "and has the same name"
+            self._refuse(one.name, f"the static variable '{one.name}' {where}changed its type {how}", None)
+
+    def _mean_the_same(self, one: Variable, other: Variable) -> bool:
+        assert one.symbol is not None
+        assert other.symbol is not None
+        if one.symbol.size != other.symbol.size:
+            return False
+        return self.types.kinship(one.shape, other.shape) is not Kinship.DIFFERENT
+
+    # --- that moved ---
+
+    def _pair_moved(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
+        before = _by_name(self._left(ours, self.correlation.patched_of))
+        after = _by_name(self._left(theirs, self.correlation.original_of))
+        declared = set(self.types.patched.functions)
+        for name in before.keys() & after.keys() - self.refused:
+            gone, come = before[name], after[name]
+            if len(gone) == len(come) == 1:
+                self._weigh_move(gone[0], come[0], declared)
+            elif any(not one.function for one in (*gone, *come)):
+                self._refuse(name, f"cannot tell which variable '{name}' keeps the value of which: one moved,"
+                             " and several have that name", DOUBT)  # fmt: skip
+
+    def _weigh_move(self, one: Variable, other: Variable, declared: set[str]) -> None:
+        assert one.symbol is not None
+        assert other.symbol is not None
+        if one.function and other.function:
+            # Of another function: another variable, unless a part of the first function was moved out of it.
+            if one.function in declared:
+                places = f"from {one.function} to {other.function}"
+                self._refuse(one.name, f"the static variable '{one.name}' moved {places}: whether it is the"
+                             " same one cannot be told", DOUBT)  # fmt: skip
+        elif self._mean_the_same(one, other):
+            self.correlation.pair(one.symbol, other.symbol)
+            where = f"of {other.function}" if other.function else "of the file"
+            message = f"'{one.name}' is a variable {where} now, and keeps its value"
+            self.correlation.notes.append(Note("HR2104", one.name, message))
+        else:
+            self._refuse(one.name, f"'{one.name}' moved between a function and the file, and changed its type"
+                         f" from {spelled(one.shape)} to {spelled(other.shape)}", None)  # fmt: skip
+
+    # --- small things ---
+
+    def _left(self, variables: Iterable[Variable], paired: dict[Symbol, Symbol]) -> list[Variable]:
+        """Those that have a value to keep and no twin."""
+        free = self._free(variables, paired)
+        return [v for v in free if v.symbol and _is_writable(v.symbol) and not self.is_place(v.symbol)]
+
+    def _free(self, variables: Iterable[Variable], paired: dict[Symbol, Symbol]) -> list[Variable]:
+        return [one for one in variables if one.symbol is not None and one.symbol not in paired]
+
+    def _is_told_again(self, one: Variable) -> bool:
+        """Whether it does no harm to begin anew: a warning is told once more."""
+        assert one.symbol is not None
+        return not _is_writable(one.symbol) or (self.is_place(one.symbol) and one.name != _ONCE_FLAG)
+
+    def _refuse(self, name: str, message: str, hint: str | None) -> None:
+        self.refused.add(name)
+        self.correlation.obstacles.append(Obstacle("HR2104", name, message, hint or RELOAD_MODULE))
+
+
+def pair_variables(
+    correlation: Correlation,
+    before: Layouts,
+    after: Layouts,
+    is_place: Callable[[Symbol], bool],
+    may_have_twin: Callable[[Symbol], bool],
+) -> None:
+    """Pair the variables of functions, and those that moved; those of the file are paired by their names."""
+
+    def chosen(layouts: Layouts) -> list[Variable]:
+        # A macro's key is copied.
+        return [v for v in layouts.declared if v.symbol and v.name != ONCE_KEY and may_have_twin(v.symbol)]
+
+    VariablePairing(correlation, TypePair(before, after), is_place).run(chosen(before), chosen(after))
+
+
+def _by_declaration(variables: Iterable[Variable]) -> dict[tuple[str, str], list[Variable]]:
+    found: dict[tuple[str, str], list[Variable]] = defaultdict(list)
+    for one in sorted(variables, key=lambda one: one.place):
+        if one.function:
+            found[one.function, one.name].append(one)
+    return found
+
+
+def _by_name(variables: Iterable[Variable]) -> dict[str, list[Variable]]:
+    found: dict[str, list[Variable]] = defaultdict(list)
+    for one in variables:
+        found[one.name].append(one)
+    return found
+
+
+def _once_there(variables: Sequence[Variable]) -> dict[tuple[int, int], Variable]:
+    """Those that have a place of their own."""
+    count = Counter(one.place for one in variables)
+    return {one.place: one for one in variables if count[one.place] == 1 and one.place[0]}
+
+
+def _is_writable(symbol: Symbol) -> bool:
+    return symbol.section is not None and symbol.section.is_writable

@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: MIT
+"""What the compiler says about a unit's types and variables: its DWARF, as a tree of entries.
+
+The format is DWARF 4 and 5, chapter 7. The compiler is asked for version 4 (build/gcc.py); objects that
+people hand over have either. pyelftools takes 20 times as long for the same, more than the compile of a small
+unit. So each abbreviation becomes one ``struct`` where its forms have a fixed size, and an entry keeps its
+values as a tuple, whose places the abbreviation knows. Entries that nothing here asks for, above all the
+copies of inlined functions, are skipped with their children.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from hotreload.elf.model import DebugSections, Symbol
+
+# Tags and attributes, DWARF 5 figures 7.3 and 7.5.
+ARRAY_TYPE: Final = 0x01
+ENUMERATION_TYPE: Final = 0x04
+FORMAL_PARAMETER: Final = 0x05
+LEXICAL_BLOCK: Final = 0x0B
+MEMBER: Final = 0x0D
+POINTER_TYPE: Final = 0x0F
+COMPILE_UNIT: Final = 0x11
+STRUCTURE_TYPE: Final = 0x13
+SUBROUTINE_TYPE: Final = 0x15
+TYPEDEF: Final = 0x16
+UNION_TYPE: Final = 0x17
+UNSPECIFIED_PARAMETERS: Final = 0x18
+INLINED_SUBROUTINE: Final = 0x1D
+SUBRANGE_TYPE: Final = 0x21
+BASE_TYPE: Final = 0x24
+CONST_TYPE: Final = 0x26
+ENUMERATOR: Final = 0x28
+SUBPROGRAM: Final = 0x2E
+VARIABLE: Final = 0x34
+VOLATILE_TYPE: Final = 0x35
+RESTRICT_TYPE: Final = 0x37
+ATOMIC_TYPE: Final = 0x47
+_CALL_SITE: Final = frozenset((0x48, 0x4109))  # the second is GNU's of version 4
+
+AT_SIBLING: Final = 0x01
+AT_LOCATION: Final = 0x02
+AT_NAME: Final = 0x03
+AT_BYTE_SIZE: Final = 0x0B
+AT_BIT_OFFSET: Final = 0x0C  # counted from the most significant bit of the storage unit
+AT_BIT_SIZE: Final = 0x0D
+AT_LOW_PC: Final = 0x11
+AT_CONST_VALUE: Final = 0x1C
+AT_UPPER_BOUND: Final = 0x2F
+AT_PROTOTYPED: Final = 0x27
+AT_ABSTRACT_ORIGIN: Final = 0x31
+AT_ARTIFICIAL: Final = 0x34
+AT_COUNT: Final = 0x37
+AT_DATA_MEMBER_LOCATION: Final = 0x38
+AT_DECL_COLUMN: Final = 0x39
+AT_DECL_FILE: Final = 0x3A
+AT_DECL_LINE: Final = 0x3B
+AT_DECLARATION: Final = 0x3C
+AT_ENCODING: Final = 0x3E
+AT_EXTERNAL: Final = 0x3F
+AT_SPECIFICATION: Final = 0x47
+AT_TYPE: Final = 0x49
+AT_DATA_BIT_OFFSET: Final = 0x6B
+
+OP_ADDR: Final = 0x03
+
+# DW_ATE_* of base types.
+ATE_BOOLEAN: Final = 0x02
+ATE_FLOATS: Final = frozenset((0x03, 0x04))  # complex, float
+ATE_SIGNED: Final = frozenset((0x05, 0x06))  # signed, signed_char
+
+# Forms, figure 7.6, with the struct code of those that have one size. 8-byte addresses, 4-byte offsets.
+_FIXED: Final = {
+    0x01: "Q", 0x05: "H", 0x06: "I", 0x07: "Q", 0x0B: "B", 0x0C: "B", 0x0E: "I", 0x11: "B", 0x12: "H",
+    0x13: "I", 0x14: "Q", 0x17: "I", 0x19: "", 0x1E: "16s", 0x1F: "I", 0x20: "Q", 0x21: "",
+}  # fmt: skip
+_ADDR, _STRP, _FLAG_PRESENT, _IMPLICIT_CONST, _LINE_STRP = 0x01, 0x0E, 0x19, 0x21, 0x1F
+_BLOCK2, _BLOCK4, _STRING, _BLOCK, _BLOCK1 = 0x03, 0x04, 0x08, 0x09, 0x0A
+_SDATA, _UDATA, _REF_UDATA, _REF_ADDR, _EXPRLOC = 0x0D, 0x0F, 0x15, 0x10, 0x18
+_REF1, _REF8 = 0x11, 0x14
+_HAS_CHILDREN: Final = 1
+
+
+class DwarfError(ValueError):
+    """These sections are no DWARF that is understood here."""
+
+
+class Abbreviation:
+    """How entries of one kind are written down: ``place`` of each attribute among an entry's values."""
+
+    __slots__ = ("constants", "forms", "has_children", "is_skipped", "place", "read", "tag")
+
+    def __init__(
+        self, tag: int, has_children: bool, rows: list[tuple[int, int, int]], longer_references: bool
+    ) -> None:
+        """``rows``: attribute, form, and the value of an implicit constant."""
+        self.tag = tag
+        self.has_children = has_children
+        self.constants: dict[int, int] = {}
+        self.place: dict[int, int] = {}
+        self.forms: list[int] = []
+        for attribute, form, value in rows:
+            if form == _IMPLICIT_CONST:
+                self.constants[attribute] = value
+            elif form == _FLAG_PRESENT:
+                self.constants[attribute] = 1
+            else:
+                self.place[attribute] = len(self.forms)
+                self.forms.append(form)
+        self.is_skipped = tag == INLINED_SUBROUTINE or tag in _CALL_SITE
+        self.read = _reader_of(self.forms, longer_references)
+
+
+_Read = Callable[[bytes, int], tuple[tuple[Any, ...], int]]
+
+
+def _reader_of(forms: list[int], longer_references: bool) -> _Read:
+    """A function from bytes and a place to an entry's values and the place behind them."""
+    steps: list[struct.Struct | int] = []
+    codes = ""
+    for form in forms:
+        # DWARF 2 had addresses here.
+        code = "I" if form == _REF_ADDR and not longer_references else _FIXED.get(form)
+        if code is not None:
+            codes += code
+            continue
+        if codes:
+            steps.append(struct.Struct("<" + codes))
+        steps.append(form)
+        codes = ""
+    if codes:
+        steps.append(struct.Struct("<" + codes))
+    if not steps:
+        return lambda _data, at: ((), at)
+    if len(steps) == 1 and isinstance(only := steps[0], struct.Struct):
+        unpack, size = only.unpack_from, only.size
+        return lambda data, at: (unpack(data, at), at + size)
+    return lambda data, at: _read_steps(steps, data, at)
+
+
+def _read_steps(steps: list[struct.Struct | int], data: bytes, at: int) -> tuple[tuple[Any, ...], int]:
+    values: list[Any] = []
+    for step in steps:
+        if isinstance(step, struct.Struct):
+            values += step.unpack_from(data, at)
+            at += step.size
+        else:
+            value, at = _varying(step, data, at)
+            values.append(value)
+    return tuple(values), at
+
+
+def _varying(form: int, data: bytes, at: int) -> tuple[Any, int]:
+    if form in (_EXPRLOC, _BLOCK):
+        size, at = _uleb(data, at)
+        return data[at : at + size], at + size
+    if form in (_UDATA, _REF_UDATA):
+        return _uleb(data, at)
+    if form == _SDATA:
+        return _sleb(data, at)
+    if form == _STRING:
+        end = data.index(b"\0", at)
+        return data[at:end], end + 1
+    if form in (_BLOCK1, _BLOCK2, _BLOCK4):
+        width = {_BLOCK1: 1, _BLOCK2: 2, _BLOCK4: 4}[form]
+        size = int.from_bytes(data[at : at + width], "little")
+        return data[at + width : at + width + size], at + width + size
+    raise DwarfError(f"values of form {form:#x} are not understood")
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A debugging information entry: ``offset`` in its section, ``values`` as its abbreviation has them."""
+
+    offset: int
+    kind: Abbreviation
+    values: tuple[Any, ...]
+    children: list[Entry] = field(default_factory=list)
+
+    @property
+    def tag(self) -> int:
+        return self.kind.tag
+
+    def get(self, attribute: int) -> Any:
+        """The value of an attribute as it is written down; None: it has none."""
+        place = self.kind.place.get(attribute)
+        return self.values[place] if place is not None else self.kind.constants.get(attribute)
+
+    def number(self, attribute: int, default: int = 0) -> int:
+        """The value of an attribute that is a number."""
+        value = self.get(attribute)
+        return value if isinstance(value, int) else default
+
+
+class DebugInfo:
+    """The entries of one object: ``units`` are its compile units."""
+
+    def __init__(self, sections: DebugSections) -> None:
+        """Raises DwarfError."""
+        self._sections = sections
+        self.units: list[Entry] = []
+        self.entries: dict[int, Entry] = {}
+        self._starts: dict[int, int] = {}  # of an entry -> of its unit, where there are several
+        try:
+            self._read()
+        except (struct.error, IndexError, KeyError, ValueError) as error:
+            raise DwarfError(f"the debugging information is damaged or not understood: {error}") from error
+
+    # --- what an entry says ---
+
+    def name(self, entry: Entry) -> str:
+        """Its own name, or that of the entry that it is a copy of; empty: it has none."""
+        for one in self.origins(entry):
+            value = one.get(AT_NAME)
+            if value is None:
+                continue
+            if isinstance(value, bytes):
+                return value.decode(errors="replace")
+            is_line = one.kind.forms[one.kind.place[AT_NAME]] == _LINE_STRP
+            return _text(self._sections.line_strings if is_line else self._sections.strings, value)
+        return ""
+
+    def origins(self, entry: Entry) -> Iterator[Entry]:
+        """The entry, and those whose declaration or abstract instance it completes."""
+        one: Entry | None = entry
+        for _ in range(8):
+            if one is None:
+                return
+            yield one
+            one = self.target(one, AT_ABSTRACT_ORIGIN) or self.target(one, AT_SPECIFICATION)
+
+    def target(self, entry: Entry, attribute: int) -> Entry | None:
+        """The entry that an attribute refers to."""
+        value = entry.get(attribute)
+        if value is None:
+            return None
+        form = entry.kind.forms[entry.kind.place[attribute]]
+        if _REF1 <= form <= _REF8 or form == _REF_UDATA:
+            value += self._start_of(entry.offset)
+        return self.entries.get(value)
+
+    def type_of(self, entry: Entry) -> Entry | None:
+        """The entry of a variable's, member's or function's type; None: void."""
+        for one in self.origins(entry):
+            if (found := self.target(one, AT_TYPE)) is not None:
+                return found
+        return None
+
+    def address(self, entry: Entry) -> tuple[Symbol, int] | None:
+        """The symbol, and the place in it, where a variable is all the time; None: it is in no such place."""
+        location = entry.get(AT_LOCATION)
+        if not isinstance(location, bytes) or location[:1] != bytes((OP_ADDR,)) or len(location) != 9:
+            return None
+        return self._sections.addresses.get(self._place_of_location(entry) + 1)
+
+    # --- reading ---
+
+    def _read(self) -> None:
+        data, at = self._sections.info, 0
+        tables: dict[int, dict[int, Abbreviation]] = {}
+        while at < len(data):
+            start = at
+            length, version = struct.unpack_from("<IH", data, at)
+            if length >= 0xFFFFFFF0 or version not in (2, 3, 4, 5):
+                raise DwarfError(f"a unit of version {version} is not understood")
+            if version == 5:
+                kind, size, table = struct.unpack_from("<BBI", data, at + 6)
+                if kind != 1:
+                    raise DwarfError(f"a unit of type {kind} is not understood")
+                first = at + 12
+            else:
+                table, size = struct.unpack_from("<IB", data, at + 6)
+                first = at + 11
+            if size != 8:
+                raise DwarfError(f"addresses of {size} bytes")
+            if table not in tables:
+                tables[table] = _abbreviations(self._sections.abbreviations, table, version == 2)
+            at = start + 4 + length
+            self.units.append(self._read_unit(data[:at], start, first, tables[table]))
+
+    def _read_unit(self, data: bytes, start: int, at: int, kinds: Mapping[int, Abbreviation]) -> Entry:
+        entries = self.entries
+        root: Entry | None = None
+        open_: list[Entry] = []
+        end = len(data)
+        while at < end:
+            offset = at
+            code = data[at]
+            at += 1
+            if code & 0x80:
+                code, at = _uleb(data, offset)
+            if not code:
+                if not open_:
+                    break
+                open_.pop()
+                continue
+            kind = kinds[code]
+            values, at = kind.read(data, at)
+            if kind.is_skipped and root is not None:
+                at = self._behind(kind, values, start, at, data, kinds)
+                continue
+            entry = Entry(offset, kind, values)
+            entries[offset] = entry
+            if root is None:
+                root = entry
+            else:
+                open_[-1].children.append(entry)
+            if kind.has_children:
+                open_.append(entry)
+        if root is None:
+            raise DwarfError("a unit without entries")
+        if start:
+            self._starts.update(dict.fromkeys((o for o in entries if start <= o < end), start))
+        return root
+
+    def _behind(
+        self,
+        kind: Abbreviation,
+        values: tuple[Any, ...],
+        start: int,
+        at: int,
+        data: bytes,
+        kinds: Mapping[int, Abbreviation],
+    ) -> int:
+        """The place behind an entry and its children."""
+        if not kind.has_children:
+            return at
+        place = kind.place.get(AT_SIBLING)
+        if place is not None:
+            return start + int(values[place])
+        depth = 1
+        while depth:
+            code, at = _uleb(data, at)
+            if not code:
+                depth -= 1
+                continue
+            inner = kinds[code]
+            _, at = inner.read(data, at)
+            depth += inner.has_children
+        return at
+
+    def _start_of(self, offset: int) -> int:
+        return self._starts.get(offset, 0)
+
+    def _place_of_location(self, entry: Entry) -> int:
+        """Where the bytes of a location are in the section: relocations know places, not entries."""
+        data = self._sections.info
+        _, at = _uleb(data, entry.offset)
+        kind = entry.kind
+        wanted = kind.place[AT_LOCATION]
+        for number, form in enumerate(kind.forms):
+            code = _FIXED.get(form)
+            if number == wanted:
+                return at + (len(_uleb_bytes(data, at)) if form in (_EXPRLOC, _BLOCK) else 1)
+            if code is not None:
+                at += struct.calcsize("<" + code)
+            else:
+                _, at = _varying(form, data, at)
+        raise DwarfError("a location that has no place")
+
+
+def _abbreviations(data: bytes, at: int, longer_references: bool) -> dict[int, Abbreviation]:
+    found: dict[int, Abbreviation] = {}
+    while True:
+        code, at = _uleb(data, at)
+        if not code:
+            return found
+        tag, at = _uleb(data, at)
+        has_children = data[at] == _HAS_CHILDREN
+        at += 1
+        rows = []
+        while True:
+            attribute, at = _uleb(data, at)
+            form, at = _uleb(data, at)
+            value = 0
+            if form == _IMPLICIT_CONST:
+                value, at = _sleb(data, at)
+            if not attribute and not form:
+                break
+            rows.append((attribute, form, value))
+        found[code] = Abbreviation(tag, has_children, rows, longer_references)
+
+
+def _uleb(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _uleb_bytes(data: bytes, at: int) -> bytes:
+    _, end = _uleb(data, at)
+    return data[at:end]
+
+
+def _sleb(data: bytes, at: int) -> tuple[int, int]:
+    value, end = _uleb(data, at)
+    bits = 7 * (end - at)
+    return value - (1 << bits if value >> (bits - 1) & 1 else 0), end
+
+
+def _text(strings: bytes, offset: int) -> str:
+    return strings[offset : strings.index(b"\0", offset)].decode(errors="replace")
