@@ -34,6 +34,7 @@ class RunningCode:
 def match_running(plain: ObjectFile, base: ObjectFile) -> RunningCode:
     """Match the base object of a unit with the object that kbuild made of the same source."""
     correlation = correlate(plain, base)
+    _pair_namesakes(correlation, plain, base)
     comparison = Comparison(correlation, read_entries(plain), read_entries(base))
     matcher = _Matcher(correlation, comparison, {symbol.name: symbol for symbol in plain.symbols})
     different = frozenset(
@@ -42,6 +43,15 @@ def match_running(plain: ObjectFile, base: ObjectFile) -> RunningCode:
         if ours.is_function and not matcher.same(running, ours)
     )
     return RunningCode(correlation.original_of, different)
+
+
+def _pair_namesakes(correlation: Correlation, plain: ObjectFile, base: ObjectFile) -> None:
+    """Pair the statics of macros by name, since one source gives one set of names; their users confirm it."""
+    named = {symbol.name: symbol for symbol in plain.symbols if symbol.is_object and symbol.is_defined}
+    for ours in base.symbols:
+        running = named.get(ours.name) if ours.is_object and ours.is_defined else None
+        if running is not None and running.size == ours.size and correlation.is_free(running, ours):
+            correlation.pair(running, ours)
 
 
 @dataclass(frozen=True, slots=True)
