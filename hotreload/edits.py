@@ -44,6 +44,7 @@ class Edits:
         self._glue = glue
         self._objects = objects
         self._originals: dict[Path, Original] = {}
+        self._keeping: set[Path] = set()  # units that are compiled so that every variable has storage
         self._knowledge: KernelKnowledge | None = None
 
     async def learn(self, guest: Guest) -> None:
@@ -68,6 +69,7 @@ class Edits:
         units = self.units.of(files)
         for target in self.units.back_at_base():
             self.compared.pop(target, None)
+            self._keeping.discard(target)
         return [*units, *self._beside(units)]
 
     def _beside(self, units: list[TranslationUnit]) -> list[TranslationUnit]:
@@ -90,19 +92,40 @@ class Edits:
         self, units: list[TranslationUnit], progress: Callable[[int], None]
     ) -> tuple[ObjectPair, ...]:
         """Both objects of each unit. Raises as rebuild."""
-        return await rebuild(self.base, units, self._objects, progress)
+        return await rebuild(self.base, units, self._objects, progress, self._keeping)
 
-    def compare(self, pair: ObjectPair, instead: Texts, live_types: tuple[Layouts, ...]) -> Compared:
+    def keep_variables(self, compared: Iterable[Compared]) -> list[TranslationUnit]:
+        """The units of which gcc has folded a variable away that has a value in the guest.
+
+        They are compiled in another way from now on, until their sources are as they were.
+        """
+        units = [
+            each.pair.unit
+            for each in compared
+            if each.diff.folded and each.pair.unit.object not in self._keeping
+        ]
+        self._keeping |= {unit.object for unit in units}
+        return units
+
+    def compare(
+        self,
+        pair: ObjectPair,
+        instead: Texts,
+        live_types: tuple[Layouts, ...],
+        added: Collection[tuple[str, str]],
+    ) -> Compared:
         """What a unit differs in; it is one of those compared from now on.
 
         ``instead``: what files say, whatever is on disk (by real path); ``live_types``: the types that
-        the unit had in each reload of the guest. Raises InputError (HR1009).
+        the unit had in each reload of the guest; ``added``: function and name of the variables that reloads
+        have added. Raises InputError (HR1009).
         """
         key = pair.unit.object
         if key not in self._originals:
             plain = self.base.of(pair.unit).plain_object(pair.unit)
             self._originals[key] = read_original(pair.original, plain)
-        compared = compare_unit(pair, self._originals[key], self._texts(pair.unit, instead), live_types)
+        texts = self._texts(pair.unit, instead)
+        compared = compare_unit(pair, self._originals[key], texts, live_types, added)
         edited = self.units.edited_inputs(pair.unit)
         self.compared[key] = replace(compared, edited={file: sha256(file) for file in edited})
         return self.compared[key]

@@ -115,7 +115,16 @@ async def _through(
                 original = read_original(pair.original, base.plain_object(pair.unit))
                 texts = patched_texts(pair.unit, module, sources)
                 compared[pair.unit.object] = compare_unit(pair, original, texts)
-            cycle.compared += compared.values()
+
+        # A variable that nothing writes any more, or nothing reads, has a value all the same.
+        if folded := [each for each in compared.values() if each.diff.folded]:
+            again = [each.pair.unit for each in folded]
+            with cycle.stage("build"):
+                kept = await compile_units(base, again, sources.texts, work / "kept", keep=True)
+            for pair, each in zip(kept.pairs, folded, strict=True):
+                texts = patched_texts(pair.unit, module, sources)
+                compared[pair.unit.object] = compare_unit(pair, each.original, texts)
+        cycle.compared += compared.values()
 
     # Which of it can be patched? All obstacles are told at once.
     require_built(sources, selection, compiled.used, cycle, compared)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hotreload.build.built import VMLINUX
+from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.guest_base import GuestBase
 from hotreload.compared import Compared
 from hotreload.cycle import Cycle
@@ -275,6 +276,14 @@ class PatchedGuest:
     def types_of(self, key: Path) -> tuple[Layouts, ...]:
         """The types of a unit, by object, in each reload since the boot or since the last undo."""
         return self.known.live_types.get(key, ())
+
+    def variables_of(self, unit: TranslationUnit) -> frozenset[tuple[str, str]]:
+        """The function and name of each variable that reloads have added to a unit, and that lives on."""
+        return frozenset(
+            (identity.owners[0] if identity.owners else "", identity.name)
+            for identity in self.known.homes
+            if (identity.module, identity.source) == (unit.module, str(unit.source))
+        )
 
     def is_made_of(self, edited: Mapping[Path, Compared]) -> None:
         """What it runs again, after an undo, was made of these."""

@@ -13,6 +13,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 from hotreload.build.base import work_folder
@@ -339,7 +340,7 @@ class Reloader:
         # Replay the recorded compile command of each, and that of its base source: no kbuild.
         pairs = await self._build(cycle, units)
 
-        return await self._from(cycle, pairs, {})
+        return await self._from(cycle, pairs, {}, partial(self._build, cycle))
 
     async def _through_patched(self, cycle: Cycle, sources: PatchedSources) -> ReloadReport:
         """The same for what source patches make of the files, which themselves stay as they are."""
@@ -355,15 +356,33 @@ class Reloader:
                 units = patched_units(sources, self.base.build, selection)
                 compiled = await compile_units(self.base, units, texts | dict(sources.texts), work)
                 require_built(sources, selection, compiled.used, cycle, {})
+
+            async def again(folded: list[TranslationUnit]) -> tuple[ObjectPair, ...]:
+                every = texts | dict(sources.texts)
+                return (await compile_units(self.base, folded, every, work / "kept", keep=True)).pairs
+
             with self._edits.as_pushed(units):
-                return await self._from(cycle, compiled.pairs, sources.texts)
+                return await self._from(cycle, compiled.pairs, sources.texts, again)
 
     async def _from(
-        self, cycle: Cycle, pairs: tuple[ObjectPair, ...], instead: Mapping[Path, bytes | None]
+        self,
+        cycle: Cycle,
+        pairs: tuple[ObjectPair, ...],
+        instead: Mapping[Path, bytes | None],
+        again: Callable[[list[TranslationUnit]], Awaitable[tuple[ObjectPair, ...]]],
     ) -> ReloadReport:
-        """From the objects on; ``instead``: what files say, whatever is on disk (by real path)."""
+        """From the objects on; ``instead``: what files say, whatever is on disk (by real path).
+
+        ``again`` compiles units once more, so that all of their variables have storage.
+        """
         # What changed? Strings, constants and special sections are compared by content, not by place.
         self._compare(cycle, pairs, instead)
+
+        # A variable that nothing writes any more, or nothing reads, has a value all the same.
+        if folded := self._edits.keep_variables(cycle.compared):
+            kept = await again(folded)
+            cycle.compared = [each for each in cycle.compared if each.pair.unit not in folded]
+            self._compare(cycle, kept, instead)
 
         # Which of it can be patched, over all units edited since boot? All obstacles are told at once.
         plan = self._plan(cycle)
@@ -544,7 +563,8 @@ class Reloader:
         with cycle.stage("diff"):
             for pair in pairs:
                 live_types = self._guest.types_of(pair.unit.object)
-                cycle.compared.append(self._edits.compare(pair, instead, live_types))
+                added = self._guest.variables_of(pair.unit)
+                cycle.compared.append(self._edits.compare(pair, instead, live_types, added))
 
     def _plan(self, cycle: Cycle) -> PatchPlan | None:
         """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""

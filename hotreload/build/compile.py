@@ -16,7 +16,7 @@ import itertools
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,11 +74,16 @@ async def compile_patched(unit: TranslationUnit, into: Path) -> Path:
 
 
 async def rebuild(
-    base: AnyBase, units: Iterable[TranslationUnit], into: Path, progress: Progress = lambda _done: None
+    base: AnyBase,
+    units: Iterable[TranslationUnit],
+    into: Path,
+    progress: Progress = lambda _done: None,
+    keeping: Collection[Path] = (),
 ) -> tuple[ObjectPair, ...]:
     """Both objects of each unit, as many at a time as there are processors; in the order of ``units``.
 
-    ``progress`` is told the number of units that are done.
+    ``progress`` is told the number of units that are done. ``keeping``: the objects of units whose variables
+    have storage though gcc would do without.
 
     Raises one CompileError with what the compiler said about all units that failed. When the caller is
     cancelled the compilers are killed.
@@ -94,7 +99,9 @@ async def rebuild(
             # Both of a unit one after the other: else nobody hears of any before all the originals are there.
             for key, unit in jobs.items():
                 originals[key] = group.create_task(_original(base.of(unit), unit, slots))
-                now[key] = group.create_task(_patched(base.of(unit), unit, into, slots))
+                now[key] = group.create_task(
+                    _patched(base.of(unit), unit, into, slots, keep_variables=key in keeping)
+                )
                 now[key].add_done_callback(lambda _task: progress(next(done)))
     except ExceptionGroup as several:
         raise several.exceptions[0] from None
@@ -127,12 +134,12 @@ async def _original(base: Base, unit: TranslationUnit, slots: asyncio.Semaphore)
 
 
 async def _patched(
-    base: Base, unit: TranslationUnit, into: Path, slots: asyncio.Semaphore
+    base: Base, unit: TranslationUnit, into: Path, slots: asyncio.Semaphore, *, keep_variables: bool
 ) -> str | CompileError:
     """The warnings; a CompileError is a result here, so that one bad unit does not silence the others."""
     async with slots:
         try:
-            return await compile_stabilised(base, unit, into)
+            return await compile_stabilised(base, unit, into, keep_variables=keep_variables)
         except CompileError as error:
             return error
 
@@ -140,7 +147,9 @@ async def _patched(
 # --- unchanged lines keep their numbers ---
 
 
-async def compile_stabilised(base: Base, unit: TranslationUnit, into: Path) -> str:
+async def compile_stabilised(
+    base: Base, unit: TranslationUnit, into: Path, *, keep_variables: bool = False
+) -> str:
     """Compile the unit as it is now, unchanged lines with their numbers in the base; return the warnings.
 
     Raises what compile_patched raises: about the user's files, with the lines' own numbers.
@@ -150,15 +159,17 @@ async def compile_stabilised(base: Base, unit: TranslationUnit, into: Path) -> s
     _require_files(inputs)
     texts = stabilised_texts(base, inputs) if unit.source.suffix == ".c" else {}
     if not texts:
-        return await compile_object(unit, target)
+        return await compile_object(unit, target, keep_variables=keep_variables)
     with writing_to(into):
         into.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=f".{target.stem}-", dir=into, ignore_cleanup_errors=True
         ) as folder:
-            said = await _compile_overlaid(base, unit, inputs, texts, Path(folder), target)
+            said = await _compile_overlaid(
+                base, unit, inputs, texts, Path(folder), target, keep_variables=keep_variables
+            )
             if said is None:
-                return await compile_object(unit, target)
+                return await compile_object(unit, target, keep_variables=keep_variables)
             # What is told must name the lines as the user sees them.
             return await compile_object(unit, Path(folder, "told.o")) if said else ""
 
@@ -198,6 +209,8 @@ async def _compile_overlaid(
     texts: Mapping[str, bytes],
     folder: Path,
     target: Path,
+    *,
+    keep_variables: bool,
 ) -> str | None:
     """Compile with the other ``texts``; None when that failed, or did not use all of them."""
     root, scratch = folder / "root", folder / target.name
@@ -207,7 +220,8 @@ async def _compile_overlaid(
         if overlay is None:
             return None
         kind = PartialShadow if base.is_kernel else Shadow
-        said = await compile_object(unit, scratch, kind(root, base.shadow.is_users, base.users_folder))
+        shadow = kind(root, base.shadow.is_users, base.users_folder)
+        said = await compile_object(unit, scratch, shadow, keep_variables=keep_variables)
     except (CompileError, FileNotFoundError, NotADirectoryError):
         # A file that has gone in the meantime is the plain compile's to tell.
         return None

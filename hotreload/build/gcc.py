@@ -29,24 +29,32 @@ AUTHORS_HEADERS = ("-idirafter", str(Path(__file__).with_name("include")))
 # DWARF 4 has the fewest forms, and all compilers of the kernel write it. Nobody asks where a variable is at
 # each instruction, which takes the compiler the longest to find out; clang does not know the second flag.
 DEBUG_FLAGS = (("-gdwarf-4", "-fno-var-tracking"), ("-gdwarf-4",))
+# Without these gcc gives no storage to a static that nothing writes, or nothing reads: its value is gone
+# (-fipa-reference-addressable of gcc 10 and later).
+KEEP_VARIABLES = ("-fno-ipa-reference-addressable",)
 _debug_flags_known: dict[str, tuple[str, ...]] = {}
 
 
 async def compile_object(
-    unit: TranslationUnit, target: Path, shadow: Shadow | None = None, *, lines: bool = False
+    unit: TranslationUnit,
+    target: Path,
+    shadow: Shadow | None = None,
+    *,
+    lines: bool = False,
+    keep_variables: bool = False,
 ) -> str:
     """Compile ``unit`` to ``target`` and its dependencies to ``target`` with ``.d``; return the warnings.
 
-    With a shadow the sources are the shadow's; with ``lines`` the object tells its lines, and
-    not its types. It appears whole or not at all. Raises CompileError with gcc's (or objtool's) output,
-    EnvironmentFault when a program or space is missing.
+    With a shadow the sources are the shadow's; with ``lines`` the object tells its lines, and not its types;
+    with ``keep_variables`` every static that the code names has storage. It appears whole or not at all.
+    Raises CompileError with gcc's (or objtool's) output, EnvironmentFault when a program or space is missing.
     """
     recorded = split_command(unit.command)
     argv = recorded.compile if shadow is None else shadowed(recorded.compile, unit.cwd, unit.source, shadow)
     debug = ("-g1",) if lines else await _debug_flags(argv[0])
     with _temporary(target) as (output, dependencies):
         command = replayed(
-            (*argv, *AUTHORS_HEADERS),
+            (*argv, *AUTHORS_HEADERS, *(KEEP_VARIABLES if keep_variables else ())),
             output=output,
             dependencies=dependencies,
             debug=debug,

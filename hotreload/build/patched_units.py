@@ -39,18 +39,19 @@ class CompiledUnits:
 
 
 async def compile_units(
-    base: AnyBase, units: Iterable[TranslationUnit], texts: Texts, work: Path
+    base: AnyBase, units: Iterable[TranslationUnit], texts: Texts, work: Path, *, keep: bool = False
 ) -> CompiledUnits:
     """Both objects of each unit, the patched one with ``texts`` (by real path, None: gone) for its files.
 
-    ``work``: an empty folder. Raises one CompileError about all units that failed, with the names of the
-    user's files; InputError (HR1006) when a patched file is reached by a way that leads out of the mirror.
+    ``work``: an empty folder; ``keep``: every variable has storage, whatever gcc would fold away. Raises one
+    CompileError about all units that failed, with the names of the user's files; InputError (HR1006) when a
+    patched file is reached by a way that leads out of the mirror.
     """
     jobs = {unit.object: unit for unit in units}
     compilers: dict[int, _Compiler] = {}
     for part in map(base.of, jobs.values()):
         if id(part) not in compilers:
-            compilers[id(part)] = _Compiler(part, texts, work / str(len(compilers)))
+            compilers[id(part)] = _Compiler(part, texts, work / str(len(compilers)), keep=keep)
     slots = asyncio.Semaphore(os.cpu_count() or 1)
 
     async def pair(unit: TranslationUnit) -> ObjectPair | CompileError:
@@ -78,8 +79,9 @@ async def compile_units(
 class _Compiler:
     """The mirrors, and what was read from them. ``stable``: with the base's numbers for unchanged lines."""
 
-    def __init__(self, base: Base, texts: Texts, work: Path) -> None:
+    def __init__(self, base: Base, texts: Texts, work: Path, *, keep: bool) -> None:
         self.texts = texts
+        self._keep = keep
         self.used: set[Path] = set()
         self._objects = work / "objects"
         self._plain = make_mirror(work / "plain", base, texts)
@@ -91,7 +93,7 @@ class _Compiler:
         target = patched_object(unit, self._objects)
         if self._stable is not None and unit.source.suffix == ".c":
             try:
-                said = await compile_object(unit, target, self._stable)
+                said = await compile_object(unit, target, self._stable, keep_variables=self._keep)
             except CompileError:
                 pass  # told about below, if it is one of the patch's own
             else:
@@ -104,7 +106,8 @@ class _Compiler:
     async def _told(self, unit: TranslationUnit, target: Path) -> str:
         """Compile with each line's own number; what is said names the user's files."""
         try:
-            return self._named(await compile_object(unit, target, self._plain))
+            said = await compile_object(unit, target, self._plain, keep_variables=self._keep)
+            return self._named(said)
         except CompileError as error:
             raise CompileError(self._named(error.message), self._named(error.diagnostics)) from None
 

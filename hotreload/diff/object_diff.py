@@ -63,7 +63,13 @@ class ObjectDiff:
     ``callbacks``         (kind, patched function) that the livepatch core is to call
     ``new_exports``       names that this unit exports, and did not before
     ``callers_promoted``  functions that did not change themselves, and why they travel
-    ``types``             of new functions and variables, as C spells them, where known (unit_diff.py)
+
+    What the debugging information tells, where there is some (unit_diff.py):
+
+    ``types``             of new functions and variables, as C spells them
+    ``declared_in``       the function that declares a new static local, by symbol
+    ``without_storage``   function and name of the variables that gcc has folded away
+    ``folded``            those of them that have storage in the guest, and a value
     """
 
     changed: tuple[Twins, ...]
@@ -80,6 +86,9 @@ class ObjectDiff:
     notes: tuple[Note, ...]
     obstacles: tuple[Obstacle, ...]
     types: Mapping[str, str] = field(default_factory=dict)
+    declared_in: Mapping[str, str] = field(default_factory=dict)
+    without_storage: frozenset[tuple[str, str]] = frozenset()
+    folded: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def verdict(self) -> str:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from hotreload.diff.correlate import base_name
@@ -15,6 +15,7 @@ from hotreload.diff.rewrites import Rewrite, name_of_place
 from hotreload.diff.spelling import spelled
 from hotreload.diff.type_pair import LayoutDiff
 from hotreload.diff.types import compare_layouts, global_functions
+from hotreload.diff.variables import with_storage, without_storage
 from hotreload.elf.dwarf import DwarfError
 from hotreload.elf.garbage import uncollected
 from hotreload.elf.model import ObjectFile, Symbol
@@ -57,19 +58,21 @@ def diff_unit(
     *,
     types_known: bool = False,
     live_types: Sequence[Layouts] = (),
+    added: Collection[tuple[str, str]] = (),
 ) -> ObjectDiff:
     """Compare a unit's objects and, where its code changed, the types that live data may have.
 
     ``sources``: texts by path, nearest first, to find the line of a definition in. ``types_known``: refuse
     (HR2101) where types cannot be compared, instead of telling so. ``live_types``: the types that the unit
-    had in each reload of the guest, where they were others than the original's.
+    had in each reload of the guest, where they were others than the original's. ``added``: function and name
+    of variables that reloads have added.
     """
     diff = diff_objects(original.object, patched.object, original.layouts, patched.layouts)
-    types_of_new = _types_of((*diff.new_data, *diff.new_functions), patched.layouts)
+    diff = _with_declarations(diff, original.layouts, patched.layouts, added)
     if diff.verdict == "unchanged":
         # No code of this unit knows of the new layouts; another unit whose code does is told there. What is
         # new in this one travels all the same.
-        return replace(diff, types=types_of_new)
+        return diff
     types = compare_layouts(original.layouts, patched.layouts, exported_functions(original.object))
     if types_known and not types.compared:
         refusals = tuple(Obstacle(note.code, note.symbol, note.message, NO_TYPES) for note in types.notes)
@@ -84,8 +87,35 @@ def diff_unit(
         diff,
         obstacles=types.obstacles,
         notes=diff.notes + types.notes + tuple(_rewritten(diff.rewrites, original.layouts)),
-        types=types_of_new,
     )
+
+
+def _with_declarations(
+    diff: ObjectDiff, before: Layouts | None, after: Layouts | None, added: Collection[tuple[str, str]]
+) -> ObjectDiff:
+    """The same with what the patched object declares."""
+    if after is None:
+        return diff
+    unstored = without_storage(after.declared)
+    stored = with_storage(before.declared) if before is not None else frozenset()
+    return replace(
+        diff,
+        types=_types_of((*diff.new_data, *diff.new_functions), after),
+        declared_in={v.symbol.name: v.function for v in after.declared if v.symbol and v.function},
+        without_storage=unstored,
+        folded=unstored & (stored | frozenset(added)) | _without_initial_value(diff, after),
+    )
+
+
+def _without_initial_value(diff: ObjectDiff, after: Layouts) -> frozenset[tuple[str, str]]:
+    """The variables that nothing reads: gcc gives them no initial value, whatever the source says."""
+    emptied = {
+        patched
+        for patched, original in diff.original_of.items()
+        if patched.is_object and patched.section and patched.section.is_zero
+        if original.section and not original.section.is_zero
+    }
+    return frozenset((v.function, v.name) for v in after.declared if v.symbol in emptied)
 
 
 def _changed_since(live: Layouts, patched: Layouts | None, found: LayoutDiff) -> tuple[Obstacle, ...]:
@@ -111,10 +141,8 @@ def _rewritten(rewrites: Sequence[Rewrite], layouts: Layouts | None) -> Iterator
         yield Note("HR2103", name, f"{told}; what was made from the old one stays")
 
 
-def _types_of(symbols: Sequence[Symbol], layouts: Layouts | None) -> dict[str, str]:
+def _types_of(symbols: Sequence[Symbol], layouts: Layouts) -> dict[str, str]:
     """The types of variables and functions as C spells them."""
-    if layouts is None:
-        return {}
     found = {}
     for symbol in symbols:
         if shape := layouts.shapes.get(symbol.name):

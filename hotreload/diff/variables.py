@@ -9,7 +9,7 @@ has folded away, because nothing reads or nothing writes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,3 +67,18 @@ def _place(info: DebugInfo, entry: Entry) -> tuple[int, int]:
         if line := one.number(dwarf.AT_DECL_LINE):
             return line, one.number(dwarf.AT_DECL_COLUMN)
     return 0, 0
+
+
+def without_storage(declared: Sequence[Variable]) -> frozenset[tuple[str, str]]:
+    """The function and name of each variable that gcc has folded away, for nothing writes or reads it."""
+    there = {(one.function, one.name) for one in declared if one.symbol is not None}
+    return frozenset((one.function, one.name) for one in declared if one.symbol is None) - there
+
+
+def with_storage(declared: Sequence[Variable]) -> frozenset[tuple[str, str]]:
+    """The function and name of each variable that can be written and has storage."""
+    return frozenset(
+        (one.function, one.name)
+        for one in declared
+        if one.symbol is not None and one.symbol.section is not None and one.symbol.section.is_writable
+    )

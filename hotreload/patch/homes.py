@@ -202,7 +202,7 @@ def continued(homes: Mapping[Identity, Home], live: PatchPlan | None) -> dict[Id
     What the sources had no more, or what was taken back, is new when it returns: a variable's old value
     may be of another type, and whoever has a function's address has data of that time with it.
     """
-    there = {piece.identity for piece in live.pieces} if live else set()
+    there = {piece.identity for piece in live.pieces} | live.dormant if live else set()
     return {identity: home for identity, home in homes.items() if identity in there}
 
 

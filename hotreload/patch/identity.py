@@ -19,10 +19,21 @@ def identities(units: Sequence[UnitDiff]) -> dict[Symbol, Identity]:
         users = _users(unit.diff.carried)
         for symbol in unit.diff.carried:
             if symbol not in unit.diff.original_of and can_be_told(symbol):
-                owners = _names(users[symbol]) if is_static_local(symbol) else ()
+                function = unit.diff.declared_in.get(symbol.name)
+                owners = () if not is_static_local(symbol) else _names(users[symbol])
+                owners = (function,) if function else owners
                 found[symbol] = Identity(unit.module, unit.source, owners, base_name(symbol.name))
     count = Counter(found.values())
     return {s: replace(i, shared=True) if count[i] > 1 else i for s, i in found.items()}
+
+
+def dormant(units: Sequence[UnitDiff]) -> frozenset[Identity]:
+    """The variables that the sources declare and no code uses."""
+    return frozenset(
+        Identity(unit.module, unit.source, (function,) if function else (), name)
+        for unit in units
+        for function, name in unit.diff.without_storage
+    )
 
 
 def can_be_told(symbol: Symbol) -> bool:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.running_code import RunningCode
@@ -145,13 +145,17 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class PatchPlan:
-    """A whole patch. ``strings``: those that the kernel may keep the address of, told for people."""
+    """A whole patch. ``strings``: those that the kernel may keep the address of, told for people.
+
+    ``dormant``: variables that the sources declare, and that no code uses: they keep the values they have.
+    """
 
     pieces: tuple[Piece, ...]
     objects: tuple[KlpObject, ...]
     strings: tuple[str, ...] = ()
     writes: tuple[Write, ...] = ()
     callbacks: tuple[Callback, ...] = ()
+    dormant: frozenset[Identity] = field(default=frozenset(), compare=False)
 
     @property
     def changed_objects(self) -> frozenset[str]:

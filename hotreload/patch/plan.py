@@ -31,7 +31,7 @@ from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE, STB_WEAK
 from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start, takes_address
 from hotreload.patch.escapes import escapes
-from hotreload.patch.identity import identities
+from hotreload.patch.identity import dormant, identities
 from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import (
     Callback,
@@ -68,7 +68,8 @@ def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:
         for unit in units
         for kind, function in unit.diff.callbacks
     )
-    return PatchPlan(pieces, objects, tuple(dict.fromkeys(planner.strings)), writes, callbacks)
+    strings = tuple(dict.fromkeys(planner.strings))
+    return PatchPlan(pieces, objects, strings, writes, callbacks, dormant(units))
 
 
 @dataclass(slots=True)
