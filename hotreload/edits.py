@@ -21,6 +21,7 @@ from hotreload.deploy.guest import Guest
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.edited_units import EditedUnits
 from hotreload.kernel_knowledge import KernelKnowledge, learn
+from hotreload.patch.kernel_symbols import own_names
 from hotreload.patch.model import PatchPlan
 from hotreload.plan_units import compare_unit, plan_units
 from hotreload.running_check import RunningCheck
@@ -101,7 +102,10 @@ class Edits:
         if key not in self._originals:
             plain = self.base.of(pair.unit).plain_object(pair.unit)
             self._originals[key] = read_original(pair.original, plain)
-        compared = compare_unit(pair, self._originals[key], self._texts(pair.unit, instead), live_types)
+        symbols = self._knowledge.symbols if self._knowledge is not None else None
+        is_own = own_names(symbols, pair.unit.module)
+        texts = self._texts(pair.unit, instead)
+        compared = compare_unit(pair, self._originals[key], texts, live_types, is_own)
         edited = self.units.edited_inputs(pair.unit)
         self.compared[key] = replace(compared, edited={file: sha256(file) for file in edited})
         return self.compared[key]

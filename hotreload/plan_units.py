@@ -13,6 +13,7 @@ from hotreload.build.base import AnyBase
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.compared import Compared, Original
+from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import section_of
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import diff_unit
@@ -23,17 +24,22 @@ from hotreload.patch.plan import plan_patch
 
 
 def compare_unit(
-    pair: ObjectPair, original: Original, sources: Mapping[str, str], live_types: Sequence[bytes] = ()
+    pair: ObjectPair,
+    original: Original,
+    sources: Mapping[str, str],
+    live_types: Sequence[bytes] = (),
+    is_own: IsOwn = nothing_own,
 ) -> Compared:
     """What a unit's objects differ in. ``sources``: its texts by path, its own file first.
 
-    ``live_types``: each ``.BTF`` of the unit that the guest has run.
+    ``live_types``: each ``.BTF`` of the unit that the guest has run; ``is_own``: whether its module defines a
+    function of that name.
 
     Raises InputError (HR1009) when an object cannot be read.
     """
     is_c = pair.unit.source.suffix == ".c"
     patched = read_object(pair.patched)
-    diff = diff_unit(original.base, patched, sources, types_known=is_c, live_types=live_types)
+    diff = diff_unit(original.base, patched, sources, types_known=is_c, live_types=live_types, is_own=is_own)
     if not is_c and diff.verdict != "unchanged":
         name = pair.unit.source.name
         message = f"{name} is not C: where its functions begin and end, nobody can tell for sure"

@@ -28,6 +28,8 @@ _PLACE_STATICS: Final = frozenset(
     """__key __warned __already_done __func__ __FUNCTION__ __PRETTY_FUNCTION__ _rs CSWTCH _entry _entry_ptr
     __print_once __print_deferred_once ___done ___tp_str __msg""".split()
 )
+# C's own: the name of the function, which there is one of (C11 6.4.2.2).
+_FUNCTION_NAMES: Final = frozenset(("__func__", "__FUNCTION__", "__PRETTY_FUNCTION__"))
 # What tracepoint_string() makes (include/linux/tracepoint.h).
 TRACE_STRINGS: Final = "__tracepoint_str"
 _NUMBER: Final = re.compile(r"\.\d+")
@@ -96,6 +98,7 @@ def correlate(original: ObjectFile, patched: ObjectFile) -> Correlation:
     result = Correlation()
     pair_by_name(result, original, patched)
     pair_trace_strings(result, original, patched)
+    pair_function_names(result, original, patched)
     pair_static_locals(result, original, patched)
     return result
 
@@ -123,6 +126,24 @@ def pair_trace_strings(result: Correlation, original: ObjectFile, patched: Objec
     for symbol in patched.symbols:
         if (text := _traced_text(symbol)) is not None and known[text]:
             result.pair(known[text].pop(0), symbol)
+
+
+def pair_function_names(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
+    """Pair each ``__func__`` by what it says, where one function only has that name."""
+    before, after = (
+        _unique_by(_function_name, (s for s in obj.symbols if s.is_object)) for obj in (original, patched)
+    )
+    for name in before.keys() & after.keys():
+        result.pair(before[name], after[name])
+
+
+def is_function_name(symbol: Symbol) -> bool:
+    """Whether this is the ``__func__`` of a function."""
+    return base_name(symbol.name) in _FUNCTION_NAMES and is_static_local(symbol) and is_constant(symbol)
+
+
+def _function_name(symbol: Symbol) -> tuple[str, bytes] | None:
+    return (base_name(symbol.name), symbol.content) if is_function_name(symbol) else None
 
 
 def _traced_text(symbol: Symbol) -> bytes | None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from hotreload.diff.constants import keep_names_that_are_held, let_constants_travel, refuse_held_labels
 from hotreload.diff.correlate import base_name, is_place_static, parent_name
 from hotreload.diff.data import (
-    let_constants_travel,
     refuse_changed_common,
     refuse_changed_data,
     refuse_data_out_of_place,
@@ -28,6 +28,7 @@ from hotreload.diff.functions import (
     refuse_other_names,
     refuse_weak,
 )
+from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.pair import Pair, pair_objects
@@ -105,23 +106,31 @@ class ObjectDiff:
         return bool(self.carried or self.rewrites or self.callbacks or self.new_exports)
 
 
-def diff_objects(original: ObjectFile, patched: ObjectFile, layouts: Layouts | None = None) -> ObjectDiff:
+def diff_objects(
+    original: ObjectFile,
+    patched: ObjectFile,
+    layouts: Layouts | None = None,
+    is_own: IsOwn = nothing_own,
+) -> ObjectDiff:
     """Compare the object the guest booted with the one of the source as it is now. Pure.
 
     ``layouts``: the types of the original, to tell where in a variable one value ends and the next begins.
+    ``is_own``: whether another file of the module defines a function of that name.
     """
-    pair = pair_objects(original, patched, layouts)
+    pair = pair_objects(original, patched, layouts, is_own)
 
     # What could not be read or paired without doubt stops everything that would build on it.
     take_over_doubts(pair)
 
-    # Constants have no identity: a table that only code reads changes with its readers.
+    # Constants have no identity: one that nobody holds changes with its readers.
     let_constants_travel(pair)
 
     # Functions: what differs, what belongs to it, and how it can be reached.
     find_changed_functions(pair)
     join_children(pair)
     promote_callers(pair)
+    keep_names_that_are_held(pair)
+    refuse_held_labels(pair)
     bring_labels(pair)
     find_callbacks(pair)
     refuse_weak(pair)

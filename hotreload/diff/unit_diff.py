@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from hotreload.diff.correlate import base_name
 from hotreload.diff.definitions import located
+from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts, parse, section_of
 from hotreload.diff.object_diff import ObjectDiff, diff_objects
 from hotreload.diff.obstacles import Note, Obstacle
@@ -53,14 +54,16 @@ def diff_unit(
     *,
     types_known: bool = False,
     live_types: Sequence[bytes] = (),
+    is_own: IsOwn = nothing_own,
 ) -> ObjectDiff:
     """Compare a unit's objects and, where its code changed, the types that live data may have.
 
     ``sources``: texts by path, nearest first, to find the line of a definition in. ``types_known``: refuse
     (HR2101) where types cannot be compared, instead of telling so. ``live_types``: each ``.BTF`` of the unit
-    that the guest has run, whose code may have made objects of types that the original has not.
+    that the guest has run, whose code may have made objects of types that the original has not. ``is_own``:
+    whether its module defines a function of that name.
     """
-    diff = diff_objects(original.object, patched, original.layouts)
+    diff = diff_objects(original.object, patched, original.layouts, is_own)
     if diff.verdict == "unchanged":
         # No code of this unit knows of the new layouts; another unit whose code does is told there. What is
         # new in this one travels all the same.
