@@ -18,10 +18,11 @@ from hotreload.build.guest_base import GuestBase
 from hotreload.build.units import UnitSelection, units_for
 from hotreload.compared import Compared, Original, read_original
 from hotreload.deploy.guest import Guest
-from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
+from hotreload.diff.unit_diff import UnitContext
 from hotreload.edited_units import EditedUnits
 from hotreload.kernel_knowledge import KernelKnowledge, learn
+from hotreload.patch.kernel_symbols import own_names
 from hotreload.patch.model import PatchPlan
 from hotreload.plan_units import compare_unit, plan_units
 from hotreload.running_check import RunningCheck
@@ -107,25 +108,20 @@ class Edits:
         self._keeping |= {unit.object for unit in units}
         return units
 
-    def compare(
-        self,
-        pair: ObjectPair,
-        instead: Texts,
-        live_types: tuple[Layouts, ...],
-        added: Collection[tuple[str, str]],
-    ) -> Compared:
+    def compare(self, pair: ObjectPair, instead: Texts, context: UnitContext) -> Compared:
         """What a unit differs in; it is one of those compared from now on.
 
-        ``instead``: what files say, whatever is on disk (by real path); ``live_types``: the types that
-        the unit had in each reload of the guest; ``added``: function and name of the variables that reloads
-        have added. Raises InputError (HR1009).
+        ``instead``: what files say, whatever is on disk (by real path); ``context``: what the reloads of the
+        guest have made of the unit. Raises InputError (HR1009).
         """
         key = pair.unit.object
         if key not in self._originals:
             plain = self.base.of(pair.unit).plain_object(pair.unit)
             self._originals[key] = read_original(pair.original, plain)
+        symbols = self._knowledge.symbols if self._knowledge is not None else None
+        context = replace(context, is_own=own_names(symbols, pair.unit.module))
         texts = self._texts(pair.unit, instead)
-        compared = compare_unit(pair, self._originals[key], texts, live_types, added)
+        compared = compare_unit(pair, self._originals[key], texts, context)
         edited = self.units.edited_inputs(pair.unit)
         self.compared[key] = replace(compared, edited={file: sha256(file) for file in edited})
         return self.compared[key]

@@ -26,9 +26,11 @@ from hotreload.build.units import UnitSelection, units_for
 from hotreload.compared import Compared, read_original
 from hotreload.cycle import Cycle
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
+from hotreload.diff.unit_diff import UnitContext
 from hotreload.errors import CompileError, InputError
 from hotreload.kernel_knowledge import learn_offline
 from hotreload.patch.glue import build_glue
+from hotreload.patch.kernel_symbols import own_names, read_symbols
 from hotreload.patch.model import PatchPlan
 from hotreload.patch.module import LivePatch, write_module
 from hotreload.plan_units import compare_unit, obstacles_of, plan_units
@@ -111,10 +113,12 @@ async def _through(
 
         # What changed? Into ``compared``, for it is told with a refusal, too.
         with cycle.stage("diff"):
+            linked = read_symbols((), {built.name: built.ko for built in base.modules})
             for pair in compiled.pairs:
                 original = read_original(pair.original, base.plain_object(pair.unit))
                 texts = patched_texts(pair.unit, module, sources)
-                compared[pair.unit.object] = compare_unit(pair, original, texts)
+                context = UnitContext(is_own=own_names(linked, pair.unit.module))
+                compared[pair.unit.object] = compare_unit(pair, original, texts, context)
 
         # A variable that nothing writes any more, or nothing reads, has a value all the same.
         if folded := [each for each in compared.values() if each.diff.folded]:
@@ -123,7 +127,8 @@ async def _through(
                 kept = await compile_units(base, again, sources.texts, work / "kept", keep=True)
             for pair, each in zip(kept.pairs, folded, strict=True):
                 texts = patched_texts(pair.unit, module, sources)
-                compared[pair.unit.object] = compare_unit(pair, each.original, texts)
+                context = UnitContext(is_own=own_names(linked, pair.unit.module))
+                compared[pair.unit.object] = compare_unit(pair, each.original, texts, context)
         cycle.compared += compared.values()
 
     # Which of it can be patched? All obstacles are told at once.

@@ -23,6 +23,7 @@ from hotreload.deploy.guest import RestorableGuest, log_in_again
 from hotreload.deploy.livepatch import apply_patch, build_id, disable_patch, patch_status, sweep
 from hotreload.deploy.module_reload import ModuleExchange
 from hotreload.diff.layouts import Layouts
+from hotreload.diff.unit_diff import UnitContext
 from hotreload.elf.build_id import read_build_id
 from hotreload.errors import EditError, GuestUnreachableError, PatchRejectedError
 from hotreload.fault_line import function_at
@@ -277,13 +278,14 @@ class PatchedGuest:
         """The types of a unit, by object, in each reload since the boot or since the last undo."""
         return self.known.live_types.get(key, ())
 
-    def variables_of(self, unit: TranslationUnit) -> frozenset[tuple[str, str]]:
-        """The function and name of each variable that reloads have added to a unit, and that lives on."""
-        return frozenset(
+    def context_of(self, unit: TranslationUnit) -> UnitContext:
+        """What the reloads have made of a unit: the types that it had, and the variables that live on."""
+        added = frozenset(
             (identity.owners[0] if identity.owners else "", identity.name)
             for identity in self.known.homes
             if (identity.module, identity.source) == (unit.module, str(unit.source))
         )
+        return UnitContext(self.types_of(unit.object), added)
 
     def is_made_of(self, edited: Mapping[Path, Compared]) -> None:
         """What it runs again, after an undo, was made of these."""

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from hotreload.build.compile import ObjectPair
 from hotreload.compared import Compared, Original
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
-from hotreload.diff.unit_diff import diff_unit, unit_object_of
+from hotreload.diff.unit_diff import NOTHING_ELSE, UnitContext, diff_unit, unit_object_of
 from hotreload.elf.model import ObjectFile, SymbolRef
 from hotreload.elf.reader import read_object
 from hotreload.patch.kernel_symbols import KernelSymbols
@@ -27,19 +27,15 @@ def compare_unit(
     pair: ObjectPair,
     original: Original,
     sources: Mapping[str, str],
-    live_types: Sequence[Layouts] = (),
-    added: Collection[tuple[str, str]] = (),
+    context: UnitContext = NOTHING_ELSE,
 ) -> Compared:
     """What a unit's objects differ in. ``sources``: its texts by path, its own file first.
-
-    ``live_types``: the types that the unit had in each reload of the guest; ``added``: function and name of
-    the variables that reloads have added to it.
 
     Raises InputError (HR1009) when an object cannot be read.
     """
     is_c = pair.unit.source.suffix == ".c"
     patched = unit_object_of(read_object(pair.patched))
-    diff = diff_unit(original.base, patched, sources, types_known=is_c, live_types=live_types, added=added)
+    diff = diff_unit(original.base, patched, sources, types_known=is_c, context=context)
     if not is_c and diff.verdict != "unchanged":
         name = pair.unit.source.name
         message = f"{name} is not C: where its functions begin and end, nobody can tell for sure"

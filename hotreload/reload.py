@@ -562,9 +562,8 @@ class Reloader:
     ) -> None:
         with cycle.stage("diff"):
             for pair in pairs:
-                live_types = self._guest.types_of(pair.unit.object)
-                added = self._guest.variables_of(pair.unit)
-                cycle.compared.append(self._edits.compare(pair, instead, live_types, added))
+                context = self._guest.context_of(pair.unit)
+                cycle.compared.append(self._edits.compare(pair, instead, context))
 
     def _plan(self, cycle: Cycle) -> PatchPlan | None:
         """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""

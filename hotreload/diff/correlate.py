@@ -39,6 +39,8 @@ _FLAG_SECTIONS: Final = (".data.once", ".data..once", ".data.unlikely")
 _STATES_OF_PLACES: Final = {"_rs": 16, "__key": 8, ONCE_KEY: 8}
 # What gcc calls an object that the source gives no name.
 COMPOUND_LITERAL: Final = "__compound_literal"
+# C's own: the name of the function, which there is one of (C11 6.4.2.2).
+_FUNCTION_NAMES: Final = frozenset(("__func__", "__FUNCTION__", "__PRETTY_FUNCTION__"))
 # What tracepoint_string() makes (include/linux/tracepoint.h).
 TRACE_STRINGS: Final = "__tracepoint_str"
 _NUMBER: Final = re.compile(r"\.\d+")
@@ -111,6 +113,7 @@ def correlate(
     if before is not None and after is not None:
         pair_variables(result, before, after, is_place_static, _may_have_twin)
         declared = {one.symbol for one in (*before.declared, *after.declared) if one.symbol is not None}
+    pair_function_names(result, original, patched)
     pair_static_locals(result, original, patched, declared)
     return result
 
@@ -148,6 +151,23 @@ def pair_trace_strings(result: Correlation, original: ObjectFile, patched: Objec
     for symbol in patched.symbols:
         if (text := _traced_text(symbol)) is not None and known[text]:
             result.pair(known[text].pop(0), symbol)
+
+
+def pair_function_names(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
+    """Pair each ``__func__`` by what it says, where one function only has that name."""
+    before = _unique_by(_function_name, [s for s in original.symbols if s not in result.patched_of])
+    after = _unique_by(_function_name, [s for s in patched.symbols if s not in result.original_of])
+    for name in before.keys() & after.keys():
+        result.pair(before[name], after[name])
+
+
+def is_function_name(symbol: Symbol) -> bool:
+    """Whether this is the ``__func__`` of a function."""
+    return base_name(symbol.name) in _FUNCTION_NAMES and is_static_local(symbol) and is_constant(symbol)
+
+
+def _function_name(symbol: Symbol) -> tuple[str, bytes] | None:
+    return (base_name(symbol.name), symbol.content) if is_function_name(symbol) else None
 
 
 def _traced_text(symbol: Symbol) -> bytes | None:

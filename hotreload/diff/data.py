@@ -1,73 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""Passes over data: constants may travel, and what the running kernel holds must stay as it is."""
+"""Passes over data: what the running kernel holds must stay as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from hotreload.diff.correlate import base_name, is_constant, is_place_static
+from hotreload.diff.correlate import base_name, is_place_static
 from hotreload.diff.pair import (
     Pair,
-    defined_targets,
     is_bystander,
     is_for_init,
-    referrers_of,
-    takes_address_of,
 )
 from hotreload.diff.rewrites import UnwritableError, find_rewrite
 from hotreload.diff.special_sections import is_entry_section, is_ordinary
 from hotreload.elf.model import Relocation, Section, StringRef, Symbol, SymbolRef
-from hotreload.elf.references import handed_to, is_put_away, takes_address
 
 # struct kernel_param, one for each module_param() (include/linux/moduleparam.h)
 PARAMETERS = "__param"
 # __ro_after_init (include/linux/cache.h)
 READ_ONLY_AFTER_INIT = ".data..ro_after_init"
-
-
-def let_constants_travel(pair: Pair) -> None:
-    """A changed constant that only code reads is another one now: its readers change, and bring it.
-
-    So does a table that has outgrown its place, and that only variables point at: their pointers change.
-    """
-    before, after = referrers_of(pair.original), referrers_of(pair.patched)
-    for original, patched in list(pair.correlation.patched_of.items()):
-        # A module parameter is constant, too, and the kernel has known it since it was loaded.
-        if not is_constant(original) or _read_at_load(original):
-            continue
-        readers = before[original] | after[patched]
-        if all(reader.is_function and not is_for_init(reader) for reader in readers):
-            same = is_constant(patched) and pair.comparison.same(original, patched)
-            if not same and not (is_constant(patched) and _may_be_held(original, patched.size, before)):
-                pair.correlation.unpair(original)
-        elif is_constant(patched) and patched.size > original.size and all(map(_can_be_rewritten, readers)):
-            pair.correlation.unpair(original)
-    pair.compare_anew()
-
-
-def _can_be_rewritten(reader: Symbol) -> bool:
-    section = reader.section
-    return reader.is_object and section is not None and is_ordinary(section)
-
-
-def _may_be_held(constant: Symbol, size: int, referrers: Mapping[Symbol, set[Symbol]]) -> bool:
-    """Whether somebody may have the address of a constant, and go on to use the old one.
-
-    Code may have handed a table of functions to the kernel; and stored the address of any constant, or
-    compare what is stored with it. One of another ``size`` cannot be written where it is: there, an address
-    that is only seen in a register is taken for one that code walks along.
-    """
-    readers = referrers[constant]
-    has_functions = any(target.is_function for target in defined_targets(constant.relocations))
-    if has_functions and any(takes_address_of(reader, constant) for reader in readers):
-        return True
-    return any(
-        is_put_away(reader, relocation)
-        or (size == constant.size and takes_address(reader, relocation) and not handed_to(reader, relocation))
-        for reader in readers
-        for relocation in reader.relocations
-        if isinstance(relocation.target, SymbolRef) and relocation.target.symbol is constant
-    )
 
 
 def refuse_changed_common(pair: Pair) -> None:
@@ -85,7 +34,7 @@ def refuse_changed_data(pair: Pair) -> None:
     for patched, original in pair.correlation.original_of.items():
         if not original.is_object or is_bystander(original):
             continue
-        if refusal := _other_storage(original, patched):
+        if refusal := _other_storage(original, patched, pair.held.get(original)):
             code, message = refusal
             pair.refuse(code, original.name, message)
         elif pair.comparison.same(original, patched):
@@ -110,17 +59,22 @@ def _rewrite_or_refuse(pair: Pair, original: Symbol, patched: Symbol) -> None:
         pair.refuse("HR2103", original.name, message)
 
 
-def _other_storage(original: Symbol, patched: Symbol) -> tuple[str, str] | None:
-    """The code and message of why the memory of a variable cannot hold it any more, if so."""
+def _other_storage(original: Symbol, patched: Symbol, held: str | None) -> tuple[str, str] | None:
+    """The code and message of why the memory of a variable cannot hold it any more, if so.
+
+    ``held``: who may have the address of a constant.
+    """
     name = base_name(original.name)
+    more = f", and somebody may use the old one: {held}" if held else ""
     if _memory(original) != _memory(patched):
         assert original.section is not None
         assert patched.section is not None
-        return "HR2105", f"'{name}' moved from {original.section.name} to {patched.section.name}"
+        return "HR2105", f"'{name}' moved from {original.section.name} to {patched.section.name}{more}"
     if original.size != patched.size:
-        return "HR2101", f"'{name}' changed its size from {original.size} to {patched.size} bytes"
+        code = "HR2103" if held else "HR2101"
+        return code, f"'{name}' changed its size from {original.size} to {patched.size} bytes{more}"
     if _alignment(original) < _alignment(patched):
-        return "HR2101", f"'{name}' needs another alignment: {_alignment(patched)} bytes"
+        return "HR2101", f"'{name}' needs another alignment: {_alignment(patched)} bytes{more}"
     return None
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from hotreload.diff.constants import keep_names_that_are_held, let_constants_travel, refuse_held_labels
 from hotreload.diff.correlate import base_name, is_place_static, parent_name
 from hotreload.diff.data import (
-    let_constants_travel,
     refuse_changed_common,
     refuse_changed_data,
     refuse_data_out_of_place,
@@ -28,6 +28,7 @@ from hotreload.diff.functions import (
     refuse_other_names,
     refuse_weak,
 )
+from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.pair import Pair, pair_objects
@@ -62,6 +63,7 @@ class ObjectDiff:
     ``rewrites``          variables whose new initial value is written where they are
     ``callbacks``         (kind, patched function) that the livepatch core is to call
     ``new_exports``       names that this unit exports, and did not before
+    ``now_global``        what was static: other units of the module may use it from now on
     ``callers_promoted``  functions that did not change themselves, and why they travel
 
     What the debugging information tells, where there is some (unit_diff.py):
@@ -82,6 +84,7 @@ class ObjectDiff:
     rewrites: tuple[Rewrite, ...]
     callbacks: tuple[tuple[str, Symbol], ...]
     new_exports: frozenset[str]
+    now_global: tuple[Symbol, ...]
     callers_promoted: Mapping[str, str]
     notes: tuple[Note, ...]
     obstacles: tuple[Obstacle, ...]
@@ -111,29 +114,36 @@ class ObjectDiff:
     @property
     def brings(self) -> bool:
         """Whether anything of it goes into a patch, or is what one of another unit needs."""
-        return bool(self.carried or self.rewrites or self.callbacks or self.new_exports)
+        return bool(self.carried or self.rewrites or self.callbacks or self.new_exports or self.now_global)
 
 
 def diff_objects(
-    original: ObjectFile, patched: ObjectFile, before: Layouts | None = None, after: Layouts | None = None
+    original: ObjectFile,
+    patched: ObjectFile,
+    before: Layouts | None = None,
+    after: Layouts | None = None,
+    is_own: IsOwn = nothing_own,
 ) -> ObjectDiff:
     """Compare the object the guest booted with the one of the source as it is now. Pure.
 
     ``before`` and ``after``: the types and variables of both, which tell one variable from another, and where
-    in it one value ends and the next begins.
+    in it one value ends and the next begins. ``is_own``: whether another file of the module defines a
+    function of that name.
     """
-    pair = pair_objects(original, patched, before, after)
+    pair = pair_objects(original, patched, before, after, is_own)
 
     # What could not be read or paired without doubt stops everything that would build on it.
     take_over_doubts(pair)
 
-    # Constants have no identity: a table that only code reads changes with its readers.
+    # Constants have no identity: one that nobody holds changes with its readers.
     let_constants_travel(pair)
 
     # Functions: what differs, what belongs to it, and how it can be reached.
     find_changed_functions(pair)
     join_children(pair)
     promote_callers(pair)
+    keep_names_that_are_held(pair)
+    refuse_held_labels(pair)
     bring_labels(pair)
     find_callbacks(pair)
     refuse_weak(pair)
@@ -182,6 +192,7 @@ def _result(pair: Pair) -> ObjectDiff:
         rewrites=tuple(pair.rewrites),
         callbacks=tuple(pair.callbacks),
         new_exports=pair.new_exports,
+        now_global=tuple(p for p, o in twins.items() if o.is_local and not p.is_local),
         callers_promoted=pair.promoted,
         notes=tuple(pair.notes),
         obstacles=tuple(dict.fromkeys(pair.obstacles)),

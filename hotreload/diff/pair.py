@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 from hotreload.diff.compare import Comparison
 from hotreload.diff.correlate import correlate, is_child, is_place_static
 from hotreload.diff.correlation import Correlation
+from hotreload.diff.holders import IsOwn, address_flow, nothing_own
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
 from hotreload.diff.rewrites import Rewrite
 from hotreload.diff.special_sections import (
-    CALLBACKS,
     Entry,
     EntryTable,
-    is_entry_section,
-    is_inert,
+    is_explained_elsewhere,
     is_init,
     read_entries,
 )
-from hotreload.elf.model import ObjectFile, Relocation, Section, Symbol, SymbolRef
+from hotreload.elf.address_flow import AddressFlow
+from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef
 from hotreload.elf.references import takes_address
 
 
@@ -42,6 +42,8 @@ class Pair:
     ``new_exports``        names that other modules may use from now on
     ``callbacks``          patched functions that the livepatch core is to call, with the kind of call
     ``rewrites``           variables with another initial value, to be written where they are
+    ``held``               changed constants that somebody may have the address of, and who
+    ``flow_before``, ``flow_after``  where addresses go in the code of the original, and of the patched object
     ``carried``            the patched symbols that travel
     """
 
@@ -51,6 +53,8 @@ class Pair:
     after: EntryTable
     correlation: Correlation
     comparison: Comparison
+    flow_before: AddressFlow
+    flow_after: AddressFlow
     layouts: Layouts | None = None
     changed: dict[Symbol, Symbol] = field(default_factory=dict)
     copied: set[Symbol] = field(default_factory=set)
@@ -59,6 +63,7 @@ class Pair:
     new_exports: frozenset[str] = frozenset()
     callbacks: list[tuple[str, Symbol]] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
+    held: dict[Symbol, str] = field(default_factory=dict)
     carried: set[Symbol] = field(default_factory=set)
     notes: list[Note] = field(default_factory=list)
     obstacles: list[Obstacle] = field(default_factory=list)
@@ -98,13 +103,21 @@ class Pair:
 
 
 def pair_objects(
-    original: ObjectFile, patched: ObjectFile, layouts: Layouts | None = None, types: Layouts | None = None
+    original: ObjectFile,
+    patched: ObjectFile,
+    layouts: Layouts | None = None,
+    types: Layouts | None = None,
+    is_own: IsOwn = nothing_own,
 ) -> Pair:
-    """Read the entries of two objects and correlate their symbols; ``types`` are the patched one's."""
+    """Read the entries of two objects and correlate their symbols.
+
+    ``types`` are the patched one's, ``layouts`` the original's. ``is_own``: see address_flow.
+    """
     before, after = read_entries(original), read_entries(patched)
     correlation = correlate(original, patched, layouts, types)
     comparison = Comparison(correlation, before, after)
-    return Pair(original, patched, before, after, correlation, comparison, layouts)
+    flows = [address_flow(o.symbols, e.of, is_own) for o, e in ((original, before), (patched, after))]
+    return Pair(original, patched, before, after, correlation, comparison, flows[0], flows[1], layouts)
 
 
 def referrers_of(obj: ObjectFile) -> dict[Symbol, set[Symbol]]:
@@ -144,11 +157,6 @@ def takes_address_of(referrer: Symbol, target: Symbol) -> bool:
 def is_for_init(symbol: Symbol) -> bool:
     """Whether a symbol is for loading and unloading only."""
     return symbol.section is not None and is_init(symbol.section)
-
-
-def is_explained_elsewhere(section: Section) -> bool:
-    """Whether a section is entries, which count with their code, or nothing the kernel looks at."""
-    return is_inert(section) or is_entry_section(section) or section.name.startswith(CALLBACKS)
 
 
 def is_bystander(symbol: Symbol) -> bool:

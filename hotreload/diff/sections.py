@@ -7,8 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from hotreload.diff.pair import Pair, entry_targets, is_explained_elsewhere, referrers_of
-from hotreload.diff.special_sections import AUXILIARY, EntryTable, is_init, is_ordinary
+from hotreload.diff.pair import Pair, entry_targets, referrers_of
+from hotreload.diff.special_sections import (
+    AUXILIARY,
+    EntryTable,
+    is_explained_elsewhere,
+    is_init,
+    is_ordinary,
+)
 from hotreload.elf.constants import SHF_MERGE
 from hotreload.elf.model import ObjectFile, Section, StringRef, Symbol
 

@@ -211,3 +211,8 @@ def is_ordinary(section: Section) -> bool:
     return section.name in (".data", ".bss", ".rodata", ".data.once") or section.name.startswith(
         (".data.", ".bss.", ".rodata.")
     )
+
+
+def is_explained_elsewhere(section: Section) -> bool:
+    """Whether a section is entries, which count with their code, or nothing the kernel looks at."""
+    return is_inert(section) or is_entry_section(section) or section.name.startswith(CALLBACKS)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from hotreload.diff.correlate import base_name
 from hotreload.diff.definitions import located
+from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts, parse
 from hotreload.diff.object_diff import ObjectDiff, diff_objects
 from hotreload.diff.obstacles import Note, Obstacle
@@ -36,6 +37,23 @@ class UnitObject:
     layouts: Layouts | None
 
 
+@dataclass(frozen=True, slots=True)
+class UnitContext:
+    """What else is known of a unit.
+
+    ``live_types``  the types that it had in each reload of the guest, where they were not the original's
+    ``added``       function and name of the variables that reloads have added to it
+    ``is_own``      whether another file of its module defines a function of that name
+    """
+
+    live_types: Sequence[Layouts] = ()
+    added: Collection[tuple[str, str]] = ()
+    is_own: IsOwn = nothing_own
+
+
+NOTHING_ELSE = UnitContext()
+
+
 @uncollected()
 def unit_object_of(obj: ObjectFile) -> UnitObject:
     """Parse the types of an object. That of a base is parsed once, for all the edits to come."""
@@ -57,18 +75,16 @@ def diff_unit(
     sources: Mapping[str, str],
     *,
     types_known: bool = False,
-    live_types: Sequence[Layouts] = (),
-    added: Collection[tuple[str, str]] = (),
+    context: UnitContext = NOTHING_ELSE,
 ) -> ObjectDiff:
     """Compare a unit's objects and, where its code changed, the types that live data may have.
 
     ``sources``: texts by path, nearest first, to find the line of a definition in. ``types_known``: refuse
-    (HR2101) where types cannot be compared, instead of telling so. ``live_types``: the types that the unit
-    had in each reload of the guest, where they were others than the original's. ``added``: function and name
-    of variables that reloads have added.
+    (HR2101) where types cannot be compared, instead of telling so.
     """
-    diff = diff_objects(original.object, patched.object, original.layouts, patched.layouts)
-    diff = _with_declarations(diff, original.layouts, patched.layouts, added)
+    before, after = original.layouts, patched.layouts
+    diff = diff_objects(original.object, patched.object, before, after, context.is_own)
+    diff = _with_declarations(diff, before, after, context.added)
     if diff.verdict == "unchanged":
         # No code of this unit knows of the new layouts; another unit whose code does is told there. What is
         # new in this one travels all the same.
@@ -77,7 +93,7 @@ def diff_unit(
     if types_known and not types.compared:
         refusals = tuple(Obstacle(note.code, note.symbol, note.message, NO_TYPES) for note in types.notes)
         types = replace(types, obstacles=refusals, notes=())
-    for live in live_types if types.compared else ():
+    for live in context.live_types if types.compared else ():
         types = replace(types, obstacles=types.obstacles + _changed_since(live, patched.layouts, types))
     # A variable that grew with its type has been told of by its type.
     grown = {obstacle.code for obstacle in types.obstacles}

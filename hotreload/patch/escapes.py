@@ -2,43 +2,57 @@
 """Which addresses of a patch may be kept by the kernel when the code that made them has returned.
 
 A replaced patch module can be removed only if nothing points into it. Of functions and variables that can be
-told (plan.py); a string or a constant table is harmless only where it is handed to a function that is
-known to read it and forget it: printk's relatives, formatting, comparing and copying. Whatever else
-happens to it (stored as a name, returned, handed on) keeps the module loaded.
+told (plan.py); a string or a constant is harmless where its address only feeds loads, or is passed to who
+reads it and forgets it (elf/address_flow.py). Whatever else happens to it keeps the module loaded.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
+from hotreload.diff.correlate import is_constant
+from hotreload.diff.holders import address_flow
+from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.special_sections import TRACE_FORMATS
-from hotreload.elf.model import Relocation, Symbol
-from hotreload.elf.references import handed_to
-
-# Functions of the kernel that keep none of the pointers they are given, and return none into what these point
-# at (as strchr() does).
-READERS: Final = frozenset(
-    """_printk printk vprintk panic __warn_printk warn_slowpath_fmt __stack_chk_fail
-    netdev_printk netdev_emerg netdev_alert netdev_crit netdev_err netdev_warn netdev_notice netdev_info
-    seq_printf seq_puts seq_putc seq_write seq_put_decimal_ull seq_put_decimal_ll seq_escape
-    sysfs_emit sysfs_emit_at scnprintf snprintf sprintf vsnprintf vscnprintf vsprintf sscanf
-    kasprintf kvasprintf kstrdup kstrndup kmemdup kstrtoint kstrtouint kstrtol kstrtoul kstrtoll kstrtoull
-    strcmp strncmp strcasecmp strncasecmp strlen strnlen strcpy strncpy strscpy strscpy_pad strlcpy
-    strcat strncat strlcat     strspn strcspn sysfs_streq match_string
-    memcmp memcpy __memcpy memmove __memmove  memset _copy_to_user __copy_user_nocache
-    simple_read_from_buffer copy_to_iter _copy_to_iter __trace_printk __trace_puts __trace_bprintk
-    __dynamic_pr_debug __dynamic_dev_dbg __dynamic_netdev_dbg __dynamic_ibdev_dbg print_hex_dump""".split()
-)
-# dev_err() and its relatives: _dev_err, _dev_info, ... (include/linux/dev_printk.h)
-READER_PREFIX: Final = "_dev_"
+from hotreload.elf.address_flow import AddressFlow, Sought
+from hotreload.elf.model import Relocation, Symbol, SymbolRef
 
 
-def escapes(holder: Symbol, relocation: Relocation) -> bool:
-    """Whether the address that a relocation makes may be kept by somebody."""
-    section = holder.section
-    if section is not None and section.name == TRACE_FORMATS:
-        return False  # the kernel reads its copy
-    if section is None or not section.is_code:
-        return True
-    reader = handed_to(holder, relocation)
-    return reader is None or not (reader in READERS or reader.startswith(READER_PREFIX))
+@dataclass(slots=True)
+class Escapes:
+    """What gets away of what one unit brings. ``is_own``: whether its module defines a function so named."""
+
+    symbols: Iterable[Symbol]
+    flow: AddressFlow
+    _known: dict[tuple[Symbol, object], bool] = field(default_factory=dict)
+
+    def escapes(self, holder: Symbol, relocation: Relocation) -> bool:
+        """Whether the address that a relocation makes may be kept by somebody."""
+        section = holder.section
+        if section is not None and section.name == TRACE_FORMATS:
+            return False  # the kernel reads its copy
+        if section is None or not section.is_code:
+            return not is_constant(holder) or self._is_shown(holder)
+        key = holder, relocation.offset
+        if key not in self._known:
+            sought = Sought(relocation.target, at=frozenset((relocation.offset,)))
+            self._known[key] = self.flow.gets_away(sought, [holder]) is not None
+        return self._known[key]
+
+    def _is_shown(self, table: Symbol) -> bool:
+        """Whether somebody may have a constant's address, or a pointer that was loaded from it."""
+        key = table, "content"
+        if key not in self._known:
+            users = [s for s in self.symbols if any(r.target == SymbolRef(table) for r in s.relocations)]
+            functions = [user for user in users if user.is_function]
+            sought = Sought(SymbolRef(table), depth=1)
+            self._known[key] = True  # a table that holds itself
+            self._known[key] = len(functions) < len(users) or bool(self.flow.gets_away(sought, functions))
+        return self._known[key]
+
+
+def escapes_of(diff: ObjectDiff, is_own: Callable[[str], bool]) -> Escapes:
+    """Of what a diff carries: who else calls what of it is not among that."""
+    flow = address_flow(diff.carried, diff.entries, is_own, is_whole=False)
+    return Escapes(diff.carried, flow)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.patch.symbols import VMLINUX, Export, ModuleSymbols, ObjectSymbols, read_symvers
 from hotreload.patch.vmlinux_symbols import VmlinuxSymbols
 
@@ -51,3 +52,10 @@ class _ReadWhenAsked(Mapping[str, ObjectSymbols]):
 
 def _read_symbols(name: str, file: Path) -> ObjectSymbols:
     return VmlinuxSymbols(file) if name == VMLINUX else ModuleSymbols(name, file)
+
+
+def own_names(symbols: KernelSymbols | None, module: str) -> IsOwn:
+    """Whether a module defines a function of that name; those of vmlinux are the kernel's own."""
+    if symbols is None or module == VMLINUX or module not in symbols.modules:
+        return nothing_own
+    return lambda name: symbols.modules[module].has_global(name)

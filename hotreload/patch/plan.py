@@ -30,9 +30,9 @@ from hotreload.diff.special_sections import LOADED, REPLACEMENTS, Entry
 from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE, STB_WEAK
 from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start, takes_address
-from hotreload.patch.escapes import escapes
+from hotreload.patch.escapes import Escapes, escapes_of
 from hotreload.patch.identity import dormant, identities
-from hotreload.patch.kernel_symbols import KernelSymbols
+from hotreload.patch.kernel_symbols import KernelSymbols, own_names
 from hotreload.patch.model import (
     Callback,
     Identity,
@@ -84,6 +84,7 @@ class _Planner:
     globals: dict[tuple[str, str], Symbol] = field(default_factory=dict)  # (module, name) -> carried symbol
     exported: dict[str, tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # names that are exported now
     unit_of: dict[Symbol, UnitDiff] = field(default_factory=dict)
+    escapes: dict[int, Escapes] = field(default_factory=dict)  # by id() of a unit
     at_work: UnitDiff | None = None  # whom an obstacle is blamed on
 
     def __post_init__(self) -> None:
@@ -94,6 +95,9 @@ class _Planner:
                 if not symbol.is_local:
                     self._refuse_second(unit, symbol)
                     self.globals[unit.module, symbol.name] = symbol
+            for symbol in unit.diff.now_global:
+                self.globals.setdefault((unit.module, symbol.name), symbol)
+                self.unit_of.setdefault(symbol, unit)
             for symbol in {*unit.diff.carried, *unit.diff.original_of}:
                 if symbol.name in unit.diff.new_exports:
                     self.exported[symbol.name] = unit, symbol
@@ -249,7 +253,11 @@ class _Planner:
 
     def _target(self, unit: UnitDiff, holder: Symbol | None, relocation: Relocation) -> PlannedTarget:
         if not isinstance(relocation.target, SymbolRef):
-            if holder is not None and takes_address(holder, relocation) and escapes(holder, relocation):
+            if (
+                holder is not None
+                and takes_address(holder, relocation)
+                and self._escapes(unit, holder, relocation)
+            ):
                 kind = "string" if isinstance(relocation.target, StringRef) else "constant"
                 self.strings.append(f"a {kind} of {holder.name}")
             return relocation.target
@@ -265,7 +273,7 @@ class _Planner:
         if symbol in self.numbers:
             if holder is not None and takes_address(holder, relocation):
                 if original is None:
-                    self._note_address(symbol, holder, relocation)
+                    self._note_address(unit, symbol, holder, relocation)
                     kept = symbol.is_function and points_at_start(holder, relocation)
                     return PieceRef(self.numbers[symbol], kept)
                 # A place inside of a function (a switch's table, a computed goto) is the new function's.
@@ -363,13 +371,18 @@ class _Planner:
             hint = "build the kernel (hotreload kernel build) and restart the guest"
             self._refuse("HR2210", name, f"{name} cannot be replaced while it runs: {NEVER_LEFT[name]}", hint)
 
-    def _note_address(self, symbol: Symbol, holder: Symbol, relocation: Relocation) -> None:
+    def _note_address(self, unit: UnitDiff, symbol: Symbol, holder: Symbol, relocation: Relocation) -> None:
         """The kernel may keep the address of something new: its module must stay when it is replaced."""
         if is_child(symbol) or (is_place_static(symbol) and not is_constant(symbol)):
             return  # nobody keeps the address of cold code; a lock class or a rate limit goes with its module
-        is_content = symbol.anonymous or (is_constant(symbol) and not symbol.relocations)
-        if not is_content or escapes(holder, relocation):
+        is_content = symbol.anonymous or is_constant(symbol)
+        if not is_content or self._escapes(unit, holder, relocation):
             self.escaped.add(symbol)
+
+    def _escapes(self, unit: UnitDiff, holder: Symbol, relocation: Relocation) -> bool:
+        if id(unit) not in self.escapes:
+            self.escapes[id(unit)] = escapes_of(unit.diff, own_names(self.symbols, unit.module))
+        return self.escapes[id(unit)].escapes(holder, relocation)
 
     def _refuse(self, code: str, symbol: str, message: str, hint: str | None = None) -> None:
         where = self.at_work.source if self.at_work else None

@@ -150,7 +150,6 @@ def test_functions_in_another_order_change_nothing(tmp_path: Path) -> None:
         ("__key", "static struct { long keys[2]; } __key;"),
         ("__warned", 'static _Bool __section(".data.unlikely") __warned;'),
         ("__already_done", 'static _Bool __section(".data.once") __already_done;'),
-        ("__func__", ""),
         ("_rs", "static struct { long state[5]; } _rs;"),
         ("_entry", "static const struct { const char *fmt; int line; } _entry = { TEXT, 1 };"),
         ("__print_once", 'static _Bool __section(".data.once") __print_once;'),

@@ -473,7 +473,8 @@ def test_a_changed_table_of_functions_that_was_registered_is_written_where_it_is
     ("use", "held"),
     [
         ("int f(int i) { return x[i].a; }", False),
-        ("int f(int i) { return look(&x[i & 1], 3); }", False),
+        ("int f(int i) { return look(&x[i & 1], 3); }", True),
+        ("int f(int i) { return memcmp(&i, &x[i & 1], 4); }", False),
         ("int f(int i) { kept = &x[1]; return i; }", True),
         ("int f(int i) { return kept == x; }", True),
         ("const struct s *f(int i) { return &x[1]; }", True),
@@ -482,7 +483,7 @@ def test_a_changed_table_of_functions_that_was_registered_is_written_where_it_is
 def test_a_changed_constant_whose_address_is_stored_or_compared_is_written_where_it_is(
     use: str, held: bool, tmp_path: Path
 ) -> None:
-    source = f"struct s {{ int a, b; }}; static const struct s x[2] = {{{{1, 2}}, {{3, VALUE}}}}; const struct s *kept; int look(const struct s *, int); {use}"
+    source = f"struct s {{ int a, b; }}; static const struct s x[2] = {{{{1, 2}}, {{3, VALUE}}}}; const struct s *kept; int look(const struct s *, int); int memcmp(const void *, const void *, unsigned long); {use}"
     diff = difference(tmp_path, source.replace("VALUE", "4"), source.replace("VALUE", "5"))
     assert (diff.verdict, bool(diff.rewrites), "x" in names(diff.carried)) == ("patchable", held, not held), (
         told(diff)

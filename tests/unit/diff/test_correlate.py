@@ -13,7 +13,6 @@ from hotreload.elf.model import ObjectFile, Relocation, Section, Symbol, SymbolR
 PLACE_STATICS = (
     ("__already_done.1", ".data.once", 1),
     ("__key.22", ".bss.__key.22", 40),
-    ("__func__.3", ".rodata.__func__.3", 4),
     ("_rs.0", ".data._rs.0", 40),
     ("_entry.7", ".rodata._entry.7", 48),
     ("__UNIQUE_ID_license12", ".modinfo", 4),

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""Passes over constants, which have no identity of their own: what a changed one is to who has the old.
+
+Nobody holds its address: its readers change, and bring the new one. Somebody may: then there is one of it, as
+of a variable, and the new value is written where the old one is (data.py). A second one that live objects do
+not see is never made.
+"""
+
+from __future__ import annotations
+
+from hotreload.diff.correlate import base_name, is_constant, is_function_name, is_place_static
+from hotreload.diff.holders import has_labels, who_copies, who_holds, who_holds_label
+from hotreload.diff.pair import Pair, is_for_init, referrers_of
+from hotreload.diff.special_sections import is_ordinary
+from hotreload.elf.model import Relocation, Symbol
+
+
+def let_constants_travel(pair: Pair) -> None:
+    """A changed constant that nobody holds is another one now: its readers change, and bring it.
+
+    So does a table that has outgrown its place, and that only variables point at: their pointers change.
+    """
+    before, after = referrers_of(pair.original), referrers_of(pair.patched)
+    for original, patched in list(pair.correlation.patched_of.items()):
+        if not is_constant(original) or _is_read_at_load(original):
+            continue
+        if is_constant(patched) and pair.comparison.same(original, patched):
+            continue
+        readers = before[original] | after[patched]
+        if all(reader.is_function and not is_for_init(reader) for reader in readers):
+            how = who_holds(pair.flow_before, original, before[original])
+            how = how or who_holds(pair.flow_after, patched, after[patched])
+        elif is_constant(patched) and all(map(_can_be_rewritten, readers)) and _continues(original, patched):
+            copies = (who_copies(pair.flow_before, r, original, before[r]) for r in before[original])
+            how = next((copy for copy in copies if copy), None)
+        else:
+            continue
+        if how is None:
+            pair.correlation.unpair(original)
+        else:
+            pair.held[original] = how
+    pair.compare_anew()
+
+
+def _is_read_at_load(symbol: Symbol) -> bool:
+    # A module parameter is constant, too, and the kernel has known it since it was loaded.
+    section = symbol.section
+    return section is None or is_place_static(symbol) or not is_ordinary(section)
+
+
+def _can_be_rewritten(reader: Symbol) -> bool:
+    section = reader.section
+    return reader.is_object and section is not None and is_ordinary(section)
+
+
+def _continues(original: Symbol, patched: Symbol) -> bool:
+    """Whether a table grew at its end: who has a copy of the pointer finds the old entries as they are.
+
+    What ends the old one, zeros, is where the new entries begin.
+    """
+    if patched.size <= original.size:
+        return False
+    kept = len(original.content.rstrip(b"\0"))
+    ours, theirs = _pointers(original), _pointers(patched)
+    kept = max([kept, *(offset + 8 for offset in ours)])
+    return original.content[:kept] == patched.content[:kept] and all(
+        _means_the_same(relocation, theirs.get(offset)) for offset, relocation in ours.items()
+    )
+
+
+def _pointers(symbol: Symbol) -> dict[int, Relocation]:
+    return {relocation.offset: relocation for relocation in symbol.relocations}
+
+
+def _means_the_same(one: Relocation, other: Relocation | None) -> bool:
+    """Whether two pointers are the same for all that names say."""
+    return other is not None and repr((one.type, one.target, one.addend)) == repr(
+        (other.type, other.target, other.addend)
+    )
+
+
+def keep_names_that_are_held(pair: Pair) -> None:
+    """``__func__`` of a changed function is the running kernel's where somebody may have its address.
+
+    Otherwise a copy travels: it costs the kernel no search for a symbol.
+    """
+    readers = None
+    twins = pair.correlation.original_of
+    for patched in pair.changed:
+        for target in {t for t in pair.targets(patched) if is_function_name(t) and t in twins}:
+            readers = readers or (referrers_of(pair.original), referrers_of(pair.patched))
+            original = twins[target]
+            held = who_holds(pair.flow_before, original, readers[0][original])
+            if not held and not who_holds(pair.flow_after, target, readers[1][target]):
+                pair.correlation.unpair(original)
+
+
+def refuse_held_labels(pair: Pair) -> None:
+    """Who has the address of a place in a function would go on in the old one: there is no such place in the
+    new one."""
+    users = None
+    for patched, original in pair.changed.items():
+        if not has_labels(original):
+            continue
+        users = users or referrers_of(pair.original)
+        how = who_holds_label(pair.flow_before, original, users)
+        if how is not None:
+            message = f"{base_name(patched.name)} changed, and the address of a label in it is kept: {how}"
+            pair.refuse("HR2103", original.name, message)

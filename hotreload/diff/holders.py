@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""Who may hold what the running kernel has: the differ's questions about the flow of addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from hotreload.diff.correlate import is_constant
+from hotreload.diff.special_sections import Entry, is_explained_elsewhere
+from hotreload.elf.address_flow import AddressFlow, Detours, Sought
+from hotreload.elf.model import Relocation, Symbol, SymbolRef
+from hotreload.elf.readers import forgets
+from hotreload.elf.references import is_direct_branch, points_at_start, takes_address
+
+# Entries that say where control may go besides where the code says: { code, target, .. }.
+_DETOURS = frozenset(("__jump_table", "__ex_table"))
+
+IsOwn = Callable[[str], bool]
+
+
+def nothing_own(_name: str) -> bool:
+    """No function of the module has the name of one of the kernel's."""
+    return False
+
+
+def address_flow(
+    symbols: Iterable[Symbol],
+    entries: Mapping[Symbol, Sequence[Entry]],
+    is_own: IsOwn = nothing_own,
+    *,
+    is_whole: bool = True,
+) -> AddressFlow:
+    """The flow of addresses through these symbols. ``is_own``: whether the module defines a function of that
+    name; ``is_whole``: whether all that refers to one another is among them."""
+    seen = [s for s in symbols if s.section is not None and not is_explained_elsewhere(s.section)]
+    return AddressFlow(
+        seen, lambda name: forgets(name) and not is_own(name), _detours(entries), is_whole
+    )  # fmt: skip
+
+
+def _detours(entries: Mapping[Symbol, Sequence[Entry]]) -> Detours:
+    found: dict[Symbol, list[tuple[int, Symbol, int]]] = {}
+    for function, of in entries.items():
+        for entry in of:
+            to = entry.relocations[1] if entry.row.name in _DETOURS else None
+            if to is not None and isinstance(to.target, SymbolRef):
+                way = entry.code.addend, to.target.symbol, to.addend
+                found.setdefault(function, []).append(way)
+    return found
+
+
+def who_holds(flow: AddressFlow, constant: Symbol, users: Iterable[Symbol]) -> str | None:
+    """Who may have the address of a constant that only functions refer to, and how; None: nobody has."""
+    return flow.gets_away(Sought(SymbolRef(constant)), _makers(constant, users))
+
+
+def who_copies(flow: AddressFlow, holder: Symbol, constant: Symbol, users: Iterable[Symbol]) -> str | None:
+    """Who may have a copy of a pointer to a constant that ``holder``, a variable or table, has."""
+    places = frozenset(r.offset for r in holder.relocations if r.target == SymbolRef(constant))
+    sought = Sought(SymbolRef(holder), depth=1, least=1, places=places)
+    return flow.gets_away(sought, (user for user in users if user.is_function))
+
+
+def who_holds_label(flow: AddressFlow, function: Symbol, users: Mapping[Symbol, set[Symbol]]) -> str | None:
+    """Who may have the address of a place inside of a function: it is stored, and gone to later."""
+    if any(_is_label(function, r, function) for r in function.relocations):
+        sought = Sought(SymbolRef(function), is_label=True)
+        if how := flow.gets_away(sought, [function]):
+            return how
+    for table in _tables_of_labels(function):
+        sought = Sought(SymbolRef(table), depth=1, is_label=True)
+        if how := flow.gets_away(sought, (user for user in users[table] if user.is_function)):
+            return how
+    return None
+
+
+def _makers(target: Symbol, users: Iterable[Symbol]) -> Iterator[Symbol]:
+    """The functions that make the address of a symbol: the others access it where it is."""
+    for user in users:
+        if any(r.target == SymbolRef(target) and takes_address(user, r) for r in user.relocations):
+            yield user
+
+
+def has_labels(function: Symbol) -> bool:
+    """Whether a function makes addresses of places in itself, or has tables of them."""
+    own = any(_is_label(function, r, function) for r in function.relocations)
+    return own or any(True for _ in _tables_of_labels(function))
+
+
+def _is_label(holder: Symbol, relocation: Relocation, function: Symbol) -> bool:
+    if relocation.target != SymbolRef(function) or points_at_start(holder, relocation):
+        return False
+    section = holder.section
+    is_code = section is not None and section.is_code
+    return not (is_code and is_direct_branch(holder.content, relocation.offset))
+
+
+def _tables_of_labels(function: Symbol) -> Iterator[Symbol]:
+    """The tables that a function goes by, and that have a name: gcc makes those of a switch itself."""
+    for relocation in function.relocations:
+        target = relocation.target
+        if not isinstance(target, SymbolRef) or not is_constant(target.symbol):
+            continue
+        if any(_is_label(target.symbol, r, function) for r in target.symbol.relocations):
+            yield target.symbol

@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: MIT
+"""Who may hold an address that code makes: it is followed from instruction to instruction to all its uses.
+
+The question: a constant, a string or a place in code is another one after an edit. May somebody go on to use
+the old one? Its address is followed through registers and the function's own stack, along every way that the
+code can take, into functions of the same object that it is passed to, and back to the callers of one that
+returns it. Loads through it are harmless. It *gets away* when it is stored, compared with an address from
+elsewhere, passed to a function that is not known to read and forget, and with every instruction that is not
+understood. So an answer of None is a proof; any other is a "may".
+
+Rejected: to tell by the shape of the code around the instruction that makes the address. One instruction more
+between the two, and the answer was another one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from hotreload.elf.constants import STB_WEAK
+from hotreload.elf.decoded import RAX, RDI, RDX, RSI, RSP, Decoded, Memory, Register, body_of
+from hotreload.elf.flow_state import (
+    ARGUMENTS,
+    NONE,
+    USED_UP,
+    GotAwayError,
+    Levels,
+    State,
+    Step,
+    either,
+    is_held,
+    lose,
+)
+from hotreload.elf.model import Relocation, Symbol, SymbolRef, Target
+from hotreload.elf.readers import CALLERS, FINDERS
+from hotreload.elf.references import is_direct_branch, points_at_start, takes_address
+
+# (function, place in it) -> places that control may go to besides the next instruction and branches:
+# jump labels, and what follows a fault.
+Detours = Mapping[Symbol, Sequence[tuple[int, Symbol, int]]]
+_DEEPEST: Final = 5  # calls into functions of the object
+# It keeps all registers (arch/x86/kernel/ftrace_64.S).
+_TRACER: Final = "__fentry__"
+_RETURNS: Final = "__x86_return_thunk"
+_INDIRECT: Final = ("__x86_indirect_thunk_", "__x86_indirect_call_thunk_", "__x86_indirect_jump_thunk_")
+_ENTRY: Final = State(frame=frozenset(((RSP, 0),)))
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """What is followed: addresses of ``target``, and up to ``depth`` what is loaded through them.
+
+    ``least``: the level from which on it counts where a value gets away. ``places``: the offsets in the
+    target that are of interest to loads that name one; None: all. ``at``: the only relocations that count,
+    by their offset; None: all. ``is_label``: places inside of a function are sought, not its start; no
+    function outside of the object goes to one.
+    """
+
+    target: Target
+    depth: int = 0
+    least: int = 0
+    places: frozenset[int] | None = None
+    at: frozenset[int] | None = None
+    is_label: bool = False
+
+    def is_source(self, holder: Symbol, relocation: Relocation) -> bool:
+        if self.at is not None and relocation.offset not in self.at:
+            return False
+        if relocation.target != self.target:
+            return False
+        if self.is_label:
+            branch = is_direct_branch(holder.content, relocation.offset)
+            return not branch and not points_at_start(holder, relocation)
+        return True
+
+
+@dataclass(slots=True)
+class AddressFlow:
+    """The flows of one object, of which ``symbols`` are all, or not (``is_whole``).
+
+    ``forgets``: whether a function of that name, which the object does not define, surely keeps nothing that
+    it is passed.
+    """
+
+    symbols: Sequence[Symbol]
+    forgets: Callable[[str], bool]
+    detours: Detours = field(default_factory=dict)
+    is_whole: bool = True
+    _callers: dict[Symbol, list[tuple[Symbol, Relocation]]] | None = None
+
+    def gets_away(self, sought: Sought, holders: Iterable[Symbol]) -> str | None:
+        """Who lets an address get away, and how, told for people; None: nobody. ``holders``: functions that
+        have relocations to the target."""
+        return _Search(self, sought).run(holders)
+
+    def callers_of(self, function: Symbol) -> list[tuple[Symbol, Relocation]]:
+        """All that refers to a function, with how."""
+        if self._callers is None:
+            found = defaultdict(list)
+            for symbol in self.symbols:
+                if symbol.section is not None and symbol.section.is_allocated:
+                    for relocation in symbol.relocations:
+                        if isinstance(relocation.target, SymbolRef) and relocation.target.symbol.is_function:
+                            found[relocation.target.symbol].append((symbol, relocation))
+            self._callers = dict(found)
+        return self._callers.get(function, [])
+
+
+@dataclass(slots=True)
+class _Search:
+    """One question. ``returning``: functions that return what is sought; ``passed``: what is known of
+    functions that are passed it, by the registers: the levels that they return."""
+
+    flow: AddressFlow
+    sought: Sought
+    returning: dict[Symbol, Levels] = field(default_factory=dict)
+    passed: dict[tuple[Symbol, frozenset[tuple[int, Levels]]], Levels | None] = field(default_factory=dict)
+
+    def run(self, holders: Iterable[Symbol]) -> str | None:
+        todo = list(holders)
+        failed: dict[Symbol, str] = {}
+        while todo:
+            function = todo.pop()
+            failed.pop(function, None)
+            try:
+                returned = _Walk(self, function, 0).run(_ENTRY)
+                returned |= self.returning.get(function, NONE)
+                if is_held(returned) and returned != self.returning.get(function):
+                    callers = list(self._given_back(function, returned))
+                    self.returning[function] = returned
+                    # Who failed may have compared with what this one returns.
+                    todo += dict.fromkeys((*callers, *failed))
+                    self.passed.clear()
+            except GotAwayError as how:
+                failed[function] = f"{function.name} {how}"
+        return next(iter(failed.values()), None)
+
+    def _given_back(self, function: Symbol, returned: Levels) -> Iterator[Symbol]:
+        """The callers of a function that returns what is sought. Raises GotAwayError for unknown ones."""
+        users = self.flow.callers_of(function)
+        if not function.is_local or not self.flow.is_whole or not all(_is_call(*user) for user in users):
+            lose(returned, self.sought.least, "returns it")
+        yield from (caller for caller, relocation in users if _is_call(caller, relocation))
+
+    def called(self, function: Symbol, state: State, depth: int) -> Levels:
+        """What a function of the object returns that is passed what is sought. Raises GotAwayError."""
+        arguments = frozenset((n, levels) for n, levels in state.registers if n in ARGUMENTS)
+        key = function, arguments
+        if key not in self.passed:
+            self.passed[key] = None
+            if depth >= _DEEPEST:
+                raise GotAwayError(f"passes it to {function.name}")
+            self.passed[key] = _Walk(self, function, depth + 1).run(
+                State(registers=arguments, frame=_ENTRY.frame)
+            )
+        known = self.passed[key]
+        if known is None:
+            raise GotAwayError(f"passes it to {function.name}, which calls itself")
+        return known
+
+
+@dataclass(slots=True)
+class _Walk:
+    """One function, along every way through it, until no place has anything new."""
+
+    search: _Search
+    function: Symbol
+    depth: int
+    states: dict[tuple[Symbol, int], State] = field(default_factory=dict)
+    todo: list[tuple[Symbol, int]] = field(default_factory=list)
+    returned: Levels | None = None
+    steps: dict[Symbol, Step] = field(default_factory=dict)
+
+    def run(self, entry: State) -> Levels:
+        """The levels that it returns. Raises GotAwayError."""
+        self._reach(self.function, 0, entry)
+        self._go_on()
+        # What only a jump through a table leads to: from there on nothing is known of the stack.
+        for source in self._unseen():
+            self._reach(self.function, source, State())
+            self._go_on()
+        return self.returned or NONE
+
+    def _unseen(self) -> Iterator[int]:
+        body = body_of(self.function)
+        sought = self.search.sought
+        for start, at in body.instructions.items():
+            for relocation in (at.displacement, at.immediate):
+                is_source = relocation is not None and sought.is_source(self.function, relocation)
+                if is_source and (self.function, start) not in self.states:
+                    yield start
+        if not body.is_whole:
+            raise GotAwayError("has instructions that cannot be decoded")
+
+    def _reach(self, function: Symbol, place: int, state: State) -> None:
+        key = function, place
+        known = self.states.get(key)
+        joined = state if known is None else known.joined(state)
+        if known is None or joined != known:
+            self.states[key] = joined
+            self.todo.append(key)
+
+    def _go_on(self) -> None:
+        while self.todo:
+            function, place = key = self.todo.pop()
+            at = body_of(function).instructions.get(place)
+            if at is None:
+                self._lose(self.states[key].levels, "goes on where nothing was decoded")
+                continue
+            self._advance(function, at, self.states[key])
+
+    def _advance(self, function: Symbol, at: Decoded, state: State) -> None:
+        for place, other, target in self.search.flow.detours.get(function, ()):
+            if at.start <= place < at.end:
+                self._reach(other, target, state)
+        if at.mnemonic == "call":
+            self._reach(function, at.end, self._call(function, at, state))
+        elif at.mnemonic.startswith("ret"):
+            self._return(state)
+        elif at.mnemonic.startswith(("j", "loop")):
+            self._jump(function, at, state)
+        else:
+            self._reach(function, at.end, self._step(function).after(at, state))
+
+    def _step(self, function: Symbol) -> Step:
+        if function not in self.steps:
+            sought = self.search.sought
+            self.steps[function] = Step(
+                lambda r: sought.is_source(function, r),
+                lambda r, at: sought.places is None or not sought.places.isdisjoint(_places(r, at)),
+                sought.least,
+                sought.depth,
+                # A place in code dies with the stack of the function that has it.
+                not sought.is_label and body_of(function).exposes_stack,
+            )
+        return self.steps[function]
+
+    # --- branches ---
+
+    def _jump(self, function: Symbol, at: Decoded, state: State) -> None:
+        relocation = at.immediate
+        if at.mnemonic != "jmp":
+            self._reach(function, at.end, state)
+        if relocation is not None and isinstance(relocation.target, SymbolRef) and not _is_indirect(at):
+            target = relocation.target.symbol
+            place = relocation.addend + at.end - relocation.offset
+            if target is function or _are_parts(function, target):
+                self._reach(target, place, state)
+            elif target.name == _RETURNS:
+                self._return(state)
+            elif target.name.startswith(_INDIRECT):
+                self._leave(function, at, state)
+            elif place == 0:
+                self._return(self._call(function, at, state))
+            else:
+                self._lose(state.levels, f"goes on in the middle of {target.name}")
+        elif at.operands and not isinstance(at.operands[0], Register | Memory):
+            self._reach(function, at.operands[0].value, state)
+        else:
+            self._leave(function, at, state)
+
+    def _leave(self, function: Symbol, at: Decoded, state: State) -> None:
+        """A jump to where a register says: a loaded label, a case of a switch, or another function."""
+        used = {o.number for o in at.operands if isinstance(o, Register)}
+        name = _branch_name(at)
+        if name is not None:
+            used = {n for n, _ in state.registers if _thunk_of(name, n)}
+        kept = State(frozenset(pair for pair in state.registers if pair[0] not in used), state.slots)
+        self._lose(_passed(kept), "passes it to a function that a pointer tells")
+        for target, place in labels_of(function):
+            if target is function or _are_parts(function, target):
+                self._reach(target, place, state)
+
+    def _lose(self, levels: Levels, how: str) -> None:
+        lose(levels, self.search.sought.least, how)
+
+    def _return(self, state: State) -> None:
+        found = state.of(RAX)
+        if is_held(state.of(RDX)) and not is_held(found):
+            found = state.of(RDX)  # in the second half of a struct, or left from before
+        self.returned = found if self.returned is None else either(self.returned, found)
+
+    def _call(self, function: Symbol, at: Decoded, state: State) -> State:
+        """The state after a call. Raises GotAwayError where somebody is passed what he may keep."""
+        name = _branch_name(at)
+        if name == _TRACER:
+            return state
+        result = NONE
+        if name is None or name.startswith(_INDIRECT):
+            self._lose(_passed(state), "passes it to a function that a pointer tells")
+        else:
+            assert at.immediate is not None
+            assert isinstance(at.immediate.target, SymbolRef)
+            callee = at.immediate.target.symbol
+            result = self._answer(function, callee, state)
+        after = state
+        for register in USED_UP:
+            after = after.having(register, NONE)
+        return after.having(RAX, result)
+
+    def _answer(self, function: Symbol, callee: Symbol, state: State) -> Levels:
+        """The levels that a function returns."""
+        known = self.search.returning.get(callee, NONE)
+        if not is_held(_passed(state)):
+            return known
+        how = f"passes it to {callee.name}"
+        if callee.is_defined and callee.is_function and callee.binding != STB_WEAK:
+            self._lose(NONE.union(*(levels for _, levels in _on_top(state))), how)
+            return (
+                either(known, self.search.called(callee, state, self.depth))
+                if known
+                else self.search.called(callee, state, self.depth)
+            )
+        if callee.is_defined or not (self.search.sought.is_label or self.search.flow.forgets(callee.name)):
+            self._lose(_passed(state), how)
+        if callee.name in CALLERS:
+            self._show_to_callbacks(function, state)
+        return state.of(RDI) | state.of(RSI) if callee.name in FINDERS else NONE
+
+    def _show_to_callbacks(self, function: Symbol, state: State) -> None:
+        """A function that calls back (bsearch) shows what it is passed to whatever that may be."""
+        levels = frozenset(level for _, found in state.registers for level in found)
+        for relocation in function.relocations:
+            if not isinstance(relocation.target, SymbolRef) or not takes_address(function, relocation):
+                continue
+            callback = relocation.target.symbol
+            if callback.is_function and callback.is_defined:
+                self.search.called(
+                    callback, State(registers=frozenset(((RDI, levels), (RSI, levels)))), self.depth
+                )
+            elif not callback.is_defined and not self.search.flow.forgets(callback.name):
+                raise GotAwayError(f"passes it to {callback.name}")
+
+
+@functools.lru_cache(maxsize=64)
+def labels_of(function: Symbol) -> tuple[tuple[Symbol, int], ...]:
+    """The places in code that an indirect jump of a function may go to: their addresses are made in it, or in
+    a table that it refers to."""
+    found: dict[tuple[Symbol, int], None] = {}
+    for relocation in function.relocations:
+        if not isinstance(relocation.target, SymbolRef):
+            continue
+        target = relocation.target.symbol
+        if target.is_function:
+            if not is_direct_branch(function.content, relocation.offset):
+                found[target, relocation.addend] = None
+        elif target.section is not None and not target.section.is_code:
+            for r in target.relocations:
+                if isinstance(r.target, SymbolRef) and r.target.symbol.is_function:
+                    found[r.target.symbol, r.addend] = None
+    return tuple(found)
+
+
+def _is_call(user: Symbol, relocation: Relocation) -> bool:
+    section = user.section
+    return section is not None and section.is_code and not takes_address(user, relocation)
+
+
+def _places(relocation: Relocation, at: Decoded) -> tuple[int, int]:
+    """The place that an operand without registers names: the processor counts from the instruction's end."""
+    return relocation.addend, relocation.addend + at.end - relocation.offset
+
+
+def _passed(state: State) -> Levels:
+    """The levels of what is where a callee looks for its arguments."""
+    in_registers = (levels for number, levels in state.registers if number in ARGUMENTS)
+    return NONE.union(*in_registers, *(levels for _, levels in _on_top(state)))
+
+
+def _on_top(state: State) -> Collection[tuple[int, Levels]]:
+    """The slots that the seventh argument and those behind it would be in."""
+    top = state.offset_of(RSP)
+    return [pair for pair in state.slots if top is None or top <= pair[0] < top + 64]
+
+
+def _branch_name(at: Decoded) -> str | None:
+    """What a direct branch out of the function goes to."""
+    relocation = at.immediate
+    if relocation is None or not isinstance(relocation.target, SymbolRef) or _is_indirect(at):
+        return None
+    return relocation.target.symbol.name
+
+
+def _is_indirect(at: Decoded) -> bool:
+    return bool(at.operands) and isinstance(at.operands[0], Register | Memory)
+
+
+def _thunk_of(name: str, number: int) -> bool:
+    """Whether ``__x86_indirect_thunk_rax`` and the like jumps to what is in that register."""
+    registers = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
+    return name.startswith(_INDIRECT) and name.rpartition("_")[2] == registers[number]
+
+
+def _are_parts(one: Symbol, other: Symbol) -> bool:
+    """Whether two are parts of one function, with one stack frame: ``foo`` and ``foo.cold``."""
+    return other.is_defined and one.name.partition(".cold")[0] == other.name.partition(".cold")[0]

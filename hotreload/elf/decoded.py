@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: MIT
+"""Functions as instructions with operands, for who follows values through them.
+
+instructions.py tells lengths, which is all that most of the differ needs, and costs a twentieth. Here it is
+capstone that decodes; it is imported with the first function that is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from hotreload.elf.model import Relocation, Symbol
+
+# The 16 registers by their numbers in the instruction set, whatever part of one an operand names.
+RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
+_FAMILIES: Final = (
+    "rax eax ax al ah", "rcx ecx cx cl ch", "rdx edx dx dl dh", "rbx ebx bx bl bh",
+    "rsp esp sp spl", "rbp ebp bp bpl", "rsi esi si sil", "rdi edi di dil",
+    *(f"r{n} r{n}d r{n}w r{n}b" for n in range(8, 16)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Register:
+    """``size`` in bytes: writing less than four leaves the rest of the register as it was."""
+
+    number: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """``base`` and ``index`` are register numbers, or None; ``plain``: no segment is added (``%gs:``)."""
+
+    base: int | None
+    index: int | None
+    displacement: int
+    size: int
+    plain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    value: int
+
+
+Operand = Register | Memory | Number
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One instruction; ``reads`` and ``writes`` are all registers that it uses, named or not.
+
+    ``displacement`` and ``immediate``: the relocation that stands in that field.
+    """
+
+    start: int
+    end: int
+    mnemonic: str
+    operands: tuple[Operand, ...]
+    reads: frozenset[int]
+    writes: frozenset[int]
+    displacement: Relocation | None
+    immediate: Relocation | None
+
+
+@dataclass(frozen=True, eq=False)
+class Body:
+    """The instructions of a function by their place, as far as they could be decoded."""
+
+    symbol: Symbol
+    instructions: dict[int, Decoded] = field(default_factory=dict)
+    is_whole: bool = True
+
+    @functools.cached_property
+    def exposes_stack(self) -> bool:
+        """Whether it makes an address on its stack, which somebody may look through."""
+        pointers = {RSP}
+        if any(at.mnemonic == "mov" and at.operands == _FRAME for at in self.instructions.values()):
+            pointers.add(RBP)
+        return any(_makes_address(at, pointers) for at in self.instructions.values())
+
+
+_FRAME: Final = (Register(RBP, 8), Register(RSP, 8))
+
+
+def _makes_address(at: Decoded, pointers: set[int]) -> bool:
+    """Whether an instruction copies a pointer into the stack, other than to set up and leave a frame."""
+    if at.mnemonic not in ("lea", "mov") or at.operands == _FRAME or at.operands[0] == _FRAME[1]:
+        return False
+    source = at.operands[1]
+    if at.mnemonic == "mov":
+        return source == _FRAME[1]
+    return isinstance(source, Memory) and source.base in pointers
+
+
+@functools.lru_cache(maxsize=64)
+def body_of(symbol: Symbol) -> Body:
+    """Decode a function that is defined."""
+    decoder, names = _decoder()
+    body: dict[int, Decoded] = {}
+    end = 0
+    pending = list(reversed(symbol.relocations))
+    for found in decoder.disasm(symbol.content, 0):
+        end = found.address + found.size
+        fields: dict[int, Relocation] = {}
+        while pending and pending[-1].offset < end:
+            one = pending.pop()
+            fields[one.offset - found.address] = one
+        body[found.address] = _decoded(found, fields, names)
+    return Body(symbol, body, end == symbol.size)
+
+
+def _decoded(found: Any, fields: dict[int, Relocation], names: dict[int, int]) -> Decoded:
+    reads, writes = found.regs_access()
+    displacement = fields.get(found.disp_offset) if found.disp_offset else None
+    immediate = fields.get(found.imm_offset) if found.imm_offset else None
+    if immediate is None and displacement is None and fields:
+        immediate = next(iter(fields.values()))  # a branch's, say
+    return Decoded(
+        found.address,
+        found.address + found.size,
+        found.mnemonic.removeprefix("notrack ").removeprefix("bnd "),
+        tuple(_operand(each, names) for each in found.operands),
+        frozenset(names[r] for r in reads if r in names),
+        frozenset(names[r] for r in writes if r in names),
+        displacement,
+        immediate,
+    )
+
+
+def _operand(operand: Any, names: dict[int, int]) -> Operand:
+    from capstone.x86 import X86_OP_MEM, X86_OP_REG, X86_REG_FS, X86_REG_GS
+
+    if operand.type == X86_OP_REG:
+        return Register(names.get(operand.reg, -1), operand.size)
+    if operand.type == X86_OP_MEM:
+        memory = operand.mem
+        return Memory(
+            names.get(memory.base),
+            names.get(memory.index),
+            memory.disp,
+            operand.size,
+            memory.segment not in (X86_REG_FS, X86_REG_GS),
+        )
+    return Number(operand.imm)
+
+
+@functools.cache
+def _decoder() -> tuple[Any, dict[int, int]]:
+    """The decoder, and the number of each register by capstone's own."""
+    import capstone
+
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+    decoder.detail = True
+    numbers = {name: number for number, names in enumerate(_FAMILIES) for name in names.split()}
+    known = {i: numbers[name] for i in range(1, 300) if (name := decoder.reg_name(i)) in numbers}
+    return decoder, known

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""Functions of the kernel that read what they are passed, and forget the address.
+
+A function with such a name counts only where the kernel's own is meant: not one that the object or the module
+defines (a driver's own ``_dev_set_label``). What is not in here may keep the address.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# They keep none of the pointers they are given, and return none into what these point at, but for FINDERS.
+READERS: Final = frozenset(
+    """_printk printk vprintk panic __warn_printk warn_slowpath_fmt __stack_chk_fail __fortify_panic
+    fortify_panic
+    _dev_printk _dev_emerg _dev_alert _dev_crit _dev_err _dev_warn _dev_notice _dev_info dev_printk_emit
+    dev_err_probe netdev_printk netdev_emerg netdev_alert netdev_crit netdev_err netdev_warn netdev_notice
+    netdev_info seq_printf seq_puts __seq_puts seq_putc seq_write seq_put_decimal_ull seq_put_decimal_ll
+    seq_escape seq_escape_mem sysfs_emit sysfs_emit_at scnprintf snprintf sprintf vsnprintf vscnprintf
+    vsprintf sscanf kasprintf kvasprintf devm_kasprintf kstrdup kstrndup kmemdup kmemdup_noprof devm_kstrdup
+    devm_kmemdup kstrtoint kstrtouint kstrtol kstrtoul kstrtoll kstrtoull kstrtobool kstrtou8 kstrtou16
+    kstrtos8 kstrtos16 strcmp strncmp strcasecmp strncasecmp strlen strnlen strcpy strncpy strscpy
+    sized_strscpy strscpy_pad strlcpy strcat strncat strlcat strspn strcspn sysfs_streq __sysfs_match_string
+    match_string memcmp bcmp memcpy __memcpy memmove __memmove memset __memset memweight crc32_le crc32_be
+    crc32c crc16 crc8 crc_ccitt
+    _copy_to_user __copy_user_nocache copy_user_generic_unrolled copy_user_generic_string
+    copy_user_enhanced_fast_string rep_movs_alternative __check_object_size __get_user_1 __get_user_2
+    __get_user_4 __get_user_8 simple_read_from_buffer copy_to_iter _copy_to_iter memcpy_toio iowrite8_rep
+    iowrite16_rep iowrite32_rep
+    __trace_printk __trace_puts __trace_bprintk __trace_bputs __dynamic_pr_debug __dynamic_dev_dbg
+    __dynamic_netdev_dbg __dynamic_ibdev_dbg print_hex_dump hex_dump_to_buffer bin2hex
+    regmap_multi_reg_write regmap_multi_reg_write_bypassed regmap_bulk_write regmap_raw_write
+    i2c_transfer i2c_transfer_buffer_flags __i2c_transfer i2c_smbus_write_i2c_block_data
+    i2c_smbus_write_block_data spi_write_then_read mipi_dsi_dcs_write mipi_dsi_generic_write
+    of_property_read_variable_u32_array of_property_read_u32_index of_property_read_string of_find_property
+    of_get_property of_property_read_string_helper of_property_match_string of_device_is_compatible
+    device_property_present device_property_read_string device_property_read_u32_array
+    device_property_read_u8_array device_property_read_u16_array device_property_read_u64_array
+    device_property_match_string fwnode_property_read_u32_array
+    __nla_parse __nla_validate nla_put nla_strcmp xxhash xxh32 xxh64 jhash full_name_hash
+    add_uevent_var kobject_uevent_env""".split()
+)
+# They return a pointer into what they are passed in rdi, or, with a key there, in rsi.
+FINDERS: Final = frozenset(
+    """bsearch strchr strrchr strnchr strchrnul strstr strnstr strpbrk skip_spaces memchr memscan
+    memchr_inv""".split()
+)
+# Of these, who shows it to a function that he is passed as well.
+CALLERS: Final = frozenset(("bsearch",))
+
+
+def forgets(name: str) -> bool:
+    """Whether the kernel's function of that name keeps no address that it is passed."""
+    return name in READERS or name in FINDERS
