@@ -43,6 +43,8 @@ COMPOUND_LITERAL: Final = "__compound_literal"
 _FUNCTION_NAMES: Final = frozenset(("__func__", "__FUNCTION__", "__PRETTY_FUNCTION__"))
 # What tracepoint_string() makes (include/linux/tracepoint.h).
 TRACE_STRINGS: Final = "__tracepoint_str"
+# The kernel reads these once and for all; the second is of printk() (include/linux/printk.h).
+_POINTERS_OF_PLACES: Final = (TRACE_STRINGS, ".printk_index")
 _NUMBER: Final = re.compile(r"\.\d+")
 _UNIQUE: Final = re.compile(r"(__UNIQUE_ID_\w*?)\d+\b")
 # gcc's numbers for the clones of a function: foo.isra.0, foo.constprop.1, foo.part.0, foo.cold
@@ -80,8 +82,10 @@ def _has_form(symbol: Symbol) -> bool:
     name, section = base_name(symbol.name), symbol.section
     if section is None:
         return False
-    if name in _CONSTANTS_OF_PLACES or section.name == TRACE_STRINGS:
-        return not section.is_writable or section.name == TRACE_STRINGS
+    if section.name in _POINTERS_OF_PLACES:
+        return True
+    if name in _CONSTANTS_OF_PLACES:
+        return not section.is_writable
     if name in _FLAGS_OF_PLACES:
         return symbol.size == 1 and section.name.startswith(_FLAG_SECTIONS)
     least = _STATES_OF_PLACES.get(name)
@@ -133,7 +137,7 @@ def _may_have_twin(symbol: Symbol) -> bool:
     section = symbol.section
     return (
         section is not None
-        and section.name not in (*LOADED, TRACE_STRINGS)
+        and section.name not in (*LOADED, *_POINTERS_OF_PLACES)
         and not (is_inert(section) or is_entry_section(section))
     )
 

@@ -120,6 +120,8 @@ def parse(obj: ObjectFile) -> Layouts | None:
         return collector.result(tuple(variables_of(info, collector.reader.shape)))
     except RecursionError:
         raise DwarfError("the types are nested without end") from None
+    except (ValueError, IndexError, KeyError) as error:
+        raise DwarfError(f"the debugging information contradicts itself: {error}") from error
 
 
 class _Reader:
