@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""Which variable of an edited source keeps the value of which: told by declarations, from C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hotreload.diff.object_diff import ObjectDiff
+from hotreload.diff.unit_diff import UnitContext, diff_unit, unit_object_of
+from hotreload.elf.reader import read_object
+from tests.objects.compiling import compiled
+
+DEBUG = ("-gdwarf-4", "-fno-var-tracking")
+
+
+def compared(tmp_path: Path, before: str, after: str, *flags: str, **known: object) -> ObjectDiff:
+    """The whole answer about an edit; lines stand one below the other, so that they have numbers."""
+    one, other = (
+        unit_object_of(read_object(compiled(text, tmp_path / name, *DEBUG, *extra)))
+        for name, text, extra in (("before", before, ()), ("after", after, flags))
+    )
+    return diff_unit(one, other, {}, types_known=True, context=UnitContext(**known))  # type: ignore[arg-type]
+
+
+def kept(diff: ObjectDiff) -> dict[str, str]:
+    """The writable variables that keep their values: the name in the patched object -> in the original."""
+    return {
+        patched.name: original.name
+        for patched, original in diff.original_of.items()
+        if patched.is_object and patched.section is not None and patched.section.is_writable
+    }
+
+
+def without_numbers(names: dict[str, str]) -> dict[str, str]:
+    return {one.partition(".")[0]: other.partition(".")[0] for one, other in names.items()}
+
+
+def refusals(diff: ObjectDiff) -> list[tuple[str, str]]:
+    return [(obstacle.code, obstacle.symbol) for obstacle in diff.obstacles]
+
+
+COUNTER = """
+    static noinline int rx(int k) { static int n; n += k; return n; }
+    static noinline int tx(int k) { static int n; n += k; return n * 3; }
+    int f(int k) { return rx(k) - tx(k); }
+"""
+
+
+def test_a_static_local_belongs_to_the_function_that_declares_it_whoever_it_is_inlined_into(
+    tmp_path: Path,
+) -> None:
+    diff = compared(tmp_path, COUNTER, COUNTER.replace("noinline ", ""))
+    assert diff.verdict == "patchable"
+    # gcc numbers them from the last one on, so that rx has n.1 in both.
+    assert {(diff.declared_in[now], was) for now, was in kept(diff).items()} == {("rx", "n.1"), ("tx", "n.0")}
+
+
+def test_the_static_local_of_a_function_that_is_gone_is_not_that_of_one_that_came(tmp_path: Path) -> None:
+    before = "static int reads(void) { static int n; return ++n; } int f(void) { return reads(); }"
+    after = "static int errors(void) { static int n; return n++; } int f(void) { return errors(); }"
+    diff = compared(tmp_path, before, after)
+    assert (diff.verdict, kept(diff)) == ("patchable", {})
+    assert [(note.code, note.symbol) for note in diff.notes] == [("HR2104", "n")]
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "is_kept"),
+    [
+        ("unsigned win[4]", "unsigned long win[2]", False),
+        ("unsigned win[4]", "int win[4]", True),
+        ("long win", "char *win", False),
+        ("struct { int a, b; } win", "struct { int b, a; } win", False),
+        ("int win", "unsigned win", True),
+        ("int win", "long win", False),
+        ("char *win", "void *win", True),
+    ],
+)
+def test_a_static_local_of_another_type_is_refused_unless_its_bytes_mean_the_same(
+    was: str, now: str, is_kept: bool, tmp_path: Path
+) -> None:
+    source = "void take(void *); int f(int i) {{ static {0}; take(&win); return i + {1}; }}"
+    diff = compared(tmp_path, source.format(was, 1), source.format(now, 2))
+    assert (refusals(diff), bool(kept(diff))) == ([] if is_kept else [("HR2104", "win")], is_kept)
+
+
+def test_a_static_local_that_becomes_a_variable_of_the_file_keeps_its_value(tmp_path: Path) -> None:
+    before = "int f(void) { static int count; return ++count; } int g(void) { return 1; }"
+    after = "static int count; int f(void) { return ++count; } int g(void) { return count = 0; }"
+    there, back = compared(tmp_path, before, after), compared(tmp_path, after, before)
+    assert [(d.verdict, without_numbers(kept(d))) for d in (there, back)] == [
+        ("patchable", {"count": "count"})
+    ] * 2
+    assert ("HR2104", "count") in [(note.code, note.symbol) for note in there.notes]
+
+
+def test_a_static_local_that_moves_into_a_part_of_its_function_is_refused(tmp_path: Path) -> None:
+    before = "int f(int i) { static int count; return i + ++count; }"
+    after = "static int next(void) { static int count; return ++count; } int f(int i) { return i + next(); }"
+    assert refusals(compared(tmp_path, before, after)) == [("HR2104", "count")]
+
+
+BLOCKS = """
+int f(int k)
+{
+    if (k) {
+        static int n;
+        return n += k;
+    }
+    static int n;
+    return n += 100;
+}
+"""
+
+
+def test_two_static_locals_of_one_name_are_told_apart_by_their_places(tmp_path: Path) -> None:
+    diff = compared(tmp_path, BLOCKS, BLOCKS.replace("100", "200"))
+    assert (diff.verdict, kept(diff)) == ("patchable", {"n.0": "n.0", "n.1": "n.1"})
+    # A third one in front of them leaves them their lines.
+    more = BLOCKS.replace("int f(int k)\n{", "int f(int k)\n{ if (k > 9) { static int n; return n -= k; }")
+    diff = compared(tmp_path, BLOCKS, more)
+    assert (diff.verdict, sorted(kept(diff).values())) == ("patchable", ["n.0", "n.1"])
+    # Without lines nobody knows which is which.
+    assert refusals(compared(tmp_path, BLOCKS, " ".join(more.split()))) == [("HR2104", "n")]
+
+
+PLACE = """
+int once(int);
+int f(int i)
+{
+    static _Bool __section(".data.once") __already_done;
+    if (i && !__already_done) { __already_done = 1; printk("once"); }
+    return i + END;
+}
+"""
+
+
+def test_a_flag_of_a_macro_is_kept_where_its_place_is_clear(tmp_path: Path) -> None:
+    diff = compared(tmp_path, PLACE.replace("END", "1"), PLACE.replace("END", "2"))
+    assert (diff.verdict, kept(diff)) == ("patchable", {"__already_done.0": "__already_done.0"})
+
+
+FOLDED = """
+static int enabled; static int limit = 5; static struct { int a, b; } state;
+int f(void) { static int calls = 3; return enabled + limit + calls + state.a; }
+void g(int n) { enabled = n; state.a = n; state.b = n; }
+void h(int n) { limit = n; }
+"""
+
+
+def test_a_variable_without_a_writer_or_reader_is_declared_though_gcc_gives_it_no_storage(
+    tmp_path: Path,
+) -> None:
+    diff = compared(tmp_path, FOLDED, FOLDED.replace("enabled = n; ", "").replace("limit + ", ""))
+    assert diff.folded == {("", "enabled"), ("", "limit")}
+    assert ("f", "calls") in diff.without_storage  # nothing has ever written to it
+    whole = compared(
+        tmp_path,
+        FOLDED,
+        FOLDED.replace("enabled = n; ", "").replace("limit + ", ""),
+        "-fno-ipa-reference-addressable",
+    )
+    assert (whole.verdict, whole.folded) == ("patchable", frozenset())
+    assert {"enabled", "limit", "state"} <= kept(whole).keys()
+    assert whole.rewrites == ()
+
+
+def test_an_initial_value_that_gcc_drops_is_not_taken_for_an_edit(tmp_path: Path) -> None:
+    source = (
+        "static int limit = 5; void h(int n) { *(volatile int *)&limit = n; } int f(void) { return READ; }"
+    )
+    diff = compared(tmp_path, source.replace("READ", "limit"), source.replace("READ", "1"))
+    assert diff.folded == {("", "limit")}
+
+
+def test_what_a_reload_added_is_folded_too(tmp_path: Path) -> None:
+    added = "static int extra; int f(void) { return extra; } "
+    diff = compared(tmp_path, "int f(void) { return 1; }", added, added=frozenset({("", "extra")}))
+    assert diff.folded == {("", "extra")}
+    assert compared(tmp_path, "int f(void) { return 1; }", added).folded == frozenset()
+
+
+def test_compound_literals_are_known_by_their_tables_and_values(tmp_path: Path) -> None:
+    source = """
+        struct item {{ const char *name; int hits; }};
+        {0} static struct item *first = &(struct item){{ "a", 1 }}, *second = &(struct item){{ "b", 2 }};
+        struct item **both(int i) {{ return i ? &first : &second; }}
+        int f(void) {{ return first->hits++ + {1}; }}
+    """
+    new = 'static struct item *spare = &(struct item){ "z", 7 };'
+    diff = compared(tmp_path, source.format("", 1), source.format(new, "spare->hits++"))
+    assert diff.obstacles == ()
+    names = set(kept(diff).values())
+    assert {name for name in names if name.startswith("__compound")} == {
+        "__compound_literal.0",
+        "__compound_literal.1",
+    }
