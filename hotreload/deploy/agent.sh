@@ -8,7 +8,8 @@
 #
 #   agent apply NAME SECONDS [MODULE=BUILDID..] [SECTION..]
 #                                 load the patch module on standard input, see its transition through; tell
-#                                 where these sections of it are. Not if one of the modules is another build
+#                                 where these sections of it are. Not if one of the modules is another build.
+#                                 With __dyndbg among them, each pr_debug that is switched on stays on
 #   agent disable NAME SECONDS    back to the kernel's own functions; sweep removes the module
 #   agent sweep [KEEP..]          remove our replaced patch modules, but no code that a task stands in; tell
 #                                 where the code of the live one is
@@ -267,6 +268,29 @@ other_builds() { # MODULE=BUILDID..: those modules that are loaded and have anot
     done
 }
 
+keep_debugging() { # in the patch $1, switch on each pr_debug whose place is switched on elsewhere
+    control=/proc/dynamic_debug/control
+    [ -e $control ] || return
+    # FILE:LINE [MODULE]FUNCTION =FLAGS "FORMAT"
+    awk -v patch="[$1]" '
+    {
+        at = index($2, "]")
+        place = $1 " " substr($2, at + 1)
+        if (substr($2, 1, at) == patch) mine[place] = 1
+        else if ($3 != "=_") flags[place] = $3
+    }
+    END {
+        for (place in mine) if (place in flags) {
+            line = place
+            sub(/ .*/, "", line)
+            file = line
+            sub(/:[0-9]+$/, "", file)
+            sub(/.*:/, "", line)
+            print "module " substr(patch, 2, length(patch) - 2), "file", file, "line", line, flags[place]
+        }
+    }' $control | while read -r query; do echo "$query" >$control; done
+} 2>/dev/null
+
 apply() { # NAME SECONDS [MODULE=BUILDID..] [SECTION..]
     now_cs
     limit=$((cs + $2 * 100))
@@ -299,6 +323,7 @@ apply() { # NAME SECONDS [MODULE=BUILDID..] [SECTION..]
     fi
     now_us
     load=$((us - start))
+    case " $* " in *' __dyndbg '*) keep_debugging "$1" ;; esac
     # To load it may take long, too, and is not what has the limit.
     now_cs
     limit=$((cs + $2 * 100))

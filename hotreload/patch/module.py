@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 NAME_PREFIX: Final = "hotreload_"
+# Of pr_debug() and its relatives; the agent keeps switched on what is.
+DESCRIPTORS: Final = "__dyndbg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class LivePatch:
     """A patch module, to be loaded as ``name``; ``keep_loaded``: why it must stay when it is replaced.
 
     ``settlers``: what will have its home there; ``writes``: values that it writes, and ``pointed_at``: where
-    it has what these point at; ``lookups``: how often the kernel looks for a symbol to load it.
+    it has what these point at; ``lookups``: how often the kernel looks for a symbol to load it;
+    ``debugs``: whether it has messages that can be switched on (pr_debug).
     """
 
     name: str
@@ -71,12 +74,15 @@ class LivePatch:
     writes: tuple[PendingWrite, ...] = ()
     lookups: int = 0
     pointed_at: Mapping[Value, tuple[str, int]] = field(default_factory=dict)
+    debugs: bool = False
 
     @property
     def sections_to_tell(self) -> tuple[str, ...]:
-        """The sections of the module whose addresses will be asked for."""
+        """The sections of the module whose addresses will be asked for, and that of pr_debug()."""
         settled = [settler.section for settler in self.settlers.values()]
-        return tuple(dict.fromkeys((*settled, *(section for section, _ in self.pointed_at.values()))))
+        pointed_at = (section for section, _ in self.pointed_at.values())
+        debugging = (DESCRIPTORS,) if self.debugs else ()
+        return tuple(dict.fromkeys((*settled, *pointed_at, *debugging)))
 
     def written(self, sections: Mapping[str, int]) -> dict[Place, Written]:
         """What stands written in the guest's data once this is live."""
@@ -145,6 +151,7 @@ def write_module(
         writes,
         _lookups(module, plan),
         dict(pointed_at(module, writes)),
+        any(piece.section == DESCRIPTORS for piece in plan.pieces),
     )
 
 

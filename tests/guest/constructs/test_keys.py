@@ -95,3 +95,11 @@ def test_a_debugging_message_of_patched_code_is_switched_on_and_off(constructs: 
     assert "debugged anew 42" in constructs.log_of_reading("tracing", 42)
     constructs.run(f"echo 'module {constructs.patch} -p' >{control}")
     assert "debugged" not in constructs.log_of_reading("tracing", 42)
+
+
+def test_a_debugging_message_that_is_switched_on_stays_on_in_patched_code(constructs: Constructs) -> None:
+    control = "/sys/kernel/debug/dynamic_debug/control"
+    constructs.run(f"echo 'func tracing_print +p' >{control}")
+    for text in ("anew", "once more"):
+        constructs.edit(tracing=('"debugged %ld', f'"debugged {text} %ld'))
+        assert f"debugged {text} 42" in constructs.log_of_reading("tracing", 42)
