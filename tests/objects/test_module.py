@@ -53,7 +53,7 @@ def planned(tmp_path: Path, units: Mapping[str, tuple[str, str]], *flags: str) -
         assert diff.obstacles == ()
         running = match_running(read_object(plain[name]), base)
         diffs.append(UnitDiff("drv", name, symbols.block_of(name, 0), diff, running))
-    return plan_patch([d for d in diffs if d.diff.carried], KernelSymbols(EXPORTS, {"drv": symbols}))
+    return plan_patch([d for d in diffs if d.diff.brings], KernelSymbols(EXPORTS, {"drv": symbols}))
 
 
 def refusal(tmp_path: Path, units: Mapping[str, tuple[str, str]], *flags: str) -> list[str]:
@@ -229,6 +229,23 @@ def test_a_new_function_and_variable_of_another_unit_travel_with_the_change_that
     }
     plan = planned(tmp_path, units)
     assert set(targets(plan, "f")) == {number(plan, "help"), number(plan, "level")}
+
+
+def test_a_static_that_becomes_global_is_used_where_it_is(tmp_path: Path) -> None:
+    owner = (
+        "STATIC int level; STATIC noinline int step(void) { return ++level; } int f(void) { return step(); }"
+    )
+    units = {
+        "owner.c": (owner.replace("STATIC", "static"), owner.replace("STATIC", "")),
+        "user.c": (
+            "int g(void) { return 1; }",
+            "extern int level; int step(void); int g(void) { return step() + level; }",
+        ),
+    }
+    plan = planned(tmp_path, units)
+    assert "step" not in {each.name for each in plan.pieces}
+    assert {type(t) for t in targets(plan, "g")} == {SymbolPosition}
+    assert {t.name for t in targets(plan, "g") if isinstance(t, SymbolPosition)} == {"step", "level"}
     assert [[func.old_name for func in obj.funcs] for obj in plan.objects] == [["f"]]
 
 
