@@ -229,6 +229,7 @@ def test_a_new_function_and_variable_of_another_unit_travel_with_the_change_that
     }
     plan = planned(tmp_path, units)
     assert set(targets(plan, "f")) == {number(plan, "help"), number(plan, "level")}
+    assert [[func.old_name for func in obj.funcs] for obj in plan.objects] == [["f"]]
 
 
 def test_a_static_that_becomes_global_is_used_where_it_is(tmp_path: Path) -> None:
@@ -246,7 +247,6 @@ def test_a_static_that_becomes_global_is_used_where_it_is(tmp_path: Path) -> Non
     assert "step" not in {each.name for each in plan.pieces}
     assert {type(t) for t in targets(plan, "g")} == {SymbolPosition}
     assert {t.name for t in targets(plan, "g") if isinstance(t, SymbolPosition)} == {"step", "level"}
-    assert [[func.old_name for func in obj.funcs] for obj in plan.objects] == [["f"]]
 
 
 def test_a_string_that_is_stored_keeps_the_patch_loaded_and_one_that_is_printed_does_not(
