@@ -204,6 +204,7 @@ class DebugInfo:
         self._sections = sections
         self.units: list[Entry] = []
         self.entries: dict[int, Entry] = {}
+        self._names: dict[int, str] = {}  # offset among the strings -> text
         self._starts: dict[int, int] = {}  # of an entry -> of its unit, where there are several
         try:
             self._read()
@@ -214,15 +215,18 @@ class DebugInfo:
 
     def name(self, entry: Entry) -> str:
         """Its own name, or that of the entry that it is a copy of; empty: it has none."""
-        for one in self.origins(entry):
-            value = one.get(AT_NAME)
-            if value is None:
-                continue
-            if isinstance(value, bytes):
-                return value.decode(errors="replace")
-            is_line = one.kind.forms[one.kind.place[AT_NAME]] == _LINE_STRP
-            return _text(self._sections.line_strings if is_line else self._sections.strings, value)
-        return ""
+        place = entry.kind.place.get(AT_NAME)
+        if place is None:
+            origin = self.target(entry, AT_ABSTRACT_ORIGIN) or self.target(entry, AT_SPECIFICATION)
+            return self.name(origin) if origin is not None else ""
+        value = entry.values[place]
+        if isinstance(value, bytes):
+            return value.decode(errors="replace")
+        if entry.kind.forms[place] == _LINE_STRP:
+            return _text(self._sections.line_strings, value)
+        if value not in self._names:
+            self._names[value] = _text(self._sections.strings, value)
+        return self._names[value]
 
     def origins(self, entry: Entry) -> Iterator[Entry]:
         """The entry, and those whose declaration or abstract instance it completes."""
