@@ -19,9 +19,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
-from hotreload.diff.layouts import Layout, Layouts
+from hotreload.diff.definitions import find_definition
+from hotreload.diff.layouts import Layout, Layouts, Shape
 from hotreload.diff.members import explain
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.spelling import resized, spelled
@@ -29,11 +31,21 @@ from hotreload.diff.successors import successors
 from hotreload.diff.type_pair import Kinship, LayoutDiff, TypePair
 from hotreload.elf.model import ObjectFile
 
+NO_SOURCES: Final[Mapping[str, str]] = MappingProxyType({})
 
-def compare(original: Layouts, patched: Layouts, global_functions: Collection[str] = ()) -> LayoutDiff:
-    """Compare the types of a unit's two objects; ``global_functions`` are those that other units can call."""
+
+def compare(
+    original: Layouts,
+    patched: Layouts,
+    global_functions: Collection[str] = (),
+    sources: Mapping[str, str] = NO_SOURCES,
+) -> LayoutDiff:
+    """Compare the types of a unit's two objects; ``global_functions`` are those that other units can call.
+
+    ``sources``: the patched texts by name, to tell what is gone from what is only not used any more.
+    """
     pair = TypePair(original, patched)
-    compare_successors(pair)
+    compare_successors(pair, sources)
     compare_aggregates(pair)
     compare_variables(pair)
     compare_constants(pair)
@@ -43,12 +55,15 @@ def compare(original: Layouts, patched: Layouts, global_functions: Collection[st
 
 
 def compare_layouts(
-    original: Layouts | None, patched: Layouts | None, global_functions: Collection[str] = ()
+    original: Layouts | None,
+    patched: Layouts | None,
+    global_functions: Collection[str] = (),
+    sources: Mapping[str, str] = NO_SOURCES,
 ) -> LayoutDiff:
     """Compare the types of two objects; None stands for an object that does not tell them."""
     if original is None or patched is None:
         return _not_compared("an object has no debugging information; gcc -g writes it")
-    return compare(original, patched, global_functions)
+    return compare(original, patched, global_functions, sources)
 
 
 def global_functions(obj: ObjectFile) -> frozenset[str]:
@@ -73,10 +88,14 @@ def compare_aggregates(pair: TypePair) -> None:
             _refuse_unpaired(pair, "HR2101", spelled(shape))
 
 
-def compare_successors(pair: TypePair) -> None:
+def compare_successors(pair: TypePair, sources: Mapping[str, str]) -> None:
     """Live objects of a struct that has another name now are those of its successor."""
     ours, theirs = pair.original.aggregates, pair.patched.aggregates
-    pair.renamed = dict(successors(pair.original, pair.patched))
+    pair.renamed = {
+        was: now
+        for was, now in successors(pair.original, pair.patched)
+        if not sources or (_is_defined(now, sources) and not _is_defined(was, sources))
+    }
     for was, now in pair.renamed.items():
         before, after = ours[was], theirs[now]
         pair.notes.append(Note("HR2101", spelled(now), f"{spelled(was)} is now called {spelled(now)}"))
@@ -84,6 +103,11 @@ def compare_successors(pair: TypePair) -> None:
             explain(pair, spelled(now), before[0], after[0])
         else:
             _refuse_unpaired(pair, "HR2101", spelled(now))
+
+
+def _is_defined(shape: Shape, sources: Mapping[str, str]) -> bool:
+    """Whether the author's files define a struct; those of the kernel's headers do not come and go."""
+    return find_definition(spelled(shape), sources) is not None
 
 
 def compare_variables(pair: TypePair) -> None:

@@ -89,7 +89,7 @@ def diff_unit(
         # No code of this unit knows of the new layouts; another unit whose code does is told there. What is
         # new in this one travels all the same.
         return diff
-    types = compare_layouts(original.layouts, patched.layouts, exported_functions(original.object))
+    types = compare_layouts(before, after, exported_functions(original.object), sources)
     if types_known and not types.compared:
         refusals = tuple(Obstacle(note.code, note.symbol, note.message, NO_TYPES) for note in types.notes)
         types = replace(types, obstacles=refusals, notes=())

@@ -480,6 +480,19 @@ def test_an_obstacle_knows_the_line_of_the_member(tmp_path: Path) -> None:
     ]
 
 
+def test_a_struct_of_the_kernels_headers_is_not_gone_because_nothing_uses_it_any_more(tmp_path: Path) -> None:
+    before = of("struct s { int a; long b; };")
+    after = (
+        "struct t { int a; char c; long b; };\nstruct t *live;\nlong use(void) { return (long)live->a; }\n"
+    )
+    one, other = (parse(read_object(compiled(tmp_path, n, t))) for n, t in (("x", before), ("y", after)))
+    assert [o.symbol for o in compare_layouts(one, other, (), {"y.c": after}).obstacles] == ["struct t"]
+    # Defined in a header of the kernel's; the other one in a header that has both.
+    for sources in ({"y.c": "long use(void);"}, {"y.h": before + after}):
+        diff = compare_layouts(one, other, (), sources)
+        assert "struct t" not in [o.symbol for o in diff.obstacles]
+
+
 def test_an_object_without_types_is_not_compared(tmp_path: Path) -> None:
     (tmp_path / "x.c").write_text("int x;\n")
     subprocess.run(["gcc", "-c", "x.c"], cwd=tmp_path, check=True)
