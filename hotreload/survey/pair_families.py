@@ -369,11 +369,10 @@ class LineNamed(Element):
     def loaded(self) -> State:
         return {"first": 0, "second": 0}
 
-    def carried(self, state: State, before: Self) -> list[State]:
-        if self.above == before.above:
-            return [state]
-        # Another name is another variable; who keeps both apart, with their values or anew, is right.
-        return [state, {"first": 0, "second": 0}]
+    def carried(self, state: State, before: Self) -> list[State]:  # noqa: ARG002
+        # On another line it is another variable: who keeps the two apart, with their values or anew, is right.
+        first, second = (dict.fromkeys((state[name], 0)) for name in ("first", "second"))
+        return [{"first": one, "second": other} for one in first for other in second]
 
     def read(self, state: State) -> tuple[str, State]:
         first, second = _number(state, "first") + 1, _number(state, "second") + 1
