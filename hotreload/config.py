@@ -54,6 +54,13 @@ def _words(value: object) -> tuple[str, ...]:
     return tuple(word.strip() for word in value)
 
 
+def _variables(value: object) -> tuple[str, ...]:
+    words = _words(value)
+    if not all(re.match(r"[A-Za-z_]\w*[:+?]?=", word) for word in words):
+        raise _Wrong('a list of variables, like ["CONFIG_FOO=m", "DEBUG=1"]')
+    return words
+
+
 def _one_of(*choices: str) -> Callable[[object], str]:
     def convert(value: object) -> str:
         if value not in choices:
@@ -108,6 +115,14 @@ class Config:
     accel: str = _setting("auto", _one_of("auto", "kvm", "tcg"), "how QEMU runs the guest: auto, kvm or tcg")
     load: tuple[str, ...] = _setting(
         (), _words, "modules to load, in this order, with their parameters; default: all that were built"
+    )
+    make: tuple[str, ...] = _setting(
+        (),
+        _variables,
+        "variables for make, like CONFIG_FOO=m; those of dkms.conf and of the Makefile come first",
+    )
+    extra_modules: tuple[str, ...] = _setting(
+        (), _words, "files of modules that were built elsewhere, loaded first, with their parameters"
     )
     setup: str | None = _setting(None, _command, "shell command run in the guest once the modules are loaded")
     teardown: str | None = _setting(None, _command, "shell command run in the guest before it is stopped")
@@ -165,7 +180,7 @@ def load_config(
     for key, value in (flags or {}).items():
         if value is not None:
             option = f"--{key.replace('_', '-')}"
-            values[key] = _located_kernel(key, _converted(key, value, option), Path.cwd())
+            values[key] = _located(key, _converted(key, value, option), Path.cwd())
     return Config(**values)
 
 
@@ -217,7 +232,7 @@ def _from_file(file: Path) -> dict[str, Any]:
         where = f"{file}{_line_of(key, file)}"
         if key not in settings():
             _unknown(key, where)
-        values[key] = _located_kernel(key, _converted(key, value, f"{where}: {key}"), file.parent)
+        values[key] = _located(key, _converted(key, value, f"{where}: {key}"), file.parent)
     return values
 
 
@@ -227,15 +242,23 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         variable = f"HOTRELOAD_{key.upper()}"
         if environ.get(variable):
             value = _converted(key, environ[variable], variable)
-            values[key] = _located_kernel(key, value, Path.cwd())
+            values[key] = _located(key, value, Path.cwd())
     return values
 
 
-def _located_kernel(key: str, value: Any, base: Path) -> Any:
-    """A kernel's path is relative to the file that names it, not to where the command is run."""
+def _located(key: str, value: Any, base: Path) -> Any:
+    """A path is relative to the file that names it, not to where the command is run."""
+    if key == "extra_modules":
+        return tuple(_located_line(line, base) for line in value)
     if key != "kernel" or packaged_flavour(value):
         return value
     return os.path.normpath(base / Path(value).expanduser())
+
+
+def _located_line(line: str, base: Path) -> str:
+    """A file and what is behind it."""
+    file, _, rest = line.partition(" ")
+    return f"{os.path.normpath(base / Path(file).expanduser())} {rest}".strip()
 
 
 def _converted(key: str, value: object, where: str) -> Any:

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from hotreload.build.built import is_stamp, sha256
+from hotreload.build.built import is_stamp, names_of, sha256
 from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.compile import compiled_from, patched_object
 from hotreload.build.guest_base import GuestBase
 from hotreload.build.units import new_inputs, units_for
 from hotreload.diff.obstacles import BUILD_KERNEL, BUILD_MODULE, NotPatchableError, Obstacle
 
+SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
 MANY_UNITS = "hotreload push --max-units N compiles them all; or build the kernel, and start hotreload again"
 
 
@@ -32,6 +34,13 @@ class EditedUnits:
         self._differing: tuple[set[Path], ...] = tuple(set() for _ in base.parts)
         self._objects = objects
         self._due: set[Path] = set()  # objects of units that have to be compiled at the next chance
+        # Objects that may differ though the files that they were made of do not: those that find another
+        # header, those that may, and those of which only make knows why.
+        self._otherwise: set[Path] = set()
+        self._candidates: set[Path] = set()
+        self._hidden: frozenset[Path] = frozenset()
+        self._asked_of = dict(base.makefiles)  # as they were when they were refused last
+        self._refused: dict[Path, str] = {}  # carried files that were refused once, with their digests
 
     @property
     def differing(self) -> set[Path]:
@@ -46,22 +55,44 @@ class EditedUnits:
             self._note_contents(part.digests)
         self.compiled = set(compiled)
         self.pushed &= self.compiled
+        self._asked_of = dict(base.makefiles)
+        self._otherwise &= self.compiled
+        self._hidden &= self.compiled
 
     def ask_for(self, modules: Collection[str]) -> None:
         """Compile with the next save what the files say of these modules."""
         self._due |= {unit.object for unit in self._base.units if unit.module in modules}
 
+    def may_find_others(self, objects: Collection[Path]) -> None:
+        """Compile these, for they may find another header than they did."""
+        self._due |= set(objects)
+        self._candidates |= set(objects)
+
+    def differ_by_make(self, objects: frozenset[Path]) -> None:
+        """Compile these, for make made others of the same files; all that it did so with."""
+        self._due |= objects
+        self._hidden = objects
+
     def new_inputs(self) -> frozenset[Path]:
         """The files of the user's that edits have included."""
         return new_inputs(self._base.build, self._objects)
 
-    def of(self, files: tuple[Path, ...]) -> list[TranslationUnit]:
+    @property
+    def has_news(self) -> bool:
+        """Does make make something else of files that are as they were?"""
+        return bool(self._hidden - self.compiled or self._new_carried())
+
+    def of(self, files: tuple[Path, ...], others: tuple[Path, ...] = ()) -> list[TranslationUnit]:
         """What to compile when these files were saved; none: whatever differs from the base.
 
-        Raises NotPatchableError: HR1002, none is part of the build; HR1004, a Makefile changed; HR1005, more
-        units than anybody wants to wait for. What is not compiled then is tried again with the next save.
+        ``others`` were saved, too, and no unit names them: make was asked about them. Raises
+        NotPatchableError: HR1002, none is part of the build; HR1004, a Makefile changed; HR1005, more units
+        than anybody wants to wait for; HR2206, what is in a module as it is changed. What is not compiled
+        then is tried again with the next save.
         """
-        if not files:
+        if not (files or others):
+            self._require_makefiles()
+            self.require_carried()
             return self._all_that_may_differ()
         selection = units_for(files, self._base.build, self._objects)
         # A part that was recorded later may know files that the build did not.
@@ -70,15 +101,16 @@ class EditedUnits:
         # A unit that did not compile may do so now: because of a header that has come into being, say.
         self._due |= {unit.object for unit in selection.units}
         if names := self._names_of_changed(selection.makefiles_changed):
-            message = f"{names} changed: what is built, and how, is settled when the guest boots"
-            raise NotPatchableError([Obstacle("HR1004", names, message, BUILD_MODULE)])
-        if not (self._due or selection.files or selection.makefiles_changed):
-            raise NotPatchableError([self._not_part_of_build(selection.not_part_of_build)])
+            raise self._recipe_changed(names)
+        self.require_carried()
+        strays = (*selection.not_part_of_build, *filter(_is_source, others))
+        if strays and not (self._due or selection.files or selection.makefiles_changed):
+            raise NotPatchableError([self._not_part_of_build(strays)])
         return self.due()
 
     def back_at_base(self) -> set[Path]:
         """The objects whose files are all as they were again; they count as compiled no more."""
-        back = self.compiled - self.pushed - self._users_of_differing()
+        back = self.compiled - self.pushed - self._users_of_differing() - self._otherwise - self._hidden
         self.compiled -= back
         return back
 
@@ -97,8 +129,57 @@ class EditedUnits:
 
     def are_compiled(self, units: Iterable[TranslationUnit]) -> None:
         """These have objects of what the files say now."""
+        units = tuple(units)
         self.compiled |= {unit.object for unit in units}
         self._due.clear()
+        self._candidates.clear()
+        for unit in units:
+            (self._otherwise.add if self._is_of_other_files(unit) else self._otherwise.discard)(unit.object)
+
+    def _require_makefiles(self) -> None:
+        """Raise NotPatchableError (HR1004), once, for those of a folder that are not as they were."""
+        changed = {} if self._base.is_kernel else {file: sha256(file) for file in self._base.makefiles}
+        new = [file for file, digest in changed.items() if self._asked_of.get(file) != digest]
+        self._asked_of = {**self._base.makefiles, **changed}
+        if new:
+            raise self._recipe_changed(", ".join(file.name for file in new))
+
+    @staticmethod
+    def _recipe_changed(names: str) -> NotPatchableError:
+        message = f"{names} changed: what is built, and how, is settled when the guest boots"
+        return NotPatchableError([Obstacle("HR1004", names, message, BUILD_MODULE)])
+
+    def require_carried(self) -> None:
+        """Raise NotPatchableError (HR2206), once, for what is in a module as it is and has changed."""
+        changed, new = self._base.carried_otherwise(), self._new_carried()
+        self._refused = {file: sha256(file) for file in changed}
+        if new:
+            raise NotPatchableError(
+                Obstacle(
+                    "HR2206",
+                    file.name,
+                    f"{file.name} changed: it is in {', '.join(sorted(changed[file]))} as it is, not of C",
+                    BUILD_MODULE,
+                )
+                for file in sorted(new)
+            )
+
+    def _new_carried(self) -> set[Path]:
+        """What of it nobody was told of yet."""
+        return {file for file in self._base.carried_otherwise() if self._refused.get(file) != sha256(file)}
+
+    def carried_otherwise(self) -> str:
+        """The names of what is in a module as it is, and is not as the guest has it."""
+        return ", ".join(sorted(file.name for file in self._base.carried_otherwise()))
+
+    def _is_of_other_files(self, unit: TranslationUnit) -> bool:
+        """Was it compiled of other files than those that the base was made of?"""
+        notes = patched_object(unit, self._objects).with_suffix(".d")
+        if unit.is_assembly or not notes.is_file():
+            return False
+        part = self._base.of(unit)
+        now = compiled_from(notes, unit.cwd, part.users_folder, part.tree)
+        return _plain(now) != _plain(part.inputs[unit.object])
 
     def _names_of_changed(self, makefiles: Iterable[Path]) -> str:
         known = self._base.makefiles
@@ -142,7 +223,7 @@ class EditedUnits:
 
     def due(self) -> list[TranslationUnit]:
         """Those that are to be compiled at the next chance. Raises NotPatchableError (HR1005)."""
-        self._due &= self._users_of_differing()
+        self._due &= self._users_of_differing() | self._otherwise | self._candidates | self._hidden
         if len(self._due) > self.max_units:
             raise NotPatchableError([self._too_many(self._due)])
         return [unit for unit in self._base.units if unit.object in self._due]
@@ -162,3 +243,11 @@ class EditedUnits:
         names = f"{', '.join(files[:3])}{' and others' if len(files) > 3 else ''}"
         message = f"{names}: {len(objects)} units would have to be compiled, the bound is {self.max_units}"
         return Obstacle("HR1005", names, message, MANY_UNITS)
+
+
+def _plain(files: Iterable[Path]) -> set[Path]:
+    return {names_of(file)[0] for file in files}
+
+
+def _is_source(file: Path) -> bool:
+    return file.suffix in SOURCE_SUFFIXES

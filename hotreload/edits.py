@@ -11,16 +11,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from hotreload.build.askers import askers
 from hotreload.build.built import sha256
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair, rebuild
 from hotreload.build.guest_base import GuestBase
+from hotreload.build.make_question import MakeQuestion
 from hotreload.build.units import UnitSelection, units_for
 from hotreload.compared import Compared, Original, read_original
 from hotreload.deploy.guest import Guest
-from hotreload.diff.obstacles import NotPatchableError, Obstacle
+from hotreload.diff.obstacles import BUILD_MODULE, NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import UnitContext
 from hotreload.edited_units import EditedUnits
+from hotreload.errors import CompileError, InputError
 from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.patch.kernel_symbols import own_names
 from hotreload.patch.model import PatchPlan
@@ -47,6 +50,9 @@ class Edits:
         self._originals: dict[Path, Original] = {}
         self._keeping: set[Path] = set()  # units that are compiled so that every variable has storage
         self._knowledge: KernelKnowledge | None = None
+        self._question = MakeQuestion(base.build)
+        self._made: set[Path] = set()  # by make, and not brought yet
+        self._commands: tuple[Path, ...] = ()  # that make has changed, and nobody was told
 
     async def learn(self, guest: Guest) -> None:
         """Learn once what has to be known of the kernel. Raises GuestUnreachableError, InputError."""
@@ -62,16 +68,69 @@ class Edits:
         """What these files go into, edits included."""
         return units_for(files, self.base.build, self._objects)
 
-    def of(self, files: tuple[Path, ...]) -> list[TranslationUnit]:
+    def others(self, files: Iterable[Path]) -> set[Path]:
+        """Those of these files of which only make knows what they are good for; of none: those of the folder
+        that have changed since it was asked."""
+        files, named = tuple(files), self.units.new_inputs()
+        return self._question.others(files, named) if files else self._question.changed(named)
+
+    def is_open(self, others: Collection[Path]) -> bool:
+        """Does make have to be asked about them?"""
+        return self._question.is_open(others)
+
+    async def ask_make(self, others: Collection[Path]) -> frozenset[Path]:
+        """Have made what depends on these files; what make wrote. Then ``of`` knows it.
+
+        Raises CompileError, EnvironmentFault.
+        """
+        try:
+            answer = await self._question.ask(self.base, others)
+        except InputError as error:
+            raise CompileError(error.message, error.message, hint=error.hint) from error
+        self._made |= set(answer.files)
+        self._commands = answer.commands
+        self.units.differ_by_make(answer.objects)
+        return frozenset(answer.files)
+
+    def has_new(self, others: Collection[Path]) -> bool:
+        """Is there something to be done, now that make was asked about them?"""
+        return bool(
+            self._made
+            or self._commands
+            or self.units.has_news
+            or any(askers(self.base, self._question.new.intersection(others)))
+        )
+
+    def of(self, files: tuple[Path, ...], others: Collection[Path] = ()) -> list[TranslationUnit]:
         """The units to compile when these files were saved; raises as EditedUnits.of.
 
-        What is as the guest booted it again is compared no more.
+        ``others``: those of which make knows more, which was asked. What is as the guest booted it again is
+        compared no more.
         """
-        units = self.units.of(files)
+        new = self._question.new.intersection(others)
+        self._question.new -= new
+        self.units.may_find_others({unit.object for unit in askers(self.base, new)})
+        made, self._made = self._made, set()
+        named = tuple(file for file in files if file not in others)
+        units = (
+            self.units.of(tuple(dict.fromkeys((*named, *made))), tuple(others))
+            if files
+            else self.units.of(())
+        )
+        self._require_same_commands(others)
         for target in self.units.back_at_base():
             self.compared.pop(target, None)
             self._keeping.discard(target)
         return [*units, *self._beside(units)]
+
+    def _require_same_commands(self, others: Iterable[Path]) -> None:
+        """Raise NotPatchableError (HR1004) when make compiles or links something in another way now."""
+        commands, self._commands = self._commands, ()
+        if commands:
+            names = ", ".join(sorted(file.name for file in others)) or "something"
+            made = ", ".join(target.name for target in commands)
+            message = f"{names} changed, and make does not make {made} by the same command any more"
+            raise NotPatchableError([Obstacle("HR1004", names, message, BUILD_MODULE)])
 
     def _beside(self, units: list[TranslationUnit]) -> list[TranslationUnit]:
         """Those that include a header that these include, and were made of other contents of it.
@@ -161,6 +220,8 @@ class Edits:
         anew = {unit.object for unit in base.units if unit.module in modules}
         self.compared = {key: each for key, each in self.compared.items() if key not in anew}
         self._originals = {key: each for key, each in self._originals.items() if key not in anew}
+        if base.build is not self._question.build:
+            self._question = MakeQuestion(base.build)
         self._running.forget(base, modules)
         self.units.rebase(base, self.compared)
         self._knowledge = self.knowledge.of(base)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,9 +67,21 @@ def learn_offline(module: Build, base: Base, glue: Path) -> KernelKnowledge:
 
 
 def _symbols(module: Build, base: AnyBase) -> KernelSymbols:
-    places = (base.tree.output / "Module.symvers", module.folder / "Module.symvers")
+    kernels = base.tree.output / "Module.symvers"
+    places = (kernels, *extra_symvers(module), module.folder / "Module.symvers")
     symvers = [file for file in places if file.is_file()]
     return read_symbols(symvers, {built.name: built.ko for built in base.modules})
+
+
+def extra_symvers(module: Build) -> tuple[Path, ...]:
+    """The exports of modules of other folders, which KBUILD_EXTRA_SYMBOLS has named to kbuild's modpost."""
+    notes = module.folder / ".Module.symvers.cmd"
+    if module.is_kernel or not notes.is_file():
+        return ()
+    files = re.findall(r"\s-i\s+(\S+)", notes.read_text(errors="replace"))
+    # The kernel's own is among them, by a path from where modpost ran (see external_module.py).
+    places = (place / file for file in files for place in (module.folder, module.tree.output))
+    return tuple(file for file in dict.fromkeys(places) if file.is_file())
 
 
 def _unique_in_map(system_map: Path) -> frozenset[str]:

@@ -93,7 +93,8 @@ class ModuleRung:
     async def _build_folder(
         self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
     ) -> tuple[GuestBase, frozenset[str]]:
-        build, built = await build_base(base.tree, base.build.folder)
+        names |= frozenset().union(*base.carried_otherwise().values())
+        build, built = await build_base(base.tree, base.build.folder, variables=base.build.variables)
         try:
             # Whoever builds the kernel while its guest runs has modules of other layouts from then on.
             await require_layouts(guest, base, build.kernel_files, RESTART)

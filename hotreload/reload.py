@@ -30,7 +30,13 @@ from hotreload.deploy.guest import RestorableGuest
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.edited_units import EditedUnits
 from hotreload.edits import Edits
-from hotreload.errors import EditError, EnvironmentFault, GuestUnreachableError, PatchRejectedError
+from hotreload.errors import (
+    CompileError,
+    EditError,
+    EnvironmentFault,
+    GuestUnreachableError,
+    PatchRejectedError,
+)
 from hotreload.fault_line import SourceLine, base_line, fault_line
 from hotreload.history import History, Step
 from hotreload.ladder import modules_in_the_way
@@ -81,6 +87,8 @@ class Reloader:
         ``checkpoints``: of the guest's machine, if it can; ``stale``: patch modules that an earlier
         session has left loaded."""
         self.dry_run = dry_run
+        # Is told the files that make wrote when it was asked: that is no edit.
+        self.taken: Callable[[Collection[Path]], None] = lambda _files: None
         self._module_rung = module_rung
         self._stages = StageKeeper(folder / "reloads")
         self._guest = PatchedGuest(
@@ -154,6 +162,19 @@ class Reloader:
         cycle = Cycle(tuple(paths), saved_at, started)
         cycle.milliseconds["watch"] = (time.monotonic() - saved_at) * 1000
         return await self._told(cycle, self._through(cycle))
+
+    def are_unknown(self, paths: Collection[Path]) -> bool:
+        """Are these files only make knows what for?"""
+        return bool(paths) and self._edits.others(paths).issuperset(paths)
+
+    async def is_edited_by(self, paths: Collection[Path]) -> bool:
+        """Does make make something of such files that asks for a cycle? Its own errors do, too."""
+        try:
+            if self._edits.is_open(paths):
+                self.taken(await self._edits.ask_make(paths))
+        except (CompileError, EnvironmentFault):
+            return True
+        return self._edits.has_new(paths)
 
     async def reload_patched(self, sources: PatchedSources, *, started: Announce = _silently) -> ReloadReport:
         """Bring what source patches make of the files, which stay as they are and win with their next save.
@@ -334,8 +355,11 @@ class Reloader:
             return await self._as_modules(cycle, refusal)
 
     async def _as_patch(self, cycle: Cycle) -> ReloadReport:
+        # Did something change that no unit names? Then make is asked what it makes of it.
+        others = await self._ask_make(cycle)
+
         # Which translation units do these files go into? A header may go into many.
-        units = self._edits.of(cycle.files)
+        units = self._edits.of(cycle.files, others)
 
         # Replay the recorded compile command of each, and that of its base source: no kbuild.
         pairs = await self._build(cycle, units)
@@ -389,6 +413,8 @@ class Reloader:
 
         if changed := self._edits.units.changed_makefiles():
             cycle.notes.append(f"HR1004 {changed} changed; the build is still the one before")
+        if changed := self._edits.units.carried_otherwise():
+            cycle.notes.append(f"HR2206 {changed} changed; the guest has the one before")
 
         before, running = self._history.current, self._guest.known.plan
         if plan == running:
@@ -538,6 +564,14 @@ class Reloader:
             cycle.notes.append(f"loaded anew: {', '.join(sorted(anew))}")
 
     # --- stages ---
+
+    async def _ask_make(self, cycle: Cycle) -> set[Path]:
+        """The files that no unit names; make was asked about them. Raises CompileError, EnvironmentFault."""
+        others = await asyncio.to_thread(self._edits.others, cycle.files)
+        if others and self._edits.is_open(others):
+            with cycle.stage("build"):
+                self.taken(await self._edits.ask_make(others))
+        return others
 
     async def _build(self, cycle: Cycle, units: list[TranslationUnit]) -> tuple[ObjectPair, ...]:
         cycle.announce("build.start", {"units": [unit.source for unit in units]})

@@ -24,12 +24,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from hotreload.build.built import Build, BuiltModule, UnitInputs, is_users, sha256
+from hotreload.build.built import Build, BuiltModule, Carried, UnitInputs, is_users, sha256
 from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file, split_command, split_late
 from hotreload.build.external_module import Progress, build_modules
 from hotreload.build.gcc import compile_object, finish_object, program_identity
@@ -42,7 +42,7 @@ MANIFEST = "base.json"
 FILES = "files"
 TRIES = 5
 # Part of every base object's key: raise it when the way base objects are compiled changes.
-SCHEME = "5"
+SCHEME = "6"
 EVERYTHING_IN_PLACE: Mapping[Path, Path] = MappingProxyType({})
 # Seconds after which an entry of the cache goes.
 HALF_MADE = 3600
@@ -82,8 +82,9 @@ class AnyBase(Protocol):
 class Base:
     """What the guest booted: ``modules`` with their ``.ko`` copies, and the files they were made of.
 
-    ``digests`` and ``inputs`` are as in Build; ``makefiles``: digests of those; ``kernel`` is a digest of
-    the kernel headers used.
+    ``digests``, ``inputs``, ``carried`` and ``variables`` are as in Build; ``makefiles``: digests of those;
+    ``kernel`` is a digest of the kernel headers used; ``objects``: digests of the units' objects as kbuild
+    made them.
     """
 
     folder: Path
@@ -94,6 +95,9 @@ class Base:
     digests: Mapping[Path, str]
     makefiles: Mapping[Path, str]
     kernel: str
+    carried: Mapping[Carried, str] = field(default_factory=dict)
+    objects: Mapping[Path, str] = field(default_factory=dict)
+    variables: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -119,7 +123,10 @@ class Base:
     def build(self) -> Build:
         """What was recorded, as kbuild left it then."""
         makefiles = tuple(self.makefiles)
-        return Build(self.users_folder, self.tree, self.modules, makefiles, self.inputs, self.digests, ())
+        return Build(
+            self.users_folder, self.tree, self.modules, makefiles, self.inputs, self.digests, (),
+            self.carried, variables=self.variables,
+        )  # fmt: skip
 
     def of(self, unit: TranslationUnit) -> Base:  # noqa: ARG002
         """The base of one unit: this one."""
@@ -164,13 +171,13 @@ async def record_base(module: Build, made: Mapping[Path, Path] = EVERYTHING_IN_P
         final = bases / await asyncio.to_thread(_identity, module, made)
         if final.is_dir():
             os.utime(final)
-            return _base_of(module, final)
+            return _base_of(module, final, made)
         temporary = Path(tempfile.mkdtemp(prefix=".record-", dir=bases))
         try:
             await asyncio.to_thread(_copy_all, module, made, temporary)
             for unit in module.units:
                 await finish_object(unit, _plain(temporary, unit.object))
-            manifest = json.dumps(_to_json(_base_of(module, temporary)))
+            manifest = json.dumps(_to_json(_base_of(module, temporary, made)))
             (temporary / MANIFEST).write_text(manifest)
             if _identity(module, made) != final.name:
                 raise SourceMovedError(
@@ -182,7 +189,7 @@ async def record_base(module: Build, made: Mapping[Path, Path] = EVERYTHING_IN_P
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return _base_of(module, final)
+    return _base_of(module, final, made)
 
 
 @contextlib.contextmanager
@@ -286,7 +293,7 @@ def _plain(folder: Path, target: Path) -> Path:
     return folder / "objects" / f"{target.stem}-{hashlib.sha256(bytes(target)).hexdigest()[:8]}.o"
 
 
-def _base_of(module: Build, folder: Path) -> Base:
+def _base_of(module: Build, folder: Path, made: Mapping[Path, Path]) -> Base:
     return _moved(
         Base(
             folder,
@@ -297,6 +304,12 @@ def _base_of(module: Build, folder: Path) -> Base:
             module.digests,
             {file: sha256(file) for file in module.makefiles},
             _kernel_digest(module.tree, module.kernel_files),
+            module.carried,
+            # A kernel's make is not asked what it would make anew.
+            {}
+            if module.is_kernel
+            else {unit.object: sha256(made.get(unit.object, unit.object)) for unit in module.units},
+            module.variables,
         ),
         folder,
     )
@@ -329,6 +342,9 @@ def _identity(module: Build, made: Mapping[Path, Path]) -> str:
         digest.update(f"{file}\0{content}\0".encode())
     for file in module.makefiles:
         digest.update(f"{file}\0{sha256(file)}\0".encode())
+    for (name, file), content in sorted(module.carried.items()):
+        digest.update(f"{name}\0{file}\0{content}\0".encode())
+    digest.update("\0".join(module.variables).encode())
     return digest.hexdigest()[:24]
 
 
@@ -343,6 +359,9 @@ def _to_json(base: Base) -> dict[str, Any]:
         "inputs": base.inputs.to_json(),
         "digests": {str(file): digest for file, digest in base.digests.items()},
         "makefiles": {str(file): digest for file, digest in base.makefiles.items()},
+        "carried": [[name, str(file), digest] for (name, file), digest in base.carried.items()],
+        "objects": {str(file): digest for file, digest in base.objects.items()},
+        "variables": list(base.variables),
     }
 
 
@@ -360,6 +379,10 @@ def _from_json(data: Mapping[str, Any], folder: Path, tree: KernelTree) -> Base:
         {Path(file): digest for file, digest in data["digests"].items()},
         {Path(file): digest for file, digest in data["makefiles"].items()},
         data["kernel"],
+        # Records of kernels from before there were these have none of them.
+        {(name, Path(file)): digest for name, file, digest in data.get("carried", ())},
+        {Path(file): digest for file, digest in data.get("objects", {}).items()},
+        tuple(data.get("variables", ())),
     )
 
 
@@ -384,6 +407,9 @@ async def base_object(base: Base, unit: TranslationUnit) -> Path:
     Raises InputError (HR1006) when the base source does not compile, or reached for a file that was not
     recorded; CompilerDiedError.
     """
+    if unit.is_assembly:
+        # Its sections and lines are its own; and what it included as bytes is nowhere else.
+        return base.plain_object(unit)
     target = cache_folder() / "base" / "objects" / f"{_object_key(base, unit)}.o"
     if target.is_file():
         os.utime(target)

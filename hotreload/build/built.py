@@ -10,7 +10,7 @@ import stat
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -36,6 +36,12 @@ class BuiltModule:
     name: str
     ko: Path
     units: tuple[TranslationUnit, ...]
+
+
+# A file that is in a module as it is: the module's name, the file.
+Carried = tuple[str, Path]
+# When a file was saved, how large it is, and which one: nanoseconds, bytes, inode.
+Stamp = tuple[int, int, int]
 
 
 class UnitInputs(Mapping[Path, tuple[Path, ...]]):
@@ -134,7 +140,9 @@ class Build:
 
     ``inputs``: for each unit's object the user's files it was compiled from. ``digests``: SHA-256 of each of
     these as compiled. ``kernel_files``: headers that are not the user's. In a kernel all files are the
-    user's.
+    user's. ``carried``: digests of files that are in a module as they are (an object that somebody else made,
+    bytes of ``.incbin``); ``others``: stamps of the files of the folder that nothing above names, from before
+    kbuild ran; ``variables``: what make was given.
     """
 
     folder: Path
@@ -144,6 +152,9 @@ class Build:
     inputs: UnitInputs
     digests: Mapping[Path, str]
     kernel_files: tuple[Path, ...]
+    carried: Mapping[Carried, str] = field(default_factory=dict)
+    others: Mapping[Path, Stamp] = field(default_factory=dict)
+    variables: tuple[str, ...] = ()
 
     @property
     def units(self) -> tuple[TranslationUnit, ...]:
@@ -153,7 +164,7 @@ class Build:
     @property
     def watched_files(self) -> frozenset[Path]:
         """Sources and headers of the user's, by the name they are used under and by their real one."""
-        return self.inputs.every_name()
+        return self.inputs.every_name() | {file for _module, file in self.carried}
 
     @property
     def is_kernel(self) -> bool:

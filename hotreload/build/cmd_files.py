@@ -49,6 +49,11 @@ class TranslationUnit:
     module: str
     late: str = ""
 
+    @property
+    def is_assembly(self) -> bool:
+        """Is it of assembly, and not of C?"""
+        return self.source.suffix == ".S"
+
 
 @dataclass(frozen=True, slots=True)
 class CmdFile:

@@ -16,7 +16,7 @@ import itertools
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from hotreload.build.cmd_files import (
 )
 from hotreload.build.gcc import compile_object
 from hotreload.build.kernel_tree import KernelTree
+from hotreload.build.line_names import names_of_lines
 from hotreload.build.lines import stabilised_bytes
 from hotreload.build.overlay import Overlay, make_overlay, make_partial_overlay
 from hotreload.build.replay import PartialShadow, Shadow, include_folders
@@ -188,18 +189,35 @@ def _require_files(inputs: Iterable[Path]) -> None:
 def stabilised_texts(base: Base, inputs: Iterable[Path]) -> dict[str, bytes]:
     """The texts, by real path, of the files in which lines have moved since the base; and what kbuild called
     the base, where it calls the next build something else."""
+    both = dict(_both_texts(base, inputs))
+    moved = {file: texts for file, texts in both.items() if texts[0] not in (None, texts[1])}
+    names = author_names(base, both) if moved else frozenset()
     texts = {}
-    for file in inputs:
-        recorded = base.source(file)
-        try:
-            was, now = recorded.read_bytes() if recorded else None, file.read_bytes()
-        except OSError:
-            continue
-        if was is None or was == now:
-            continue
-        if text := was if is_stamp(file) else stabilised_bytes(was, now):
+    for file, (was, now) in moved.items():
+        assert was is not None
+        if text := was if is_stamp(file) else stabilised_bytes(was, now, names):
             texts[os.path.realpath(file)] = text
     return texts
+
+
+def author_names(base: Base, texts: Mapping[Path, tuple[bytes | None, bytes]]) -> frozenset[str]:
+    """What the author makes of a line's number in these texts: each as it was, and as it is."""
+    own = (now for file, (_, now) in texts.items() if _is_authors(file, base))
+    return names_of_lines(text.decode(errors="replace") for text in own)
+
+
+def _both_texts(base: Base, inputs: Iterable[Path]) -> Iterator[tuple[Path, tuple[bytes | None, bytes]]]:
+    """Of each file what it was in the base, None if it was not there, and what it is."""
+    for file in inputs:
+        recorded = base.source(file)
+        with contextlib.suppress(OSError):
+            yield file, (recorded.read_bytes() if recorded else None, file.read_bytes())
+
+
+def _is_authors(file: Path, base: Base) -> bool:
+    """Is it a file that its author writes for one driver, and no header of all? What WARN() and its like make
+    of a line's number is told to people."""
+    return not (base.is_kernel and "include" in file.parts)
 
 
 async def _compile_overlaid(

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hotreload import process
@@ -15,6 +16,7 @@ from hotreload.build.built import (
     MAKEFILE_NAME,
     Build,
     BuiltModule,
+    Carried,
     UnitInputs,
     is_users,
     sha256,
@@ -28,10 +30,13 @@ from hotreload.build.cmd_files import (
     parse_mod_file,
     parse_modules_order,
 )
+from hotreload.build.embedded import embedded_files, may_embed
 from hotreload.build.gcc import MOST_SAID
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.build.make_says import first_error, without_make
+from hotreload.build.make_words import wanted_variables
 from hotreload.build.module_needs import require_for_modules
+from hotreload.build.other_files import stamps
 from hotreload.build.unfinished import TICK_NS, remembered
 from hotreload.errors import CompileError, EnvironmentFault, InputError
 from hotreload.paths import full_disk
@@ -49,20 +54,26 @@ async def build_modules(
 ) -> Build:
     """Bring the modules of ``folder`` up to date with kbuild and read what it noted.
 
-    ``variables`` are given to make (``HDAPS=1``). A source saved while kbuild ran is compiled again, so that
-    ``digests`` are those of the sources that the modules were made of. Raises InputError (HR1007 no obj-m
-    here, HR1006 sources that never rest), EnvironmentFault (HR5106 no compiler, no pahole) and CompileError.
+    ``variables`` are given to make (``HDAPS=1``), behind those of make_words.py. A source saved while kbuild
+    ran is compiled again, so that ``digests`` are those of the sources that the modules were made of. Raises
+    InputError (HR1007 no obj-m here, HR1006 sources that never rest), EnvironmentFault (HR5106 no compiler,
+    no pahole) and CompileError.
     """
     folder = folder.resolve()
     # make would tell of a missing compiler by some hundred words.
     await kernel_compiler(tree)
     require_for_modules(tree)
     makefiles = _checked_makefiles(folder)
+    words = (*await wanted_variables(folder), *variables)
     known: Mapping[Path, str] = {}
     for _ in range(TRIES):
         started = time.time_ns()
-        await _make(tree, folder, progress, variables)
-        module = _read_build(tree, folder, makefiles)
+        others = await asyncio.to_thread(stamps, folder)
+        await _make(tree, folder, progress, words)
+        module = await _with_embedded(_read_build(tree, folder, makefiles))
+        named = module.watched_files
+        others = {file: seen for file, seen in others.items() if file not in named}
+        module = replace(module, others=others, variables=tuple(variables))
         late = {file for file in module.digests if changed_ns(file) > started - TICK_NS}
         if all(known.get(file) == module.digests[file] for file in late):
             return module
@@ -90,6 +101,14 @@ def _forget(module: Build, late: Iterable[Path]) -> None:
     for target, inputs in module.inputs.items():
         if files.intersection(inputs):
             target.unlink(missing_ok=True)
+
+
+def builds_modules(folder: Path) -> bool:
+    """Does a folder look like that of modules?"""
+    try:
+        return bool(_checked_makefiles(folder))
+    except InputError:
+        return False
 
 
 def _checked_makefiles(folder: Path) -> tuple[Path, ...]:
@@ -190,9 +209,27 @@ def _read_build(tree: KernelTree, folder: Path, makefiles: tuple[Path, ...]) -> 
         raise _no_module(next(folder / name for name in ("Kbuild", "Makefile") if (folder / name).is_file()))
     inputs = UnitInputs()
     kernel_files: set[Path] = set()
-    modules = tuple(_module(folder / name, tree, folder, inputs, kernel_files) for name in names)
+    carried: dict[Carried, str] = {}
+    modules = tuple(_module(folder / name, tree, folder, inputs, kernel_files, carried) for name in names)
     digests = {file: sha256(file) for file in inputs.files}
-    return Build(folder, tree, modules, makefiles, inputs, digests, tuple(sorted(kernel_files)))
+    return Build(folder, tree, modules, makefiles, inputs, digests, tuple(sorted(kernel_files)), carried)
+
+
+async def _with_embedded(build: Build) -> Build:
+    """The same with the files of ``.incbin``: inputs of a unit of assembly; carried by one of C, whose object
+    we could not make of what such a file was before."""
+    inputs, carried = build.inputs, dict(build.carried)
+    for unit in build.units:
+        files = inputs[unit.object]
+        if not may_embed(files):
+            continue
+        more = [file for file in await embedded_files(unit) if build.is_users(file)]
+        if unit.is_assembly:
+            inputs.add(unit.object, (*files, *more))
+        else:
+            carried |= {(unit.module, file): sha256(file) for file in more}
+    digests = {file: build.digests.get(file) or sha256(file) for file in inputs.files}
+    return replace(build, digests=digests, carried=carried)
 
 
 def _module(
@@ -201,6 +238,7 @@ def _module(
     folder: Path,
     inputs: UnitInputs,
     kernel_files: set[Path],
+    carried: dict[Carried, str],
 ) -> BuiltModule:
     name = stem.name.replace("-", "_")
     units = []
@@ -209,6 +247,7 @@ def _module(
         target = Path(os.path.normpath(folder / spelled))
         notes = read_notes(target)
         if notes is None or notes.source is None:
+            carried[name, target] = sha256(target)
             continue
         # Since v6.13 (Linux commit 13b25489b6f8 "kbuild: change working directory to external module
         # directory with M=") the paths are relative to the module's folder; before, commands run in the
@@ -241,7 +280,8 @@ def read_link(linked: Path) -> str:
 def read_notes(target: Path) -> CmdFile | None:
     """What kbuild noted about an object; None for one that is not compiled here (a shipped ``.o``)."""
     file = target.with_name(f".{target.name}.cmd")
-    if not file.is_file():
+    text = file.read_text(errors="surrogateescape") if file.is_file() else ""
+    if not text.strip():  # who ships an object makes an empty one, for modpost asks for it
         return None
-    notes = parse_cmd_file(file.read_text(errors="surrogateescape"))
+    notes = parse_cmd_file(text)
     return notes if is_compile(notes.command) else None

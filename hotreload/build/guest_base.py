@@ -70,15 +70,25 @@ class GuestBase:
             return self.parts[0]
         return next(part for part in self.parts if any(each.name == unit.module for each in part.modules))
 
+    def carried_otherwise(self) -> dict[Path, set[str]]:
+        """The files that are in modules as they are, and are not as they were; each with these modules."""
+        found: dict[Path, set[str]] = {}
+        for part in self.parts:
+            for (module, file), digest in part.carried.items():
+                if sha256(file) != digest:
+                    found.setdefault(file, set()).add(module)
+        return found
+
     def differing(self) -> tuple[Path, ...]:
-        """The sources that are not as they were for one of the parts."""
+        """The sources, and what is in modules as it is, that are not as they were for one of the parts."""
         files = {file: None for part in self.parts for file in part.digests if not is_stamp(file)}
         now = {file: sha256(file) for file in files}
-        return tuple(
+        differing = (
             file
             for file in files
             if any(part.digests.get(file, now[file]) != now[file] for part in self.parts)
         )
+        return (*differing, *self.carried_otherwise())
 
     def anew_since(self, other: GuestBase) -> frozenset[str]:
         """The modules that are not of the same part in both."""
@@ -112,4 +122,6 @@ def _only(base: Base, names: Iterable[str]) -> Base:
     objects = dict.fromkeys(unit.object for built in modules for unit in built.units)
     inputs = UnitInputs({target: base.inputs[target] for target in objects})
     digests = {file: base.digests[file] for file in inputs.files}
-    return replace(base, modules=modules, inputs=inputs, digests=digests)
+    carried = {(name, file): digest for (name, file), digest in base.carried.items() if name in wanted}
+    made = {target: digest for target, digest in base.objects.items() if target in objects}
+    return replace(base, modules=modules, inputs=inputs, digests=digests, carried=carried, objects=made)

@@ -17,7 +17,7 @@ import hotreload
 from hotreload.errors import InputError, KernelUnfitError
 
 # The names that --config knows, and the file that is merged into a .config that is there already.
-NAMED = ("minimal", "virtio")
+NAMED = ("minimal", "virtio", "debug")
 FRAGMENT = "fragment"
 WHERE_OFFERED = "where offered: "
 
@@ -67,6 +67,18 @@ def read_text(file: Path) -> str:
         return file.read_text(errors="replace")
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}", hint="mend its permissions") from error
+
+
+def configuration(file: Path) -> str:
+    """The text of a configuration, below that of the one beside it that ``# with: NAME`` names: of two lines
+    for one option the later one holds.
+
+    Raises InputError (HR1009) where one cannot be read.
+    """
+    text = read_text(file)
+    if named := re.search(r"^# with: (\S+)$", text, re.MULTILINE):
+        return configuration(file.with_name(named[1])) + text
+    return text
 
 
 def read_settings(text: str) -> tuple[Setting, ...]:

@@ -29,6 +29,7 @@ from hotreload.build.kernel_config import (
     Setting,
     check_taken,
     config_file,
+    configuration,
     merged,
     options_of,
     read_settings,
@@ -167,7 +168,7 @@ async def _configure(source: Path, output: Path, config: Path | None, tell: Tell
             wanted = Path(scratch, "wanted.config")
             # What such a file does not name is off, even if this kernel offers it.
             asked = [replace(setting, optional=False) for setting in fragment]
-            wanted.write_text(merged(read_text(config or config_file("minimal")), asked))
+            wanted.write_text(merged(configuration(config or config_file("minimal")), asked))
             await _make(source, output, [f"KCONFIG_ALLCONFIG={wanted}", "allnoconfig"])
     try:
         check_taken(read_text(file), fragment, source)

@@ -98,6 +98,15 @@ def kernel_root(folder: Path) -> Path | None:
     )
 
 
+def sources_of(where: str) -> Path | None:
+    """The sources of the kernel that is built in a folder; None: it is none, or has headers only."""
+    output = Path(where).expanduser()
+    if not (output / "Makefile").is_file():
+        return None
+    source = _source(output.resolve())
+    return source if kernel_root(source) == source else None
+
+
 def watched_kernel(folder: Path, where: str | None) -> tuple[Path, str] | None:
     """The sources of the kernel that is meant in ``folder``, and the folder it is built in.
 

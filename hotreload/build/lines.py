@@ -7,15 +7,22 @@ compiler is shown a copy in which ``#line`` gives every unchanged line the numbe
 every other line its own. Whatever number a line gets, the code is the same: a directive that is missing, or
 skipped with its branch of an ``#if``, makes more functions differ and none wrong. Where one would become
 part of a literal or a macro's body, behind a backslash, none is ever inserted.
+
+Not so where the author makes a name or a value of ``__LINE__``: there no two lines may have one number. A
+new line whose number an unchanged one has gets one that no line has, and that tells its own (57 -> 10057). If
+that cannot be done, for no directive may stand where it is needed, every line has its own number.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+
+from hotreload.build.line_names import lines_that_use
 
 # Numbers of a generator's own (flex, bison): anywhere but at the start of a line they are in a comment.
 OWN_NUMBER = re.compile(r"#[ \t]*(?:line\b|\d)")
@@ -33,28 +40,74 @@ TOP_LEVEL = re.compile(r"[A-Za-z_{}]")
 # Stands before a line of code that begins in a comment or literal.
 INSIDE = "\0"
 BLANK = f" \t\r\f\v\\{INSIDE}"
+NOBODY: frozenset[str] = frozenset()
+# Added to the number of a line that must not have that of another: easily told from it, and beyond all lines.
+BEYOND = 10_000
+# So often two lines that have got one number are set apart.
+ROUNDS = 3
 # Stretches without a line of their own are compared all with all, up to this many pairs.
 FEW_PAIRS = 20_000
 
 
-def stabilised(base: str, now: str) -> str | None:
+def stabilised(base: str, now: str, names: frozenset[str] = NOBODY) -> str | None:
     """``now`` with ``#line`` directives that give its unchanged lines their numbers in ``base``.
 
-    None when no unchanged line has another number, or when a text has line numbers of its own or is no
-    plain C.
+    ``names``: what the author makes of a line's number (line_names.py). None when no unchanged line has
+    another number, or when a text has line numbers of its own or is no plain C; or when two lines that use
+    ``names`` would have one number.
     """
     if not (_is_plain(base) and _is_plain(now)):
         return None
     lines = now.removesuffix("\n").split("\n")
-    numbers = wanted_numbers(base.removesuffix("\n").split("\n"), lines)
+    code = _code(now)
+    before = base.removesuffix("\n").split("\n")
+    numbers = wanted_numbers(before, lines)
+    using = lines_that_use(names, code[: len(lines)]) if names else set()
+    beyond = _beyond(max(len(before), len(lines)))
+    _set_apart(numbers, using, beyond)
     if all(number == place for place, number in enumerate(numbers, 1)):
         return None
-    return "\n".join(_numbered(lines, numbers, _code(now))) + now[len(now.removesuffix("\n")) :]
+    for _ in range(ROUNDS):
+        given: list[int | None] = []
+        text = "\n".join(_numbered(lines, numbers, code, given)) + now[len(now.removesuffix("\n")) :]
+        shared = _shared(given, numbers, using)
+        if not shared:
+            return text
+        for place in shared:
+            numbers[place] += beyond
+    return None
 
 
-def stabilised_bytes(base: bytes, now: bytes) -> bytes | None:
+def _beyond(most: int) -> int:
+    beyond = BEYOND
+    while beyond <= most:
+        beyond *= 10
+    return beyond
+
+
+def _set_apart(numbers: list[int], using: Collection[int], beyond: int) -> None:
+    """Give a new one of the lines ``using`` their number another, where one that is as it was has its own."""
+    # A line that is as it was has the number of a line of the base, be it its own: no two share one.
+    taken = {numbers[place] for place in using if numbers[place] != place + 1}
+    for place in using:
+        if numbers[place] == place + 1 and numbers[place] in taken:
+            numbers[place] += beyond
+
+
+def _shared(given: Sequence[int | None], wanted: Sequence[int], using: Collection[int]) -> list[int]:
+    """Those of the lines ``using`` their number that have got what another has: of two the one that got what
+    was wanted, since where the other is no directive may stand. All of them, where nobody knows one's."""
+    if any(given[place] is None for place in using):
+        return list(using)
+    count = Counter(given[place] for place in using)
+    shared = [place for place in using if count[given[place]] > 1]
+    return [place for place in shared if given[place] == wanted[place]] or shared
+
+
+def stabilised_bytes(base: bytes, now: bytes, names: frozenset[str] = NOBODY) -> bytes | None:
     """The same for files as they are, whatever their encoding: a byte that is no UTF-8 stays what it was."""
-    text = stabilised(*(file.decode(errors="surrogateescape") for file in (base, now)))
+    was, text_now = (file.decode(errors="surrogateescape") for file in (base, now))
+    text = stabilised(was, text_now, names)
     return None if text is None else text.encode(errors="surrogateescape")
 
 
@@ -157,7 +210,10 @@ def _code(text: str) -> list[str]:
     return NOT_CODE.sub(lambda found: f"\n{INSIDE}" * found[0].count("\n") or " ", text).split("\n")
 
 
-def _numbered(lines: Sequence[str], numbers: Sequence[int], code: Sequence[str]) -> Iterator[str]:
+def _numbered(
+    lines: Sequence[str], numbers: Sequence[int], code: Sequence[str], given: list[int | None]
+) -> Iterator[str]:
+    """The lines with directives; ``given`` gets the number that gcc gives each, None where nobody knows."""
     count = _Count()
     depth = 0
     written = 0
@@ -171,6 +227,7 @@ def _numbered(lines: Sequence[str], numbers: Sequence[int], code: Sequence[str])
             yield f"#line {numbers[place]}"
             written += 1
             count.ahead = numbers[place] - written - 1
+        given.append(None if count.ahead is None else count.ahead + written + 1)
         yield line
         written += 1
         depth = max(0, depth + clean.count("(") - clean.count(")"))

@@ -19,7 +19,7 @@ from pathlib import Path
 from hotreload.build.base import AnyBase, Base, base_object
 from hotreload.build.built import is_users
 from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file, split_command
-from hotreload.build.compile import ObjectPair, patched_object
+from hotreload.build.compile import ObjectPair, author_names, patched_object
 from hotreload.build.gcc import compile_object
 from hotreload.build.lines import stabilised_bytes
 from hotreload.build.replay import PartialShadow, Shadow, include_folders
@@ -133,15 +133,15 @@ class _Compiler:
 
 def _with_base_numbers(base: Base, texts: Texts) -> dict[Path, bytes]:
     """Those of the texts in which lines have moved, with the base's numbers for the unchanged ones."""
-    found = {}
+    both = {}
     for file in base.digests:
         real = Path(os.path.realpath(file))
         was, now = base.source(file), texts.get(real)
         if was is not None and now is not None:
-            text = stabilised_bytes(was.read_bytes(), now)
-            if text is not None:
-                found[real] = text
-    return found
+            both[real] = was.read_bytes(), now
+    names = author_names(base, both)
+    stable = {real: stabilised_bytes(was, now, names) for real, (was, now) in both.items()}
+    return {real: text for real, text in stable.items() if text is not None}
 
 
 # --- the mirror ---

@@ -20,6 +20,11 @@ from pathlib import Path
 SECTION_FLAGS = ("-ffunction-sections", "-fdata-sections")
 # Says nothing of the code. 50 MB of garbage keep gcc busy for minutes otherwise.
 FEW_ERRORS = "-fmax-errors=100"
+# KASAN puts a red zone behind each global variable and string, and registers them in a constructor. What is
+# compared and patched goes without: the variables in the guest have theirs, a patch runs no constructor,
+# and strings would be bytes without a name. All other checks stay, those of an index into an array included.
+KASAN_FLAG = "-fsanitize=kernel-address"
+KASAN_OF_OURS = ("--param=asan-globals=0",)
 FOLDER_FLAGS = ("-I", "-iquote", "-isystem", "-idirafter")
 FILE_FLAGS = ("-include", "-imacros")
 PREFIX_MAP = re.compile(r"-f(?:macro|file)-prefix-map=([^=]+)=(.*)")
@@ -92,7 +97,8 @@ def replayed(
     """
     kept = tuple(argv)
     if not assembly:
-        kept = (*(word for word in kept if not DEBUG_FLAG.fullmatch(word)), *SECTION_FLAGS, *debug)
+        checks = KASAN_OF_OURS if KASAN_FLAG in kept else ()
+        kept = (*(word for word in kept if not DEBUG_FLAG.fullmatch(word)), *SECTION_FLAGS, *checks, *debug)
     return redirected((*kept, FEW_ERRORS), output=output, dependencies=dependencies)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from hotreload.cli.command import Globals, json_option, load_option, verb
+from hotreload.cli.command import Globals, json_option, load_option, make_option, verb
 from hotreload.cli.guest_verbs import guest, start_session
 from hotreload.cli.verbs import one_folder, path_argument, watched
 
@@ -28,6 +28,7 @@ _existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--console", metavar="LOGFILE", type=click.Path(path_type=Path), help="The log of its console.")
 @load_option
+@make_option
 @json_option
 def attach(
     options: Globals,

@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 def build(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...], output: Path | None) -> int:
     """Make a livepatch module of source patches, for the module in PATH as it is now.
 
-    The sources stay as they are. No guest is needed: insmod the file where the driver runs.
+    Without PATH, where there is no module, it is for the kernel that -K names, if that has its sources.
+    These stay as they are. No guest is needed: insmod the file where the driver runs.
     """
     from hotreload.cli.output_file import check_output, remove_output, write_output
     from hotreload.patch_build import default_output
 
-    folder, config = watched(one_folder(paths), options)
+    folder, config = watched(_meant(paths, options), options)
     output = output or default_output(patches[0])
     check_output(output, patches)
     check_output(output, _made_by_kbuild(output))
@@ -45,6 +46,17 @@ def build(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...], 
         remove_output(output)
     _print_result(options, built, output, folder)
     return built.report.outcome.exit_status
+
+
+def _meant(paths: tuple[Path, ...], options: Globals) -> Path:
+    """The folder whose sources the patches are for."""
+    from hotreload.build.external_module import builds_modules
+    from hotreload.build.kernel_tree import kernel_root, sources_of
+
+    here = one_folder(paths)
+    if paths or kernel_root(here) or builds_modules(here):
+        return here
+    return sources_of(options.config(here).kernel) or here
 
 
 async def _build(

@@ -85,6 +85,8 @@ max_units_option = setting("--max-units", "max_units", metavar="N", type=click.I
 checkpoints_option = setting("--checkpoints", "checkpoints", type=click.Choice(("on", "off")))
 load_option = setting("--load", "load", multiple=True, metavar="'MODULE [PARAM=VALUE]'")
 
+make_option = setting("--make", "make", multiple=True, metavar="NAME=VALUE")
+
 
 def patch_option(*, required: bool = False) -> Decorator:
     """``-p FILE``, also several: an argument ``patches``."""

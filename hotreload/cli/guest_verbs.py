@@ -25,6 +25,7 @@ from hotreload.cli.command import (
     cli,
     json_option,
     load_option,
+    make_option,
     verb,
     with_global_options,
 )
@@ -61,6 +62,7 @@ def guest() -> None:
 @path_argument
 @checkpoints_option
 @load_option
+@make_option
 @json_option
 def start(options: Globals, paths: tuple[Path, ...]) -> None:
     """Boot a guest that stays, with the modules of PATH (default: of this folder)."""
@@ -150,6 +152,7 @@ def _stop(about: About) -> None:
 @verb("restart", guest)
 @checkpoints_option
 @load_option
+@make_option
 @json_option
 def restart(options: Globals) -> None:
     """Stop a guest and boot it again, in the background, with the sources as they are now."""

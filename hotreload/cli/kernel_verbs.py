@@ -31,7 +31,7 @@ def kernel() -> None:
 @path_argument
 @click.option(
     "--config",
-    metavar="minimal|virtio|FILE",
+    metavar="minimal|virtio|debug|FILE",
     help="Begin with this configuration; default: the .config that is there, or minimal.",
 )
 @click.option(

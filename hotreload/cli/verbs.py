@@ -18,6 +18,7 @@ from hotreload.cli.command import (
     checkpoints_option,
     json_option,
     load_option,
+    make_option,
     max_rung_option,
     max_units_option,
     output_option,
@@ -119,6 +120,7 @@ def print_json(value: object) -> None:
 @max_units_option
 @checkpoints_option
 @load_option
+@make_option
 @json_option
 def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) -> int:
     """Boot the guest, or find it; from then on each save is running in it a moment later.

@@ -19,7 +19,14 @@ from hotreload.diff.correlate import correlate
 from hotreload.diff.correlation import Correlation
 from hotreload.diff.special_sections import read_entries
 from hotreload.elf.instructions import Instruction, UndecodableError, instructions
-from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef
+from hotreload.elf.model import (
+    ObjectFile,
+    Relocation,
+    StringRef,
+    Symbol,
+    SymbolRef,
+    relocations_between,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +111,34 @@ class _Matcher:
             ours = self.correlation.original_of.get(theirs) or self.by_name.get(theirs.name)
             if running.section is not None and ours is not None and running.section is ours.section:
                 return running.value + one.addend + short == ours.value + other.addend + long
-        return one.addend + short == other.addend + long and self.comparison.same_target(
+        if one.addend + short == other.addend + long and self.comparison.same_target(
             one.target, other.target
+        ):
+            return True
+        return self._same_content(one, other, one.addend + short - other.addend - long)
+
+    def _same_content(self, one: Relocation, other: Relocation, start: int) -> bool:
+        """What has no name is what it says, and kbuild's object may have it among others of that kind.
+
+        KASAN keeps strings apart, so none is in a section of mergeable ones; and the records of UBSAN share
+        .data where not each has a section. ``start``: where ``other``'s target has to be in that of ``one``.
+        """
+        if not isinstance(one.target, SymbolRef) or not one.target.symbol.anonymous or start < 0:
+            return False
+        running = one.target.symbol
+        if isinstance(other.target, StringRef):
+            text = other.target.text + b"\0"
+            return running.content[start : start + len(text)] == text
+        if not isinstance(other.target, SymbolRef) or not other.target.symbol.anonymous:
+            return False
+        ours = other.target.symbol
+        if running.section is None or running.content[start : start + ours.size] != ours.content:
+            return False
+        at = running.value + start
+        inside = relocations_between(running.section, at, at + ours.size)
+        return len(inside) == len(ours.relocations) and all(
+            (left.offset, left.type) == (right.offset, right.type) and self._same_place(left, right)
+            for left, right in zip(inside, ours.relocations, strict=True)
         )
 
 

@@ -74,6 +74,9 @@ TRACE_FORMATS: Final = "__trace_printk_fmt"
 CALLBACKS: Final = ".hotreload.callbacks."
 # Variables that macros make for one place in the source, in sections that the module loader looks for.
 LOADED: Final = DYNAMIC_DEBUG | {TRACE_FORMATS}
+# What UBSAN's handlers are told of one place in the code: struct source_location and the types in question
+# (lib/ubsan.h), a section each under -fdata-sections. It is written to only so that each place is told once.
+UBSAN_RECORD: Final = ".data..Lubsan_"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

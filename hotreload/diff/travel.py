@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from hotreload.diff.correlate import base_name, is_child
 from hotreload.diff.pair import Pair, defined_targets, is_bystander, is_for_init
-from hotreload.diff.special_sections import is_ordinary
+from hotreload.diff.special_sections import UBSAN_RECORD, is_ordinary
 from hotreload.elf.model import Symbol
 
 
@@ -56,7 +56,7 @@ def _must_travel(pair: Pair, target: Symbol) -> bool:
     name = target.name
     if is_for_init(target):
         pair.refuse("HR2201", name, f"running code refers to {name}, which is freed after init")
-    elif target.anonymous and section.is_writable:
+    elif target.anonymous and section.is_writable and not section.name.startswith(UBSAN_RECORD):
         what = f"data of {section.name} that has no symbol, and may have a value by now"
         pair.refuse("HR2105", name, f"changed code uses {what}")
     elif not is_ordinary(section) and not (target.anonymous and section.is_code):

@@ -32,8 +32,9 @@ from hotreload.errors import (
     InputError,
     KernelUnfitError,
 )
-from hotreload.session.boot import Booted, Came, build_all, first_of, load_modules, or_lost, set_up
+from hotreload.session.boot import Booted, Came, build_all, first_of, or_lost, set_up
 from hotreload.session.found import LEAVE_LIMIT, Found, take_off_live
+from hotreload.session.loading import load_all
 from hotreload.session.tasks import cancelled
 from hotreload.vm.foreign_machine import ENDED, REBOOTED, ForeignMachine
 from hotreload.vm.machine import Trouble
@@ -122,7 +123,7 @@ async def attach(
         owned.push_async_callback(_take_out, machine, guest, came)
         # Who cannot be worked on is not worth a build.
         await or_lost(require_kernel(guest, kernel, OTHER_KERNEL), machine, console_log)
-        built, glue = await or_lost(_built(folder, kernel, progress, same), machine, console_log)
+        built, glue = await or_lost(_built(folder, kernel, config, progress, same), machine, console_log)
         bases = (built, same.booted.base) if same else (built,)
         modules = [each.name for each in built.modules] if same and same.is_changing else came
         found = await or_lost(Found.clean(guest, bases, modules), machine, console_log)
@@ -136,8 +137,8 @@ async def attach(
             came[name] = None
             anew.append(name)
 
-        loading = load_modules(guest, kernel, ours, config.load, found.loaded, note)
-        loaded = await or_lost(loading, machine, console_log)
+        loading = load_all(guest, kernel, ours, config, folder, found.loaded, note)
+        loaded, refused = await or_lost(loading, machine, console_log)
         if config.setup and (anew or base.is_kernel):
             progress(config.setup)
             await or_lost(set_up(guest, config.setup), machine, console_log)
@@ -146,7 +147,7 @@ async def attach(
         yield Booted(
             base, glue, machine, guest,
             tuple(dict.fromkeys((*loaded, *found.loaded))),
-            (*_notes(attachment, config), *found.notes, *((compiler,) if compiler else ())),
+            (*_notes(attachment, config), *found.notes, *refused, *((compiler,) if compiler else ())),
             None, *memory,
             {"accel": None, "ssh_port": attachment.login.port, "attached": attachment.login.address},
             _made_of(attachment),
@@ -235,12 +236,12 @@ def _same_boot(before: Earlier | None, guest: AttachedGuest) -> Earlier | None:
 
 
 async def _built(
-    folder: Path, kernel: KernelTree, progress: Progress, before: Earlier | None
+    folder: Path, kernel: KernelTree, config: Config, progress: Progress, before: Earlier | None
 ) -> tuple[GuestBase, Path]:
     if before is not None:
         return before.base, before.booted.glue
     try:
-        build, base, glue = await build_all(folder, kernel, progress)
+        build, base, glue = await build_all(folder, kernel, progress, config.make)
     except ExceptionGroup as several:
         raise first_of(several) from None
     return GuestBase.booted(build, base), glue

@@ -12,33 +12,37 @@ import contextlib
 import importlib
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hotreload.build.base import Base, build_base
-from hotreload.build.built import VMLINUX, Build, BuiltModule
+from hotreload.build.built import VMLINUX, Build
 from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.guest_base import GuestBase
 from hotreload.build.kernel_record import kernel_base
 from hotreload.build.kernel_tree import KernelTree, check_fit, kernel_compiler
 from hotreload.config import Config
 from hotreload.deploy.guest import ShellGuest, SshGuest, log_in_again
-from hotreload.deploy.livepatch import AGENT_PATH, agent_source, load_module
-from hotreload.deploy.module_reload import Load, depends_of, load_order
+from hotreload.deploy.livepatch import AGENT_PATH, agent_source
 from hotreload.deploy.verify import ReadMemory
 from hotreload.elf.build_id import build_id_in, read_build_id
-from hotreload.errors import EnvironmentFault, GuestUnreachableError, InputError, KernelUnfitError
+from hotreload.errors import (
+    EnvironmentFault,
+    GuestUnreachableError,
+    InputError,
+    KernelUnfitError,
+)
 from hotreload.ladder import is_allowed
 from hotreload.patch.glue import build_glue
+from hotreload.session.loading import load_all
 from hotreload.session.loss import loss
 from hotreload.vm.any_machine import AnyMachine
 from hotreload.vm.checkpoints import TAG_PREFIX, Checkpoint, Checkpoints, make_state_disk, take_name
 from hotreload.vm.foreign_machine import ForeignMachine
 from hotreload.vm.image import build_image
-from hotreload.vm.kernel_modules import ModuleFolder
 from hotreload.vm.machine import Machine
 from hotreload.vm.memory import idt_base
 from hotreload.vm.probe import choose_accel
@@ -142,7 +146,7 @@ async def boot(
     )
     try:
         async with asyncio.TaskGroup() as together:
-            building = together.create_task(build_all(folder, kernel, progress))
+            building = together.create_task(build_all(folder, kernel, progress, config.make))
             booting = together.create_task(having)
     except ExceptionGroup as several:
         raise first_of(several) from None
@@ -153,7 +157,9 @@ async def boot(
     reached = {"accel": machine.spec.accel, "ssh_port": machine.ssh_port, "attached": None}
     progress("loading the modules")
     ours = () if module.is_kernel else base.modules
-    loaded = await or_lost(load_modules(guest, kernel, ours, config.load), machine, console_log)
+    loading = load_all(guest, kernel, ours, config, folder)
+    loaded, refused = await or_lost(loading, machine, console_log)
+    notes = (*notes, *refused)
     if config.setup:
         progress(config.setup)
         await or_lost(set_up(guest, config.setup), machine, console_log)
@@ -180,7 +186,7 @@ async def require_buildable(folder: Path, config: Config, progress: Progress) ->
     kernel = await open_kernel(config.kernel, progress)
     check_fit(kernel)
     try:
-        await build_all(folder, kernel, progress)
+        await build_all(folder, kernel, progress, config.make)
     except ExceptionGroup as several:
         raise first_of(several) from None
 
@@ -191,13 +197,18 @@ def first_of(several: BaseExceptionGroup[BaseException]) -> BaseException:
     return first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
-async def build_all(folder: Path, kernel: KernelTree, progress: Progress) -> tuple[Build, Base, Path]:
-    """What is worked on in a folder, the kernel's own sources or the modules there; its base; the glue."""
+async def build_all(
+    folder: Path, kernel: KernelTree, progress: Progress, variables: tuple[str, ...] = ()
+) -> tuple[Build, Base, Path]:
+    """What is worked on in a folder, the kernel's own sources or the modules there; its base; the glue.
+
+    ``variables``: what make is given for modules.
+    """
     if folder == kernel.source:
         base = await kernel_base(kernel, progress)
         return base.build, base, await build_glue(kernel, progress, base)
     async with asyncio.TaskGroup() as together:
-        building = together.create_task(build_base(kernel, folder, progress))
+        building = together.create_task(build_base(kernel, folder, progress, variables))
         making = together.create_task(build_glue(kernel, progress))
     return *building.result(), making.result()
 
@@ -322,65 +333,6 @@ async def or_lost(work: Coroutine[Any, Any, T], machine: AnyMachine, console_log
         await asyncio.wait({working, alert})
         if not working.cancelled():
             working.exception()  # of less interest than the loss
-
-
-async def load_modules(
-    guest: ShellGuest,
-    kernel: KernelTree,
-    built: Sequence[BuiltModule],
-    wanted: Sequence[str],
-    there: Collection[str] = (),
-    came: Callable[[str], None] = lambda _name: None,
-) -> tuple[str, ...]:
-    """Load the modules, with those of the kernel's that they use; the names of ours that are loaded.
-
-    ``there``: of ours, what the guest has already; ``came`` is told each that was loaded, in that order.
-    """
-    files = {module.name: module.ko for module in built}
-    depends = {name: await asyncio.to_thread(depends_of, ko) for name, ko in files.items()}
-    kernels = _KernelModules(guest, kernel, came)
-    loads = load_order(depends, wanted)
-    for load in loads:
-        if load.name in there:
-            continue
-        if load.name in files:
-            content = await asyncio.to_thread(files[load.name].read_bytes)
-            await load_module(guest, load.name, content, load.parameters)
-            came(load.name)
-        else:
-            await kernels.load(load, tuple(files))
-    return tuple(load.name for load in loads if load.name in files or not files)
-
-
-class _KernelModules:
-    """The kernel's own modules, pushed into the guest when one of ours, or the user, wants them."""
-
-    def __init__(self, guest: ShellGuest, kernel: KernelTree, came: Callable[[str], None]) -> None:
-        self._guest = guest
-        self._kernel = kernel
-        self._came = came
-        self._folder: ModuleFolder | None = None
-        self._there: set[str] = set()
-
-    async def load(self, load: Load, ours: Sequence[str]) -> None:
-        if self._folder is None:
-            self._folder = await asyncio.to_thread(ModuleFolder, self._kernel.release, self._kernel.modules)
-            listing = await self._guest.run("cut -d' ' -f1 /proc/modules")
-            self._there = set(listing.text.split())
-        try:
-            closure = await self._folder.closure([load.name])
-        except KernelUnfitError as error:
-            raise InputError(
-                f"there is no module {load.name}: not built here, not in kernel {self._kernel.release}",
-                code="HR1008",
-                hint=f"built here: {', '.join(ours)}",
-            ) from error
-        for module in closure.modules:
-            if module.name not in self._there:
-                parameters = load.parameters if module.name == load.name else ""
-                await load_module(self._guest, module.name, module.content, parameters)
-                self._came(module.name)
-                self._there.add(module.name)
 
 
 async def set_up(guest: ShellGuest, command: str) -> None:

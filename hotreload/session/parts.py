@@ -53,8 +53,15 @@ def watcher_for(build: Build, config: Config) -> Watcher:
     def wanted(path: Path) -> bool:
         if path in files or MAKEFILE_NAME.fullmatch(path.name):
             return True
+        if not build.is_kernel:
+            return True  # make may make something of it
         # Of a kernel that is built while we watch nobody is told of what only the boot code is made of.
-        return path.suffix in SOURCE_SUFFIXES and not (build.is_kernel and is_product(path))
+        return path.suffix in SOURCE_SUFFIXES and not is_product(path)
+
+    def by_time(path: Path) -> bool:
+        return path.suffix not in SOURCE_SUFFIXES and MAKEFILE_NAME.fullmatch(path.name) is None
 
     quiet = config.debounce_ms / 1000
-    return Watcher([build.folder], files=files, wanted=wanted, look=not build.is_kernel, quiet=quiet)
+    return Watcher(
+        [build.folder], files=files, wanted=wanted, look=not build.is_kernel, by_time=by_time, quiet=quiet
+    )

@@ -71,6 +71,7 @@ IDLE = 1.0
 TEARDOWN_LIMIT = 30.0
 TAKE_BACK_LIMIT = 40.0
 CONTACT_INTERVAL = 2.0
+QUIET_SHARE = 10  # make, asked in vain, is not asked again for so many times the time that it took
 MANY_UNITS = 8  # a compile of so many is worth a word on how far it is
 NOT_OURS = "this guest was not started by hotreload, and is not ours to boot"
 SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
@@ -104,6 +105,7 @@ class Session:
         self._watchers = 0
         self._pending: set[Path] = set()
         self._saved_at = 0.0
+        self._quiet_until = 0.0  # make is not asked in vain before
         self._due = asyncio.Event()
         self._before: Earlier | None = None  # what a guest was that may return
         self._is_lost = asyncio.Event()  # a guest that may return
@@ -208,6 +210,7 @@ class Session:
         self._watcher = await self._guest_life.enter_async_context(
             watcher_for(self._watched, self.order.config)
         )
+        self.reloader.taken = self._watcher.taken
         # What was saved between kbuild's run and the watcher's start; from here on the watcher tells.
         self._note(await asyncio.to_thread(self.differing), time.monotonic())
         for life in (self._collect, self._stay_alert, self._keep_contact, self._hear_complaints):
@@ -448,8 +451,26 @@ class Session:
             async with self._busy:
                 paths, saved_at = sorted(self._pending), self._saved_at
                 self._pending.clear()
-                if paths:
+                if paths and await self._is_an_edit(paths):
                     await self._cycle_of(paths, paths, saved_at, watched=True)
+
+    async def _is_an_edit(self, paths: Collection[Path]) -> bool:
+        """Is there something to tell of these? Not where no unit names any, and make makes nothing of them.
+
+        Somebody may write a protocol into the folder all the time: then make is asked now and then.
+        """
+        if not await asyncio.to_thread(self.reloader.are_unknown, paths):
+            return True
+        if (left := self._quiet_until - time.monotonic()) > 0:
+            self._pending.update(paths)
+            asyncio.get_running_loop().call_later(left, self._due.set)
+            return False
+        started = time.monotonic()
+        if await self.reloader.is_edited_by(paths):
+            return True
+        spent = time.monotonic() - started
+        self._quiet_until = time.monotonic() + QUIET_SHARE * spent
+        return False
 
     async def _wait_until_due(self) -> None:
         """Return at the next save; compile ahead meanwhile."""

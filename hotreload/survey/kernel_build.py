@@ -19,7 +19,7 @@ from pathlib import Path
 from hotreload import process
 from hotreload.build.cmd_files import TranslationUnit, is_compile, parse_cmd_file
 from hotreload.build.debian_kernel import Package, download, locked
-from hotreload.build.kernel_config import FRAGMENT, config_file, read_text
+from hotreload.build.kernel_config import FRAGMENT, config_file, configuration, read_text
 from hotreload.build.kernel_make import find_source, make_kernel
 from hotreload.build.kernel_progress import now_and_then
 from hotreload.build.kernel_tree import KernelTree, find_kernel
@@ -119,7 +119,7 @@ def _is_made(output: Path, stamp: str) -> bool:
 
 async def _stamp(source: Path, config: Path) -> str:
     """All that makes a kernel what it is: the sources' place, the configuration, the compiler."""
-    text = read_text(config) + read_text(config_file(FRAGMENT))
+    text = configuration(config) + read_text(config_file(FRAGMENT))
     compiler = (await _must(["gcc", "--version"])).partition("\n")[0]
     return f"{source}\n{hashlib.sha256(text.encode()).hexdigest()}\n{compiler}\n"
 

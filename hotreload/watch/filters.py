@@ -11,10 +11,11 @@ import re
 from pathlib import PurePath
 
 # What kbuild writes next to the sources (scripts/Makefile.build, scripts/Makefile.modpost), compilers'
-# and archivers' outputs, and what people leave beside them.
+# and archivers' outputs, and what people leave beside them. Not images and packed files: a driver may include
+# one as bytes.
 OUTPUT_SUFFIXES = frozenset(
     ".o .a .so .ko .cmd .mod .d .order .symvers .builtin .modinfo .dwo .gcno .gcda .su .i .lst .ll .s "
-    ".map .bin .img .qcow2 .gz .xz .zst .bz2 .zip .tar .pyc .log .orig .rej .tmp".split()
+    ".map .qcow2 .pyc .log .orig .rej .tmp".split()
 )
 OUTPUT_NAMES = frozenset("vmlinux vmlinuz bzImage tags TAGS cscope.out compile_commands.json".split())
 

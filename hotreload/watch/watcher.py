@@ -29,7 +29,14 @@ from typing import Self
 
 from hotreload.errors import InputError
 from hotreload.watch.changes import LIMIT, PATIENCE, QUIET, ChangeBatch, Debounce, Digest, Hint, compare
-from hotreload.watch.files import StillWrittenError, digest, list_folder, needs_polling, stat_files
+from hotreload.watch.files import (
+    StillWrittenError,
+    digest,
+    list_folder,
+    needs_polling,
+    stamp_digest,
+    stat_files,
+)
 from hotreload.watch.inotify import Inotify
 
 log = logging.getLogger(__name__)
@@ -51,6 +58,7 @@ class Watcher:
                 they are on entering. What differs from it is the first batch.
     ``look``    False: only ``files`` are read on entering; another one below ``roots`` counts as changed with
                 its first event. A kernel has 60,000 sources, and a small one is built from 4,000
+    ``by_time`` files that are not read: they differ when their time or size does
     ``quiet``   seconds after the last event, as in ``changes``
     ``polling`` look at all files every second, too; default: when a path is on a network file system
 
@@ -66,6 +74,7 @@ class Watcher:
         wanted: Callable[[Path], bool] | None = None,
         since: Mapping[Path, bytes] | None = None,
         look: bool = True,
+        by_time: Callable[[Path], bool] | None = None,
         quiet: float = QUIET,
         patience: float = PATIENCE,
         limit: float = LIMIT,
@@ -77,6 +86,7 @@ class Watcher:
         self._wanted = wanted
         self._since = since
         self._look_at_all = look
+        self._by_time = by_time
         self._polling = polling
         self._debounce = Debounce(quiet, patience, limit)
         self._delivered: dict[str, Digest] = {}
@@ -144,6 +154,11 @@ class Watcher:
     async def also_watch(self, files: Iterable[Path]) -> None:
         """Watch further files, such as headers that a unit began to include, from what they hold now on."""
         await asyncio.to_thread(self._add_files, {os.path.abspath(file) for file in files})
+
+    def taken(self, files: Iterable[Path]) -> None:
+        """Somebody knows of these files what they hold now: it is no change."""
+        with self._looking:
+            self._deliver(str(file) for file in files if str(file) in self._delivered)
 
     def digests(self) -> dict[Path, bytes]:
         """What each file held when it was last delivered (at first: on entering); for ``since``."""
@@ -232,7 +247,8 @@ class Watcher:
             if not self._counts(path):
                 continue
             try:
-                now[path] = digest(path)
+                read = self._by_time is None or path in self._files or not self._by_time(Path(path))
+                now[path] = digest(path) if read else stamp_digest(path)
                 self._unreadable.discard(path)
             except StillWrittenError:
                 unsettled.add(path)

@@ -13,6 +13,7 @@ from hotreload.build.kernel_config import (
     Setting,
     check_taken,
     config_file,
+    configuration,
     merged,
     options_of,
     read_settings,
@@ -86,9 +87,19 @@ def test_what_kconfig_did_not_take_is_named_with_its_reason() -> None:
 def test_a_configuration_is_named_or_a_file(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("CONFIG_A=y\n")
     assert config_file(str(tmp_path / "mine")) == tmp_path / "mine"
-    assert [config_file(name).name for name in NAMED] == ["minimal.config", "virtio.config"]
+    assert [config_file(name).name for name in NAMED] == [
+        "minimal.config",
+        "virtio.config",
+        "debug.config",
+    ]
     with pytest.raises(InputError, match="there is no kernel configuration tiny"):
         config_file("tiny")
+
+
+def test_a_configuration_may_stand_above_another(tmp_path: Path) -> None:
+    (tmp_path / "small.config").write_text("CONFIG_A=y\nCONFIG_B=n\n")
+    (tmp_path / "large.config").write_text("# with: small.config\nCONFIG_B=y\n")
+    assert options_of(configuration(tmp_path / "large.config")) == {"A": "y", "B": "y"}
 
 
 @pytest.mark.parametrize("need", NEEDS, ids=lambda need: need.any_of[0])

@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from hotreload.build.line_names import names_of_lines
 from hotreload.build.lines import stabilised, wanted_numbers
 
 
@@ -175,3 +176,77 @@ def test_lines_that_are_all_alike_are_compared_all_with_all() -> None:
     # But for so many of them that it would take too long.
     base *= 10
     assert wanted_numbers(base, ["x", *base, "y"]) == list(range(1, 203))
+
+
+COUNTED = """#define HERE() (hits[__LINE__]++)
+#define TWICE() (HERE(), HERE())
+int a(void)
+{
+	return HERE();
+}
+int b(void)
+{
+	return TWICE();
+}
+"""
+
+
+def numbers_of(base: str, now: str, word: str) -> list[int]:
+    """The numbers of the lines with a word, as gcc counts them."""
+    text = stabilised(base, now, names_of_lines([now]))
+    found = []
+    number = 0
+    for line in (now if text is None else text).split("\n"):
+        number = int(found_[1]) - 1 if (found_ := re.match(r"#line (\d+)", line)) else number + 1
+        if word in line and not line.startswith("#"):
+            found.append(number)
+    return found
+
+
+def test_macros_that_come_to_a_line_number_are_known_by_what_they_expand_to() -> None:
+    assert names_of_lines([COUNTED, "#define OTHER 1\n"]) == {"__LINE__", "HERE", "TWICE"}
+    assert names_of_lines(["#define HERE() 1\n"]) == frozenset()
+
+
+def test_a_new_place_that_is_told_by_its_line_never_has_the_number_of_another() -> None:
+    new = COUNTED.replace("int a", "int c(void)\n{\n\treturn HERE();\n}\nint a")
+    assert numbers_of(COUNTED, new, "return") == [10005, 5, 9]
+
+
+def test_a_new_place_keeps_its_own_number_where_nobody_has_it() -> None:
+    new = COUNTED + "int c(void)\n{\n\treturn HERE();\n}\n"
+    assert numbers_of("/* gone */\n" + COUNTED, new, "return") == [6, 10, 13]
+
+
+def test_where_nothing_is_made_of_the_number_two_lines_may_have_one() -> None:
+    plain = COUNTED.replace("__LINE__", "0")
+    new = plain.replace("int a", "int c(void)\n{\n\treturn HERE();\n}\nint a")
+    assert numbers_of(plain, new, "return") == [5, 5, 9]
+
+
+def test_where_no_directive_may_stand_the_line_below_gives_way() -> None:
+    base = COUNTED + "int c = f(1,\n\t2) + HERE();\nint d = HERE();\n"
+    new = base.replace("\t2) + HERE()", "\tHERE(),\n\t2) + HERE()")
+    assert numbers_of(base, new, "HERE();") == [5, 13, 10013]
+
+
+def test_lines_of_random_edits_that_use_their_numbers_are_all_apart() -> None:
+    generator = random.Random(57)
+    made = [
+        "HERE();",
+        "\tx = f(HERE(),",
+        "\t\ty);",
+        "plain",
+        "",
+        "/* HERE */",
+        "}",
+    ]
+    for _ in range(300):
+        base = [generator.choice(made) for _ in range(generator.randrange(1, 40))]
+        now = list(base)
+        for _ in range(generator.randrange(1, 5)):
+            place = generator.randrange(len(now) + 1)
+            now[place : place + generator.randrange(3)] = generator.choices(made, k=generator.randrange(4))
+        head = "#define HERE() __LINE__\n"
+        found = numbers_of(head + "\n".join(base), head + "\n".join(now), "HERE()")
+        assert len(set(found)) == len(found)

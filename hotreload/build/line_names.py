@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""Where a text makes something of a line's number: a name (``PASTE(x_, __LINE__)``), an index, a case label.
+
+There two lines with one number are two things with one name. Pure: texts in, names and lines out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+LINE = "__LINE__"
+DEFINE = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)((?:\\[ \t]*\n|[^\n])*)", re.MULTILINE)
+WORD = re.compile(r"[A-Za-z_]\w*")
+
+
+def names_of_lines(texts: Iterable[str]) -> frozenset[str]:
+    """``__LINE__`` and the macros of these texts that come to it, if they have it at all."""
+    bodies: dict[str, set[str]] = {}
+    found = set()
+    for text in texts:
+        if LINE in text:
+            found.add(LINE)
+        for name, body in DEFINE.findall(text):
+            bodies.setdefault(name, set()).update(WORD.findall(body))
+    while found:
+        more = {name for name, words in bodies.items() if name not in found and words & found}
+        if not more:
+            break
+        found |= more
+    return frozenset(found)
+
+
+def lines_that_use(names: frozenset[str], code: Sequence[str]) -> set[int]:
+    """The lines, by index, on which one of these may be expanded: that of the name, and the rest of its
+    arguments. ``code``: without comments and literals. A macro's body is expanded elsewhere."""
+    found = set()
+    depth = 0
+    defining = False
+    for place, line in enumerate(code):
+        is_define = defining or re.match(r"\W*#\W*define\b", line) is not None
+        defining = is_define and line.rstrip().endswith("\\")
+        if is_define:
+            continue
+        if depth or names.intersection(WORD.findall(line)):
+            found.add(place)
+            depth = max(0, depth + line.count("(") - line.count(")"))
+    return found

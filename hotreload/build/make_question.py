@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""Asking kbuild what it would build again, for changes that no unit names.
+
+A rule makes a header of a table, a script writes flags, an object was built elsewhere, bytes are included: of
+these only make knows. It is asked by running it, where the user's own build runs, so that it writes what that
+would write and nothing else; whatever it has made anew is then found by its content. That takes a second or
+two, and an edit of a source that units name never waits for it.
+
+What changes with each run (a date among the flags, a stamp that is always written) is no change: where a
+command differs make runs a second time, and the words that differ between these two runs do not count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload.build.built import Build, Stamp, names_of, sha256
+from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.external_module import build_modules
+from hotreload.build.guest_base import GuestBase
+from hotreload.build.other_files import is_other, stamp, stamps
+
+# Seconds after which a clock that counts seconds says something else.
+CLOCK = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What make has made anew.
+
+    ``files``: sources that it wrote and units include; ``objects``: of units whose files are as they were and
+    whose object is not; ``commands``: those of units that are compiled by another command now.
+    """
+
+    files: tuple[Path, ...] = ()
+    objects: frozenset[Path] = frozenset()
+    commands: tuple[Path, ...] = ()
+
+    @property
+    def is_nothing(self) -> bool:
+        return not (self.files or self.objects or self.commands)
+
+
+class MakeQuestion:
+    """When to ask, and what came of it. Nothing is asked about a kernel: its make builds the kernel."""
+
+    def __init__(self, build: Build) -> None:
+        self.build = build
+        self._known = _named(build)
+        self._asked: dict[Path, Stamp] = dict(build.others)
+        self._rewritten: set[Path] = set()  # by make, when it was asked
+        self.new: set[Path] = set()  # files that came since kbuild ran
+
+    def others(self, files: Iterable[Path], also_named: Collection[Path]) -> set[Path]:
+        """Those of the files of which only make knows what they are good for."""
+        if self.build.is_kernel:
+            return set()
+        return {file for file in files if self._is_other(file) and file not in also_named}
+
+    def changed(self, also_named: Collection[Path]) -> set[Path]:
+        """Those of the folder that are not as they were when make was asked last, gone ones included."""
+        if self.build.is_kernel:
+            return set()
+        now = stamps(self.build.folder)
+        every = now.keys() | self._asked.keys()
+        found = {file for file in every if now.get(file) != self._asked.get(file)}
+        return self.others(found, also_named)
+
+    def is_open(self, others: Iterable[Path]) -> bool:
+        """Was make not asked since one of these changed?"""
+        return any(stamp(file) != self._asked.get(file) for file in others)
+
+    async def ask(self, base: GuestBase, others: Collection[Path]) -> Answer:
+        """Run make. Raises what build_modules raises; then the question stays open."""
+        before = {file: sha256(file) for file in self.build.watched_files}
+        build = await _made(base)
+        different = _commands(base, build)
+        commands = await _without_clock(base, build, different) if different else ()
+        self.new |= {file for file in others if file not in self._asked and stamp(file) is not None}
+        self._note_asked(build)
+        files = tuple(file for file in build.inputs.files if sha256(file) != before.get(_plain(file)))
+        self._known |= _named(build)
+        return Answer(files, _hidden(base, different), commands)
+
+    def _note_asked(self, build: Build) -> None:
+        now = stamps(build.folder)
+        for file in now.keys() | build.others.keys():
+            was = build.others.get(file)
+            if now.get(file) == was or file in self._rewritten:
+                self._set_asked(file, now.get(file))
+            elif self._is_other(file):
+                # Somebody saved it while make ran, or make wrote it: when it does so again, it was make.
+                self._rewritten.add(file)
+                self._set_asked(file, was)
+        for file in self._asked.keys() - now.keys():
+            del self._asked[file]
+
+    def _set_asked(self, file: Path, seen: Stamp | None) -> None:
+        if seen is None:
+            self._asked.pop(file, None)
+        else:
+            self._asked[file] = seen
+
+    def _is_other(self, file: Path) -> bool:
+        inside = file.is_relative_to(self.build.folder)
+        return (
+            inside
+            and is_other(file.name)
+            and file not in self.build.makefiles
+            and self._known.isdisjoint(names_of(file))
+        )
+
+
+def _named(build: Build) -> set[Path]:
+    return set(build.watched_files)
+
+
+def _plain(file: Path) -> Path:
+    return names_of(file)[0]
+
+
+async def _made(base: GuestBase) -> Build:
+    return await build_modules(base.tree, base.build.folder, variables=base.build.variables)
+
+
+def _commands(base: GuestBase, build: Build) -> frozenset[Path]:
+    """The objects of units that are compiled by another command, have come or have gone."""
+    before, now = _by_object(base.units), _by_object(build.units)
+    return frozenset(each for each in before.keys() | now.keys() if before.get(each) != now.get(each))
+
+
+async def _without_clock(base: GuestBase, build: Build, different: Collection[Path]) -> tuple[Path, ...]:
+    """Those of them whose commands differ in more than what differs from run to run."""
+    await asyncio.sleep(CLOCK)
+    runs = [_by_object(units) for units in (base.units, build.units, (await _made(base)).units)]
+    return tuple(each for each in sorted(different) if _differ(*(run.get(each) for run in runs)))
+
+
+def _by_object(units: Iterable[TranslationUnit]) -> Mapping[Path, str]:
+    return {unit.object: unit.command for unit in units}
+
+
+def _differ(before: str | None, now: str | None, again: str | None) -> bool:
+    if before is None or now is None or again is None:
+        return True
+    one, two, three = before.split(), now.split(), again.split()
+    if not len(one) == len(two) == len(three):
+        return True
+    return any(was != word and word == later for was, word, later in zip(one, two, three, strict=True))
+
+
+def _hidden(base: GuestBase, different: Collection[Path]) -> frozenset[Path]:
+    """The objects of C that are not as they were, though the files of their units are, as far as anybody
+    knows; those whose commands differ are another matter."""
+    found = set()
+    for part in base.parts:
+        differing = {file for file, digest in part.digests.items() if sha256(file) != digest}
+        explained = {*part.inputs.users(differing), *different}
+        found |= {
+            target
+            for target, digest in part.objects.items()
+            if target not in explained and sha256(target) != digest
+        }
+    return frozenset(found)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""A kernel that checks itself (vmimages/debug.config), and commands that run in guests of it.
+
+`scripts/debug-kernel COMMAND` builds it once, into the cache, and runs COMMAND with the settings that make
+it the kernel of every guest. A program that clears its environment still finds a `hotreload` on its PATH that
+has them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from hotreload.build.kernel_tree import KernelTree
+from hotreload.errors import HotReloadError
+from hotreload.survey.command import say
+from hotreload.survey.kernel_build import PACKAGE, cached_kernel
+
+DEBUG = "debug"
+
+
+async def debug_kernel(progress: Callable[[str], None]) -> KernelTree:
+    """From the cache, or built in some 20 minutes. Raises what cached_kernel raises."""
+    return await cached_kernel(PACKAGE, DEBUG, progress)
+
+
+def settings_for(kernel: KernelTree) -> dict[str, str]:
+    """As environment: the kernel, and time and room for one that is several times slower."""
+    return {
+        "HOTRELOAD_KERNEL": str(kernel.output),
+        "HOTRELOAD_MEMORY_MB": "768",
+        "HOTRELOAD_BOOT_TIMEOUT": "300",
+        "HOTRELOAD_TRANSITION_TIMEOUT": "60",
+    }
+
+
+def wrapper(settings: Mapping[str, str]) -> str:
+    """A `hotreload` that has the settings whatever its environment."""
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
+    return f'#!/bin/sh\n{exports}exec {shlex.quote(sys.executable)} -m hotreload "$@"\n'
+
+
+def run_in_it(argv: Sequence[str]) -> int:
+    """Run a command with the settings; its exit status."""
+    kernel = asyncio.run(debug_kernel(say))
+    if not argv:
+        print(kernel.output)
+        return 0
+    settings = settings_for(kernel)
+    with tempfile.TemporaryDirectory(prefix="hr-debug-") as folder:
+        program = Path(folder) / "hotreload"
+        program.write_text(wrapper(settings))
+        program.chmod(0o755)
+        path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(argv, env={**os.environ, **settings, "PATH": path}, check=False).returncode
+
+
+def main() -> int:
+    try:
+        return run_in_it(sys.argv[1:])
+    except HotReloadError as error:
+        print(f"{error.code} {error.message}; {error.hint}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: MIT
+"""What a guest's memory says of a module: the code of each function, and the constants that it reads. Pure.
+
+It is an oracle for the differ, so it shares nothing with it. The differ compares objects by their relocations
+before they are loaded; here there are none any more. Bytes of the guest are decoded, and each address in them
+gets the name that the guest's own kernel has for it. So two guests compare, wherever their modules lie, and
+whether a function is the module's or a patch's.
+
+Left out is what differs for good reason: the ftrace call at the beginning of a function, how far a jump goes
+within it, and anything that can be written.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+PAGE: Final = 0x1000
+KERNEL: Final = 0xFFFF_FFFF_8000_0000  # arch/x86/include/asm/page_64_types.h: __START_KERNEL_map
+OURS = "hotreload_"  # patch modules
+
+SYMBOL = re.compile(r"^([0-9a-f]+) (\w) (\S+)(?:\s+\[(\w+)\])?$", re.MULTILINE)
+SECTION = re.compile(r"^/sys/module/(\w+)/sections/(\S+) 0x([0-9a-f]+)$", re.MULTILINE)
+REPLACED = re.compile(r"^/sys/kernel/livepatch/(\w+)/(\w+)/(\S+),\d+$", re.MULTILINE)
+
+ADDRESS = re.compile(r"rip ([+-]) (0x[0-9a-f]+|\d+)|- 0x([0-9a-f]{8})\b|0x(ffffffff[89a-f][0-9a-f]{7})\b")
+NUMBERED = re.compile(r"(\.\d+)+$")
+# What fills the space between two functions, and the empty rest of a page.
+PADDING = re.compile(r"nop|int3|add byte ptr \[rax\], al$|xchg ax, ax|data16|cs nop")
+TEXT_AHEAD = 96  # bytes of a text that are compared
+CONSTANT_LIMIT = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A line of /proc/kallsyms; ``owner``: the module, or nothing for the kernel itself."""
+
+    address: int
+    kind: str
+    name: str
+    owner: str = ""
+
+    @property
+    def is_code(self) -> bool:
+        return self.kind in "tTwW"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Of a module that is loaded."""
+
+    address: int
+    name: str
+    owner: str
+
+    @property
+    def is_text(self) -> bool:
+        """Does it hold texts that end in a zero, without a symbol for each?"""
+        return ".str1." in self.name
+
+    @property
+    def is_constant(self) -> bool:
+        return self.name.startswith(".rodata")
+
+
+def read_symbols(text: str) -> tuple[Symbol, ...]:
+    """The symbols of a piece of /proc/kallsyms."""
+    return tuple(
+        Symbol(int(at, 16), kind, name, owner or "") for at, kind, name, owner in SYMBOL.findall(text)
+    )
+
+
+def read_sections(text: str) -> tuple[Section, ...]:
+    """From ``grep . /sys/module/*/sections/.*``-like lines, what stays after a module's init."""
+    found = (Section(int(at, 16), name, owner) for owner, name, at in SECTION.findall(text))
+    return tuple(section for section in found if not section.name.startswith(".init"))
+
+
+def read_replaced(text: str, module: str) -> dict[str, str]:
+    """By function of ``module``: the patch that replaces it."""
+    return {name: patch for patch, owner, name in REPLACED.findall(text) if owner == module}
+
+
+class Names:
+    """The kernel's own symbols: the same in each guest of one kernel, for nothing shuffles them."""
+
+    def __init__(self, symbols: Sequence[Symbol]) -> None:
+        ordered = sorted((each.address, each.name) for each in symbols)
+        self._addresses = [address for address, _name in ordered]
+        self._names = [name for _address, name in ordered]
+
+    def name_of(self, address: int) -> str:
+        place = bisect.bisect_right(self._addresses, address) - 1
+        if place < 0:
+            return hex(address)
+        start = self._addresses[place]
+        # Of several names for one place, any, but always the same.
+        place = bisect.bisect_left(self._addresses, start)
+        return self._names[place] + (f"+{address - start:#x}" if address != start else "")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A guest's modules at one moment. ``pages``: memory by the address of its page."""
+
+    symbols: tuple[Symbol, ...]
+    sections: tuple[Section, ...]
+    replaced: Mapping[str, str]
+    pages: Mapping[int, bytes]
+
+    @cached_property
+    def by_place(self) -> list[tuple[int, Symbol]]:
+        # Of several symbols at one place the one that is a name of code or data comes last, and is found.
+        ordered = sorted(self.symbols, key=lambda each: (each.address, each.name))
+        return [(each.address, each) for each in ordered]
+
+    @cached_property
+    def sections_by_place(self) -> list[tuple[int, Section]]:
+        ordered = sorted(self.sections, key=lambda each: each.address)
+        return [(each.address, each) for each in ordered]
+
+    def section_at(self, address: int) -> Section | None:
+        """The section that an address is in, unless it is in no module."""
+        place = bisect.bisect_right(self.sections_by_place, address, key=lambda each: each[0]) - 1
+        return self.sections_by_place[place][1] if place >= 0 and address & -PAGE in self.pages else None
+
+    def symbol_at(self, address: int, within: Section) -> Symbol | None:
+        """The nearest symbol before an address, in the same section."""
+        place = bisect.bisect_right(self.by_place, address, key=lambda each: each[0]) - 1
+        if place < 0 or self.by_place[place][0] < within.address:
+            return None
+        return self.by_place[place][1]
+
+    def end_of(self, address: int) -> int:
+        """Where the next symbol or section begins."""
+        after = bisect.bisect_right(self.by_place, address, key=lambda each: each[0])
+        next_symbol = self.by_place[after][0] if after < len(self.by_place) else address + PAGE
+        after = bisect.bisect_right(self.sections_by_place, address, key=lambda each: each[0])
+        places = self.sections_by_place
+        next_section = places[after][0] if after < len(places) else address + PAGE
+        return min(next_symbol, next_section, address + 16 * PAGE)
+
+    def bytes_at(self, address: int, size: int) -> bytes:
+        """What is there of it."""
+        found = b""
+        while size > 0:
+            page, start = address & -PAGE, address & (PAGE - 1)
+            piece = self.pages.get(page, b"")[start : start + size]
+            if not piece:
+                break
+            found, address, size = found + piece, address + len(piece), size - len(piece)
+        return found
+
+    def running(self, module: str) -> dict[str, list[int]]:
+        """By name: where the functions are that run for the module now; several of one name are possible."""
+        places: dict[str, list[int]] = {}
+        for own in (True, False):
+            for each in self.symbols:
+                is_own = each.owner == module
+                if not each.is_code or own != is_own or not (is_own or each.owner.startswith(OURS)):
+                    continue
+                if is_own or each.name not in places or self.replaced.get(each.name) == each.owner:
+                    places.setdefault(each.name, []).append(each.address)
+        for name, patch in self.replaced.items():
+            new = [each.address for each in self.symbols if each.name == name and each.owner == patch]
+            base = [each for each in self.symbols if each.name == name and each.owner == module]
+            if new and len(base) < 2:
+                places[name] = new
+        return places
+
+
+@dataclass
+class Reading:
+    """What was read of a module. ``functions``: by name, the code of each that has it; so ``constants``."""
+
+    functions: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
+    constants: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)
+
+
+class Reader:
+    """Reads one picture."""
+
+    def __init__(self, picture: Picture, names: Names) -> None:
+        import capstone
+
+        self._picture = picture
+        self._names = names
+        self._decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
+        self._due: dict[str, set[int]] = {}
+
+    def read(self, module: str) -> Reading:
+        """All functions that run for a module, and the constants that they reach."""
+        reading = Reading()
+        for name, places in self._picture.running(module).items():
+            reading.functions[name] = sorted(self.code_at(place) for place in places)
+        done: set[tuple[str, int]] = set()
+        while todo := {(name, at) for name, places in self._due.items() for at in places} - done:
+            for name, place in sorted(todo):
+                reading.constants.setdefault(name, set()).add(self._constant_at(place))
+            done |= todo
+        return reading
+
+    def code_at(self, start: int) -> tuple[str, ...]:
+        """A function as lines, the padding behind it left out."""
+        content = self._picture.bytes_at(start, self._picture.end_of(start) - start)
+        decoded = list(self._decoder.disasm_lite(content, start))
+        while decoded and PADDING.match(f"{decoded[-1][2]} {decoded[-1][3]}"):
+            decoded.pop()
+        ordinals = {address: number for number, (address, *_rest) in enumerate(decoded)}
+        lines = []
+        for number, (address, size, mnemonic, operands) in enumerate(decoded):
+            if number == 0 and size == 5 and mnemonic in ("nop", "call"):
+                lines.append("fentry")
+            else:
+                lines.append(f"{mnemonic} {self._named(operands, address + size, ordinals)}".strip())
+        return tuple(lines)
+
+    def _named(self, operands: str, after: int, ordinals: Mapping[int, int]) -> str:
+        def name(match: re.Match[str]) -> str:
+            sign, offset, negative, plain = match.groups()
+            if offset:
+                address = after + int(sign + "1") * int(offset, 0)
+            elif negative:
+                address = (1 << 64) - int(negative, 16)
+            else:
+                address = int(plain, 16)
+            if address in ordinals:
+                return f"<{ordinals[address]}>"
+            return f"<{self.name_of(address)}>" if address >= KERNEL else match[0]
+
+        return ADDRESS.sub(name, operands)
+
+    def name_of(self, address: int) -> str:
+        """What an address stands for: a name, or for what has none its content."""
+        section = self._picture.section_at(address)
+        if section is None:
+            return self._names.name_of(address)
+        if section.is_text:
+            return repr(
+                self._picture.bytes_at(address, TEXT_AHEAD).partition(b"\0")[0].decode(errors="replace")
+            )
+        symbol = self._picture.symbol_at(address, section)
+        if section.is_constant and (symbol is None or NUMBERED.search(symbol.name) or symbol.name[0] == "."):
+            start = symbol.address if symbol else address
+            offset = address - start
+            return f"constant {' '.join(self._constant_at(start))}" + (f"+{offset}" if offset else "")
+        if symbol is None:
+            return f"{section.name}+{address - section.address:#x}"
+        if section.is_constant:
+            self._due.setdefault(symbol.name, set()).add(symbol.address)
+        offset = address - symbol.address
+        within = f"+{offset:#x}" if offset and not symbol.is_code else "+" * bool(offset)
+        return NUMBERED.sub("", symbol.name) + within
+
+    def _constant_at(self, start: int) -> tuple[str, ...]:
+        """A constant, word by word; what lies behind it is cut off with its zeros."""
+        size = min(self._picture.end_of(start) - start, CONSTANT_LIMIT)
+        content = self._picture.bytes_at(start, size).rstrip(b"\0")
+        content += bytes(-len(content) % 8)
+        return tuple(self._words(content))
+
+    def _words(self, content: bytes) -> Iterator[str]:
+        for place in range(0, len(content), 8):
+            word = int.from_bytes(content[place : place + 8], "little")
+            inside = self._picture.section_at(word) is not None if word >= KERNEL else False
+            known = inside or KERNEL <= word < 0xFFFF_FFFF_FFFF_0000
+            yield self.name_of(word) if known else content[place : place + 8].hex()
+
+
+# Functions that take the line of their caller, which stays as it was where only lines above it changed.
+TAKE_LINES = re.compile(r"__might_(?:sleep|resched)|lockdep_rcu_suspicious|__warn_printk")
+NUMBER = re.compile(r"^mov e?\w+, (0x[0-9a-f]{1,4}|\d)$")
+
+
+def differences(fresh: Reading, live: Reading) -> list[str]:
+    """What a guest that was reloaded has otherwise than one freshly booted."""
+    told = []
+    for name, wanted in sorted(fresh.functions.items()):
+        seen = live.functions.get(name)
+        if seen is None:
+            told.append(f"{name} is not in the guest")
+        elif odd := [code for code in wanted if not any(_same_code(code, other) for other in seen)]:
+            told.append(f"{name}: {_first(odd[0], seen[0])}")
+    for name, contents in sorted(fresh.constants.items()):
+        found = live.constants.get(name)
+        if found is not None and not contents <= found:
+            (one, *_), (other, *_) = sorted(contents), sorted(found)
+            told.append(f"{name}: {_first(one, other)}")
+    return told
+
+
+def _same_code(one: Sequence[str], other: Sequence[str]) -> bool:
+    if len(one) != len(other):
+        return False
+    pairs = list(zip(one, other, strict=True))
+    return all(a == b or _only_lines(a, b, one[number : number + 12]) for number, (a, b) in enumerate(pairs))
+
+
+def _only_lines(a: str, b: str, ahead: Sequence[str]) -> bool:
+    """Do two instructions differ in a line's number alone?"""
+    if not (NUMBER.match(a) and NUMBER.match(b)):
+        return False
+    calls = (line for line in ahead if line.startswith("call"))
+    return bool(TAKE_LINES.search(next(calls, "")))
+
+
+def _first(one: Sequence[str], other: Sequence[str]) -> str:
+    """The first line in which two pieces of code differ."""
+    for number, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return f"{number}: fresh {a!r}, here {b!r}"
+    return f"{len(one)} lines freshly booted, {len(other)} here"

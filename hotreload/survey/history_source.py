@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""The commits of a driver's repository, made one after the other in one folder, and a workload for it.
+
+A workload is a shell script that runs in the guest and prints what it sees, the same each time. Comments at
+its beginning say what it needs:
+
+    # load: loop       a module to load, with its parameters; a line each, in this order; default: all of it
+    # host: COMMAND    for this machine's shell, in the driver's folder, at each commit before it is built or
+                       pushed; what it leaves in $OUT is in the guest's /tmp/workload
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import shutil
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotreload import process
+from hotreload.build.kernel_tree import KernelTree
+from hotreload.errors import InputError
+
+BUILD_LIMIT = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """``script`` for the guest's shell; ``load`` and ``host`` as its comments have them."""
+
+    script: str
+    load: tuple[str, ...] = ()
+    host: tuple[str, ...] = ()
+
+
+def read_workload(text: str) -> Workload:
+    """A workload's script, and what its first comments ask for."""
+
+    def lines(word: str) -> tuple[str, ...]:
+        return tuple(re.findall(rf"^# {word}: (.+)$", text, re.MULTILINE))
+
+    return Workload(text, lines("load"), lines("host"))
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    name: str
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A commit that was built. ``modules``: the digest of each, by name; ``files``: a tar for the guest."""
+
+    commit: Commit
+    modules: tuple[tuple[str, str], ...]
+    files: bytes
+
+    @property
+    def digest(self) -> str:
+        """Equal for two commits of which the same comes."""
+        return hashlib.sha256(repr(self.modules).encode() + self.files).hexdigest()
+
+
+class History:
+    """A clone in ``folder``."""
+
+    def __init__(self, folder: Path, out: Path, workload: Workload) -> None:
+        self.folder = folder
+        self._out = out
+        self._workload = workload
+
+    @classmethod
+    async def cloned(cls, source: str, folder: Path, out: Path, workload: Workload) -> History:
+        """Clone a bundle or a repository. Raises InputError for what is none."""
+        done = await process.run(["git", "clone", "-q", source, folder])
+        if not done.ok:
+            raise InputError(
+                f"git does not clone {source}: {done.complaint[-300:]}", hint="name a bundle or a repository"
+            )
+        return cls(folder, out, workload)
+
+    async def commits(self, until: str) -> list[Commit]:
+        """The first parents of ``until``, the newest first."""
+        listed = await self._git("log", "--first-parent", "--format=%h %s", until)
+        return [Commit(*line.split(" ", 1)) for line in listed.splitlines()]
+
+    async def check_out(self, commit: Commit) -> bool:
+        """Bring the folder to a commit, as ``git checkout`` does; False: what the host does for it fails."""
+        await self._git("checkout", "-q", "--force", "--detach", commit.name)
+        shutil.rmtree(self._out, ignore_errors=True)
+        self._out.mkdir()
+        for command in self._workload.host:
+            done = await process.run(["bash", "-ec", command], cwd=self.folder, env={"OUT": str(self._out)})
+            if not done.ok:
+                return False
+        return True
+
+    async def clean(self) -> None:
+        """Remove all that a build has left."""
+        await self._git("clean", "-xdfq")
+
+    async def make(self, commit: Commit, kernel: KernelTree) -> Made | None:
+        """Build a commit with the kernel's own make; None: it does not build."""
+        if not await self.check_out(commit):
+            return None
+        argv = ["make", "-C", str(kernel.output), f"M={self.folder}", "modules"]
+        done = await process.run(argv, env={"MAKEFLAGS": ""}, timeout=BUILD_LIMIT)
+        if not done.ok:
+            return None
+        built = sorted(self.folder.glob("*.ko"))
+        digests = ((ko.stem, hashlib.sha256(ko.read_bytes()).hexdigest()) for ko in built)
+        return Made(commit, tuple(digests), self.files()) if built else None
+
+    def files(self) -> bytes:
+        """What the host's part of the workload has left for the guest, as a tar."""
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            for file in sorted(self._out.rglob("*")):
+                info = tarfile.TarInfo(str(file.relative_to(self._out)))
+                if file.is_file():
+                    info.size, info.mode = file.stat().st_size, 0o755
+                    with file.open("rb") as content:
+                        archive.addfile(info, content)
+        return stream.getvalue()
+
+    async def _git(self, *words: str) -> str:
+        done = await process.run(["git", *words], cwd=self.folder)
+        if not done.ok:
+            raise InputError(f"git {words[0]}: {done.complaint[-300:]}", hint="is the bundle whole?")
+        return done.text
+
+
+def evenly_named(modules: Sequence[tuple[str, str]]) -> list[str]:
+    """The modules' names as the kernel has them."""
+    return [name.replace("-", "_") for name, _digest in modules]

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: MIT
+# The device is opened and read, and its attribute read and written. What the players do is not the same twice.
+exec 2>&1
+state=$(ls -d /sys/class/kxo/kxo/kxo_state /sys/devices/virtual/kxo/kxo/kxo_state 2>/dev/null | head -n 1)
+[ -n "$state" ] && cat "$state" | tr -d '\0'
+ls /dev/kxo
+for turn in 1 2; do
+    timeout 3 dd if=/dev/kxo of=/tmp/kxo bs=1 count=1 2>/dev/null
+    wc -c </tmp/kxo
+done
+[ -n "$state" ] && for value in '0 1 0' '1 0 0' '1 1 1' '1 1 0'; do
+    echo "$value" >"$state"
+    cat "$state" | tr -d '\0'
+done
+echo x >/dev/kxo
+dd if=/dev/kxo of=/dev/null bs=1 count=0
+rm -f /tmp/kxo
+lsmod | awk '$1 == "kxo" { print $3 }'

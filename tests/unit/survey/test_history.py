@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""Reading a guest's memory into names, comparing two guests, and what is made of a history."""
+
+from __future__ import annotations
+
+import struct
+
+from hotreload.survey.debug_kernel import settings_for, wrapper
+from hotreload.survey.histories import Row, line_differences, shares
+from hotreload.survey.history_code import (
+    PAGE,
+    Names,
+    Picture,
+    Reader,
+    Reading,
+    differences,
+    read_replaced,
+    read_sections,
+    read_symbols,
+)
+from hotreload.survey.history_guest import pushed, runs, splats
+from hotreload.survey.history_source import read_workload
+
+FENTRY = bytes.fromhex("0f1f440000")
+PRINTK = 0xFFFFFFFF81200000
+NAMES = Names(read_symbols(f"{PRINTK:x} T _printk\n{PRINTK + 0x100:x} T other\n"))
+
+
+def call(place: int, target: int) -> bytes:
+    return b"\xe8" + struct.pack("<i", target - place - 5)
+
+
+def load(place: int, register: bytes = b"\xc7") -> bytes:
+    """MOV $place, %rdi"""
+    return b"\x48\xc7" + register + struct.pack("<I", place & 0xFFFFFFFF)
+
+
+def module(base: int, text: bytes, *, hook: bytes = FENTRY, owner: str = "drv", table: int = 5) -> Picture:
+    """A module with a function that prints a text, and a table that it reads."""
+    code = hook + load(base + 0x1000) + call(base + 12, PRINTK) + load(base + 0x2000) + b"\xc3"
+    named = (base, "t show"), (base + 0x40, "t end"), (base + 0x2000, "r table")
+    symbols = "".join(f"{place:x} {name}\t[{owner}]\n" for place, name in named)
+    sections = (
+        f"/sys/module/{owner}/sections/.text 0x{base:x}\n"
+        f"/sys/module/{owner}/sections/.rodata.str1.1 0x{base + 0x1000:x}\n"
+        f"/sys/module/{owner}/sections/.rodata 0x{base + 0x2000:x}\n"
+        f"/sys/module/{owner}/sections/.init.text 0x{base + 0x9000:x}\n"
+    )
+    pages = {
+        base: (code.ljust(0x40, b"\x90") + FENTRY + b"\xc3").ljust(PAGE, b"\0"),
+        base + PAGE: (text + b"\0").ljust(PAGE, b"\0"),
+        base + 2 * PAGE: struct.pack("<QQ", table, base).ljust(PAGE, b"\0"),
+    }
+    return Picture(read_symbols(symbols), read_sections(sections), {}, pages)
+
+
+def read(picture: Picture) -> Reading:
+    return Reader(picture, NAMES).read("drv")
+
+
+def test_code_is_read_as_names_and_texts_wherever_it_lies() -> None:
+    here, there = read(module(0xFFFFFFFFC0000000, b"hello")), read(module(0xFFFFFFFFC0430000, b"hello"))
+    assert here.functions["show"] == [
+        ("fentry", "mov rdi, <'hello'>", "call <_printk>", "mov rdi, <table>", "ret")
+    ]
+    assert here.constants["table"] == {("0500000000000000", "show")}
+    assert differences(here, there) == []
+
+
+def test_another_text_another_table_and_a_function_that_is_missing_are_told() -> None:
+    fresh = read(module(0xFFFFFFFFC0000000, b"hello"))
+    assert differences(fresh, read(module(0xFFFFFFFFC0000000, b"hullo"))) == [
+        """show: 1: fresh "mov rdi, <'hello'>", here "mov rdi, <'hullo'>\""""
+    ]
+    assert differences(fresh, read(module(0xFFFFFFFFC0000000, b"hello", table=6))) == [
+        "table: 0: fresh '0500000000000000', here '0600000000000000'"
+    ]
+    assert differences(fresh, Reading()) == ["end is not in the guest", "show is not in the guest"]
+
+
+def test_the_call_of_a_function_that_is_traced_is_no_difference() -> None:
+    base = 0xFFFFFFFFC0000000
+    hooked = read(module(base, b"hello", hook=call(base, 0xFFFFFFFFC0700000)))
+    assert differences(read(module(base, b"hello")), hooked) == []
+
+
+def test_the_function_of_the_live_patch_is_the_one_that_runs() -> None:
+    own = module(0xFFFFFFFFC0000000, b"old")
+    patch = module(0xFFFFFFFFC0100000, b"new", owner="hotreload_2")
+    replaced = read_replaced("/sys/kernel/livepatch/hotreload_2/drv/show,1\n", "drv")
+    both = Picture(
+        (*own.symbols, *patch.symbols),
+        (*own.sections, *patch.sections),
+        replaced,
+        {**own.pages, **patch.pages},
+    )
+    assert replaced == {"show": "hotreload_2"}
+    assert "mov rdi, <'new'>" in read(both).functions["show"][0]
+    assert read(both).functions["end"] == [("fentry", "ret")]
+
+
+def test_a_line_number_that_a_check_is_told_is_no_difference() -> None:
+    def reading(line: str, callee: str) -> Reading:
+        return Reading({"f": [("fentry", f"mov esi, {line}", f"call <{callee}>", "ret")]})
+
+    assert differences(reading("0x20", "__might_sleep"), reading("0x21", "__might_sleep")) == []
+    assert len(differences(reading("0x20", "other"), reading("0x21", "other"))) == 1
+
+
+def test_a_push_is_read_with_its_codes() -> None:
+    said = (
+        "14:03:40 refused    f.c    HR2101 struct foo grew\n          needs a reload: hotreload why HR2101\n"
+    )
+    done = pushed(0, said + "14:03:41 reloaded   foo.ko   0.61 s  #13\n")
+    assert (done.outcome, done.codes) == ("reloaded", ("HR2101",))
+    assert pushed(4, said).outcome == "refused"
+    assert pushed(8, "hotreload: error: no guest").outcome == "status 8"
+
+
+def test_a_busy_machine_is_no_splat() -> None:
+    log = "BUG: KASAN: use-after-free in f\nwatchdog: BUG: soft lockup - CPU#0\nhello\n"
+    assert splats(log) == ["BUG: KASAN: use-after-free in f"]
+
+
+def test_a_workload_says_what_it_needs() -> None:
+    workload = read_workload("# load: loop\n# load: drv number=2\n# host: cc -o $OUT/a a.c\necho\n")
+    assert workload.load == ("loop", "drv number=2")
+    assert workload.host == ("cc -o $OUT/a a.c",)
+
+
+def test_rows_are_summed_up_with_the_codes_that_led_to_them() -> None:
+    rows = [
+        Row("a", "", "live"),
+        Row("b", "", "live", differs=("prints 'x', freshly booted 'y'",)),
+        Row("c", "", "reloaded", ("HR2101",)),
+        Row("d", "", "refused", ("HR2301", "HR2101")),
+        Row("e", "", "lost"),
+    ]
+    assert [row.is_wrong for row in rows] == [False, True, False, False, False]
+    assert [" ".join(line.split()) for line in shares(rows)] == [
+        "2 40.0 % live",
+        "1 20.0 % reloaded (HR2101 1)",
+        "1 20.0 % refused (HR2301 1, HR2101 1)",
+        "1 20.0 % lost",
+        "1 20.0 % wrong",
+        "1 20.0 % lost",
+    ]
+
+
+def test_what_a_workload_prints_is_compared_line_by_line() -> None:
+    assert line_differences("a\nb\n", "a\nb\n") == []
+    assert line_differences("a\nb\n", "a\nc\nd\n") == [
+        "prints 'c', freshly booted 'b'",
+        "prints 'd', freshly booted ''",
+    ]
+
+
+def test_pages_are_read_in_stretches() -> None:
+    assert runs([0, PAGE, 3 * PAGE]) == [(0, 2), (3 * PAGE, 1)]
+
+
+def test_a_wrapper_has_its_settings_whatever_the_environment() -> None:
+    assert "export HOTRELOAD_KERNEL='/a b'\n" in wrapper({"HOTRELOAD_KERNEL": "/a b"})
+    assert settings_for  # used by scripts/debug-kernel
