@@ -370,7 +370,7 @@ class LineNamed(Element):
         return {"first": 0, "second": 0}
 
     def carried(self, state: State, before: Self) -> list[State]:  # noqa: ARG002
-        # On another line it is another variable: who keeps the two apart, with their values or anew, is right.
+        # On another line it is another variable: to keep the two apart, with their values or anew, is right.
         first, second = (dict.fromkeys((state[name], 0)) for name in ("first", "second"))
         return [{"first": one, "second": other} for one in first for other in second]
 
