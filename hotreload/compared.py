@@ -34,7 +34,8 @@ class Compared:
     """A unit's two objects, and what they differ in.
 
     ``types``: of the patched one, if it has any that the base has not; ``digest``: of its file; ``edited``:
-    the digests of those files that it was made of and that were not as in the base.
+    the digests of those files that it was made of and that were not as in the base. ``renames``: as diff_unit
+    took them.
     """
 
     pair: ObjectPair
@@ -43,3 +44,4 @@ class Compared:
     types: Layouts | None = None
     digest: bytes = b""
     edited: Mapping[Path, str] = field(default_factory=dict)
+    renames: Mapping[str, str] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -99,19 +99,11 @@ class Cycle:
         if reset:
             names = ", ".join(reset)
             self.notes.append(f"HR2104 starts anew with each patch, for several have that name: {names}")
-        for functions, why in (
-            (settlement.stranded, "not traceable"),
-            (settlement.redeclared, "declared in another way"),
-        ):
-            if functions:
-                told = f"{why}; whoever has its address runs it as it was: {', '.join(functions)}"
-                self.notes.append(f"HR2202 {told}")
 
-    def note_gone(self, names: tuple[str, ...]) -> None:
-        """Tell of functions that earlier reloads added, and that are not there any more."""
-        if names:
-            told = ", ".join(names)
-            self.notes.append(f"HR2207 gone, and still run by whoever has its address: {told}")
+    def note_variables(self, names: Iterable[str]) -> None:
+        """Tell of variables that earlier reloads added, and that no code has any more."""
+        if told := ", ".join(names):
+            self.notes.append(f"HR2104 not there any more, though somebody may hold its address: {told}")
 
     # --- endings ---
 

@@ -28,6 +28,7 @@ from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.patch.kernel_symbols import own_names
 from hotreload.patch.model import PatchPlan
 from hotreload.plan_units import compare_unit, plan_units
+from hotreload.renamed_across import renames_across
 from hotreload.running_check import RunningCheck
 from hotreload.source_texts import SourceTexts
 
@@ -49,6 +50,7 @@ class Edits:
         self._objects = objects
         self._originals: dict[Path, Original] = {}
         self._keeping: set[Path] = set()  # units that are compiled so that every variable has storage
+        self._again: dict[Path, Callable[[Mapping[str, str]], Compared]] = {}
         self._knowledge: KernelKnowledge | None = None
         self._question = MakeQuestion(base.build)
         self._made: set[Path] = set()  # by make, and not brought yet
@@ -179,11 +181,22 @@ class Edits:
             self._originals[key] = read_original(pair.original, plain)
         symbols = self._knowledge.symbols if self._knowledge is not None else None
         context = replace(context, is_own=own_names(symbols, pair.unit.module))
+        edited = {file: sha256(file) for file in self.units.edited_inputs(pair.unit)}
         texts = self._texts(pair.unit, instead)
-        compared = compare_unit(pair, self._originals[key], texts, context)
-        edited = self.units.edited_inputs(pair.unit)
-        self.compared[key] = replace(compared, edited={file: sha256(file) for file in edited})
+
+        def compared(renames: Mapping[str, str]) -> Compared:
+            found = compare_unit(pair, self._originals[key], texts, replace(context, renames=renames))
+            return replace(found, edited=edited)
+
+        self._again[key] = compared
+        self.compared[key] = compared({})
         return self.compared[key]
+
+    def compare_renamed(self) -> None:
+        """Compare those units once more to which a function is known under another name now."""
+        for key, renames in renames_across(self.base, self.compared).items():
+            if renames != self.compared[key].renames and key in self._again:
+                self.compared[key] = self._again[key](renames)
 
     def _texts(self, unit: TranslationUnit, instead: Texts) -> Mapping[str, str]:
         """The unit's sources as they are now, its own file first; read when they are asked for."""
@@ -222,6 +235,7 @@ class Edits:
         self._originals = {key: each for key, each in self._originals.items() if key not in anew}
         if base.build is not self._question.build:
             self._question = MakeQuestion(base.build)
+        self._again = {key: each for key, each in self._again.items() if key not in anew}
         self._running.forget(base, modules)
         self.units.rebase(base, self.compared)
         self._knowledge = self.knowledge.of(base)
@@ -229,6 +243,7 @@ class Edits:
     def return_to(self, compared: Mapping[Path, Compared]) -> None:
         """What the guest runs was made of these, whatever was compiled since."""
         self.compared = dict(compared)
+        self._again.clear()  # the files of their objects may be newer
         self.units.compiled |= self.compared.keys()
 
     @contextlib.contextmanager

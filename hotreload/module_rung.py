@@ -7,15 +7,13 @@ Only where the user allows it, and only past obstacles that a module which is lo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from hotreload.build.base import build_base, work_folder
 from hotreload.build.built import VMLINUX, Build, BuiltModule
 from hotreload.build.guest_base import GuestBase
 from hotreload.build.in_tree_modules import build_in_tree
-from hotreload.compared import Compared
 from hotreload.deploy.guest import Guest
 from hotreload.deploy.kernel_identity import RESTART, require_layouts
 from hotreload.deploy.livepatch import module_uses
@@ -29,12 +27,10 @@ from hotreload.deploy.module_reload import (
 )
 from hotreload.diff.obstacles import BUILD_KERNEL, NotPatchableError
 from hotreload.errors import InputError, KernelUnfitError
-from hotreload.ladder import can_be_loaded, is_allowed, modules_in_the_way, with_dependents
+from hotreload.ladder import can_be_loaded, is_allowed, with_dependents
 
 RECIPE_CHANGED = "HR1004"
 NEW_MODULE = "end hotreload and start it again: the guest boots with the modules that there are now"
-
-Plan = Callable[[Mapping[Path, Compared]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +48,24 @@ class ModuleRung:
         return is_allowed("module", self.max_rung) and can_be_loaded(refusal.obstacles)
 
     async def build(
-        self,
-        guest: Guest,
-        base: GuestBase,
-        refusal: NotPatchableError,
-        edited: Mapping[Path, Compared],
-        plan: Plan,
+        self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
     ) -> tuple[GuestBase, frozenset[str]]:
         """Build the modules as the sources are; the base with those that have to be loaded anew, their names.
 
-        ``plan`` raises NotPatchableError for edits that no patch can bring. Raises what build_base and
-        build_in_tree raise, and the refusal when it is not one of modules only.
+        ``names``: those that stand in the way. Raises what build_base and build_in_tree raise, and the
+        refusal when it is not one of modules only.
         """
-        names = modules_in_the_way(edited, plan) if edited else frozenset()
         if base.is_kernel:
             return await self._build_in_tree(guest, base, refusal, names)
         return await self._build_folder(guest, base, refusal, names)
+
+    async def with_dependents(self, guest: Guest, base: GuestBase, names: Collection[str]) -> frozenset[str]:
+        """These modules of the base, and those that have to be loaded anew with them."""
+        if base.is_kernel:
+            uses: Mapping[str, Collection[str]] = await _users_of(guest, names)
+        else:
+            uses = await asyncio.to_thread(_depends, base.modules)
+        return with_dependents(names, base.modules, uses)
 
     async def _build_in_tree(
         self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
@@ -136,7 +134,7 @@ def _shared_with_vmlinux(base: GuestBase) -> frozenset[str]:
 
 def _with_hint(refusal: NotPatchableError, hint: str) -> NotPatchableError:
     """The same, with another way out."""
-    return NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles)
+    return NotPatchableError((replace(each, hint=hint) for each in refusal.obstacles), refusal.modules)
 
 
 def _is_of_recipes(refusal: NotPatchableError) -> bool:

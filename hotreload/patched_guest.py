@@ -28,7 +28,8 @@ from hotreload.elf.build_id import read_build_id
 from hotreload.errors import EditError, GuestUnreachableError, PatchRejectedError
 from hotreload.fault_line import function_at
 from hotreload.history import History
-from hotreload.patch.homes import Home, gone, reset
+from hotreload.patch.homes import Home, Settlement, reset, settle
+from hotreload.patch.left_behind import LeftBehind, left_behind
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch.module import NAME_PREFIX, LivePatch, ModuleGlue, write_module
 from hotreload.restore_points import Known, Moment, RestorePoints, Saved
@@ -100,7 +101,6 @@ class PatchedGuest:
 
         ``homes``: where that of it lives which is there already. Raises as apply_patch and disable_patch.
         """
-        cycle.note_gone(gone(self.known.plan, plan, self.known.homes))
         try:
             if plan is not None:
                 await self._apply(cycle, plan, self._write(cycle, plan, homes, glue))
@@ -110,6 +110,12 @@ class PatchedGuest:
         finally:
             await self.close()
             self._tidying = asyncio.create_task(self._tidy())
+
+    def left_behind(self, plan: PatchPlan | None, homes: Mapping[Identity, Home]) -> LeftBehind:
+        """What of the guest's code would run on as it is, were ``plan`` brought with these ``homes``."""
+        known = self.known
+        settlement = settle(plan, homes, f"{NAME_PREFIX}{self._serial + 1}") if plan else Settlement()
+        return left_behind(known.plan, known.homes, plan, homes, settlement)
 
     def _write(
         self, cycle: Cycle, plan: PatchPlan, homes: Mapping[Identity, Home], glue: ModuleGlue

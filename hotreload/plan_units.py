@@ -21,6 +21,7 @@ from hotreload.elf.reader import read_object
 from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import PatchPlan, UnitDiff
 from hotreload.patch.plan import plan_patch
+from hotreload.renamed_across import held_across_units
 
 
 def compare_unit(
@@ -41,7 +42,7 @@ def compare_unit(
         message = f"{name} is not C: where its functions begin and end, nobody can tell for sure"
         diff = replace(diff, obstacles=(*diff.obstacles, Obstacle("HR2206", name, message)))
     types = _new_types(original.base.layouts, patched.layouts)
-    return Compared(pair, original, diff, types, _digest(patched.object))
+    return Compared(pair, original, diff, types, _digest(patched.object), renames=context.renames)
 
 
 def _digest(obj: ObjectFile) -> bytes:
@@ -66,7 +67,8 @@ def plan_units(base: AnyBase, compared: Mapping[Path, Compared], symbols: Kernel
 
     Raises NotPatchableError with the obstacles of all of them at once.
     """
-    obstacles = (*obstacles_of(compared), *_linked_twice(base, compared))
+    held = held_across_units(base, compared)
+    obstacles = (*obstacles_of(compared), *_linked_twice(base, compared), *held)
     if obstacles:
         raise NotPatchableError(obstacles)
     units = [

@@ -42,6 +42,7 @@ from hotreload.history import History, Step
 from hotreload.ladder import modules_in_the_way
 from hotreload.module_rung import ModuleRung
 from hotreload.patch.homes import Home, continued
+from hotreload.patch.left_behind import LeftBehind, renamed
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch_build import patched_units, refuse_recipes, require_built
 from hotreload.patched_guest import PatchedGuest
@@ -58,6 +59,10 @@ LEFT_BEHIND = "a session that did not end by itself"
 
 def _silently(_type: str, _fields: object) -> None:
     """Announce nothing."""
+
+
+def _climbs_only(announce: Announce) -> Announce:
+    return lambda type, fields: announce(type, fields) if type == "climb" else None
 
 
 class Reloader:
@@ -185,20 +190,28 @@ class Reloader:
         cycle.notes += sources.notes
         return await self._told(cycle, self._through_patched(cycle, sources))
 
-    async def undo(self, number: int | None = None, *, everything: bool = False) -> ReloadReport:
+    async def undo(
+        self,
+        number: int | None = None,
+        *,
+        everything: bool = False,
+        leaving: bool = False,
+        started: Announce = _silently,
+    ) -> ReloadReport:
         """Go back to before the last reload, to before reload ``number``, or to what the guest booted.
 
-        The sources stay as they are: the next save brings them to the guest again.
+        The sources stay as they are: the next save brings them to the guest again. ``leaving``: whatever may
+        still be in use; no module is loaded anew for it. ``started`` is told of a climb.
         """
         boot = 0 if self._history.place else None
         place = boot if everything else self._history.before(number)
         nothing = "nothing to undo" if number is None else f"#{number} is not live"
-        cycle = Cycle((), time.monotonic(), _silently)
-        return await self._told(cycle, self._walk(cycle, place, Outcome.UNDONE, nothing))
+        cycle = Cycle((), time.monotonic(), _climbs_only(started))
+        return await self._told(cycle, self._walk(cycle, place, Outcome.UNDONE, nothing, leaving=leaving))
 
-    async def redo(self) -> ReloadReport:
-        """Bring back the reload that was undone last."""
-        cycle = Cycle((), time.monotonic(), _silently)
+    async def redo(self, *, started: Announce = _silently) -> ReloadReport:
+        """Bring back the reload that was undone last. ``started`` is told of a climb."""
+        cycle = Cycle((), time.monotonic(), _climbs_only(started))
         return await self._told(
             cycle, self._walk(cycle, self._history.after(), Outcome.REDONE, "nothing to redo")
         )
@@ -329,7 +342,7 @@ class Reloader:
         try:
             report = await ending
         except (EditError, EnvironmentFault) as error:
-            if self.base.is_kernel and isinstance(error, NotPatchableError) and self._is_of_vmlinux():
+            if self.base.is_kernel and isinstance(error, NotPatchableError) and self._is_of_vmlinux(error):
                 error = error.of_kernel()
             # A full disk, say: the guest is as it was, and the next save may find some space.
             report = cycle.failed(error, self.running)
@@ -337,12 +350,13 @@ class Reloader:
             self._history.reports.append(report)
         return report
 
-    def _is_of_vmlinux(self) -> bool:
+    def _is_of_vmlinux(self, refusal: NotPatchableError) -> bool:
         """Is what stands in the way of the edits more than a module that can be loaded anew?"""
         edits = self._edits
         if edits.units.changed_makefiles():
             return True
         names = modules_in_the_way(edits.compared, edits.plan) if edits.compared else frozenset()
+        names |= refusal.modules
         return not names or VMLINUX in names
 
     async def _through(self, cycle: Cycle) -> ReloadReport:
@@ -419,6 +433,11 @@ class Reloader:
         before, running = self._history.current, self._guest.known.plan
         if plan == running:
             return cycle.no_change(self.running)
+
+        # Does anybody hold the address of code that would run on as it is, though no source has it?
+        homes = self._homes_for(plan)
+        self._refuse_left_behind(cycle, self._guest.left_behind(plan, homes))
+
         if self.dry_run:
             return cycle.would_be(self._edits.symbols(), self.running)
         cycle.announce_difference()
@@ -427,7 +446,7 @@ class Reloader:
         await self._check_running(cycle, self._edits.compared)
 
         # The guest has not been touched so far. This is the first line that does.
-        await self._bring(cycle, plan, continued(self._guest.known.homes, running))
+        await self._bring(cycle, plan, homes)
 
         self._guest.note_made_of(self._edits.compared)
         self._note_once_unloaded(cycle, plan, running)
@@ -442,33 +461,53 @@ class Reloader:
         if due := self._edits.units.due():  # beside a Makefile nothing was compiled
             self._compare(cycle, await self._build(cycle, due), {})
         with cycle.stage("build"):
-            edits = self._edits
-            base, names = await self._module_rung.build(
-                self._guest.guest, self.base, refusal, edits.compared, edits.plan
-            )
+            names = self._in_the_way(refusal)
+            base, names = await self._module_rung.build(self._guest.guest, self.base, refusal, names)
         if not names:  # a comment in a Makefile
             self._take_base(names, base)
             return await self._as_patch(cycle)
         cycle.announce_climb(refusal, names, self.running)
-        if pushed := edits.pushed_into(names):
+        if pushed := self._edits.pushed_into(names):
             files = ", ".join(file.name for file in pushed)
             cycle.notes.append(f"{files}: built as the file is, without the source patch that was pushed")
         await self._load_anew(cycle, base, names, self._edits.compared)
         return cycle.went_anew(self._add_step(self._guest.known.plan), names)
+
+    def _in_the_way(self, refusal: NotPatchableError) -> frozenset[str]:
+        """The modules without whose edits, and without what was added to them, the rest can be patched."""
+        edits = self._edits
+        names = modules_in_the_way(edits.compared, edits.plan) if edits.compared else frozenset()
+        names |= refusal.modules
+        while True:
+            rest = edits.plan(edits.but_of(names, edits.compared))
+            left = self._guest.left_behind(rest, self._homes_for(rest)).but_of(names)
+            if not left.modules:
+                return names
+            names |= left.modules
+
+    def _homes_for(self, plan: PatchPlan | None) -> dict[Identity, Home]:
+        """The homes that a save goes on with."""
+        known = self._guest.known
+        return renamed(known.plan, plan).homes(continued(known.homes, known.plan))
+
+    def _refuse_left_behind(self, cycle: Cycle, left: LeftBehind) -> None:
+        if left.obstacles:
+            raise NotPatchableError((obstacle for _, obstacle in left.obstacles), left.modules)
+        cycle.note_variables(identity.name for identity in left.variables)
 
     async def _load_anew(
         self, cycle: Cycle, base: GuestBase, names: frozenset[str], edited: Mapping[Path, Compared]
     ) -> None:
         """Exchange these modules for those of another base; what else was ``edited`` is live beside them."""
         known = self._guest.known
-        before, homes = known.plan, known.homes
         rest = self._edits.but_of(names, edited)
         plan = self._edits.plan(rest)
+        homes = self._homes_for(plan)
 
         async def without() -> None:
-            if plan != before:
+            if plan != known.plan:
                 await self._check_running(cycle, rest)
-                await self._bring(cycle, plan, continued(homes, before))
+                await self._bring(cycle, plan, homes)
                 self._guest.note_made_of(rest)
 
         exchange = await self._module_rung.exchange(self._guest.guest, self.base, base, names)
@@ -526,13 +565,15 @@ class Reloader:
             # The new code is live; that its stages are not on disk is no reason to say otherwise.
             cycle.notes.append(f"{fault.code} {fault.message}: the stages of this reload were not kept")
 
-    async def _walk(self, cycle: Cycle, place: int | None, outcome: Outcome, nothing: str) -> ReloadReport:
+    async def _walk(
+        self, cycle: Cycle, place: int | None, outcome: Outcome, nothing: str, *, leaving: bool = False
+    ) -> ReloadReport:
         """Go to another step of the history; ``place`` None: there is none, because of ``nothing``."""
         if place is None:
             return ReloadReport(Outcome.NO_CHANGE, notes=(nothing,), still_runs=self.running)
         left, target = self._history.current, self._history.steps[place]
         await self._save_checkpoint(cycle)
-        await self._go_to_base(cycle, target)
+        await self._go_to_base(cycle, target, leaving=leaving)
         # Its homes may have gone with a module.
         await self._bring(cycle, target.plan, self._history.steps[place].homes)
         self._history.place = place
@@ -553,15 +594,32 @@ class Reloader:
             still_runs=self.running,
         )
 
-    async def _go_to_base(self, cycle: Cycle, target: Step) -> None:
-        """Have the modules of that step: those that are others now are loaded anew."""
+    async def _go_to_base(self, cycle: Cycle, target: Step, *, leaving: bool) -> None:
+        """Have the modules of that step: those that are others now are loaded anew.
+
+        So are those of which code would run on that the step does not have. Raises NotPatchableError.
+        """
         await self._edits.learn(self._guest.guest)
         assert target.base is not None, "every step of a reloader has one"
-        if anew := target.base.anew_since(self.base):
+        anew = target.base.anew_since(self.base)
+        left = self._guest.left_behind(target.plan, target.homes).but_of(anew)
+        if left.obstacles and not leaving:
+            anew |= await self._climb_past(cycle, left)
+        cycle.note_variables(identity.name for identity in left.but_of(anew).variables)
+        if anew:
             await self._load_anew(cycle, target.base, anew, self._guest.known.edited)
             # The sources say something else of them, and bring it back with the next save.
             self._edits.units.ask_for(anew)
             cycle.notes.append(f"loaded anew: {', '.join(sorted(anew))}")
+
+    async def _climb_past(self, cycle: Cycle, left: LeftBehind) -> frozenset[str]:
+        """The modules to be loaded anew for what is left behind, told before. Raises NotPatchableError."""
+        refusal = NotPatchableError((obstacle for _, obstacle in left.obstacles), left.modules)
+        if VMLINUX in left.modules or not self._module_rung.leads_past(refusal, self.base):
+            raise refusal
+        names = await self._module_rung.with_dependents(self._guest.guest, self.base, left.modules)
+        cycle.announce_climb(refusal, names, self.running)
+        return names
 
     # --- stages ---
 
@@ -598,6 +656,8 @@ class Reloader:
             for pair in pairs:
                 context = self._guest.context_of(pair.unit)
                 cycle.compared.append(self._edits.compare(pair, instead, context))
+            self._edits.compare_renamed()
+            cycle.compared = [self._edits.compared[each.pair.unit.object] for each in cycle.compared]
 
     def _plan(self, cycle: Cycle) -> PatchPlan | None:
         """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""

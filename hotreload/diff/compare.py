@@ -75,7 +75,7 @@ class Comparison:
             return (
                 not one.is_defined
                 and not other.is_defined
-                and (one.name, one.index, one.value, one.size)
+                and (self.correlation.known.get(one.name, one.name), one.index, one.value, one.size)
                 == (other.name, other.index, other.value, other.size)
             )
         twin = self.correlation.original_of.get(other)

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from hotreload.diff.correlation import Correlation
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import Obstacle
 from hotreload.diff.pair_variables import ONCE_KEY, pair_variables
+from hotreload.diff.renames import Renames
 from hotreload.diff.special_sections import LOADED, is_entry_section, is_inert, is_init
 from hotreload.elf.model import ObjectFile, StringRef, Symbol, SymbolRef
 
@@ -104,14 +105,22 @@ def is_constant(symbol: Symbol) -> bool:
 
 
 def correlate(
-    original: ObjectFile, patched: ObjectFile, before: Layouts | None = None, after: Layouts | None = None
+    original: ObjectFile,
+    patched: ObjectFile,
+    before: Layouts | None = None,
+    after: Layouts | None = None,
+    renames: Mapping[str, str] | None = None,
 ) -> Correlation:
     """Pair the defined functions and objects of two objects.
 
-    ``before`` and ``after``: what their debugging information says of variables.
+    ``before`` and ``after``: what their debugging information says. ``renames``: global functions of the
+    module that have another name, as all its units together say.
     """
-    result = Correlation()
+    result = Correlation(known=renames or {})
+    renamed = Renames(result, original, patched, before, after)
     pair_by_name(result, original, patched)
+    renamed.pair_by_hint()
+    renamed.pair_by_places()
     pair_trace_strings(result, original, patched)
     declared: set[Symbol] = set()
     if before is not None and after is not None:
@@ -119,6 +128,8 @@ def correlate(
         declared = {one.symbol for one in (*before.declared, *after.declared) if one.symbol is not None}
     pair_function_names(result, original, patched)
     pair_static_locals(result, original, patched, declared)
+    # A static local may be a table that holds functions.
+    renamed.pair_by_places()
     return result
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hotreload.diff.obstacles import Note, Obstacle
@@ -11,12 +12,29 @@ from hotreload.elf.model import Symbol
 
 @dataclass(slots=True)
 class Correlation:
-    """``original_of``: patched symbol -> its twin; ``patched_of`` the other way."""
+    """``original_of``: patched symbol -> its twin; ``patched_of`` the other way.
+
+    ``renamed``    functions that have another name now, each with its twin
+    ``elsewhere``  names of what another unit defines, where the places that took the address of one now
+                   take that of the other: whether it is the same function, that unit knows
+    ``known``      those of which it is settled
+    """
 
     original_of: dict[Symbol, Symbol] = field(default_factory=dict)
     patched_of: dict[Symbol, Symbol] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     obstacles: list[Obstacle] = field(default_factory=list)
+    renamed: dict[Symbol, Symbol] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    known: Mapping[str, str] = field(default_factory=dict)
+
+    def renamed_globals(self, *, by_hint: bool) -> dict[str, str]:
+        """Those of the renamed functions that other units know: the old name -> the new one."""
+        return {
+            one.name: other.name
+            for one, other in self.renamed.items()
+            if not one.is_local and (self.known.get(one.name) == other.name) is by_hint
+        }
 
     def pair(self, original: Symbol, patched: Symbol) -> None:
         self.original_of[patched] = original

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from hotreload.diff.correlate import is_child, is_constant, parent_name
@@ -16,7 +16,6 @@ from hotreload.diff.pair import (
     takes_address_of,
 )
 from hotreload.diff.special_sections import CALLBACKS, is_ordinary
-from hotreload.elf.constants import STB_WEAK
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start
 
@@ -44,14 +43,19 @@ def _written_name(function: Symbol) -> str:
 
 
 def join_children(pair: Pair) -> None:
-    """A part that gcc split off cannot be redirected by itself: its parent changes with it."""
+    """A part that gcc split off cannot be redirected by itself: its parent changes with it.
+
+    Code for loading may have such a part among the running code: it counts as its parent does.
+    """
     twins = pair.correlation.original_of
-    parents = {symbol.name: symbol for symbol in pair.patched.functions}
+    parents = {name: symbol for symbol in pair.patched.functions for name in (symbol.name, *symbol.aliases)}
     for child in [symbol for symbol in pair.changed if is_child(symbol)]:
         original = pair.changed.pop(child)
         parent = parents.get(child.name[: child.name.index(".cold")])
         if parent is None or parent not in twins:
             pair.refuse("HR2202", original.name, f"the parent of {original.name} was not found")
+        elif is_for_init(parent):
+            pair.init_changed.append(_written_name(twins[parent]))
         else:
             pair.changed[parent] = twins[parent]
 
@@ -160,26 +164,70 @@ def _holds_labels(pair: Pair, patched: Symbol) -> bool:
     )
 
 
-def refuse_weak(pair: Pair) -> None:
-    """Another file's function of the same name may have taken a weak one's place."""
-    for patched, original in pair.changed.items():
-        if STB_WEAK in (original.binding, patched.binding):
-            message = f"{original.name} is weak, and another file may define the one that runs"
-            pair.refuse("HR2202", original.name, message)
+def refuse_gone(pair: Pair) -> None:
+    """Whoever holds the address of a function that is gone would run it for ever."""
+    referrers = referrers_of(pair.original)
+    for function in pair.removed_functions:
+        if any(takes_address_of(referrer, function) for referrer in referrers[function]):
+            message = gone_message(function.name)
+            pair.refuse("HR2207", function.name, message)
+
+
+def gone_message(name: str) -> str:
+    return f"{name} is not there any more, and somebody may hold its address, and run it as it was"
+
+
+def held_elsewhere(pair: Pair) -> frozenset[str]:
+    """What another unit defines, and only the original takes the address of."""
+    still = {symbol.name for symbol in pair.patched.symbols}
+    foreign = {
+        symbol for symbol in pair.original.symbols if not symbol.is_defined and symbol.name not in still
+    }
+    if not foreign:
+        return frozenset()
+    referrers = referrers_of(pair.original)
+    return frozenset(
+        symbol.name for symbol in foreign if any(takes_address_of(r, symbol) for r in referrers[symbol])
+    )
+
+
+def tell_renamed(pair: Pair) -> None:
+    """A function that has another name goes on where the old one was."""
+    for original, patched in pair.correlation.renamed.items():
+        message = f"{patched.name} takes the place of {original.name}: whoever holds {original.name} runs it"
+        pair.tell("HR2207", original.name, message)
 
 
 def refuse_other_names(pair: Pair) -> None:
-    """Two names of one function or variable that part or join: users of one would need the other."""
+    """Two names of one function or variable that part or join: users of one would need the other.
+
+    gcc folds static functions that are the same and whose addresses nobody takes. Who calls those is compiled
+    with the edit, and travels.
+    """
     ours, theirs = _names_of(pair.original), _names_of(pair.patched)
+    taken: list[Mapping[Symbol, set[Symbol]]] = []
     for patched, original in pair.correlation.original_of.items():
         if not original.aliases and not patched.aliases:
             continue
         before, after = {original.name, *original.aliases}, {patched.name, *patched.aliases}
         parted = sorted((before - after) & theirs)
         joined = sorted((after - before) & ours)
+        if not parted and not joined:
+            continue
+        taken = taken or [referrers_of(pair.original), referrers_of(pair.patched)]
+        if all(map(_is_only_called, (original, patched), taken)):
+            continue
         for name in (*parted, *joined):
             message = f"'{original.name}' and '{name}' are one on one side of the edit only"
             pair.refuse("HR2208", original.name, message)
+
+
+def _is_only_called(symbol: Symbol, referrers: Mapping[Symbol, set[Symbol]]) -> bool:
+    """Whether nobody has the address of a function: its callers are all in this object."""
+    users = referrers.get(symbol, set())
+    return (
+        symbol.is_function and symbol.is_local and not any(takes_address_of(user, symbol) for user in users)
+    )
 
 
 def _names_of(obj: ObjectFile) -> set[str]:

@@ -23,10 +23,12 @@ from hotreload.diff.functions import (
     bring_labels,
     find_callbacks,
     find_changed_functions,
+    held_elsewhere,
     join_children,
     promote_callers,
+    refuse_gone,
     refuse_other_names,
-    refuse_weak,
+    tell_renamed,
 )
 from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts
@@ -65,6 +67,10 @@ class ObjectDiff:
     ``new_exports``       names that this unit exports, and did not before
     ``now_global``        what was static: other units of the module may use it from now on
     ``callers_promoted``  functions that did not change themselves, and why they travel
+    ``renamed``           global functions that go on under another name: the old one -> the new one
+    ``renamed_by_others`` those of which other units of the module knew
+    ``renamed_elsewhere`` the same of what another unit defines, as far as this one can tell
+    ``held_elsewhere``    what another unit defines, and only the original takes the address of
 
     What the debugging information tells, where there is some (unit_diff.py):
 
@@ -88,6 +94,10 @@ class ObjectDiff:
     callers_promoted: Mapping[str, str]
     notes: tuple[Note, ...]
     obstacles: tuple[Obstacle, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    renamed_by_others: Mapping[str, str] = field(default_factory=dict)
+    renamed_elsewhere: Mapping[str, str] = field(default_factory=dict)
+    held_elsewhere: frozenset[str] = frozenset()
     types: Mapping[str, str] = field(default_factory=dict)
     declared_in: Mapping[str, str] = field(default_factory=dict)
     without_storage: frozenset[tuple[str, str]] = frozenset()
@@ -114,7 +124,8 @@ class ObjectDiff:
     @property
     def brings(self) -> bool:
         """Whether anything of it goes into a patch, or is what one of another unit needs."""
-        return bool(self.carried or self.rewrites or self.callbacks or self.new_exports or self.now_global)
+        needed = (self.new_exports, self.now_global, self.renamed, self.renamed_by_others)
+        return bool(self.carried or self.rewrites or self.callbacks or any(needed))
 
 
 def diff_objects(
@@ -123,14 +134,16 @@ def diff_objects(
     before: Layouts | None = None,
     after: Layouts | None = None,
     is_own: IsOwn = nothing_own,
+    renames: Mapping[str, str] | None = None,
 ) -> ObjectDiff:
     """Compare the object the guest booted with the one of the source as it is now. Pure.
 
     ``before`` and ``after``: the types and variables of both, which tell one variable from another, and where
     in it one value ends and the next begins. ``is_own``: whether another file of the module defines a
-    function of that name.
+    function of that name. ``renames``: global functions of the module that go on under another name, as all
+    its units together say.
     """
-    pair = pair_objects(original, patched, before, after, is_own)
+    pair = pair_objects(original, patched, before, after, is_own, renames)
 
     # What could not be read or paired without doubt stops everything that would build on it.
     take_over_doubts(pair)
@@ -146,7 +159,8 @@ def diff_objects(
     refuse_held_labels(pair)
     bring_labels(pair)
     find_callbacks(pair)
-    refuse_weak(pair)
+    refuse_gone(pair)
+    tell_renamed(pair)
     refuse_other_names(pair)
 
     # Data: what the running kernel holds must stay as it is.
@@ -194,6 +208,10 @@ def _result(pair: Pair) -> ObjectDiff:
         new_exports=pair.new_exports,
         now_global=tuple(p for p, o in twins.items() if o.is_local and not p.is_local),
         callers_promoted=pair.promoted,
+        renamed=pair.correlation.renamed_globals(by_hint=False),
+        renamed_by_others=pair.correlation.renamed_globals(by_hint=True),
+        renamed_elsewhere=pair.correlation.elsewhere,
+        held_elsewhere=held_elsewhere(pair),
         notes=tuple(pair.notes),
         obstacles=tuple(dict.fromkeys(pair.obstacles)),
     )

@@ -46,18 +46,23 @@ class Note:
 
 
 class NotPatchableError(EditError):
-    """The edit cannot become a live patch; ``obstacles`` are all the reasons."""
+    """The edit cannot become a live patch; ``obstacles`` are all the reasons.
+
+    ``modules``: those that have to be loaded anew, where the edited units do not tell.
+    """
 
     exit_status = 4
     default_code = "HR2208"
 
-    def __init__(self, obstacles: Iterable[Obstacle]) -> None:
+    def __init__(self, obstacles: Iterable[Obstacle], modules: Iterable[str] = ()) -> None:
         self.obstacles = tuple(dict.fromkeys(obstacles))
+        self.modules = frozenset(modules)
         super().__init__(self.obstacles[0].message, code=self.obstacles[0].code)
 
     def of_kernel(self) -> Self:
         """The same with the way out of who works on a kernel, not on a module."""
         anew = (RELOAD_MODULE, BUILD_MODULE)
-        return type(self)(
+        of_kernel = (
             replace(each, hint=BUILD_KERNEL) if each.hint in anew else each for each in self.obstacles
         )
+        return type(self)(of_kernel, self.modules)

@@ -7,7 +7,7 @@ The predicates that several passes share stand below: who refers to whom, and wh
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hotreload.diff.compare import Comparison
@@ -108,13 +108,14 @@ def pair_objects(
     layouts: Layouts | None = None,
     types: Layouts | None = None,
     is_own: IsOwn = nothing_own,
+    renames: Mapping[str, str] | None = None,
 ) -> Pair:
     """Read the entries of two objects and correlate their symbols.
 
     ``types`` are the patched one's, ``layouts`` the original's. ``is_own``: see address_flow.
     """
     before, after = read_entries(original), read_entries(patched)
-    correlation = correlate(original, patched, layouts, types)
+    correlation = correlate(original, patched, layouts, types, renames)
     comparison = Comparison(correlation, before, after)
     flows = [address_flow(o.symbols, e.of, is_own) for o, e in ((original, before), (patched, after))]
     return Pair(original, patched, before, after, correlation, comparison, flows[0], flows[1], layouts)

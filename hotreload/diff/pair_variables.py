@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from hotreload.diff.correlation import Correlation
@@ -156,7 +156,9 @@ def pair_variables(
         # A macro's key is copied.
         return [v for v in layouts.declared if v.symbol and v.name != ONCE_KEY and may_have_twin(v.symbol)]
 
-    VariablePairing(correlation, TypePair(before, after), is_place).run(chosen(before), chosen(after))
+    names = {one.name: other.name for one, other in correlation.renamed.items()}
+    ours = [replace(v, function=names.get(v.function, v.function)) for v in chosen(before)]
+    VariablePairing(correlation, TypePair(before, after), is_place).run(ours, chosen(after))
 
 
 def _by_declaration(variables: Iterable[Variable]) -> dict[tuple[str, str], list[Variable]]:

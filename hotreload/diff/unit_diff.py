@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hotreload.diff.correlate import base_name
 from hotreload.diff.definitions import located
@@ -44,11 +44,13 @@ class UnitContext:
     ``live_types``  the types that it had in each reload of the guest, where they were not the original's
     ``added``       function and name of the variables that reloads have added to it
     ``is_own``      whether another file of its module defines a function of that name
+    ``renames``     global functions of its module that go on under another name
     """
 
     live_types: Sequence[Layouts] = ()
     added: Collection[tuple[str, str]] = ()
     is_own: IsOwn = nothing_own
+    renames: Mapping[str, str] = field(default_factory=dict)
 
 
 NOTHING_ELSE = UnitContext()
@@ -83,7 +85,7 @@ def diff_unit(
     (HR2101) where types cannot be compared, instead of telling so.
     """
     before, after = original.layouts, patched.layouts
-    diff = diff_objects(original.object, patched.object, before, after, context.is_own)
+    diff = diff_objects(original.object, patched.object, before, after, context.is_own, context.renames)
     diff = _with_declarations(diff, before, after, context.added)
     if diff.verdict == "unchanged":
         # No code of this unit knows of the new layouts; another unit whose code does is told there. What is

@@ -50,6 +50,12 @@ def points_at_start(holder: Symbol, relocation: Relocation) -> bool:
     return relocation.addend + to_end == 0
 
 
+def start_of_instruction(code: bytes, offset: int) -> int:
+    """Where the instruction begins that has a byte; that byte itself where the code cannot be decoded."""
+    instruction = _instruction_at(code, offset)
+    return instruction.start if instruction is not None else offset
+
+
 def _instruction_at(code: bytes, offset: int) -> Instruction | None:
     """The instruction that holds a byte; None when the code cannot be decoded."""
     stream = _decoded(code)

@@ -22,9 +22,10 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from hotreload.diff.correlate import base_name
 from hotreload.elf.constants import STT_FUNC
 from hotreload.patch.model import (
     Identity,
@@ -65,7 +66,7 @@ class Settlement:
     ``settling``    pieces that will have their home in this patch, with their meaning
     ``at_home``     the homes of those elsewhere, by the identity that they have in this plan
     ``anew``        variables that had a home, and are other ones now
-    ``stranded``    functions that cannot be traced, and stay as they were where somebody has their address
+    ``stranded``    functions that changed and cannot be traced: whoever has their address runs what was
     ``redeclared``  functions that have another prototype, and so, too
     """
 
@@ -74,8 +75,8 @@ class Settlement:
     settling: Mapping[int, bytes] = field(default_factory=dict)
     at_home: Mapping[Identity, Home] = field(default_factory=dict)
     anew: tuple[str, ...] = ()
-    stranded: tuple[str, ...] = ()
-    redeclared: tuple[str, ...] = ()
+    stranded: tuple[Identity, ...] = ()
+    redeclared: tuple[Identity, ...] = ()
 
 
 def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settlement:
@@ -91,6 +92,7 @@ def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settl
     # Whoever has the address of a function calls it as it was declared then.
     redeclared = {n for n in functions if n in known and known[n].type != functions[n].type}
     known = {n: home for n, home in known.items() if n not in redeclared}
+    meanings.name_of = {n: base_name(home.symbol) for n, home in known.items() if n in functions}
     settling = _new_or_anew(data, {n: meanings.of_data(n) for n in data}, known, redeclared)
     meanings.patch_of = {
         n: known[n].patch if n in known and n not in settling else patch for n in (*data, *functions)
@@ -107,7 +109,7 @@ def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settl
         if _is_traceable(piece):
             redirected[home.patch].append(KlpFunc(home.symbol, home.sympos, number))
         else:
-            stranded.append(piece.name)
+            stranded.append(_identity(piece))
     return Settlement(
         elsewhere,
         tuple(KlpObject(name, tuple(funcs)) for name, funcs in redirected.items()),
@@ -115,7 +117,7 @@ def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settl
         {_identity(told[n]): known[n] for n in elsewhere},
         tuple(_identity(data[n]).name for n in settling if n in data and _has_namesake(data[n], homes)),
         tuple(stranded),
-        tuple(functions[n].name for n in redeclared),
+        tuple(_identity(functions[n]) for n in sorted(redeclared)),
     )
 
 
@@ -220,17 +222,6 @@ def _shared(plan: PatchPlan) -> set[Identity]:
     }
 
 
-def gone(before: PatchPlan | None, now: PatchPlan | None, homes: Mapping[Identity, Home]) -> tuple[str, ...]:
-    """Added functions that a plan has no more, though somebody may have their address."""
-    left = {p.identity for p in now.pieces} if now else set()
-    pieces = before.pieces if before else ()
-    return tuple(
-        p.name
-        for p in pieces
-        if p.kind == STT_FUNC and p.identity and p.identity in homes and p.identity not in left
-    )
-
-
 def _identity(piece: Piece) -> Identity:
     assert piece.identity is not None
     return piece.identity
@@ -251,6 +242,7 @@ class _Meanings:
         self.pieces = plan.pieces
         self.patch = patch
         self.patch_of: dict[int, str] = {}  # of functions and variables, once settled
+        self.name_of: dict[int, str] = {}  # of functions that have another name than at home
         self.entries: dict[int, list[int]] = defaultdict(list)
         for number, piece in enumerate(plan.pieces):
             if piece.owner is not None:
@@ -293,7 +285,8 @@ class _Meanings:
         of = target.number
         piece = self.pieces[of]
         if _is_told_apart(piece) and (target.kept or is_leaf(of)):
-            return f"{piece.identity} {self.patch_of.get(of)}"
+            identity = replace(_identity(piece), name=self.name_of.get(of, _identity(piece).name))
+            return f"{identity} {self.patch_of.get(of)}"
         if is_leaf(of):
             return f"{piece.name} of {self.patch} alone"
         if of not in order:

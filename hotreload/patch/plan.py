@@ -33,6 +33,7 @@ from hotreload.elf.references import points_at_start, takes_address
 from hotreload.patch.escapes import Escapes, escapes_of
 from hotreload.patch.identity import dormant, identities
 from hotreload.patch.kernel_symbols import KernelSymbols, own_names
+from hotreload.patch.linked import is_linked_from
 from hotreload.patch.model import (
     Callback,
     Identity,
@@ -83,6 +84,7 @@ class _Planner:
     numbers: dict[Symbol, int] = field(default_factory=dict)  # a carried symbol -> its piece
     globals: dict[tuple[str, str], Symbol] = field(default_factory=dict)  # (module, name) -> carried symbol
     exported: dict[str, tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # names that are exported now
+    renamed: dict[tuple[str, str], tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # as globals
     unit_of: dict[Symbol, UnitDiff] = field(default_factory=dict)
     escapes: dict[int, Escapes] = field(default_factory=dict)  # by id() of a unit
     at_work: UnitDiff | None = None  # whom an obstacle is blamed on
@@ -101,6 +103,10 @@ class _Planner:
             for symbol in {*unit.diff.carried, *unit.diff.original_of}:
                 if symbol.name in unit.diff.new_exports:
                     self.exported[symbol.name] = unit, symbol
+            names = {*unit.diff.renamed.values(), *unit.diff.renamed_by_others.values()}
+            for symbol in unit.diff.original_of if names else ():
+                if symbol.name in names and not symbol.is_local:
+                    self.renamed[unit.module, symbol.name] = unit, symbol
         self.identities = identities(self.units)
 
     def pieces(self) -> Iterator[Piece]:
@@ -126,6 +132,7 @@ class _Planner:
                 for twins in unit.diff.changed:
                     if twins.original in unit.running.different:
                         self._refuse_other_build(unit, twins.original)
+                    self._refuse_weak(unit, twins.original, twins.patched, "HR2202")
                     position = self._original(unit, twins.original, is_replaced=True)
                     if position is not None:
                         self._refuse_never_left(unit, position.name)
@@ -138,7 +145,7 @@ class _Planner:
         for unit in self.units:
             self.at_work = unit
             for rewrite in unit.diff.rewrites:
-                self._refuse_weak(rewrite.original)
+                self._refuse_weak(unit, rewrite.original, rewrite.patched, "HR2103")
                 place = self._original(unit, rewrite.original, is_replaced=True)
                 if place is None:
                     continue
@@ -291,6 +298,9 @@ class _Planner:
         sibling = self.globals.get((unit.module, symbol.name))
         if sibling is not None:
             return self._defined(self.unit_of[sibling], holder, relocation, sibling)
+        if (unit.module, symbol.name) in self.renamed:
+            definer, found = self.renamed[unit.module, symbol.name]
+            return self._defined(definer, holder, relocation, found)
         module = self.symbols.modules.get(unit.module)
         own_export = unit.module == VMLINUX and symbol.name in self.symbols.exports
         if module is not None and not own_export and module.has_global(symbol.name):
@@ -361,10 +371,14 @@ class _Planner:
             message = f"{holder.name} refers to {target.name}, whose memory was given back after boot"
             self._refuse("HR2201", holder.name, message, "use what is there after boot")
 
-    def _refuse_weak(self, variable: Symbol) -> None:
-        if variable.binding == STB_WEAK:
-            message = f"{variable.name} is weak, and another file may define the one that is in use"
-            self._refuse("HR2103", variable.name, message)
+    def _refuse_weak(self, unit: UnitDiff, original: Symbol, patched: Symbol, code: str) -> None:
+        """Another file's function or variable of the same name may have taken a weak one's place."""
+        if STB_WEAK not in (original.binding, patched.binding):
+            return
+        module = self.symbols.modules[unit.module]
+        if patched.binding == STB_WEAK != original.binding or not is_linked_from(unit, original, module):
+            message = f"{original.name} is weak, and another file may define the one that is in use"
+            self._refuse(code, original.name, message)
 
     def _refuse_never_left(self, unit: UnitDiff, name: str) -> None:
         if unit.module == VMLINUX and name in NEVER_LEFT:

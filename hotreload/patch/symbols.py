@@ -62,6 +62,7 @@ class ObjectSymbols(Protocol):
 
     def block_of(self, source: str, nth: int) -> int | None: ...
     def position(self, name: str, block: int | None, size: int | None = None) -> SymbolPosition | None: ...
+    def place(self, name: str, block: int | None) -> tuple[int, int] | None: ...
     def has_global(self, name: str) -> bool: ...
     def is_freed(self, position: SymbolPosition) -> bool: ...
 
@@ -70,6 +71,8 @@ class ObjectSymbols(Protocol):
 class _Entry:
     block: int  # the number of the STT_FILE symbol before a local symbol; -1 for a global one
     size: int
+    section: int
+    value: int
 
 
 class ModuleSymbols:
@@ -109,7 +112,9 @@ class ModuleSymbols:
         if not symbol.name or not isinstance(where, int) or not shown[where]:
             return
         local = symbol["st_info"]["bind"] == "STB_LOCAL"
-        self._entries[symbol.name].append(_Entry(len(self.files) - 1 if local else -1, symbol["st_size"]))
+        block = len(self.files) - 1 if local else -1
+        entry = _Entry(block, symbol["st_size"], where, symbol["st_value"])
+        self._entries[symbol.name].append(entry)
 
     def block_of(self, source: str, nth: int) -> int | None:
         """The number of the ``nth`` unit (from 0) that was compiled from a file of that name."""
@@ -126,6 +131,11 @@ class ModuleSymbols:
         if len(wanted) != 1 or size not in (None, entries[wanted[0]].size):
             return None
         return SymbolPosition(self.name, name, wanted[0] + 1)
+
+    def place(self, name: str, block: int | None) -> tuple[int, int] | None:
+        """The section of the same symbol, and where it is in that."""
+        entries = [e for e in self._entries.get(name, ()) if e.block == (-1 if block is None else block)]
+        return (entries[0].section, entries[0].value) if len(entries) == 1 else None
 
     def has_global(self, name: str) -> bool:
         return any(entry.block == -1 for entry in self._entries.get(name, ()))

@@ -109,6 +109,11 @@ class VmlinuxSymbols:
         rank = [other.address for other in self.named(name)].index(symbol.address)
         return SymbolPosition(VMLINUX, name, rank + 1)
 
+    def place(self, name: str, block: int | None) -> tuple[int, int] | None:
+        """Where the same symbol is: all of vmlinux counts as one section."""
+        symbol = self.find(name, block)
+        return (0, symbol.address) if symbol is not None else None
+
     def has_global(self, name: str) -> bool:
         return any(symbol.block == -1 for symbol in self.named(name))
 

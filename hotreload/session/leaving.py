@@ -41,7 +41,7 @@ async def take_back(booted: Booted, reloader: Reloader, busy: asyncio.Lock, cons
     """
     try:
         async with asyncio.timeout(TAKE_BACK_LIMIT), busy:
-            report = await reloader.undo(everything=True)
+            report = await reloader.undo(everything=True, leaving=True)
             await reloader.settle()
             # Also one whose way into the guest was broken off.
             await take_off_live(booted.guest)

@@ -276,12 +276,17 @@ class Session:
     async def undo(self, number: int | None = None, *, everything: bool = False) -> ReloadReport:
         """See Reloader.undo."""
         async with self._one_at_a_time():
-            return await self._told(self.reloader.undo(number, everything=everything))
+            return await self._told(
+                self.reloader.undo(number, everything=everything, started=self._tell_climb)
+            )
 
     async def redo(self) -> ReloadReport:
         """See Reloader.redo."""
         async with self._one_at_a_time():
-            return await self._told(self.reloader.redo())
+            return await self._told(self.reloader.redo(started=self._tell_climb))
+
+    def _tell_climb(self, _type: str, fields: Mapping[str, Any]) -> None:
+        self.teller.report(fields["report"], None, "climb")
 
     async def save_checkpoint(self, name: str) -> Saved:
         """See Reloader.save_checkpoint."""

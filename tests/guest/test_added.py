@@ -86,8 +86,15 @@ def test_a_timer_that_an_edit_started_runs_what_is_saved_later(in_session: Calla
         # The change may be deeper, in what it calls.
         await save(main_c=unarmed.replace("return 1;", "return 100000;"))
         assert await until(read, lambda n: n > 300000)
+        # Under another name it is the same function.
+        renamed = unarmed.replace("beat(", "pulse(").replace("(heart, beat)", "(heart, pulse)")
+        await save(main_c=renamed.replace("beats += step();", "beats = -7;"))
+        assert await until(read, lambda n: n == -7)
+        # Without it the timer would run what no source has.
         gone = await save(main_c=MAIN)
-        assert "HR2207 gone, and still run by whoever has its address: beat" in gone.notes
+        assert gone.outcome is Outcome.REFUSED, gone
+        assert [reason.code for reason in gone.reasons] == ["HR2207"]
+        assert await until(read, lambda n: n == -7)
 
     in_session(story)
 
@@ -109,7 +116,9 @@ def test_a_thread_in_a_function_that_an_edit_added_holds_up_only_edits_of_that_f
         stopped = THREAD.replace("if (!walker)", "if (walker)").replace(
             'kthread_run(walk, NULL, "walker")', "NULL"
         )
-        assert (await save(main_c=stopped)).outcome is Outcome.LIVE
+        # The thread that runs would stay in what no source has.
+        gone = await save(main_c=stopped)
+        assert (gone.outcome, gone.reasons[0].code) == (Outcome.REFUSED, "HR2207"), gone
 
     in_session(story)
 

@@ -651,9 +651,39 @@ def test_an_alternatives_call_of_an_untraceable_function_makes_its_holder_travel
     assert diff.changed_functions == ("f", "h")
 
 
-def test_a_changed_weak_function_is_refused(tmp_path: Path) -> None:
-    source = "__attribute__((weak)) int f(void) { return END; }"
-    assert codes(difference(tmp_path, source.replace("END", "1"), source.replace("END", "2"))) == ["HR2202"]
+FOLDED = """
+    int q(int); int z;
+    static noinline int one(int i) { z += q(i) * 3; z -= q(z) + 7; return q(z * i); }
+    static noinline int two(int i) { z += q(i) * 3; z -= q(z) + 7; return q(z * i); }
+    int f(int i) { return one(i) + 1; }
+    int g(int i) { return two(i) + 2; }
+"""
+
+
+@pytest.mark.parametrize("way", ["part", "join"])
+def test_functions_that_gcc_folds_may_part_and_join(way: str, tmp_path: Path) -> None:
+    before, after = (
+        FOLDED,
+        FOLDED.replace("+ 7; return q(z * i); }\n    int f", "+ 8; return q(z * i); }\n    int f"),
+    )
+    assert before != after
+    diff = difference(tmp_path, *((before, after) if way == "part" else (after, before)))
+    assert (diff.verdict, diff.changed_functions) == ("patchable", ("g",))
+
+
+COLD = """
+    .section .text.unlikely, "ax"; .type bye.cold, @function; bye.cold: VALUE; ret; .size bye.cold, .-bye.cold
+    .section .exit.text, "ax"; .type bye, @function; bye: jmp bye.cold; .size bye, .-bye
+    .globl cleanup_module; .type cleanup_module, @function; .set cleanup_module, bye; .size cleanup_module, .-bye
+"""
+
+
+def test_the_cold_part_of_code_for_unloading_is_such_code(tmp_path: Path) -> None:
+    pair = [assembled(COLD.replace("VALUE", value), tmp_path / value) for value in ("inc %eax", "dec %eax")]
+    diff = diff_objects(*map(read_object, pair))
+    assert [(o.code, o.message) for o in diff.obstacles] == [
+        ("HR2201", "only code for loading or unloading changed: bye")
+    ]
 
 
 @pytest.mark.parametrize("way", ["split", "joined"])

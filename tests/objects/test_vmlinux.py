@@ -135,6 +135,32 @@ def test_who_calls_a_weak_function_of_its_file_means_the_one_that_the_linker_too
     assert SymbolPosition(VMLINUX, "arch", 1) in targets
 
 
+WEAK_STEP = f"""
+    int other(int x) {{ return x; }} {WEAK} int step(int x) {{ return x + 1; }}
+    int f(int x) {{ return step(x); }}
+"""
+
+
+def test_a_weak_function_that_the_linker_took_is_replaced(tmp_path: Path) -> None:
+    plan = planned(tmp_path, {"fn.c": WEAK_STEP}, "fn.c", WEAK_STEP.replace("x + 1", "x + 2"))
+    assert "step" in [func.old_name for of in plan.objects for func in of.funcs]
+
+
+@pytest.mark.parametrize("other", ["int step(int x) { return x + 9; }", "int step(int x) { return x + 1; }"])
+def test_one_in_whose_place_another_files_runs_is_not(other: str, tmp_path: Path) -> None:
+    units = {"fn.c": WEAK_STEP, "strong.c": f"{other} int g(int x) {{ return step(x) * 2; }}"}
+    with pytest.raises(NotPatchableError) as refused:
+        planned(tmp_path, units, "fn.c", WEAK_STEP.replace("x + 1", "x + 2"))
+    assert "HR2202" in {obstacle.code for obstacle in refused.value.obstacles}
+
+
+def test_one_that_becomes_weak_may_have_lost_its_place(tmp_path: Path) -> None:
+    strong = WEAK_STEP.replace(f"{WEAK} ", "")
+    with pytest.raises(NotPatchableError) as refused:
+        planned(tmp_path, {"fn.c": strong}, "fn.c", WEAK_STEP.replace("x + 1", "x + 2"))
+    assert [obstacle.code for obstacle in refused.value.obstacles] == ["HR2202"]
+
+
 def test_the_value_of_a_weak_variable_is_nobodys_to_write(tmp_path: Path) -> None:
     source = f"{WEAK} int knob = 5; int fn(void) {{ return knob; }}"
     with pytest.raises(NotPatchableError) as refused:

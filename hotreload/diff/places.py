@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+"""Which function took the place of which, by the places where their addresses are taken.
+
+The problem: a timer, a work item or an ops table holds the address of a function, and the function gets
+another name. Whoever holds the address runs the old code for ever, and no source has it any more.
+
+The choice: where ``INIT_WORK(&work, old)`` became ``INIT_WORK(&work, new)``, and every other place that took
+the address of ``old`` now takes that of ``new``, it is one function under another name. This needs places
+that are the same but for the function: with equal code around it, or in a table with equal contents.
+Everything else proves nothing: ``timer_setup(&a, old)`` that became ``timer_setup(&b, new)`` must not let
+``a`` run ``new``.
+
+Two functions may have exchanged their names, and more than two theirs in a circle. One registration that
+changes while both functions stay is an edit like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import pairwise
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+Prototypes = Callable[[K, K], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference(Generic[K]):
+    """Something that a symbol refers to.
+
+    ``before`` are the bytes between the previous reference and the instruction of this one, ``instruction``
+    are those of that. ``function`` is the one whose address is taken here, ``other`` is what else is said.
+    """
+
+    offset: int
+    before: bytes
+    instruction: bytes
+    function: K | None
+    other: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Referrer(Generic[K]):
+    """A symbol that takes the address of functions; ``rest`` are the bytes behind its last reference."""
+
+    is_code: bool
+    content: bytes
+    references: tuple[Reference[K], ...]
+    rest: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[K]):
+    """A place where ``old`` stood, and ``new`` stands now; ``alike``: nothing else of its holder changed.
+
+    ``new`` is None where nobody can tell.
+    """
+
+    old: K
+    new: K | None
+    alike: bool
+
+
+def steps_of(before: Referrer[K], after: Referrer[K]) -> Iterator[Step[K]]:
+    """What became of each place of a referrer."""
+    ours, theirs = before.references, after.references
+    if before.is_code != after.is_code or before.content != after.content:
+        yield from _steps_of_changed_code(before, after) if before.is_code else _lost(ours)
+    elif before.is_code:
+        if len(ours) == len(theirs) and all(map(_is_same_place, ours, theirs)):
+            yield from _steps_of_places(zip(ours, theirs, strict=True), alike=True)
+        else:
+            yield from _steps_of_changed_code(before, after)
+    elif [r for r in map(_without_function, ours) if r] != [r for r in map(_without_function, theirs) if r]:
+        yield from _lost(ours)
+    else:
+        there = {reference.offset: reference for reference in theirs}
+        for reference in ours:
+            if reference.function is not None:
+                now = there.get(reference.offset)
+                yield Step(reference.function, now.function if now else None, alike=len(ours) == len(theirs))
+
+
+def _is_same_place(one: Reference[K], other: Reference[K]) -> bool:
+    both = one.function is not None and other.function is not None
+    return one.offset == other.offset and one.other == other.other and (both or one == other)
+
+
+def _without_function(reference: Reference[K]) -> tuple[int, Hashable] | None:
+    return (reference.offset, reference.other) if reference.function is None else None
+
+
+def _lost(references: Iterable[Reference[K]]) -> Iterator[Step[K]]:
+    for reference in references:
+        if reference.function is not None:
+            yield Step(reference.function, None, alike=False)
+
+
+def _steps_of_places(
+    places: Iterable[tuple[Reference[K], Reference[K]]], *, alike: bool
+) -> Iterator[Step[K]]:
+    for one, other in places:
+        if one.function is not None:
+            yield Step(one.function, other.function, alike)
+
+
+def _steps_of_changed_code(before: Referrer[K], after: Referrer[K]) -> Iterator[Step[K]]:
+    """One reference that changed is the same place where those beside it, and the code between, did not."""
+    ours, theirs = ([(r.function, r.other) for r in side.references] for side in (before, after))
+    matcher = SequenceMatcher(None, ours, theirs, autojunk=False)
+    for kind, start, end, other_start, other_end in matcher.get_opcodes():
+        places = list(
+            zip(before.references[start:end], after.references[other_start:other_end], strict=False)
+        )
+        one_each = end - start == other_end - other_start == 1
+        if kind == "equal" or (one_each and _is_same_place_in(before, after, start, other_start)):
+            yield from _steps_of_places(places, alike=False)
+        else:
+            yield from _lost(before.references[start:end])
+
+
+def _is_same_place_in(before: Referrer[K], after: Referrer[K], number: int, other_number: int) -> bool:
+    one, other = before.references[number], after.references[other_number]
+    both = one.function is not None and other.function is not None
+    return both and one.other == other.other and _around(before, number) == _around(after, other_number)
+
+
+def _around(referrer: Referrer[K], number: int) -> tuple[bytes, ...]:
+    """The code of a reference, and that between it and those beside it."""
+    references = referrer.references
+    behind = references[number + 1].before if number + 1 < len(references) else referrer.rest
+    return references[number].before, references[number].instruction, behind
+
+
+def successors(
+    steps: Iterable[Step[K]], gone: Set[K], new: Set[K], equal_prototypes: Prototypes[K]
+) -> dict[K, K]:
+    """Which function is now at all the places of which, one to one.
+
+    ``gone``: there is no function of that name any more; ``new``: there was none. All others stay.
+    """
+    found: dict[K, set[K | None]] = {}
+    unlike: set[K] = set()
+    for step in steps:
+        found.setdefault(step.old, set()).add(step.new)
+        if not step.alike:
+            unlike.add(step.old)
+    moved = _one_to_one({old: next(iter(now)) for old, now in found.items() if len(now) == 1}, gone)
+    result: dict[K, K] = {}
+    for old in moved:
+        chain = _chain(old, moved)
+        is_closed = chain[-1] in new if old in gone else chain[-1] == old
+        # A name that stays means something else now: that takes more than one that was never seen before.
+        is_sure = len(chain) == 2 or not unlike.intersection(chain)
+        pairs = list(pairwise(chain))
+        if is_closed and is_sure and all(equal_prototypes(*pair) for pair in pairs):
+            result.update(pairs)
+    return result
+
+
+def _one_to_one(moved: Mapping[K, K | None], gone: Set[K]) -> dict[K, K]:
+    """Those that have a successor of their own; one that is gone comes before one that stays."""
+    claims: dict[K, list[K]] = {}
+    for old, now in moved.items():
+        if now is not None and now != old and now not in gone:
+            claims.setdefault(now, []).append(old)
+    found = {}
+    for now, all_of in claims.items():
+        claimants = [old for old in all_of if old in gone] or all_of
+        if len(claimants) == 1:
+            found[claimants[0]] = now
+    return found
+
+
+def _chain(start: K, moved: Mapping[K, K]) -> list[K]:
+    """From a function to the one that took its place, and on to the one that took that one's."""
+    chain = [start]
+    while chain[-1] in moved and len(chain) <= len(moved):
+        chain.append(moved[chain[-1]])
+        if chain[-1] == start:
+            break
+    return chain

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: MIT
+"""Functions of an object that got another name.
+
+What proves that two names are one function is in places.py. Here the places are read from two objects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator, Mapping, Set
+from dataclasses import dataclass
+
+from hotreload.diff.correlation import Correlation
+from hotreload.diff.layouts import Layouts
+from hotreload.diff.places import Reference, Referrer, Step, steps_of, successors
+from hotreload.diff.special_sections import is_entry_section, is_inert, is_init
+from hotreload.elf.constants import PC_RELATIVE
+from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef
+from hotreload.elf.references import (
+    is_direct_branch,
+    points_at_start,
+    start_of_instruction,
+    takes_address,
+)
+
+_NUMBER = re.compile(r"\.\d+")
+# A function of the object, by its original where it has one; or the name of what another unit defines.
+Function = Symbol | str
+
+
+@dataclass(frozen=True, slots=True)
+class Renames:
+    """Pairs functions that have another name; ``before`` and ``after``: without types nothing is proved."""
+
+    result: Correlation
+    original: ObjectFile
+    patched: ObjectFile
+    before: Layouts | None
+    after: Layouts | None
+
+    def pair_by_hint(self) -> None:
+        """Pair those that other units of the module know to have another name."""
+        result = self.result
+        before = {s.name: s for s in self.original.functions if s not in result.patched_of}
+        after = {s.name: s for s in self.patched.functions if s not in result.original_of}
+        for old, new in result.known.items():
+            if old in before and new in after and self._have_equal_prototypes(before[old], after[new]):
+                self._pair(before[old], after[new])
+
+    def pair_by_places(self) -> None:
+        """Pair those whose addresses are taken at the same places."""
+        while found := self._found():
+            for one in found.keys() & self.result.patched_of.keys():
+                assert isinstance(one, Symbol)
+                self.result.unpair(one)
+            for one, other in found.items():
+                self._pair(one, other)
+
+    def _pair(self, one: Function, other: Function) -> None:
+        if isinstance(one, Symbol) and isinstance(other, Symbol):
+            self.result.pair(one, other)
+            self.result.renamed[one] = other
+        elif isinstance(one, str) and isinstance(other, str):
+            self.result.elsewhere[one] = other
+
+    def _found(self) -> dict[Function, Function]:
+        result = self.result
+        names, others = _named_elsewhere(self.original), _named_elsewhere(self.patched)
+        foreign = (names ^ others) - {*result.elsewhere, *result.elsewhere.values()}
+        places = _Places(result, foreign)
+        if not places.may_have_moved():
+            return {}
+        gone = {*_running(self.original, result.patched_of), *(foreign & names)}
+        new = {*_running(self.patched, result.original_of), *(foreign & others)}
+        steps = [step for twins in result.original_of.items() for step in places.steps(*twins)]
+        found = successors(steps, gone, new, self._have_equal_prototypes)
+        return {one: self._as_patched(other) for one, other in found.items()}
+
+    def _as_patched(self, function: Function) -> Function:
+        """What stands in the source now: one that stays is known by its original until here."""
+        patched_of = self.result.patched_of
+        return patched_of.get(function, function) if isinstance(function, Symbol) else function
+
+    def _have_equal_prototypes(self, one: Function, other: Function) -> bool:
+        other = self._as_patched(other)
+        if isinstance(one, str) or isinstance(other, str):
+            # Whoever defines them knows their prototypes.
+            return isinstance(one, str) and isinstance(other, str)
+        if self.before is None or self.after is None:
+            return False
+        prototypes = self.before.functions.get(one.name, ())
+        return bool(prototypes) and prototypes == self.after.functions.get(other.name, ())
+
+
+def _running(obj: ObjectFile, paired: Mapping[Symbol, Symbol]) -> Iterator[Function]:
+    for symbol in obj.functions:
+        if symbol not in paired and symbol.section is not None and not is_init(symbol.section):
+            yield symbol
+
+
+def _named_elsewhere(obj: ObjectFile) -> set[str]:
+    return {symbol.name for symbol in obj.symbols if not symbol.is_defined and symbol.name}
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where symbols refer to functions; ``foreign``: names of other units that only one side refers to."""
+
+    result: Correlation
+    foreign: Set[str]
+
+    def may_have_moved(self) -> bool:
+        """Whether any symbol refers to other functions than its twin does, other than by calling them."""
+        return any(
+            [self._key(r) for r in self._loose(original)] != [self._key(r) for r in self._loose(patched)]
+            for patched, original in self.result.original_of.items()
+        )
+
+    def steps(self, patched: Symbol, original: Symbol) -> Iterator[Step[Function]]:
+        """What became of the places of two twins."""
+        if any(True for _ in self._loose(original)):
+            yield from steps_of(self._referrer(original), self._referrer(patched))
+
+    def _loose(self, symbol: Symbol) -> Iterator[Relocation]:
+        """The relocations to functions that are no direct calls."""
+        section = symbol.section
+        if section is None or is_inert(section) or is_entry_section(section):
+            return
+        for relocation in symbol.relocations:
+            target = relocation.target
+            if not isinstance(target, SymbolRef) or not self._may_be_function(target.symbol):
+                continue
+            is_call = section.is_code and relocation.type in PC_RELATIVE
+            if not (is_call and is_direct_branch(symbol.content, relocation.offset)):
+                yield relocation
+
+    def _may_be_function(self, symbol: Symbol) -> bool:
+        return symbol.is_function if symbol.is_defined else symbol.name in self.foreign
+
+    def _key(self, relocation: Relocation) -> Function:
+        assert isinstance(relocation.target, SymbolRef)
+        symbol = relocation.target.symbol
+        return self.result.original_of.get(symbol, symbol) if symbol.is_defined else symbol.name
+
+    def _referrer(self, symbol: Symbol) -> Referrer[Function]:
+        assert symbol.section is not None
+        loose = self._loose(symbol)
+        taken = {r.offset for r in loose if takes_address(symbol, r) and points_at_start(symbol, r)}
+        is_code = symbol.section.is_code
+        references: list[Reference[Function]] = []
+        end = 0
+        for relocation in symbol.relocations:
+            function = self._key(relocation) if relocation.offset in taken else None
+            other = () if function is not None else (relocation.addend, self._text(relocation))
+            start = start_of_instruction(symbol.content, relocation.offset) if is_code else relocation.offset
+            start = max(end, start)
+            bytes_of = symbol.content[end:start], symbol.content[start : relocation.offset]
+            end = relocation.offset
+            references.append(Reference(relocation.offset, *bytes_of, function, (relocation.type, other)))
+        return Referrer(is_code, symbol.content, tuple(references), symbol.content[end:])
+
+    def _text(self, relocation: Relocation) -> Hashable:
+        """What a reference means, where it takes no function's address."""
+        target = relocation.target
+        if not isinstance(target, SymbolRef):
+            return target
+        symbol, result = target.symbol, self.result
+        if not symbol.is_defined:
+            return ("function",) if symbol.name in self.foreign else symbol.name
+        if symbol in result.original_of or symbol in result.patched_of:
+            return result.original_of.get(symbol, symbol)
+        # What has no twin may be the function that is looked for, or a static local that has none yet.
+        if symbol.is_function:
+            return ("function",)
+        return "data", symbol.size, "" if symbol.anonymous else _NUMBER.sub("", symbol.name)

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""Code of earlier patches that the sources have no more, and that somebody may run. Pure.
+
+A function that an edit added has its home in a patch module (homes.py), and whoever got its address there, a
+timer or an ops table, keeps it. Later patches redirect the home to the newest version. Where they cannot, the
+old code would run on: the function is gone, cannot be traced, or is called with other arguments now. Then the
+module has to go, and what it handed out with it. A function that only has another name keeps its home.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.places import Reference, Referrer, steps_of, successors
+from hotreload.elf.constants import STT_FUNC
+from hotreload.elf.references import start_of_instruction
+from hotreload.patch.homes import Home, Settlement
+from hotreload.patch.model import Identity, PatchPlan, Piece, PieceRef
+
+Homes = Mapping[Identity, Home]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """``obstacles``: why old code would run on, by module; ``variables``: those that no code has now."""
+
+    obstacles: tuple[tuple[str, Obstacle], ...] = ()
+    variables: tuple[Identity, ...] = ()
+
+    def but_of(self, modules: frozenset[str]) -> LeftBehind:
+        """The same without what was added to these modules, which go."""
+        return LeftBehind(
+            tuple(each for each in self.obstacles if each[0] not in modules),
+            tuple(each for each in self.variables if each.module not in modules),
+        )
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """Those to which the old code belongs."""
+        return frozenset(module for module, _ in self.obstacles)
+
+
+def left_behind(
+    before: PatchPlan | None, known: Homes, now: PatchPlan | None, homes: Homes, settlement: Settlement
+) -> LeftBehind:
+    """What of the plan ``before``, with its ``known`` homes, the next one has no more, or cannot redirect.
+
+    ``homes``: what that goes on with; ``settlement``: what came of it.
+    """
+    there = {_place(homes[identity]) for _, identity in _identified(now) if identity in homes}
+    held = [(p, i) for p, i in _identified(before) if i in known and _place(known[i]) not in there]
+    gone = "is not there any more, and somebody may hold its address, and run it as it was"
+    obstacles = [
+        (identity.module, Obstacle("HR2207", identity.name, f"{identity.name} {gone}", where=identity.source))
+        for piece, identity in held
+        if piece.kind == STT_FUNC
+    ]
+    variables = tuple(i for piece, i in held if piece.kind != STT_FUNC and piece.escapes)
+    obstacles += [(i.module, _stale(i, "cannot be traced")) for i in settlement.stranded]
+    obstacles += [(i.module, _stale(i, "is declared in another way")) for i in settlement.redeclared]
+    return LeftBehind(tuple(obstacles), variables)
+
+
+def _identified(plan: PatchPlan | None) -> Iterator[tuple[Piece, Identity]]:
+    for piece in plan.pieces if plan is not None else ():
+        if piece.identity is not None:
+            yield piece, piece.identity
+
+
+def _stale(identity: Identity, why: str) -> Obstacle:
+    message = f"{identity.name} {why}, and somebody may hold its address, and run it as it was"
+    return Obstacle("HR2202", identity.name, message, where=identity.source)
+
+
+def _place(home: Home) -> tuple[str, int]:
+    return home.patch, home.address
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """Functions that have another name in a later plan: the new identity -> the one before."""
+
+    of: Mapping[Identity, Identity] = field(default_factory=dict)
+
+    def homes(self, homes: Homes) -> dict[Identity, Home]:
+        """The same homes, under the new names."""
+        now = {old: new for new, old in self.of.items()}
+        return {now.get(identity) or self._of_owners(identity): home for identity, home in homes.items()}
+
+    def _of_owners(self, identity: Identity) -> Identity:
+        """A static local under the new names of its functions."""
+        names = {old.name: new.name for new, old in self.of.items() if old.key[:2] == identity.key[:2]}
+        owners = tuple(sorted(names.get(name, name) for name in identity.owners))
+        return replace(identity, owners=owners) if identity.owners else identity
+
+
+def renamed(before: PatchPlan | None, now: PatchPlan | None) -> Renamed:
+    """Which added functions of one plan go on under another name in the next one."""
+    if before is None or now is None:
+        return Renamed()
+    ours, theirs = _functions(before), _functions(now)
+    gone, new = ours.keys() - theirs.keys(), theirs.keys() - ours.keys()
+    if not gone or not new:
+        return Renamed()
+    left, right = _Places(before, gone | new), _Places(now, gone | new)
+    steps = [
+        step
+        for key in left.by_key.keys() & right.by_key.keys()
+        for step in steps_of(left.referrer(key), right.referrer(key))
+    ]
+
+    def equal_prototypes(one: Identity, other: Identity) -> bool:
+        return ours[one].type == theirs[other].type != ""
+
+    found = successors(steps, gone, new, equal_prototypes)
+    return Renamed({now: then for then, now in found.items() if then in gone and now in new})
+
+
+def _functions(plan: PatchPlan) -> dict[Identity, Piece]:
+    return {i: piece for piece, i in _identified(plan) if piece.kind == STT_FUNC and not i.shared}
+
+
+class _Places:
+    """The pieces of a plan by what tells them in another one, and what they refer to."""
+
+    def __init__(self, plan: PatchPlan, others: set[Identity]) -> None:
+        """``others``: the functions that only one of the two plans has."""
+        self.pieces = plan.pieces
+        self.others = others
+        keys = [_key(piece) for piece in plan.pieces]
+        count = Counter(keys)
+        self.by_key = {key: number for number, key in enumerate(keys) if key[-1] and count[key] == 1}
+
+    def referrer(self, key: tuple[Hashable, ...]) -> Referrer[Identity]:
+        piece = self.pieces[self.by_key[key]]
+        is_code = piece.section == ".text"
+        references, end = [], 0
+        for relocation in piece.relocations:
+            start = start_of_instruction(piece.content, relocation.offset) if is_code else relocation.offset
+            start = max(end, start)
+            bytes_of = piece.content[end:start], piece.content[start : relocation.offset]
+            end = relocation.offset
+            function = self._function(relocation.target)
+            other = () if function is not None else (relocation.addend, self._text(relocation.target))
+            references.append(Reference(relocation.offset, *bytes_of, function, (relocation.type, other)))
+        return Referrer(is_code, piece.content, tuple(references), piece.content[end:])
+
+    def _function(self, target: object) -> Identity | None:
+        if isinstance(target, PieceRef) and target.kept:
+            return self.pieces[target.number].identity
+        return None
+
+    def _text(self, target: object) -> Hashable:
+        if not isinstance(target, PieceRef):
+            return target
+        piece = self.pieces[target.number]
+        return ("function",) if piece.identity in self.others else _key(piece)
+
+
+def _key(piece: Piece) -> tuple[Hashable, ...]:
+    return (piece.identity, piece.identity.name) if piece.identity else (piece.object, piece.kind, piece.name)

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: MIT
+# ruff: noqa: E501 - C that stands on one line reads better than C cut into strings.
+"""Functions whose addresses somebody holds: under another name, exchanged, or gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from hotreload.build.compile import ObjectPair
+from hotreload.compared import Compared, Original
+from hotreload.diff.object_diff import ObjectDiff
+from hotreload.diff.unit_diff import UnitContext, diff_unit, unit_object_of
+from hotreload.elf.reader import read_object
+from hotreload.renamed_across import held_across_units, renames_across
+from tests.objects.compiling import compiled
+
+if TYPE_CHECKING:
+    from hotreload.build.base import AnyBase
+    from hotreload.build.cmd_files import TranslationUnit
+
+WORK = """
+    struct work { void (*fn)(struct work *); int n; };
+    void queue(struct work *); int x;
+    static struct work first, second;
+"""
+ONE = (
+    WORK
+    + """
+    static void tick(struct work *w) { w->n++; queue(w); }
+    int show(int i) { return i + x; }
+    void start(void) { first.fn = tick; queue(&first); x = 1; }
+"""
+)
+TWO = (
+    WORK
+    + """
+    static void red(struct work *w) { w->n++; queue(w); }
+    static void blue(struct work *w) { w->n--; queue(w); }
+    void start(void) { first.fn = red; queue(&first); second.fn = blue; queue(&second); }
+"""
+)
+TABLE = """
+    struct ops { int (*get)(int); int (*put)(int); const char *name; };
+    static int get_it(int i) { return i * 3; }
+    static int put_it(int i) { return i * 5; }
+    const struct ops ops = { .get = get_it, .put = put_it, .name = "it" };
+"""
+
+
+def diff(tmp_path: Path, before: str, after: str, *flags: str) -> ObjectDiff:
+    original = read_object(compiled(before, tmp_path / "before", "-g", *flags))
+    patched = read_object(compiled(after, tmp_path / "after", "-g", *flags))
+    return diff_unit(unit_object_of(original), unit_object_of(patched), {}, types_known=True)
+
+
+def pairs(found: ObjectDiff) -> dict[str, str]:
+    """The functions whose twin has another name."""
+    return {
+        one.name: other.name
+        for other, one in found.original_of.items()
+        if one.is_function and one.name != other.name
+    }
+
+
+def codes(found: ObjectDiff) -> list[tuple[str, str]]:
+    return [(obstacle.code, obstacle.symbol) for obstacle in found.obstacles]
+
+
+def test_a_callback_that_is_renamed_at_its_registration_is_the_same_function(tmp_path: Path) -> None:
+    found = diff(tmp_path, ONE, ONE.replace("tick", "beat"))
+    assert (found.verdict, pairs(found)) == ("unchanged", {"tick": "beat"})
+    (note,) = found.notes
+    assert note.message == "beat takes the place of tick: whoever holds tick runs it"
+
+
+def test_one_that_changed_besides_is_redirected_under_its_old_name(tmp_path: Path) -> None:
+    found = diff(tmp_path, ONE, ONE.replace("tick", "beat").replace("w->n++", "w->n += 7"))
+    assert (found.verdict, [(t.original.name, t.patched.name) for t in found.changed]) == (
+        "patchable",
+        [("tick", "beat")],
+    )
+    assert found.new_functions == ()
+
+
+@pytest.mark.parametrize("place", ["__init void start", "void start"])
+def test_the_function_that_registers_it_may_change_elsewhere(place: str, tmp_path: Path) -> None:
+    before = ONE.replace("void start", place)
+    found = diff(
+        tmp_path, before, before.replace("tick", "beat").replace("x = 1;", "x = 1; queue(0); x = 2;")
+    )
+    assert pairs(found) == {"tick": "beat"}
+    assert "HR2207" not in dict(codes(found))
+
+
+def test_a_static_local_of_a_renamed_callback_keeps_its_value(tmp_path: Path) -> None:
+    before = ONE.replace("w->n++;", "static int calls; w->n = calls++;")
+    found = diff(tmp_path, before, before.replace("tick", "beat").replace("calls++", "++calls"))
+    assert (found.verdict, found.new_data) == ("patchable", ())
+
+
+def test_another_registration_that_came_at_the_same_time_is_another_function(tmp_path: Path) -> None:
+    # The first item is not given to ``beat``: it must not run it.
+    after = (
+        ONE.replace("tick", "beat")
+        .replace("first.fn", "second.fn")
+        .replace("queue(&first)", "queue(&second)")
+    )
+    found = diff(tmp_path, ONE, after)
+    assert (pairs(found), codes(found)) == ({}, [("HR2207", "tick")])
+
+
+def test_a_callback_in_another_member_is_another_function(tmp_path: Path) -> None:
+    before = "struct two { void (*a)(void); void (*b)(void); }; void use(struct two *); static void red(void) { use(0); } void start(struct two *t) { use(t); t->a = red; use(t); }"
+    found = diff(tmp_path, before, before.replace("red", "blue").replace("t->a", "t->b"))
+    assert (pairs(found), codes(found)) == ({}, [("HR2207", "red")])
+
+
+def test_another_prototype_makes_it_another_function(tmp_path: Path) -> None:
+    after = ONE.replace("tick(struct work *w) { w->n++; queue(w); }", "beat(void *w) { queue(w); }").replace(
+        "= tick", "= (void *)beat"
+    )
+    assert codes(diff(tmp_path, ONE, after)) == [("HR2207", "tick")]
+
+
+def test_without_types_nothing_is_proved(tmp_path: Path) -> None:
+    original = read_object(compiled(ONE, tmp_path / "before"))
+    patched = read_object(compiled(ONE.replace("tick", "beat"), tmp_path / "after"))
+    assert codes(diff_unit(unit_object_of(original), unit_object_of(patched), {}))[0] == ("HR2207", "tick")
+
+
+def test_a_callback_that_is_gone_is_refused(tmp_path: Path) -> None:
+    after = ONE.replace("static void tick(struct work *w) { w->n++; queue(w); }", "").replace(
+        "first.fn = tick;", ""
+    )
+    assert codes(diff(tmp_path, ONE, after)) == [("HR2207", "tick")]
+
+
+def test_one_that_became_part_of_its_only_caller_is_refused(tmp_path: Path) -> None:
+    after = ONE.replace("first.fn = tick;", "tick(&first);")
+    assert codes(diff(tmp_path, ONE, after)) == [("HR2207", "tick")]
+
+
+def test_a_function_that_is_only_called_goes_silently(tmp_path: Path) -> None:
+    before = "void q(int); static noinline int help(int i) { q(i); return i * 3; } int f(int i) { return help(i) + 1; }"
+    found = diff(
+        tmp_path,
+        before,
+        "void q(int); static noinline int helper(int i) { q(i); return i * 7; } int f(int i) { return helper(i) + 1; }",
+    )
+    assert (found.verdict, found.notes) == ("patchable", ())
+
+
+def test_two_callbacks_that_are_renamed_in_one_save_keep_their_places(tmp_path: Path) -> None:
+    found = diff(tmp_path, TWO, TWO.replace("red", "warm").replace("blue", "cold"))
+    assert pairs(found) == {"red": "warm", "blue": "cold"}
+
+
+def test_names_that_are_exchanged_are_exchanged_in_the_guest(tmp_path: Path) -> None:
+    swapped = TWO.replace("red", "RED").replace("blue", "red").replace("RED", "blue")
+    found = diff(tmp_path, TWO, swapped)
+    assert (found.verdict, pairs(found)) == ("unchanged", {"red": "blue", "blue": "red"})
+
+
+def test_registrations_that_are_exchanged_change_what_runs_there(tmp_path: Path) -> None:
+    found = diff(
+        tmp_path,
+        TWO,
+        TWO.replace("first.fn = red", "first.fn = blue").replace("second.fn = blue", "second.fn = red"),
+    )
+    assert (pairs(found), sorted(found.changed_functions)) == (
+        {"red": "blue", "blue": "red"},
+        ["blue", "red"],
+    )
+
+
+def test_names_may_go_round_in_a_circle(tmp_path: Path) -> None:
+    three = "typedef void (*fn)(void); void q(int); static void a(void) { q(1); } static void b(void) { q(2); } static void c(void) { q(3); } fn all[3] = { a, b, c };"
+    after = three.replace("{ a, b, c }", "{ b, c, a }")
+    assert pairs(diff(tmp_path, three, after)) == {"a": "b", "b": "c", "c": "a"}
+
+
+def test_a_name_may_be_passed_on(tmp_path: Path) -> None:
+    # red becomes blue, and what was blue becomes green.
+    after = TWO.replace("blue", "green").replace("red", "blue")
+    assert pairs(diff(tmp_path, TWO, after)) == {"red": "blue", "blue": "green"}
+
+
+def test_one_registration_that_changes_while_both_stay_is_an_edit_like_any_other(tmp_path: Path) -> None:
+    before = (
+        TWO.replace("int x;", "int x; void *both(int i);").replace("second.fn = blue; queue(&second);", "")
+        + "void *both(int i) { return i ? red : blue; }"
+    )
+    found = diff(tmp_path, before, before.replace("first.fn = red", "first.fn = blue"))
+    assert (found.verdict, pairs(found), found.changed_functions) == ("patchable", {}, ("start",))
+
+
+def test_lines_of_two_registrations_that_change_places_are_no_renaming(tmp_path: Path) -> None:
+    before = 'struct t { const char *name; void (*fn)(void); }; void q(int); static void a(void) { q(1); } static void b(void) { q(2); } struct t all[2] = { { "a", a }, { "b", b } };'
+    after = before.replace('{ "a", a }, { "b", b }', '{ "b", b }, { "a", a }')
+    assert pairs(diff(tmp_path, before, after)) == {}
+
+
+def test_an_entry_of_a_table_is_a_place(tmp_path: Path) -> None:
+    found = diff(tmp_path, TABLE, TABLE.replace("get_it", "fetch").replace("i * 3", "i * 4"))
+    assert (found.verdict, pairs(found)) == ("patchable", {"get_it": "fetch"})
+
+
+def test_two_that_become_one_are_two(tmp_path: Path) -> None:
+    after = (
+        TABLE.replace("static int put_it(int i) { return i * 5; }", "")
+        .replace("put_it", "get_it")
+        .replace("get_it", "do_it")
+    )
+    assert {symbol for code, symbol in codes(diff(tmp_path, TABLE, after)) if code == "HR2207"} == {
+        "get_it",
+        "put_it",
+    }
+
+
+def test_a_renamed_opener_of_a_renamed_callback_is_followed(tmp_path: Path) -> None:
+    before = "int single(int (*)(int)); static int show(int i) { return i * 3; } static int open(int i) { return i + single(show); } struct ops { int (*open)(int); }; const struct ops ops = { .open = open };"
+    found = diff(
+        tmp_path,
+        before,
+        before.replace("show", "print")
+        .replace("int open(int i)", "int open_it(int i)")
+        .replace("= open }", "= open_it }"),
+    )
+    assert pairs(found) == {"show": "print", "open": "open_it"}
+
+
+HEADER = (
+    "struct work { void (*fn)(struct work *); int n; }; void queue(struct work *); void tick(struct work *);"
+)
+DEFINES = HEADER + "void tick(struct work *w) { w->n++; queue(w); }"
+USES = (
+    HEADER
+    + "struct work item = { .fn = tick }; void kick(struct work *w) { w->fn = tick; queue(w); } void now(struct work *w) { tick(w); w->n = 3; }"
+)
+
+
+@dataclass(frozen=True)
+class Unit:
+    object: Path
+
+
+@dataclass(frozen=True)
+class Module:
+    name: str
+    units: tuple[Unit, ...]
+
+
+def across(tmp_path: Path, after: dict[str, str]) -> tuple[dict[str, ObjectDiff], list[str]]:
+    """Two units of a module as the pipeline compares them; what stands in the way of both together."""
+    before = {"defines.c": DEFINES, "uses.c": USES}
+    modules = (Module("drv", tuple(Unit(Path(name)) for name in before)),)
+    base = cast("AnyBase", SimpleNamespace(modules=modules))
+    compared: dict[Path, Compared] = {}
+
+    def compare(name: str, renames: dict[str, str]) -> None:
+        original = unit_object_of(read_object(compiled(before[name], tmp_path / "before", "-g", name=name)))
+        patched = unit_object_of(read_object(compiled(after[name], tmp_path / "after", "-g", name=name)))
+        found = diff_unit(original, patched, {}, types_known=True, context=UnitContext(renames=renames))
+        pair = ObjectPair(cast("TranslationUnit", SimpleNamespace(source=Path(name))), Path(), Path())
+        compared[Path(name)] = Compared(pair, cast("Original", None), found, renames=renames)
+
+    for name in before:
+        compare(name, {})
+    for key, renames in renames_across(base, compared).items():
+        compare(str(key), renames)
+    held = [obstacle.code for obstacle in held_across_units(base, compared)]
+    return {str(key): each.diff for key, each in compared.items()}, held
+
+
+def test_a_global_callback_is_known_under_its_new_name_in_every_unit(tmp_path: Path) -> None:
+    after = {
+        "defines.c": DEFINES.replace("tick", "beat").replace("n++", "n--"),
+        "uses.c": USES.replace("tick", "beat"),
+    }
+    diffs, held = across(tmp_path, after)
+    assert [(d.verdict, d.changed_functions) for d in diffs.values()] == [
+        ("patchable", ("tick",)),
+        ("unchanged", ()),
+    ]
+    assert held == []
+
+
+def test_a_global_callback_that_is_gone_is_refused_for_the_unit_that_gave_it_away(tmp_path: Path) -> None:
+    uses = USES.replace("tick(w);", "").replace("w->fn = tick;", "").replace("= { .fn = tick }", "")
+    _, held = across(tmp_path, {"defines.c": HEADER, "uses.c": uses})
+    assert held == ["HR2207"]
+
+
+def test_a_global_callback_that_has_two_successors_is_refused(tmp_path: Path) -> None:
+    after = {
+        "defines.c": DEFINES.replace("tick", "beat"),
+        "uses.c": USES.replace("tick", "beat").replace(".fn = beat", ".fn = queue"),
+    }
+    _, held = across(tmp_path, after)
+    assert held == ["HR2207"]
