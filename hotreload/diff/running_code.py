@@ -11,8 +11,8 @@ matching (Arnold and Kaashoek, EuroSys 2009, section 4.3) between two objects.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from hotreload.diff.compare import Comparison
 from hotreload.diff.correlate import correlate
@@ -66,6 +66,7 @@ class _Matcher:
     correlation: Correlation
     comparison: Comparison
     by_name: Mapping[str, Symbol]  # of kbuild's object
+    parts: dict[tuple[Symbol, int, Symbol, int], bool] = field(default_factory=dict)  # those looked at
 
     def same(self, running: Symbol, ours: Symbol) -> bool:
         if running.content == ours.content and self.comparison.same_relocations(
@@ -107,39 +108,65 @@ class _Matcher:
     def _same_place(self, one: Relocation, other: Relocation, short: int = 0, long: int = 0) -> bool:
         if isinstance(one.target, SymbolRef) and isinstance(other.target, SymbolRef):
             running, theirs = one.target.symbol, other.target.symbol
-            # One source gives one set of names; the statics of macros have no twins but by them.
-            ours = self.correlation.original_of.get(theirs) or self.by_name.get(theirs.name)
-            if running.section is not None and ours is not None and running.section is ours.section:
+            if running.anonymous and theirs.anonymous:
+                if running.size != theirs.size:
+                    return self._same_stretch(running, one.addend + short, theirs, other.addend + long)
+            elif (ours := self._running(theirs)) is not None and ours.section is running.section is not None:
                 return running.value + one.addend + short == ours.value + other.addend + long
         if one.addend + short == other.addend + long and self.comparison.same_target(
             one.target, other.target
         ):
             return True
-        return self._same_content(one, other, one.addend + short - other.addend - long)
+        return self._is_string(one, other, one.addend + short - other.addend - long)
 
-    def _same_content(self, one: Relocation, other: Relocation, start: int) -> bool:
-        """What has no name is what it says, and kbuild's object may have it among others of that kind.
+    def _is_string(self, one: Relocation, other: Relocation, start: int) -> bool:
+        """KASAN keeps strings apart in kbuild's object, so none is in a section of mergeable ones."""
+        if not (isinstance(one.target, SymbolRef) and isinstance(other.target, StringRef)):
+            return False
+        text, running = other.target.text + b"\0", one.target.symbol
+        return running.anonymous and start >= 0 and running.content[start : start + len(text)] == text
 
-        KASAN keeps strings apart, so none is in a section of mergeable ones; and the records of UBSAN share
-        .data where not each has a section. ``start``: where ``other``'s target has to be in that of ``one``.
+    def _running(self, ours: Symbol) -> Symbol | None:
+        """One source gives one set of names; the statics of macros have no twins but by them."""
+        return self.correlation.original_of.get(ours) or self.by_name.get(ours.name)
+
+    def _same_stretch(self, running: Symbol, at: int, ours: Symbol, there: int) -> bool:
+        """Whether two places among data without symbols are the same.
+
+        What has a section of its own here is a part of a longer stretch in kbuild's object; so it is with
+        UBSAN's descriptions of places. Where both have others beside it, as KASAN's strings have, what cannot
+        be written is the same as far as both go on.
         """
-        if not isinstance(one.target, SymbolRef) or not one.target.symbol.anonymous or start < 0:
-            return False
-        running = one.target.symbol
-        if isinstance(other.target, StringRef):
-            text = other.target.text + b"\0"
-            return running.content[start : start + len(text)] == text
-        if not isinstance(other.target, SymbolRef) or not other.target.symbol.anonymous:
-            return False
-        ours = other.target.symbol
-        if running.section is None or running.content[start : start + ours.size] != ours.content:
-            return False
-        at = running.value + start
-        inside = relocations_between(running.section, at, at + ours.size)
-        return len(inside) == len(ours.relocations) and all(
-            (left.offset, left.type) == (right.offset, right.type) and self._same_place(left, right)
-            for left, right in zip(inside, ours.relocations, strict=True)
+        assert running.section is not None
+        assert ours.section is not None
+        start = at - there
+        if start >= 0 and start + ours.size <= running.size:
+            return self._has_part(running, start, ours, 0, ours.size)
+        size = min(running.size - at, ours.size - there)
+        can_be_written = running.section.is_writable or ours.section.is_writable
+        is_inside = at >= 0 and there >= 0 and size > 0
+        return is_inside and not can_be_written and self._has_part(running, at, ours, there, size)
+
+    def _has_part(self, running: Symbol, at: int, ours: Symbol, there: int, size: int) -> bool:
+        key = running, at, ours, there
+        if key not in self.parts:
+            self.parts[key] = True  # where it leads back to itself
+            self.parts[key] = running.content[at : at + size] == ours.content[there : there + size] and (
+                self._same_relocations(_part(running, at, size), _part(ours, there, size))
+            )
+        return self.parts[key]
+
+    def _same_relocations(self, left: Sequence[Relocation], right: Sequence[Relocation]) -> bool:
+        return len(left) == len(right) and all(
+            (one.offset, one.type) == (other.offset, other.type) and self._same_place(one, other)
+            for one, other in zip(left, right, strict=True)
         )
+
+
+def _part(symbol: Symbol, at: int, size: int) -> tuple[Relocation, ...]:
+    assert symbol.section is not None
+    start = symbol.value + at
+    return relocations_between(symbol.section, start, start + size)
 
 
 class _Side:

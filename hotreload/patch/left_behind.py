@@ -58,7 +58,8 @@ def left_behind(
         for piece, identity in held
         if piece.kind == STT_FUNC
     ]
-    variables = tuple(i for piece, i in held if piece.kind != STT_FUNC and piece.escapes)
+    dormant = now.dormant if now else frozenset()
+    variables = tuple(i for piece, i in held if piece.kind != STT_FUNC and piece.escapes and i not in dormant)
     obstacles += [(i.module, _stale(i, "cannot be traced")) for i in settlement.stranded]
     obstacles += [(i.module, _stale(i, "is declared in another way")) for i in settlement.redeclared]
     return LeftBehind(tuple(obstacles), variables)

@@ -651,6 +651,13 @@ def test_an_alternatives_call_of_an_untraceable_function_makes_its_holder_travel
     assert diff.changed_functions == ("f", "h")
 
 
+def test_what_ubsan_knows_of_a_place_travels_with_it(tmp_path: Path) -> None:
+    source = "int f(int a, int b) { return END + (a << b); }"
+    sanitized = "-fsanitize=shift"
+    diff = difference(tmp_path, source.replace("END", "1"), source.replace("END", "2"), sanitized)
+    assert (diff.verdict, diff.changed_functions) == ("patchable", ("f",))
+
+
 FOLDED = """
     int q(int); int z;
     static noinline int one(int i) { z += q(i) * 3; z -= q(z) + 7; return q(z * i); }

@@ -13,10 +13,10 @@ from tests.objects.compiling import compiled
 PLAIN = ("-fno-function-sections", "-fno-data-sections")
 
 
-def matched(tmp_path: Path, running: str, base: str) -> RunningCode:
+def matched(tmp_path: Path, running: str, base: str, *flags: str) -> RunningCode:
     return match_running(
-        read_object(compiled(running, tmp_path / "plain", *PLAIN)),
-        read_object(compiled(base, tmp_path / "base")),
+        read_object(compiled(running, tmp_path / "plain", *PLAIN, *flags)),
+        read_object(compiled(base, tmp_path / "base", *flags)),
     )
 
 
@@ -72,3 +72,32 @@ def test_what_has_no_size_is_found_by_its_own_name_where_others_like_it_stand(tm
     found = matched(tmp_path, source, source)
     assert names(found) == set()
     assert {"mine": "mine"}.items() <= {b.name: r.name for b, r in found.symbol_of.items()}.items()
+
+
+SHIFTS = "int n; int f(int a, int b) { return a << b; } int g(int a, int b) { n++; return (a + b) >> b; } int h(long a) { return (int)a << 3 << n; }"
+
+
+def test_what_ubsan_knows_of_a_place_is_a_part_of_the_data_in_one_and_a_section_in_the_other(
+    tmp_path: Path,
+) -> None:
+    flags = ("-fsanitize=shift", "-fsanitize=signed-integer-overflow")
+    assert names(matched(tmp_path, SHIFTS, SHIFTS, *flags)) == set()
+    # The line and the column of a place are part of it.
+    other = SHIFTS.replace("{ return a << b; }", "{ return  a << b; }")
+    assert names(matched(tmp_path, SHIFTS, other, *flags)) == {"f.cold", "g.cold", "h.cold"}
+
+
+def test_strings_that_kasan_watches_are_the_same_by_what_they_say(tmp_path: Path) -> None:
+    flags = (
+        "-fsanitize=kernel-address",
+        "--param",
+        "asan-globals=1",
+        "-fsanitize=shift",
+        "-fno-section-anchors",
+    )
+    source = (
+        SHIFTS
+        + 'void p(int i) { printk("one %d"); printk("two"); } const int table[3] = { 1, 2, 3 }; void q(int i) { printk("three", table[i]); }'
+    )
+    assert names(matched(tmp_path, source, source, *flags)) == set()
+    assert names(matched(tmp_path, source, source.replace('"two"', '"TWO"'), *flags)) >= {"p"}
