@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hotreload.build.compile import SomeFailedError
 from hotreload.compared import Compared
 from hotreload.deploy.livepatch import AppliedPatch
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
@@ -177,6 +178,14 @@ class Cycle:
             still_runs=still_runs,
         )
 
+    def _to_blame(self, error: EditError | EnvironmentFault) -> tuple[Path, ...]:
+        """The files that an error is about: of several sources that were saved those that do not compile."""
+        if not isinstance(error, SomeFailedError):
+            return self.files
+        broken = tuple(unit.source for unit in error.failed)
+        others = {pair.unit.source for pair in error.pairs}
+        return tuple(file for file in self.files or broken if file in broken or file not in others)
+
     def failed(self, error: EditError | EnvironmentFault, still_runs: int | None) -> ReloadReport:
         """The edit failed, and the guest was left as it was (or died)."""
         outcome = next(
@@ -193,7 +202,7 @@ class Cycle:
         return ReloadReport(
             outcome,
             None,
-            self.files,
+            self._to_blame(error),
             (),
             self.milliseconds,
             None,

@@ -127,11 +127,11 @@ class EditedUnits:
         """The names of those that are not as they were when the guest booted."""
         return self._names_of_changed(self._base.makefiles)
 
-    def are_compiled(self, units: Iterable[TranslationUnit]) -> None:
-        """These have objects of what the files say now."""
+    def are_compiled(self, units: Iterable[TranslationUnit], failed: Iterable[TranslationUnit] = ()) -> None:
+        """These have objects of what the files say now; those that ``failed`` are due with the next save."""
         units = tuple(units)
         self.compiled |= {unit.object for unit in units}
-        self._due.clear()
+        self._due = {unit.object for unit in failed}
         self._candidates.clear()
         for unit in units:
             (self._otherwise.add if self._is_of_other_files(unit) else self._otherwise.discard)(unit.object)
@@ -214,6 +214,11 @@ class EditedUnits:
         parts = zip(self._base.parts, self._differing, strict=True)
         own = self._base.of(unit)
         return next(differing & set(part.inputs[unit.object]) for part, differing in parts if part is own)
+
+    def is_edited_alone(self, unit: TranslationUnit) -> bool:
+        """Is its source the only file of a unit, which has compiled, that is not as it was?"""
+        others = self.edited_inputs(unit) - {unit.source}
+        return not others and unit.object not in self._otherwise and not self._is_of_other_files(unit)
 
     def made_of(self, file: Path) -> Iterator[tuple[Path, str]]:
         """The objects that were made of a file, each with the digest that it had then."""

@@ -76,6 +76,13 @@ class Edits:
         files, named = tuple(files), self.units.new_inputs()
         return self._question.others(files, named) if files else self._question.changed(named)
 
+    def are_unknown(self, files: Collection[Path]) -> bool:
+        """Does no unit name any of these files, so that only make knows what they are good for?"""
+        others = self.others(files) if files else set()
+        return (
+            bool(files) and others.issuperset(files) and all(map(self._question.is_only_asked_about, files))
+        )
+
     def is_open(self, others: Collection[Path]) -> bool:
         """Does make have to be asked about them?"""
         return self._question.is_open(others)
@@ -113,6 +120,7 @@ class Edits:
         self._question.new -= new
         self.units.may_find_others({unit.object for unit in askers(self.base, new)})
         made, self._made = self._made, set()
+        others = set(filter(self._question.is_only_asked_about, others))
         named = tuple(file for file in files if file not in others)
         units = (
             self.units.of(tuple(dict.fromkeys((*named, *made))), tuple(others))

@@ -13,13 +13,14 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from hotreload.build.base import work_folder
 from hotreload.build.built import VMLINUX
 from hotreload.build.cmd_files import TranslationUnit
-from hotreload.build.compile import ObjectPair
+from hotreload.build.compile import ObjectPair, SomeFailedError
 from hotreload.build.guest_base import GuestBase
 from hotreload.build.patched_sources import PatchedSources
 from hotreload.build.patched_units import compile_units
@@ -170,7 +171,7 @@ class Reloader:
 
     def are_unknown(self, paths: Collection[Path]) -> bool:
         """Are these files only make knows what for?"""
-        return bool(paths) and self._edits.others(paths).issuperset(paths)
+        return self._edits.are_unknown(paths)
 
     async def is_edited_by(self, paths: Collection[Path]) -> bool:
         """Does make make something of such files that asks for a cycle? Its own errors do, too."""
@@ -376,9 +377,31 @@ class Reloader:
         units = self._edits.of(cycle.files, others)
 
         # Replay the recorded compile command of each, and that of its base source: no kbuild.
-        pairs = await self._build(cycle, units)
+        try:
+            pairs = await self._build(cycle, units)
+        except SomeFailedError as error:
+            await self._beside_failed(cycle, error)
+            raise
 
         return await self._from(cycle, pairs, {}, partial(self._build, cycle))
+
+    async def _beside_failed(self, cycle: Cycle, error: SomeFailedError) -> None:
+        """Bring those units that have compiled, and tell it, before the others are told of.
+
+        Only where their own source is all that was edited of them: a header says something to both.
+        """
+        pairs = tuple(pair for pair in error.pairs if self._edits.units.is_edited_alone(pair.unit))
+        if not pairs:
+            return
+        self._edits.units.are_compiled([pair.unit for pair in pairs], error.failed)
+        await self._edits.learn(self._guest.guest)
+        beside = replace(cycle, files=tuple(dict.fromkeys(pair.unit.source for pair in pairs)), notes=[])
+        try:
+            report = await self._from(beside, pairs, {}, partial(self._build, beside))
+        except NotPatchableError:
+            return  # told when all of them compile
+        if report.number is not None:
+            cycle.announce("climb", {"report": self.note(report)})
 
     async def _through_patched(self, cycle: Cycle, sources: PatchedSources) -> ReloadReport:
         """The same for what source patches make of the files, which themselves stay as they are."""

@@ -142,7 +142,7 @@ class Build:
     these as compiled. ``kernel_files``: headers that are not the user's. In a kernel all files are the
     user's. ``carried``: digests of files that are in a module as they are (an object that somebody else made,
     bytes of ``.incbin``); ``others``: stamps of the files of the folder that nothing above names, from before
-    kbuild ran; ``variables``: what make was given.
+    kbuild ran; ``variables``: what make was given; ``rule_inputs``: sources that rules use besides.
     """
 
     folder: Path
@@ -155,6 +155,7 @@ class Build:
     carried: Mapping[Carried, str] = field(default_factory=dict)
     others: Mapping[Path, Stamp] = field(default_factory=dict)
     variables: tuple[str, ...] = ()
+    rule_inputs: frozenset[Path] = frozenset()
 
     @property
     def units(self) -> tuple[TranslationUnit, ...]:

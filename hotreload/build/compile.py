@@ -58,6 +58,16 @@ class ObjectPair:
     warnings: str = ""
 
 
+class SomeFailedError(CompileError):
+    """Of several units some did not compile: ``failed``; ``pairs`` are those of the others."""
+
+    def __init__(self, errors: Mapping[TranslationUnit, CompileError], pairs: tuple[ObjectPair, ...]) -> None:
+        first = next(iter(errors.values()))
+        super().__init__(first.message, "".join(error.diagnostics for error in errors.values()))
+        self.failed = tuple(errors)
+        self.pairs = pairs
+
+
 def patched_object(unit: TranslationUnit, into: Path) -> Path:
     """Where ``into`` keeps the unit's object; its dependencies are beside it with ``.d``."""
     # Two folders of a module may have a source of the same name.
@@ -86,7 +96,7 @@ async def rebuild(
     ``progress`` is told the number of units that are done. ``keeping``: the objects of units whose variables
     have storage though gcc would do without.
 
-    Raises one CompileError with what the compiler said about all units that failed. When the caller is
+    Raises one SomeFailedError with what the compiler said about all units that failed. When the caller is
     cancelled the compilers are killed.
     """
     slots = asyncio.Semaphore(os.cpu_count() or 1)
@@ -107,13 +117,16 @@ async def rebuild(
     except ExceptionGroup as several:
         raise several.exceptions[0] from None
     said = {key: task.result() for key, task in now.items()}
-    failed = [result for result in said.values() if isinstance(result, CompileError)]
-    if failed:
-        raise CompileError(failed[0].message, "".join(error.diagnostics for error in failed))
-    return tuple(
+    failed = {jobs[key]: result for key, result in said.items() if isinstance(result, CompileError)}
+    broken = {unit.object for unit in failed}
+    pairs = tuple(
         ObjectPair(unit, originals[unit.object].result(), patched_object(unit, into), str(said[unit.object]))
         for unit in chosen
+        if unit.object not in broken
     )
+    if failed:
+        raise SomeFailedError(failed, pairs)
+    return pairs
 
 
 async def prepare(base: AnyBase, edited: Iterable[Path] = ()) -> None:

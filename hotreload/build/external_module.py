@@ -7,7 +7,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from hotreload.build.make_says import first_error, without_make
 from hotreload.build.make_words import wanted_variables
 from hotreload.build.module_needs import require_for_modules
 from hotreload.build.other_files import stamps
+from hotreload.build.rule_inputs import may_have_rules, rule_inputs
 from hotreload.build.unfinished import TICK_NS, remembered
 from hotreload.errors import CompileError, EnvironmentFault, InputError
 from hotreload.paths import full_disk
@@ -73,7 +74,8 @@ async def build_modules(
         module = await _with_embedded(_read_build(tree, folder, makefiles))
         named = module.watched_files
         others = {file: seen for file, seen in others.items() if file not in named}
-        module = replace(module, others=others, variables=tuple(variables))
+        used = await _rule_inputs(tree, folder, makefiles, words, named)
+        module = replace(module, others=others, variables=tuple(variables), rule_inputs=used)
         late = {file for file in module.digests if changed_ns(file) > started - TICK_NS}
         if all(known.get(file) == module.digests[file] for file in late):
             return module
@@ -144,17 +146,25 @@ def _makefiles(folder: Path) -> Iterable[Path]:
         yield from (Path(place) / name for name in files if MAKEFILE_NAME.fullmatch(name))
 
 
+async def _rule_inputs(
+    tree: KernelTree,
+    folder: Path,
+    makefiles: tuple[Path, ...],
+    variables: Sequence[str],
+    sources: Collection[Path],
+) -> frozenset[Path]:
+    if not await asyncio.to_thread(may_have_rules, makefiles):
+        return frozenset()
+    return await rule_inputs(_call(tree, folder, variables), (folder, tree.output), sources)
+
+
+def _call(tree: KernelTree, folder: Path, variables: Sequence[str]) -> list[str | Path]:
+    """How kbuild is called for the modules of a folder."""
+    return ["make", "--no-print-directory", "-C", tree.output, f"M={folder}", *variables, "modules"]
+
+
 async def _make(tree: KernelTree, folder: Path, progress: Progress | None, variables: Sequence[str]) -> None:
-    argv: list[str | Path] = [
-        "make",
-        "--no-print-directory",
-        "-C",
-        tree.output,
-        f"M={folder}",
-        f"-j{os.cpu_count() or 1}",
-        *variables,
-        "modules",
-    ]
+    argv = [*_call(tree, folder, variables), f"-j{os.cpu_count() or 1}"]
     # A make that started us must not lend its flags and job slots to this one.
     with remembered(folder):
         await _run_make(argv, tree, folder, progress)

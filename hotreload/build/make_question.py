@@ -51,6 +51,7 @@ class MakeQuestion:
         self.build = build
         self._known = _named(build)
         self._asked: dict[Path, Stamp] = dict(build.others)
+        self._note_sources(build)
         self._rewritten: set[Path] = set()  # by make, when it was asked
         self.new: set[Path] = set()  # files that came since kbuild ran
 
@@ -58,7 +59,8 @@ class MakeQuestion:
         """Those of the files of which only make knows what they are good for."""
         if self.build.is_kernel:
             return set()
-        return {file for file in files if self._is_other(file) and file not in also_named}
+        used = self.build.rule_inputs
+        return {file for file in files if file in used or (self._is_other(file) and file not in also_named)}
 
     def changed(self, also_named: Collection[Path]) -> set[Path]:
         """Those of the folder that are not as they were when make was asked last, gone ones included."""
@@ -85,9 +87,20 @@ class MakeQuestion:
         self._known |= _named(build)
         return Answer(files, _hidden(base, different), commands)
 
+    def is_only_asked_about(self, file: Path) -> bool:
+        """Is make alone to say what a file is good for, and no unit?"""
+        return file not in self.build.rule_inputs
+
+    def _note_sources(self, build: Build) -> None:
+        """What sources that rules use, too, were when make used them."""
+        for file in self.build.rule_inputs:
+            if sha256(file) == build.digests.get(file):
+                self._set_asked(file, stamp(file))
+
     def _note_asked(self, build: Build) -> None:
+        self._note_sources(build)
         now = stamps(build.folder)
-        for file in now.keys() | build.others.keys():
+        for file in (now.keys() | build.others.keys()) - self.build.rule_inputs:
             was = build.others.get(file)
             if now.get(file) == was or file in self._rewritten:
                 self._set_asked(file, now.get(file))

@@ -46,6 +46,10 @@ ANCHOR, FILES = "anchor of ", "files in "
 FEW = 16  # so many files are hashed sooner than a worker thread is woken
 POLL_INTERVAL = 1.0  # seconds
 POLL_SHARE = 0.05  # of one core, at most
+# Where inotify tells of changes: of those that it does not tell of. A file that has another name elsewhere is
+# edited there, or a file system is mounted over its folder.
+NAMED_INTERVAL = 2.0
+NAMED_SHARE = 0.005
 
 
 class Watcher:
@@ -60,7 +64,8 @@ class Watcher:
                 its first event. A kernel has 60,000 sources, and a small one is built from 4,000
     ``by_time`` files that are not read: they differ when their time or size does
     ``quiet``   seconds after the last event, as in ``changes``
-    ``polling`` look at all files every second, too; default: when a path is on a network file system
+    ``polling`` look at all files every second, too; default: when a path is on a network file system, and
+                else at ``files`` every two
 
     Entering raises InputError (HR1009) when a root is no folder; entering and iterating raise
     EnvironmentFault (HR5102) when inotify's limits are too low.
@@ -110,9 +115,13 @@ class Watcher:
         self._inotify = Inotify(self._note, self._overflowed)
         try:
             await asyncio.to_thread(self._take_stock)
-            if needs_polling([*self._roots, *self._files]) if self._polling is None else self._polling:
-                seen = await asyncio.to_thread(stat_files, self._roots, self._files)
-                self._poller = asyncio.create_task(self._poll(seen))
+            polling = self._polling
+            if polling is None:
+                polling = needs_polling([*self._roots, *self._files])
+            if polling or (self._polling is None and self._files):
+                roots = self._roots if polling else ()
+                seen = await asyncio.to_thread(stat_files, roots, self._files)
+                self._poller = asyncio.create_task(self._poll(roots, seen))
         except BaseException:
             self._inotify.stop()
             raise
@@ -341,16 +350,19 @@ class Watcher:
         target = os.path.realpath(link)
         self._inotify.watch(os.path.dirname(target), {os.path.basename(target): link}, owner=link)
 
-    # Network file systems.
+    # What inotify does not tell of.
 
-    async def _poll(self, seen: Mapping[str, tuple[int, int, int]]) -> None:
-        interval = POLL_INTERVAL
+    async def _poll(self, roots: Sequence[str], seen: Mapping[str, tuple[int, int, int]]) -> None:
+        least, share = (POLL_INTERVAL, POLL_SHARE) if roots else (NAMED_INTERVAL, NAMED_SHARE)
+        interval = least
+        changing: set[str] = set()
         while True:
             await asyncio.sleep(interval)
             started = time.monotonic()
-            now = await asyncio.to_thread(stat_files, self._roots, self._files)
-            interval = max(POLL_INTERVAL, (time.monotonic() - started) / POLL_SHARE)
-            for path in seen.keys() | now.keys():
-                if seen.get(path) != now.get(path):
-                    self._note(path, Hint.COMPLETE)
-            seen = now
+            now = await asyncio.to_thread(stat_files, roots, self._files)
+            interval = max(least, (time.monotonic() - started) / share)
+            changed = {path for path in seen.keys() | now.keys() if seen.get(path) != now.get(path)}
+            # Whoever has a local file open for long may still be writing: inotify tells when it is closed.
+            for path in changed if roots else changing - changed:
+                self._note(path, Hint.COMPLETE)
+            seen, changing = now, changed

@@ -221,6 +221,22 @@ def test_an_object_that_was_built_elsewhere_is_refused(
     assert driver.edits.units.carried_otherwise() == "core.o"
 
 
+def test_a_list_that_units_include_and_a_rule_counts_asks_for_both(
+    debian_kernel: KernelTree, tmp_path: Path
+) -> None:
+    files = {
+        "Kbuild": "obj-m := m.o\nm-y := a.o b.o\nccflags-y := -I$(obj)\n$(obj)/b.o: $(obj)/count.h\n"
+        '$(obj)/count.h: $(src)/list.def\n\techo "#define COUNT $$(grep -c X $<)" > $@\n',
+        "list.def": "X(a)\n",
+        "a.c": f'{HEAD}#define X(name) #name\nconst char *const names =\n#include "list.def"\n;\n',
+        "b.c": '#include "count.h"\nint b(void);\nint b(void) { return COUNT; }\n',
+    }
+    driver = Driver(debian_kernel, tmp_path / "drv", files)
+    assert driver.asks({"list.def": "X(b) X(c)\n"})
+    assert driver.save({"list.def": "X(b)\nX(c)\n"}) == {"a.c", "b.c"}
+    assert not driver.asks({"b.c": files["b.c"] + "\n"})
+
+
 SHADOWED = {
     "Kbuild": "obj-m := m.o\nm-y := a.o b.o\nccflags-y := -I$(src)/first -I$(src)/then\n",
     "then/conf.h": "#define CONF 1\n",

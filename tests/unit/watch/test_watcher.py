@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from hotreload.errors import InputError
+from hotreload.watch import watcher as watcher_module
 from hotreload.watch.changes import ChangeBatch
 from hotreload.watch.watcher import Watcher
 
@@ -566,3 +567,29 @@ def test_an_idle_watcher_uses_no_processor_time(driver: Path) -> None:
             return used
 
     assert asyncio.run(session()) < 0.01
+
+
+def test_a_named_file_that_is_edited_by_another_name_of_it_is_seen(
+    driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher_module, "NAMED_INTERVAL", 0.05)
+    other = driver.parent / "other.c"
+    os.link(driver / "foo.c", other)
+
+    async def session() -> Seen:
+        async with Watcher([driver], files=[driver / "foo.c"]) as watcher:
+            other.write_text(NEW)  # inotify tells the other folder alone
+            return {str(change.path): change.kind for change in (await next_batch(watcher)).changes}
+
+    assert asyncio.run(session()) == {str(driver / "foo.c"): "modified"}
+
+
+def test_a_file_that_is_not_read_differs_by_its_time(driver: Path) -> None:
+    (driver / "table.txt").write_text("1\n")
+
+    async def session() -> Seen:
+        async with Watcher([driver], by_time=lambda path: path.suffix == ".txt") as watcher:
+            os.utime(driver / "table.txt", (5, 5))
+            return {str(change.path): change.kind for change in (await next_batch(watcher)).changes}
+
+    assert asyncio.run(session()) == {str(driver / "table.txt"): "modified"}
