@@ -29,7 +29,7 @@ from hotreload.paths import cache_folder
 from hotreload.survey.command import say
 from hotreload.survey.debug_kernel import DEBUG, debug_kernel
 from hotreload.survey.history_code import Reading, differences
-from hotreload.survey.history_guest import HistoryGuest, Pushed
+from hotreload.survey.history_guest import HistoryGuest, Pushed, kind_of
 from hotreload.survey.history_source import History, Made, Workload, evenly_named, read_workload
 
 COMMITS = 40
@@ -54,11 +54,16 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """A commit freshly booted; ``printed`` by its workload, None: the driver does not live through it."""
+    """A commit freshly booted.
+
+    ``printed`` by its workload, None: the driver does not live through it; ``splats``: the kinds of what the
+    kernel complains of then, which is the driver's own fault.
+    """
 
     made: Made
     printed: str | None
     readings: dict[str, Reading]
+    splats: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,7 @@ class Replay:
                 printed, complaints = None, [error.message]
         told = complaints[0] if complaints else ""
         say(f"{made.commit.name} freshly booted {told}".rstrip())
-        return Fresh(made, printed, readings)
+        return Fresh(made, printed, readings, frozenset(map(kind_of, complaints)))
 
     async def _printed(self, guest: HistoryGuest, made: Made) -> str:
         await guest.run("rm -rf /tmp/workload; mkdir /tmp/workload; tar -C /tmp/workload -xf -", made.files)
@@ -195,7 +200,7 @@ class Replay:
         try:
             if pushed.outcome in CLAIMS:
                 differs = await self._differs(guest, fresh)
-            complaints = await guest.splats()
+            complaints = [line for line in await guest.splats() if kind_of(line) not in fresh.splats]
             if place % LEAKS_EVERY == 0:
                 complaints += await guest.leaks()
         except HotReloadError as error:

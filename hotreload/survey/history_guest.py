@@ -83,6 +83,11 @@ def splats(log: str) -> list[str]:
     return [line for line in log.splitlines() if SPLAT.search(line) and not BUSY.search(line)]
 
 
+def kind_of(splat: str) -> str:
+    """What a complaint is of, without the time, the processor and the process."""
+    return re.sub(r"^\[[ \d.]+\] |\b(?:CPU|PID): ?\d+ ?|\b(?:0x)?[0-9a-f]{8,}\b|\d+$", "", splat).strip()
+
+
 class HistoryGuest:
     """``async with HistoryGuest(..) as guest``: it is up, inside, with the modules of the folder."""
 

@@ -18,7 +18,7 @@ from hotreload.survey.history_code import (
     read_sections,
     read_symbols,
 )
-from hotreload.survey.history_guest import pushed, runs, splats
+from hotreload.survey.history_guest import kind_of, pushed, runs, splats
 from hotreload.survey.history_source import read_workload
 
 FENTRY = bytes.fromhex("0f1f440000")
@@ -120,6 +120,12 @@ def test_a_push_is_read_with_its_codes() -> None:
 def test_a_busy_machine_is_no_splat() -> None:
     log = "BUG: KASAN: use-after-free in f\nwatchdog: BUG: soft lockup - CPU#0\nhello\n"
     assert splats(log) == ["BUG: KASAN: use-after-free in f"]
+
+
+def test_a_complaint_is_known_again_whenever_it_comes() -> None:
+    first = "[   89.017984] WARNING: CPU: 0 PID: 458 at fs/buffer.c:1145 __find_get_block+0x320/0x330"
+    again = "[  102.5] WARNING: CPU: 1 PID: 9 at fs/buffer.c:1145 __find_get_block+0x320/0x330"
+    assert kind_of(first) == kind_of(again) != kind_of(first.replace("1145", "1146"))
 
 
 def test_a_workload_says_what_it_needs() -> None:
