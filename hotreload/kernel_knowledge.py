@@ -11,7 +11,7 @@ from pathlib import Path
 from hotreload.build.base import AnyBase, Base
 from hotreload.build.built import Build
 from hotreload.build.guest_base import GuestBase
-from hotreload.deploy.guest import Guest
+from hotreload.deploy.guest import KALLSYMS_LIMIT, Guest, run_in_time
 from hotreload.patch.kernel_symbols import KernelSymbols, read_symbols
 from hotreload.patch.model import PatchPlan
 from hotreload.patch.module import TRANSITION_SYMBOLS, ModuleGlue, read_glue
@@ -97,6 +97,6 @@ async def _unique_in_guest(guest: Guest) -> frozenset[str]:
     """Which of TRANSITION_SYMBOLS the kernel has just once, and not in a module."""
     # Fixed strings: an emulated guest needs 0.3 s for 100,000 symbols, 1.1 s for a regular expression.
     patterns = " ".join(f"-e ' {name}'" for name in TRANSITION_SYMBOLS)
-    answer = await guest.run(f"grep -F {patterns} /proc/kallsyms")
+    answer = await run_in_time(guest, f"grep -F {patterns} /proc/kallsyms", timeout=KALLSYMS_LIMIT)
     names = [line.split()[2] for line in answer.text.splitlines()]
     return frozenset(name for name in TRANSITION_SYMBOLS if names.count(name) == 1)

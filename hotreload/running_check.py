@@ -17,7 +17,7 @@ from hotreload.build.base import AnyBase
 from hotreload.build.built import VMLINUX
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.compared import Compared
-from hotreload.deploy.guest import Guest
+from hotreload.deploy.guest import KALLSYMS_LIMIT, Guest, run_in_time
 from hotreload.deploy.verify import (
     Checked,
     ModuleTables,
@@ -96,8 +96,13 @@ class RunningCheck:
             self._offset = offset_of_kernel(gate, linked.address)
         # Where modules are, only the guest knows.
         asked = modules - {VMLINUX}
-        listing = (await self._guest.run("grep -F ']' /proc/kallsyms")).text if asked else ""
+        listing = await self._shown() if asked else ""
         return _Places(vmlinux, self._offset, module_tables(listing))
+
+    async def _shown(self) -> str:
+        """What the guest's kernel shows of its modules."""
+        command = "grep -F ']' /proc/kallsyms"
+        return (await run_in_time(self._guest, command, timeout=KALLSYMS_LIMIT)).text
 
     async def _checked(
         self, unit: TranslationUnit, running: Symbol, places: _Places, symbols: KernelSymbols

@@ -77,6 +77,11 @@ async def log_in_again(guest: RestorableGuest) -> None:
     return await guest.reconnect()
 
 
+# Seconds for a look through /proc/kallsyms: a kernel that checks itself, emulated on a busy machine, takes more
+# than half a minute for its 100,000 lines.
+KALLSYMS_LIMIT = 120.0
+
+
 async def run_in_time(
     guest: Guest, command: str, *, stdin: bytes | None = None, timeout: float = 30.0
 ) -> CommandResult:

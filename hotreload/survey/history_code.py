@@ -31,6 +31,8 @@ ADDRESS = re.compile(r"rip ([+-]) (0x[0-9a-f]+|\d+)|- 0x([0-9a-f]{8})\b|0x(fffff
 NUMBERED = re.compile(r"(\.\d+)+$")
 # What fills the space between two functions, and the empty rest of a page.
 PADDING = re.compile(r"nop|int3|add byte ptr \[rax\], al$|xchg ax, ax|data16|cs nop")
+# With the level of a message before it (KERN_SOH, include/linux/kern_levels.h).
+TEXT = re.compile(rb"(?:\x01[0-7cd])?[\t\n\r\x1b -~]+|\x01[0-7cd]")
 TEXT_AHEAD = 96  # bytes of a text that are compared
 CONSTANT_LIMIT = 2048
 
@@ -239,11 +241,12 @@ class Reader:
         section = self._picture.section_at(address)
         if section is None:
             return self._names.name_of(address)
-        if section.is_text:
-            return repr(
-                self._picture.bytes_at(address, TEXT_AHEAD).partition(b"\0")[0].decode(errors="replace")
-            )
         symbol = self._picture.symbol_at(address, section)
+        if section.is_text or (section.is_constant and (symbol is None or symbol.address != address)):
+            # A patch has its texts among its other constants.
+            text = self._picture.bytes_at(address, TEXT_AHEAD).partition(b"\0")[0]
+            if section.is_text or TEXT.fullmatch(text):
+                return repr(text.decode(errors="replace"))
         if section.is_constant and (symbol is None or NUMBERED.search(symbol.name) or symbol.name[0] == "."):
             start = symbol.address if symbol else address
             offset = address - start

@@ -78,6 +78,16 @@ def test_another_text_another_table_and_a_function_that_is_missing_are_told() ->
     assert differences(fresh, Reading()) == ["end is not in the guest", "show is not in the guest"]
 
 
+def test_a_text_among_other_constants_is_a_text() -> None:
+    base = 0xFFFFFFFFC0000000
+    fresh, patch = module(base, b"\x016said"), module(base, b"-")
+    pages = {**patch.pages, base + 2 * PAGE: (b"\5" + bytes(15) + b"\x016said\0").ljust(PAGE, b"\0")}
+    code = FENTRY + load(base + 0x2010) + call(base + 12, PRINTK) + load(base + 0x2000) + b"\xc3"
+    pages[base] = code.ljust(0x40, b"\x90").ljust(PAGE, b"\0")
+    live = Picture(patch.symbols, patch.sections, {}, pages)
+    assert read(live).functions["show"] == read(fresh).functions["show"]
+
+
 def test_the_call_of_a_function_that_is_traced_is_no_difference() -> None:
     base = 0xFFFFFFFFC0000000
     hooked = read(module(base, b"hello", hook=call(base, 0xFFFFFFFFC0700000)))
