@@ -23,6 +23,8 @@ from hotreload.errors import InputError
 from hotreload.paths import config_file
 
 RUNGS = ("patch", "module", "restore", "reboot")
+# What becomes of changed code that runs when a module is loaded.
+INIT_CHANGES = ("reload", "wait")
 # A header that half of a small kernel uses; some minutes of compiling on two processors.
 MAX_UNITS = 300
 PACKAGED_KERNEL = "debian"
@@ -127,6 +129,11 @@ class Config:
     setup: str | None = _setting(None, _command, "shell command run in the guest once the modules are loaded")
     teardown: str | None = _setting(None, _command, "shell command run in the guest before it is stopped")
     max_rung: str = _setting("module", _one_of(*RUNGS), "highest rung an edit may take: " + ", ".join(RUNGS))
+    init_changes: str = _setting(
+        INIT_CHANGES[0],
+        _one_of(*INIT_CHANGES),
+        "changed init code of a module: reload the module, or let it wait for the next load",
+    )
     max_units: int = _setting(
         MAX_UNITS, _number(int, 1, 100_000, "units"), "units that an edit may compile; more is refused"
     )

@@ -28,6 +28,9 @@ from hotreload.report.outcome import Outcome, Reason, ReloadReport
 
 Announce = Callable[[str, Mapping[str, Any]], None]
 
+THE_SAME = "the code is the same"
+AS_BOOTED = "the sources are what the guest booted"
+
 _OUTCOMES = {
     CompileError: Outcome.COMPILE_ERROR,
     PatchRejectedError: Outcome.REJECTED,
@@ -130,7 +133,7 @@ class Cycle:
             changed if step.plan else tuple(undone),
             self.milliseconds,
             live_ms,
-            notes=tuple(notes) if step.plan else ("the sources are what the guest booted", *self.notes),
+            notes=tuple(notes) if step.plan else (AS_BOOTED, *self.notes),
             still_runs=step.number,
         )
 
@@ -161,7 +164,7 @@ class Cycle:
             None,
             self.files,
             milliseconds=self.milliseconds,
-            notes=tuple(notes) or ("the code is the same",),
+            notes=tuple(notes) or (THE_SAME,),
             still_runs=still_runs,
         )
 
@@ -211,6 +214,14 @@ class Cycle:
             text,
             still_runs,
         )
+
+
+def with_waiting(report: ReloadReport, waits: Collection[str]) -> ReloadReport:
+    """The same report, with what of the edits waits for a load; then the sources are not all there."""
+    if not waits:
+        return report
+    notes = (note for note in report.notes if note not in (THE_SAME, AS_BOOTED))
+    return replace(report, notes=(*notes, *waits))
 
 
 def _reason(obstacle: Obstacle) -> Reason:

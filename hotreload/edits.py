@@ -25,6 +25,7 @@ from hotreload.diff.unit_diff import UnitContext
 from hotreload.edited_units import EditedUnits
 from hotreload.errors import CompileError, InputError
 from hotreload.kernel_knowledge import KernelKnowledge, learn
+from hotreload.load_time import init_obstacles, waiting, with_init
 from hotreload.patch.kernel_symbols import own_names
 from hotreload.patch.model import PatchPlan
 from hotreload.plan_units import compare_unit, plan_units
@@ -39,9 +40,16 @@ class Edits:
     """See the module. ``units``: which are to be compiled; ``compared``: what was, by object."""
 
     def __init__(
-        self, base: GuestBase, running: RunningCheck, glue: Path, objects: Path, max_units: int
+        self,
+        base: GuestBase,
+        running: RunningCheck,
+        glue: Path,
+        objects: Path,
+        max_units: int,
+        init_changes: str,
     ) -> None:
         """``objects``: the folder of our own compiles; ``running``: what looks at the guest's memory."""
+        self.init_changes = init_changes
         self.base = base
         self.units = EditedUnits(base, objects, max_units)
         self.compared: dict[Path, Compared] = {}
@@ -188,7 +196,7 @@ class Edits:
             plain = self.base.of(pair.unit).plain_object(pair.unit)
             self._originals[key] = read_original(pair.original, plain)
         symbols = self._knowledge.symbols if self._knowledge is not None else None
-        context = replace(context, is_own=own_names(symbols, pair.unit.module))
+        context = replace(context, is_own=own_names(symbols, pair.unit.module), judge_init=False)
         edited = {file: sha256(file) for file in self.units.edited_inputs(pair.unit)}
         texts = self._texts(pair.unit, instead)
 
@@ -220,7 +228,8 @@ class Edits:
 
     def plan(self, compared: Mapping[Path, Compared]) -> PatchPlan | None:
         """One plan for all of them; None: nothing differs from the base. Raises NotPatchableError."""
-        plan = plan_units(self.base, compared, self.knowledge.symbols)
+        further = init_obstacles(compared, self.init_changes)
+        plan = plan_units(self.base, with_init(compared), self.knowledge.symbols, further)
         beside = self.base.beside_the_tree
         # The kernel would patch the tree's module, too, should somebody load that instead.
         if plan is not None and (found := sorted(plan.changed_objects & beside)):
@@ -280,5 +289,9 @@ class Edits:
 
     def symbols(self) -> tuple[str, ...]:
         """What all of them change."""
-        names = [name for compared in self.compared.values() for name in compared.diff.changed_names]
-        return tuple(dict.fromkeys(names))
+        compared = with_init(self.compared).values()
+        return tuple(dict.fromkeys(name for each in compared for name in each.diff.changed_names))
+
+    def waiting(self) -> tuple[str, ...]:
+        """What of them waits for the next load of a module, or for a boot, told for people."""
+        return tuple(waiting(self.compared, self.init_changes))

@@ -25,9 +25,10 @@ from hotreload.deploy.module_reload import (
     depends_of,
     load_order,
 )
-from hotreload.diff.obstacles import BUILD_KERNEL, NotPatchableError
+from hotreload.diff.obstacles import BUILD_KERNEL, NotPatchableError, Obstacle
 from hotreload.errors import InputError, KernelUnfitError
 from hotreload.ladder import can_be_loaded, is_allowed, with_dependents
+from hotreload.vm.kernel_modules import canonical
 
 RECIPE_CHANGED = "HR1004"
 NEW_MODULE = "end hotreload and start it again: the guest boots with the modules that there are now"
@@ -58,6 +59,28 @@ class ModuleRung:
         if base.is_kernel:
             return await self._build_in_tree(guest, base, refusal, names)
         return await self._build_folder(guest, base, refusal, names)
+
+    def wanted(self, base: GuestBase, names: Collection[str]) -> frozenset[str]:
+        """The modules that somebody asks for; without names all of a folder's. Raises InputError."""
+        known = {built.name for built in base.modules} - {VMLINUX}
+        if base.is_kernel and not names:
+            raise InputError(
+                "a kernel has many modules", hint="name those to reload: hotreload reload MODULE"
+            )
+        found = frozenset(map(canonical, names))
+        if unknown := sorted(found - known):
+            there = f"there are {', '.join(sorted(known))}" if not base.is_kernel else "lsmod names them"
+            raise InputError(f"no module {', '.join(unknown)} was built here", hint=there)
+        return found or frozenset(known)
+
+    async def build_these(
+        self, guest: Guest, base: GuestBase, names: frozenset[str]
+    ) -> tuple[GuestBase, frozenset[str]]:
+        """The same for modules that somebody asks for, whatever the rungs that are allowed."""
+        told = Obstacle("HR2201", ", ".join(sorted(names)), f"{', '.join(sorted(names))} cannot be reloaded")
+        if base.is_kernel:
+            return await self._build_in_tree(guest, base, NotPatchableError([told]), names)
+        return await self._build_folder(guest, base, NotPatchableError([told]), names)
 
     async def with_dependents(self, guest: Guest, base: GuestBase, names: Collection[str]) -> frozenset[str]:
         """These modules of the base, and those that have to be loaded anew with them."""

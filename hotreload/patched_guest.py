@@ -25,14 +25,19 @@ from hotreload.deploy.module_reload import ModuleExchange
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.unit_diff import UnitContext
 from hotreload.elf.build_id import read_build_id
-from hotreload.errors import EditError, GuestUnreachableError, PatchRejectedError
+from hotreload.errors import (
+    EditError,
+    GuestUnreachableError,
+    PatchRejectedError,
+    TransitionStalledError,
+)
 from hotreload.fault_line import function_at
 from hotreload.history import History
 from hotreload.patch.homes import Home, Settlement, reset, settle
 from hotreload.patch.left_behind import LeftBehind, left_behind
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch.module import NAME_PREFIX, LivePatch, ModuleGlue, write_module
-from hotreload.restore_points import Known, Moment, RestorePoints, Saved
+from hotreload.restore_points import Kept, Known, Moment, RestorePoints, Saved
 from hotreload.vm.checkpoints import Checkpoints
 from hotreload.vm.machine import Trouble
 
@@ -130,7 +135,8 @@ class PatchedGuest:
     async def _apply(self, cycle: Cycle, plan: PatchPlan, patch: LivePatch) -> None:
         if patch.keep_loaded:
             # Also one that is taken back on its way: tasks that had changed over ran its code.
-            self.known = replace(self.known, kept={**self.known.kept, patch.name: patch.keep_loaded})
+            reasons = Kept(patch.keep_loaded, patch.keep_for)
+            self.known = replace(self.known, kept={**self.known.kept, patch.name: reasons})
         applying = apply_patch(
             self.guest,
             patch.name,
@@ -207,23 +213,23 @@ class PatchedGuest:
         modules: Collection[str],
         without: Callable[[], Awaitable[None]],
     ) -> None:
-        """Exchange ``modules`` for those of another base; ``without`` takes the live patch off them.
+        """Exchange ``modules`` for those of another base; ``without`` makes the live patch one of the rest.
 
         Raises PatchRejectedError, with what the guest has then, and GuestUnreachableError.
         """
         is_loaded = await self._while_alive(exchange.begin())
-        try:
-            # Also where none is loaded: what is live would be applied to the new ones when they come.
-            await without()
-        except EditError:
-            await self._while_alive(exchange.abandon())
-            raise
         self._restore_points.use()
         if is_loaded:
             with cycle.stage("load"):
-                await self._exchange(exchange)
+                await self._exchange(exchange, modules, without)
         else:
+            # What is live would be applied to the new ones when they come.
+            self._forget_data_of(modules)
+            await without()
             cycle.notes.append("it is not loaded in the guest: the next load takes the new one")
+        self._forget_kept_for(modules)
+        await self.close()
+        self._tidying = asyncio.create_task(self._tidy())
         objects = {
             unit.object for each in (self.known.base, base) for unit in each.units if unit.module in modules
         }
@@ -234,23 +240,50 @@ class PatchedGuest:
             live_types={key: each for key, each in self.known.live_types.items() if key not in objects},
         )
 
-    async def _exchange(self, exchange: ModuleExchange) -> None:
+    async def _exchange(
+        self, exchange: ModuleExchange, modules: Collection[str], without: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Unload under the live patch, take that off the modules that are gone, and load the new ones.
+
+        What live code has started is stopped by the exit code that was live with it. And a kernel before
+        v6.3 does not load a module again under a patch that it was unloaded under.
+        """
         await self.close()
         self.is_changing = True
         await self._tidy()  # a replaced patch may use a module
         try:
-            await self._while_alive(exchange.run())
-        except PatchRejectedError as error:
-            # The old modules with their state, if there is a checkpoint of this moment; else the old modules.
-            started = time.monotonic()
-            if self._restore_points.is_of_this_change and (saved := await self.restore()):
-                await self.log_in()
-                self._restored(saved.checkpoint.tag, time.monotonic() - started)
-                told = f"the guest is back at {saved.checkpoint.tag}, before it"
+            await self._while_alive(exchange.unload())
+            self._forget_data_of(modules)
+            await without()
+            await self.close()
+            await self._while_alive(exchange.load())
+        except (PatchRejectedError, TransitionStalledError) as error:
+            if exchange.has_begun:
+                told = await self._back_from(exchange)
+                error.message += f"; {told}" if told else ""
             else:
-                told = await self._while_alive(exchange.put_back())
-            error.message += f"; {told}" if told else ""
+                await self._while_alive(exchange.abandon())
             raise
+
+    async def _back_from(self, exchange: ModuleExchange) -> str:
+        """The old modules with their state, if there is a checkpoint of this moment; else the old modules."""
+        started = time.monotonic()
+        if self._restore_points.is_of_this_change and (saved := await self.restore()):
+            await self.log_in()
+            self._restored(saved.checkpoint.tag, time.monotonic() - started)
+            return f"the guest is back at {saved.checkpoint.tag}, before it"
+        return await self._while_alive(exchange.put_back())
+
+    def _forget_data_of(self, modules: Collection[str]) -> None:
+        """Of modules that are gone nothing goes back to what it was, and nobody runs what was added."""
+        written = {place: each for place, each in self.known.written.items() if place[0] not in modules}
+        homes = {key: home for key, home in self.known.homes.items() if key.module not in modules}
+        self.known = replace(self.known, written=written, homes=homes)
+
+    def _forget_kept_for(self, modules: Collection[str]) -> None:
+        """Nothing points into patch modules any more that stayed loaded for modules that are gone."""
+        kept = {patch: each.without(modules) for patch, each in self.known.kept.items()}
+        self.known = replace(self.known, kept={patch: each for patch, each in kept.items() if each})
 
     async def _tidy(self) -> None:
         """Remove replaced patch modules. What cannot be removed now is tried again after the next change."""

@@ -4,15 +4,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from hotreload.build.base import AnyBase
+from hotreload.build.built import VMLINUX
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.compared import Compared, Original
+from hotreload.diff.init_reads import tied_by, tied_message, uses_of_init
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import NOTHING_ELSE, UnitContext, diff_unit, unit_object_of
@@ -62,13 +65,19 @@ def _new_types(base: Layouts | None, now: Layouts | None) -> Layouts | None:
     return None if now is None or base is None or base.has_types_of(now) else now
 
 
-def plan_units(base: AnyBase, compared: Mapping[Path, Compared], symbols: KernelSymbols) -> PatchPlan | None:
+def plan_units(
+    base: AnyBase,
+    compared: Mapping[Path, Compared],
+    symbols: KernelSymbols,
+    further: Iterable[Obstacle] = (),
+) -> PatchPlan | None:
     """One plan for all units, by object, that differ from the base; None: none does.
 
-    Raises NotPatchableError with the obstacles of all of them at once.
+    Raises NotPatchableError with the obstacles of all of them, and ``further`` ones, at once.
     """
-    held = held_across_units(base, compared)
-    obstacles = (*obstacles_of(compared), *_linked_twice(base, compared), *held)
+    of_modules = (*_linked_twice(base, compared), *_read_elsewhere(base, compared))
+    of_modules += tuple(held_across_units(base, compared))
+    obstacles = (*obstacles_of(compared), *further, *of_modules)
     if obstacles:
         raise NotPatchableError(obstacles)
     units = [
@@ -98,6 +107,33 @@ def _linked_twice(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[
         if len(names) > 1:
             message = f"{target.name} is linked into {' and '.join(names)}: one patch does not reach both"
             yield Obstacle("HR2208", target.name, message, where=str(compared[target].pair.unit.source))
+
+
+def _read_elsewhere(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[Obstacle]:
+    """New initial values of what init or exit code of a module has used in another unit of it."""
+    edited = [each for each in compared.values() if each.diff.rewrites and not each.diff.obstacles]
+    for module in {each.pair.unit.module for each in edited} - {VMLINUX}:
+        units = next(built.units for built in base.modules if built.name == module)
+        objects = {
+            unit.object: one.original.base.object
+            if (one := compared.get(unit.object)) is not None
+            else _plain(base.of(unit).plain_object(unit))
+            for unit in units
+            if unit.source.suffix == ".c"
+        }
+        uses = uses_of_init(objects) if len(objects) > 1 else {}
+        for each in edited:
+            for rewrite in each.diff.rewrites if each.pair.unit.module == module else ():
+                if use := tied_by(rewrite, uses.get((each.pair.unit.object, rewrite.original.name), [])):
+                    where = str(each.pair.unit.source)
+                    name = rewrite.original.name
+                    yield Obstacle("HR2103", name, tied_message(rewrite, use), where=where)
+
+
+@functools.lru_cache(maxsize=32)
+def _plain(file: Path) -> ObjectFile:
+    """An object that kbuild made; its path is that of its content."""
+    return read_object(file)
 
 
 def obstacles_of(compared: Mapping[Path, Compared]) -> tuple[Obstacle, ...]:

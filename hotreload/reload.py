@@ -10,9 +10,10 @@ in the editor makes a smaller patch; undoing all of them none.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,8 @@ from hotreload.build.guest_base import GuestBase
 from hotreload.build.patched_sources import PatchedSources
 from hotreload.build.patched_units import compile_units
 from hotreload.compared import Compared
-from hotreload.config import MAX_UNITS
-from hotreload.cycle import Announce, Cycle
+from hotreload.config import INIT_CHANGES, MAX_UNITS
+from hotreload.cycle import Announce, Cycle, with_waiting
 from hotreload.deploy.guest import RestorableGuest
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.edited_units import EditedUnits
@@ -37,10 +38,12 @@ from hotreload.errors import (
     EnvironmentFault,
     GuestUnreachableError,
     PatchRejectedError,
+    TransitionStalledError,
 )
 from hotreload.fault_line import SourceLine, base_line, fault_line
 from hotreload.history import History, Step
 from hotreload.ladder import modules_in_the_way
+from hotreload.load_time import refuse_unstopped
 from hotreload.module_rung import ModuleRung
 from hotreload.patch.homes import Home, continued
 from hotreload.patch.left_behind import LeftBehind, renamed
@@ -49,7 +52,7 @@ from hotreload.patch_build import patched_units, refuse_recipes, require_built
 from hotreload.patched_guest import PatchedGuest
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why
-from hotreload.restore_points import Known, Moment, RolledBack, Saved
+from hotreload.restore_points import Kept, Known, Moment, RolledBack, Saved
 from hotreload.running_check import RunningCheck
 from hotreload.stages import StageKeeper
 from hotreload.vm.checkpoints import Checkpoints
@@ -83,6 +86,7 @@ class Reloader:
         transition_timeout: float,
         dry_run: bool = False,
         max_units: int = MAX_UNITS,
+        init_changes: str = INIT_CHANGES[0],
         checkpoints: Checkpoints | None = None,
         stale: Collection[str] = (),
     ) -> None:
@@ -99,13 +103,13 @@ class Reloader:
         self._stages = StageKeeper(folder / "reloads")
         self._guest = PatchedGuest(
             guest,
-            Known(base, kept=dict.fromkeys(stale, (LEFT_BEHIND,))),
+            Known(base, kept=dict.fromkeys(stale, Kept((LEFT_BEHIND,)))),
             trouble=trouble,
             transition_timeout=transition_timeout,
             checkpoints=checkpoints,
             restored=restored,
         )
-        self._edits = Edits(base, running, glue, folder / "objects", max_units)
+        self._edits = Edits(base, running, glue, folder / "objects", max_units, init_changes)
         self._history = History([Step(0, None, base=base, edited={})])
 
     @property
@@ -149,7 +153,7 @@ class Reloader:
     @property
     def kept_loaded(self) -> Mapping[str, tuple[str, ...]]:
         """Patch modules that stay loaded though replaced: what of each may still be pointed at."""
-        return self._guest.known.kept
+        return {patch: each.reasons for patch, each in self._guest.known.kept.items()}
 
     @property
     def base(self) -> GuestBase:
@@ -190,6 +194,29 @@ class Reloader:
         cycle = Cycle(tuple(sources.texts), time.monotonic(), started)
         cycle.notes += sources.notes
         return await self._told(cycle, self._through_patched(cycle, sources))
+
+    async def reload_modules(
+        self, names: Collection[str] = (), *, started: Announce = _silently
+    ) -> ReloadReport:
+        """Build modules as the sources are now, and load them anew; without names all of the folder's.
+
+        Those that use them come with them. Raises InputError for a name that is no module's, and as
+        ``reload``.
+        """
+        cycle = Cycle((), time.monotonic(), started)
+        wanted = self._module_rung.wanted(self.base, names)
+        return await self._told(cycle, self._on_demand(cycle, wanted))
+
+    @contextlib.contextmanager
+    def with_settings(self, max_units: int | None, init_changes: str | None) -> Iterator[None]:
+        """Inside, these hold instead of the session's, where they are given."""
+        before = self.units.max_units, self._edits.init_changes
+        self.units.max_units = max_units or before[0]
+        self._edits.init_changes = init_changes or before[1]
+        try:
+            yield
+        finally:
+            self.units.max_units, self._edits.init_changes = before
 
     async def undo(
         self,
@@ -347,6 +374,7 @@ class Reloader:
                 error = error.of_kernel()
             # A full disk, say: the guest is as it was, and the next save may find some space.
             report = cycle.failed(error, self.running)
+        report = with_waiting(report, self._edits.waiting())
         if report.number is not None or report.reasons or report.error:
             self._history.reports.append(report)
         return report
@@ -489,11 +517,22 @@ class Reloader:
         if not names:  # a comment in a Makefile
             self._take_base(names, base)
             return await self._as_patch(cycle)
-        cycle.announce_climb(refusal, names, self.running)
+        refuse_unstopped(self._guest.known.edited, self._edits.compared, names)
         if pushed := self._edits.pushed_into(names):
             files = ", ".join(file.name for file in pushed)
             cycle.notes.append(f"{files}: built as the file is, without the source patch that was pushed")
+        cycle.announce_climb(refusal, names, self.running)
         await self._load_anew(cycle, base, names, self._edits.compared)
+        return cycle.went_anew(self._add_step(self._guest.known.plan), names)
+
+    async def _on_demand(self, cycle: Cycle, wanted: frozenset[str]) -> ReloadReport:
+        """The same because somebody asks for it; what is live of other modules stays."""
+        await self._edits.learn(self._guest.guest)
+        await self._save_checkpoint(cycle)
+        with cycle.stage("build"):
+            base, names = await self._module_rung.build_these(self._guest.guest, self.base, wanted)
+        refuse_unstopped(self._guest.known.edited, self._edits.compared, names)
+        await self._load_anew(cycle, base, names, self._guest.known.edited)
         return cycle.went_anew(self._add_step(self._guest.known.plan), names)
 
     def _in_the_way(self, refusal: NotPatchableError) -> frozenset[str]:
@@ -537,7 +576,7 @@ class Reloader:
         cycle.announce("apply.start", {"rung": "module", "files": cycle.files, "symbols": sorted(names)})
         try:
             await self._guest.load_anew(cycle, base, exchange, names, without)
-        except PatchRejectedError:
+        except (PatchRejectedError, TransitionStalledError):
             cycle.notes += exchange.notes
             await self._put_back(cycle, known, names)
             raise

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hotreload.build.guest_base import GuestBase
@@ -29,6 +29,19 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Seconds. A guest that stands still for longer with each save is not what anybody wants.
 SLOW = 3.0
 NO_MORE = "no checkpoints from now on: a crash ends the session"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Why a patch module must stay loaded when it is replaced, and the objects (``modules``) it stays for."""
+
+    reasons: tuple[str, ...]
+    modules: frozenset[str] = frozenset()
+
+    def without(self, modules: Collection[str]) -> Kept | None:
+        """The same when these modules are gone; None: it need not stay any more."""
+        left = self.modules - frozenset(modules)
+        return None if self.modules and not left else replace(self, modules=left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +64,7 @@ class Known:
     edited: Mapping[Path, Compared] = field(default_factory=dict)
     homes: Mapping[Identity, Home] = field(default_factory=dict)
     written: Mapping[Place, Written] = field(default_factory=dict)
-    kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    kept: Mapping[str, Kept] = field(default_factory=dict)
     live_types: Mapping[Path, tuple[Layouts, ...]] = field(default_factory=dict)
 
 

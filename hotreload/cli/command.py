@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from hotreload import __version__
-from hotreload.config import RUNGS, Config, load_config, nearest, settings
+from hotreload.config import INIT_CHANGES, RUNGS, Config, load_config, nearest, settings
 
 Verb = Callable[..., int | None]
 Decorator = Callable[[Verb], Verb]
@@ -81,6 +81,7 @@ def _sentence(text: str) -> str:
 
 json_option = _global("--json", "json", is_flag=True, help="For programs: JSON on stdout.")
 max_rung_option = setting("--max-rung", "max_rung", type=click.Choice(RUNGS))
+init_changes_option = setting("--init-changes", "init_changes", type=click.Choice(INIT_CHANGES))
 max_units_option = setting("--max-units", "max_units", metavar="N", type=click.IntRange(1))
 checkpoints_option = setting("--checkpoints", "checkpoints", type=click.Choice(("on", "off")))
 load_option = setting("--load", "load", multiple=True, metavar="'MODULE [PARAM=VALUE]'")

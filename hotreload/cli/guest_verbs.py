@@ -23,6 +23,7 @@ from hotreload.cli.command import (
     Globals,
     checkpoints_option,
     cli,
+    init_changes_option,
     json_option,
     load_option,
     make_option,
@@ -61,6 +62,7 @@ def guest() -> None:
 @verb("start", guest)
 @path_argument
 @checkpoints_option
+@init_changes_option
 @load_option
 @make_option
 @json_option
@@ -151,6 +153,7 @@ def _stop(about: About) -> None:
 
 @verb("restart", guest)
 @checkpoints_option
+@init_changes_option
 @load_option
 @make_option
 @json_option

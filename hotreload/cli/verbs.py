@@ -16,6 +16,7 @@ import click
 from hotreload.cli.command import (
     Globals,
     checkpoints_option,
+    init_changes_option,
     json_option,
     load_option,
     make_option,
@@ -117,6 +118,7 @@ def print_json(value: object) -> None:
 @click.option("--once", is_flag=True, help="End after the first cycle, with its exit status.")
 @click.option("--dry-run", is_flag=True, help="Build and compare; send nothing to the guest.")
 @max_rung_option
+@init_changes_option
 @max_units_option
 @checkpoints_option
 @load_option
@@ -145,6 +147,7 @@ def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) 
 @verb("push")
 @path_argument
 @patch_option()
+@init_changes_option
 @max_units_option
 @json_option
 def push(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...]) -> int:
@@ -153,8 +156,19 @@ def push(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...]) -
     With -p to what source patches make of them; the files stay as they are, and win with their next save.
     """
     files = [str(file.resolve()) for file in patches]
-    bound = options.flags.get("max_units")
-    return cycle(options, one_folder(paths), "push", patches=files, max_units=bound)
+    given = {key: options.flags.get(key) for key in ("max_units", "init_changes")}
+    return cycle(options, one_folder(paths), "push", patches=files, **given)
+
+
+@verb("reload")
+@click.argument("modules", nargs=-1, metavar="[MODULE]..")
+@json_option
+def reload(options: Globals, modules: tuple[str, ...]) -> int:
+    """Load modules anew, built as the sources are now; without names all of the session's.
+
+    Their state is lost; hotreload undo leads back to the code of before.
+    """
+    return cycle(options, None, "reload", modules=modules)
 
 
 @verb("undo")

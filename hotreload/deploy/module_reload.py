@@ -128,18 +128,26 @@ class ModuleExchange:
         content = await asyncio.to_thread(largest.ko.read_bytes)
         await require_space(self._guest, largest.load.name, content)
 
+    @property
+    def has_begun(self) -> bool:
+        """Has a module gone?"""
+        return bool(self._gone)
+
     async def abandon(self) -> None:
-        """After ``begin``, instead of ``run``."""
+        """After ``begin``, while no module has gone."""
         await self._set_up()
 
-    async def run(self) -> None:
-        """Unload and load, give the drivers the devices that they had, and run the setup command.
-
-        Raises PatchRejectedError: what unload_module and load_module raise; only some have gone or come then.
-        """
+    async def unload(self) -> None:
+        """Unload the old modules. Raises what unload_module raises; only some have gone then."""
         for each in reversed(self._old):
             self._bound += await unload_module(self._guest, each.load.name)
             self._gone.append(each)
+
+    async def load(self) -> None:
+        """Load the new modules, give the drivers the devices that they had, and run the setup command.
+
+        Raises what load_module raises; only some have come then.
+        """
         for each in self._new:
             await self._load(each)
         await self._note_parameters()
@@ -157,7 +165,7 @@ class ModuleExchange:
                 )
 
     async def put_back(self) -> str:
-        """After ``run`` has failed: have the old modules again, loaded anew; what is to be told of it."""
+        """After a failure: have the old modules again, loaded anew; what is to be told of it."""
         old = self._gone[::-1]
         if not old:
             return ""

@@ -7,6 +7,7 @@ from hotreload.diff.correlate import base_name, is_place_static
 from hotreload.diff.pair import (
     Pair,
     is_bystander,
+    is_exit_code,
     is_for_init,
 )
 from hotreload.diff.rewrites import UnwritableError, find_rewrite
@@ -117,6 +118,8 @@ def refuse_data_out_of_place(pair: Pair) -> None:
     for symbol in pair.patched.symbols:
         if symbol in pair.correlation.original_of or not (section := _read_at_load(symbol)):
             continue
+        if is_exit_code(symbol):
+            continue  # it matters to who calls it, and that is told
         if is_for_init(symbol):
             pair.init_changed.append(symbol.name)
         else:

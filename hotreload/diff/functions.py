@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from hotreload.diff.correlate import is_child, is_constant, parent_name
+from hotreload.diff.load_time import written_name
 from hotreload.diff.pair import (
     Pair,
     defined_targets,
     entry_targets,
+    is_exit_code,
     is_for_init,
     referrers_of,
     takes_address_of,
@@ -29,17 +31,12 @@ def find_changed_functions(pair: Pair) -> None:
     """A function whose code, or whose entries in special sections, differ is changed."""
     for patched, original in pair.correlation.original_of.items():
         if original.is_function and not pair.comparison.same(original, patched):
-            if is_for_init(original) or is_for_init(patched):
-                pair.init_changed.append(_written_name(original))
+            if is_exit_code(original) and is_exit_code(patched):
+                pair.exit_changed[patched] = original
+            elif is_for_init(original) or is_for_init(patched):
+                pair.init_changed.append(written_name(original))
             else:
                 pair.changed[patched] = original
-
-
-def _written_name(function: Symbol) -> str:
-    """The author's name of a function that module_init() or module_exit() has given another one."""
-    if function.name in ("init_module", "cleanup_module") and function.aliases:
-        return function.aliases[0]
-    return function.name
 
 
 def join_children(pair: Pair) -> None:
@@ -55,7 +52,7 @@ def join_children(pair: Pair) -> None:
         if parent is None or parent not in twins:
             pair.refuse("HR2202", original.name, f"the parent of {original.name} was not found")
         elif is_for_init(parent):
-            pair.init_changed.append(_written_name(twins[parent]))
+            pair.init_changed.append(written_name(twins[parent]))
         else:
             pair.changed[parent] = twins[parent]
 

@@ -8,7 +8,7 @@ may look at is either the same, or explained by a change that a patch can carry,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hotreload.diff.constants import keep_names_that_are_held, let_constants_travel, refuse_held_labels
@@ -31,15 +31,16 @@ from hotreload.diff.functions import (
     tell_renamed,
 )
 from hotreload.diff.holders import IsOwn, nothing_own
+from hotreload.diff.init_reads import refuse_what_init_read
 from hotreload.diff.layouts import Layouts
+from hotreload.diff.load_time import exit_code, settle_exit, weigh_init, written_name
 from hotreload.diff.obstacles import Note, Obstacle
-from hotreload.diff.pair import Pair, pair_objects
+from hotreload.diff.pair import Pair, is_exit_code, pair_objects
 from hotreload.diff.rewrites import Rewrite
 from hotreload.diff.sections import (
     explain_other_sections,
     explain_stray_entries,
     weigh_exports,
-    weigh_init,
 )
 from hotreload.diff.special_sections import Entry
 from hotreload.diff.travel import collect_carried, tell_lost_statics
@@ -71,6 +72,9 @@ class ObjectDiff:
     ``renamed_by_others`` those of which other units of the module knew
     ``renamed_elsewhere`` the same of what another unit defines, as far as this one can tell
     ``held_elsewhere``    what another unit defines, and only the original takes the address of
+    ``exit``              the module's exit function, which is exchanged
+    ``exit_changed``      what exit runs and differs, whether a patch brings it or not
+    ``init_changed``      what differs, and waits for the next load
 
     What the debugging information tells, where there is some (unit_diff.py):
 
@@ -98,6 +102,9 @@ class ObjectDiff:
     renamed_by_others: Mapping[str, str] = field(default_factory=dict)
     renamed_elsewhere: Mapping[str, str] = field(default_factory=dict)
     held_elsewhere: frozenset[str] = frozenset()
+    exit: Twins | None = None
+    exit_changed: tuple[str, ...] = ()
+    init_changed: tuple[str, ...] = ()
     types: Mapping[str, str] = field(default_factory=dict)
     declared_in: Mapping[str, str] = field(default_factory=dict)
     without_storage: frozenset[tuple[str, str]] = frozenset()
@@ -108,12 +115,14 @@ class ObjectDiff:
         """unchanged, patchable or refused."""
         if self.obstacles:
             return "refused"
-        return "patchable" if self.changed or self.rewrites or self.callbacks else "unchanged"
+        return "patchable" if self.changed or self.rewrites or self.callbacks or self.exit else "unchanged"
 
     @property
     def changed_functions(self) -> tuple[str, ...]:
         """Names as the source has them: a part that gcc split off counts as its parent."""
-        return tuple(dict.fromkeys(parent_name(twins.original.name) for twins in self.changed))
+        names = [parent_name(twins.original.name) for twins in self.changed]
+        names += [written_name(self.exit.original)] if self.exit else []
+        return tuple(dict.fromkeys(names))
 
     @property
     def changed_names(self) -> tuple[str, ...]:
@@ -135,13 +144,16 @@ def diff_objects(
     after: Layouts | None = None,
     is_own: IsOwn = nothing_own,
     renames: Mapping[str, str] | None = None,
+    *,
+    judge_init: bool = True,
 ) -> ObjectDiff:
     """Compare the object the guest booted with the one of the source as it is now. Pure.
 
     ``before`` and ``after``: the types and variables of both, which tell one variable from another, and where
     in it one value ends and the next begins. ``is_own``: whether another file of the module defines a
     function of that name. ``renames``: global functions of the module that go on under another name, as all
-    its units together say.
+    its units together say. ``judge_init``: tell of what waits for the next load, and refuse it where it is
+    all that changed.
     """
     pair = pair_objects(original, patched, before, after, is_own, renames)
 
@@ -172,7 +184,10 @@ def diff_objects(
     explain_other_sections(pair)
     explain_stray_entries(pair)
     weigh_exports(pair)
-    weigh_init(pair)
+    refuse_what_init_read(pair)
+    settle_exit(pair)
+    if judge_init:
+        weigh_init(pair)
 
     # Which code is new is settled: what it needs travels with it, and what it drops is told.
     collect_carried(pair)
@@ -180,6 +195,14 @@ def diff_objects(
     tell_lost_statics(pair)
 
     return _result(pair)
+
+
+def _other_exit_code(pair: Pair) -> Iterator[str]:
+    """The names of what exit runs and differs."""
+    run = exit_code(pair.original) if pair.changed or pair.exit_changed else set()
+    for original in (*pair.exit_changed.values(), *pair.changed.values()):
+        if original in run or is_exit_code(original):
+            yield written_name(original)
 
 
 def take_over_doubts(pair: Pair) -> None:
@@ -214,4 +237,7 @@ def _result(pair: Pair) -> ObjectDiff:
         held_elsewhere=held_elsewhere(pair),
         notes=tuple(pair.notes),
         obstacles=tuple(dict.fromkeys(pair.obstacles)),
+        exit=Twins(*pair.exit) if pair.exit else None,
+        exit_changed=tuple(_other_exit_code(pair)),
+        init_changed=tuple(dict.fromkeys(pair.init_changed)),
     )

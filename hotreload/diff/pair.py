@@ -39,6 +39,8 @@ class Pair:
     ``copied``             those of ``changed`` that are reached through their callers only
     ``promoted``           functions that did not change themselves, and why they travel
     ``init_changed``       what differs, and matters while the module is loaded or unloaded only
+    ``exit_changed``       patched exit code -> the original
+    ``exit``               the module's exit function, original and patched, if it is to be exchanged
     ``new_exports``        names that other modules may use from now on
     ``callbacks``          patched functions that the livepatch core is to call, with the kind of call
     ``rewrites``           variables with another initial value, to be written where they are
@@ -60,6 +62,8 @@ class Pair:
     copied: set[Symbol] = field(default_factory=set)
     promoted: dict[str, str] = field(default_factory=dict)
     init_changed: list[str] = field(default_factory=list)
+    exit_changed: dict[Symbol, Symbol] = field(default_factory=dict)
+    exit: tuple[Symbol, Symbol] | None = None
     new_exports: frozenset[str] = frozenset()
     callbacks: list[tuple[str, Symbol]] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
@@ -81,7 +85,7 @@ class Pair:
     @property
     def is_patch(self) -> bool:
         """Whether the running kernel does anything else with this change."""
-        return bool(self.changed or self.rewrites or self.callbacks)
+        return bool(self.changed or self.rewrites or self.callbacks or self.exit)
 
     @property
     def new_functions(self) -> list[Symbol]:
@@ -158,6 +162,11 @@ def takes_address_of(referrer: Symbol, target: Symbol) -> bool:
 def is_for_init(symbol: Symbol) -> bool:
     """Whether a symbol is for loading and unloading only."""
     return symbol.section is not None and is_init(symbol.section)
+
+
+def is_exit_code(symbol: Symbol) -> bool:
+    """Whether a symbol is code for unloading only. A module keeps it; what is built in never has any."""
+    return symbol.section is not None and symbol.is_function and symbol.section.name.startswith(".exit.")
 
 
 def is_bystander(symbol: Symbol) -> bool:

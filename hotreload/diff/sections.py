@@ -124,13 +124,3 @@ def _stray_entries(table: EntryTable) -> Counter[str]:
         for entry in entries
         if entry.row.compared
     )
-
-
-def weigh_init(pair: Pair) -> None:
-    """Code for loading and unloading runs once: beside other changes it waits, alone it is refused."""
-    for name in dict.fromkeys(pair.init_changed):
-        if pair.is_patch:
-            message = f"{name} runs when the module is loaded or unloaded; its change waits for the next load"
-            pair.tell("HR2201", name, message)
-        else:
-            pair.refuse("HR2201", name, f"only code for loading or unloading changed: {name}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hotreload.diff.correlate import base_name, is_child
-from hotreload.diff.pair import Pair, defined_targets, is_bystander, is_for_init
+from hotreload.diff.pair import Pair, defined_targets, is_bystander, is_exit_code, is_for_init
 from hotreload.diff.special_sections import UBSAN_RECORD, is_ordinary
 from hotreload.elf.model import Symbol
 
@@ -18,6 +18,7 @@ def collect_carried(pair: Pair) -> None:
     if not pair.is_patch and all(symbol.is_local for symbol in new):
         return
     todo = [*pair.changed, *new, *(function for _, function in pair.callbacks)]
+    todo += [pair.exit[1]] if pair.exit else []
     # What a rewritten pointer points at travels as well; the variable itself stays where it is.
     todo += [target for target in _newly_pointed_at(pair) if _must_travel(pair, target)]
     while todo:
@@ -49,6 +50,8 @@ def _must_travel(pair: Pair, target: Symbol) -> bool:
     """Whether the running kernel has not got what changed code refers to; refuses what cannot be brought."""
     if is_child(target):
         return True
+    if pair.exit is not None and is_exit_code(target):
+        return True  # it has no state: a copy is as good
     if target in pair.correlation.original_of:
         return target in pair.changed
     section = target.section

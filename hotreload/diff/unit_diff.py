@@ -45,12 +45,14 @@ class UnitContext:
     ``added``       function and name of the variables that reloads have added to it
     ``is_own``      whether another file of its module defines a function of that name
     ``renames``     global functions of its module that go on under another name
+    ``judge_init``  see diff_objects
     """
 
     live_types: Sequence[Layouts] = ()
     added: Collection[tuple[str, str]] = ()
     is_own: IsOwn = nothing_own
     renames: Mapping[str, str] = field(default_factory=dict)
+    judge_init: bool = True
 
 
 NOTHING_ELSE = UnitContext()
@@ -85,7 +87,15 @@ def diff_unit(
     (HR2101) where types cannot be compared, instead of telling so.
     """
     before, after = original.layouts, patched.layouts
-    diff = diff_objects(original.object, patched.object, before, after, context.is_own, context.renames)
+    diff = diff_objects(
+        original.object,
+        patched.object,
+        before,
+        after,
+        context.is_own,
+        context.renames,
+        judge_init=context.judge_init,
+    )
     diff = _with_declarations(diff, before, after, context.added)
     if diff.verdict == "unchanged":
         # No code of this unit knows of the new layouts; another unit whose code does is told there. What is

@@ -194,8 +194,18 @@ def _is_told_apart(piece: Piece) -> bool:
 
 def reasons_to_stay(plan: PatchPlan, settlement: Settlement) -> tuple[str, ...]:
     """Why the module of a plan must outlive its replacement, told for people; empty: it need not."""
-    reasons = [p.name for n, p in enumerate(plan.pieces) if n not in settlement.elsewhere and _is_kept(p)]
-    return tuple(dict.fromkeys((*reasons, *plan.strings)))
+    names = [piece.name for piece in _staying(plan, settlement)]
+    return tuple(dict.fromkeys((*names, *plan.strings)))
+
+
+def objects_to_stay_for(plan: PatchPlan, settlement: Settlement) -> frozenset[str]:
+    """The modules whose code and data may have an address in the module of a plan; vmlinux may be one."""
+    pieces = plan.pieces if plan.strings else _staying(plan, settlement)
+    return frozenset(piece.object for piece in pieces)
+
+
+def _staying(plan: PatchPlan, settlement: Settlement) -> list[Piece]:
+    return [p for n, p in enumerate(plan.pieces) if n not in settlement.elsewhere and _is_kept(p)]
 
 
 def continued(homes: Mapping[Identity, Home], live: PatchPlan | None) -> dict[Identity, Home]:

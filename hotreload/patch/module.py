@@ -17,7 +17,7 @@ from typing import Final
 from hotreload.elf.constants import SHN_UNDEF, STB_LOCAL, STT_SECTION
 from hotreload.elf.writer import write_object
 from hotreload.patch.assembly import NAME_LENGTH, ModuleFile
-from hotreload.patch.homes import Home, Settlement, reasons_to_stay, settle
+from hotreload.patch.homes import Home, Settlement, objects_to_stay_for, reasons_to_stay, settle
 from hotreload.patch.model import Identity, KlpObject, PatchPlan, Piece, Value
 from hotreload.patch.symbols import VMLINUX, SymbolPosition
 from hotreload.patch.tables import (
@@ -59,7 +59,8 @@ class Settler:
 
 @dataclass(frozen=True, slots=True)
 class LivePatch:
-    """A patch module, to be loaded as ``name``; ``keep_loaded``: why it must stay when it is replaced.
+    """A patch module, to be loaded as ``name``; ``keep_loaded``: why it must stay when it is replaced,
+    ``keep_for``: the objects for which it must.
 
     ``settlers``: what will have its home there; ``writes``: values that it writes, and ``pointed_at``: where
     it has what these point at; ``lookups``: how often the kernel looks for a symbol to load it;
@@ -70,6 +71,7 @@ class LivePatch:
     module: bytes
     settlement: Settlement
     keep_loaded: tuple[str, ...] = ()
+    keep_for: frozenset[str] = frozenset()
     settlers: Mapping[Identity, Settler] = field(default_factory=dict)
     writes: tuple[PendingWrite, ...] = ()
     lookups: int = 0
@@ -147,6 +149,7 @@ def write_module(
         write_object(list(module.sections.values()), module.symbols),
         settlement,
         reasons_to_stay(plan, settlement),
+        objects_to_stay_for(plan, settlement),
         dict(_settlers(module, plan.pieces, settlement)),
         writes,
         _lookups(module, plan),

@@ -25,12 +25,15 @@ from hotreload.diff.correlate import (
     is_constant,
     is_place_static,
 )
+from hotreload.diff.load_time import written_name
+from hotreload.diff.object_diff import ObjectDiff, Twins
 from hotreload.diff.obstacles import BUILD_KERNEL, RELOAD_MODULE, NotPatchableError, Obstacle
 from hotreload.diff.special_sections import LOADED, REPLACEMENTS, Entry
 from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE, STB_WEAK
 from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start, takes_address
 from hotreload.patch.escapes import Escapes, escapes_of
+from hotreload.patch.far_jumps import far_jumps
 from hotreload.patch.identity import dormant, identities
 from hotreload.patch.kernel_symbols import KernelSymbols, own_names
 from hotreload.patch.linked import is_linked_from
@@ -52,6 +55,9 @@ from hotreload.patch.model import (
 )
 from hotreload.patch.never_left import NEVER_LEFT
 from hotreload.patch.symbols import VMLINUX, SymbolPosition
+
+# A module's struct module (scripts/mod/modpost.c).
+THIS_MODULE = "__this_module"
 
 
 def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:
@@ -137,7 +143,7 @@ class _Planner:
                     if position is not None:
                         self._refuse_never_left(unit, position.name)
                         funcs.append(KlpFunc(position.name, position.sympos, self.numbers[twins.patched]))
-            if funcs or any(u.diff.rewrites or u.diff.callbacks for u in self.units if u.module == module):
+            if funcs or any(_has_other(u.diff) for u in self.units if u.module == module):
                 yield KlpObject(None if module == VMLINUX else module, tuple(funcs))
 
     def writes(self) -> Iterator[Write]:
@@ -155,6 +161,21 @@ class _Planner:
                     after = self._value_after(unit, rewrite.patched, offset, size)
                     told = f"{name}+{offset}" if offset else name
                     yield Write(unit.module, place, offset, size, before, after, told)
+
+            if unit.diff.exit is not None and (write := self._exit_write(unit, unit.diff.exit)):
+                yield write
+
+    def _exit_write(self, unit: UnitDiff, exit: Twins) -> Write | None:
+        """The kernel finds a module's exit function in struct module."""
+        module = self.symbols.modules[unit.module]
+        offset, place = module.exit_pointer(), module.position(THIS_MODULE, None)
+        before = self._original(unit, exit.original, is_replaced=True)
+        name = written_name(exit.original)
+        if offset is None or place is None or before is None:
+            self._refuse("HR2201", name, f"where the kernel keeps the address of {name} is not known")
+            return None
+        after = Pointer(PieceRef(self.numbers[exit.patched]), 0)
+        return Write(unit.module, place, offset, 8, Pointer(before, 0), after, f"the address of {name}")
 
     # --- values ---
 
@@ -184,7 +205,11 @@ class _Planner:
         assert section is not None
         unit = self.at_work = self.unit_of[symbol]
         self._refuse_moved(unit, symbol)
-        relocations = tuple(self._relocation(unit, symbol, relocation) for relocation in symbol.relocations)
+        content, own, behind = far_jumps(symbol)
+        relocations = (
+            *(self._relocation(unit, symbol, relocation) for relocation in own),
+            *(self._planned(relocation, self._target(unit, None, relocation)) for relocation in behind),
+        )
         # A symbol in the middle of a section has its own place's alignment, at most its section's.
         align = gcd(section.align, symbol.value) if symbol.value else section.align
         return Piece(
@@ -192,7 +217,7 @@ class _Planner:
             symbol.kind,
             _output_section(symbol),
             align,
-            symbol.content,
+            content,
             relocations,
             unit.module,
             identity=self.identities.get(symbol),
@@ -401,6 +426,11 @@ class _Planner:
     def _refuse(self, code: str, symbol: str, message: str, hint: str | None = None) -> None:
         where = self.at_work.source if self.at_work else None
         self.obstacles.append(Obstacle(code, symbol, message, hint or RELOAD_MODULE, where))
+
+
+def _has_other(diff: ObjectDiff) -> bool:
+    """Does a patch more for this unit than to redirect functions?"""
+    return bool(diff.rewrites or diff.callbacks or diff.exit)
 
 
 def _relocation_at(symbol: Symbol, offset: int) -> Relocation | None:

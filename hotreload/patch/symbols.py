@@ -65,6 +65,7 @@ class ObjectSymbols(Protocol):
     def place(self, name: str, block: int | None) -> tuple[int, int] | None: ...
     def has_global(self, name: str) -> bool: ...
     def is_freed(self, position: SymbolPosition) -> bool: ...
+    def exit_pointer(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class ModuleSymbols:
         """Raises InputError (HR1009) when ``ko`` is not a module."""
         self.name = name
         self.files: list[str] = []
+        self._exit_pointer: int | None = None
         self._entries: dict[str, list[_Entry]] = defaultdict(list)
         self._read(ko)
 
@@ -99,6 +101,7 @@ class ModuleSymbols:
                 shown = [_is_shown(section) for section in elf.iter_sections()]
                 for symbol in table.iter_symbols():
                     self._note(symbol, shown)
+                self._exit_pointer = _exit_pointer(elf, table)
         except (OSError, ELFError) as error:
             raise InputError(
                 f"{ko} is not a kernel module: {error}", hint="build the module again"
@@ -140,9 +143,22 @@ class ModuleSymbols:
     def has_global(self, name: str) -> bool:
         return any(entry.block == -1 for entry in self._entries.get(name, ()))
 
+    def exit_pointer(self) -> int | None:
+        """Where in its struct module the address of the exit function is; None: it has none."""
+        return self._exit_pointer
+
     def is_freed(self, _position: SymbolPosition) -> bool:
         """What a module frees after its start is not shown at all."""
         return False
+
+
+def _exit_pointer(elf: Any, symbols: Any) -> int | None:
+    """struct module has another layout in each configuration; that the linker fills it in tells the place."""
+    section = elf.get_section_by_name(".rela.gnu.linkonce.this_module")
+    for relocation in section.iter_relocations() if section is not None else ():
+        if symbols.get_symbol(relocation["r_info_sym"]).name == "cleanup_module":
+            return int(relocation["r_offset"])
+    return None
 
 
 def _is_shown(section: Any) -> bool:

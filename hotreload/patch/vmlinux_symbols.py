@@ -123,6 +123,10 @@ class VmlinuxSymbols:
         address = self.named(position.name)[position.sympos - 1].address
         return begin is not None and end is not None and begin.address <= address < end.address
 
+    def exit_pointer(self) -> int | None:
+        """vmlinux is no module."""
+        return None
+
     def function_at(self, address: int) -> str | None:
         """The name of a function that starts at an address; of several the first in the table."""
         if self._functions is None:

@@ -38,6 +38,7 @@ def reloader_for(
         transition_timeout=config.transition_timeout,
         dry_run=dry_run,
         max_units=config.max_units,
+        init_changes=config.init_changes,
         checkpoints=booted.checkpoints,
         restored=restored,
         module_rung=ModuleRung(config.max_rung, config.load, Commands(config.setup, config.teardown)),

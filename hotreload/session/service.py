@@ -122,6 +122,7 @@ class Service:
             "history": self.history,
             "why": self.why,
             "push": self.push,
+            "reload": self.reload,
             "undo": self.undo,
             "redo": self.redo,
             "watch": self.watch,
@@ -204,8 +205,14 @@ class Service:
 
     async def push(self, request: Message, send: Send) -> Message:
         if patches := request.get("patches"):
-            return await self._cycle(self._session.push_patched(list(map(Path, patches))), send)
-        return await self._cycle(self._session.push(request.get("max_units")), send)
+            files, init_changes = list(map(Path, patches)), request.get("init_changes")
+            return await self._cycle(self._session.push_patched(files, init_changes), send)
+        work = self._session.push(request.get("max_units"), request.get("init_changes"))
+        return await self._cycle(work, send)
+
+    async def reload(self, request: Message, send: Send) -> Message:
+        """Load modules anew, all where none is named."""
+        return await self._cycle(self._session.reload(request.get("modules", ())), send)
 
     async def undo(self, request: Message, send: Send) -> Message:
         everything = bool(request.get("everything"))

@@ -251,27 +251,36 @@ class Session:
 
     # Cycles.
 
-    async def push(self, max_units: int | None = None) -> ReloadReport:
+    async def push(self, max_units: int | None = None, init_changes: str | None = None) -> ReloadReport:
         """Bring the guest to the sources as they are now. Raises SessionError when the guest is lost.
 
-        ``max_units``: the bound of this time (Config.max_units).
+        ``max_units``, ``init_changes``: those of this time (Config).
         """
         async with self._one_at_a_time():
             saved_at = time.monotonic()
             self._pending.clear()
-            self.reloader.units.max_units = max_units or self.order.config.max_units
-            try:
+            with self.reloader.with_settings(max_units, init_changes):
                 files = await asyncio.to_thread(self.differing)
                 return await self._cycle_of((), files, saved_at, watched=False)
-            finally:
-                self.reloader.units.max_units = self.order.config.max_units
 
-    async def push_patched(self, patches: Sequence[Path]) -> ReloadReport:
+    async def reload(self, modules: Collection[str] = ()) -> ReloadReport:
+        """See Reloader.reload_modules."""
+        async with self._one_at_a_time():
+            self._cycle += 1
+            cycle = self._cycle
+
+            def started(type: str, fields: Mapping[str, Any]) -> None:
+                self.teller.event(type, cycle, **fields)
+
+            return await self._told(self.reloader.reload_modules(modules, started=started), cycle)
+
+    async def push_patched(self, patches: Sequence[Path], init_changes: str | None = None) -> ReloadReport:
         """Bring what source patches make of the files. Raises as ``push``, and what apply_patches raises."""
         async with self._one_at_a_time():
             sources = await apply_patches(patches, self.order.folder)
             self._cycle += 1
-            return await self._told(self.reloader.reload_patched(sources), self._cycle)
+            with self.reloader.with_settings(None, init_changes):
+                return await self._told(self.reloader.reload_patched(sources), self._cycle)
 
     async def undo(self, number: int | None = None, *, everything: bool = False) -> ReloadReport:
         """See Reloader.undo."""

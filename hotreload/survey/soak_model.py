@@ -237,9 +237,7 @@ class Model:
             held, then = self.held[name], self._base_program[name]
             codes |= {"HR2101"} if held.unit.members != then.unit.members else set()
             codes |= {"HR2205"} if held.unit.exported != then.unit.exported else set()
-            # Beside other changes of its unit, what runs only once is a note.
-            alone = held.unit.banner != then.unit.banner and held.code == then.code
-            codes |= {"HR2201"} if alone else set()
+            codes |= {"HR2201"} if held.unit.banner != then.unit.banner else set()
         return frozenset(codes)
 
     def _written_over(self) -> frozenset[str]:

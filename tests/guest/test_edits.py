@@ -38,22 +38,31 @@ def test_a_prototype_changes_with_its_callers_in_another_file(in_session: Callab
     in_session(story)
 
 
-def test_a_change_for_the_next_load_is_told_beside_a_live_patch_and_refused_alone(
+def test_a_change_of_init_code_that_may_wait_is_told_with_each_line_until_a_load_takes_it(
     in_session: Callable[..., None],
 ) -> None:
-    async def story(save: Save, read: Read) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
         other = MAIN.replace("{\n\tproc_create", '{\n\tpr_info("pair is here\\n");\n\tproc_create')
         alone = await save(main_c=other)
-        assert [reason.code for reason in alone.reasons] == ["HR2201"]
+        waits = "HR2201 waits for the next load of pair: pair_init"
+        assert (alone.outcome, alone.notes) == (Outcome.NO_CHANGE, (waits,))
+        elsewhere = await save(help_c=HELP.replace("2 * n", "3 * n"))
+        assert (elsewhere.outcome, elsewhere.notes) == (Outcome.LIVE, (waits,))
+        # Exit code is the counterpart of the init code that has run.
+        both = await save(main_c=other.replace('("pair", NULL);', '("pair", NULL);\n\tpr_info("bye\\n");'))
+        assert both.notes == (f"{waits}, pair_exit",), both
         beside = await save(main_c=other.replace('"hello', '"hello!'))
         assert beside.outcome is Outcome.LIVE
         assert any("waits for the next load" in note for note in beside.notes)
-        assert await read() == "hello! 1 2\n"
+        assert await read() == "hello! 1 3\n"
         again = await save(main_c=other.replace('"hello', '"hello!').replace("is here", "is there"))
-        assert again.outcome is Outcome.NO_CHANGE
-        assert any("waits for the next load" in note for note in again.notes)
+        assert (again.outcome, again.notes) == (Outcome.NO_CHANGE, (waits,))
+        loaded = await watch.request("reload")
+        assert (loaded.outcome, loaded.notes) == (Outcome.RELOADED, ()), loaded
+        assert "pair is there" in (await watch.run("dmesg")).text
+        assert await read() == "hello! 1 3\n"
 
-    in_session(story)
+    in_session(story, options=("--init-changes", "wait"))
 
 
 def test_a_makefile_is_refused_until_it_is_put_back(in_session: Callable[..., None]) -> None:

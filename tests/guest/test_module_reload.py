@@ -562,3 +562,84 @@ def test_two_processors_are_no_other_story(in_session: InSession) -> None:
         assert await read() == "grown 2 6\n"
 
     in_session(story, {**FILES, "hotreload.toml": "cpus = 2\n"}, max_rung="module")
+
+
+WORKS = MAIN.replace("<linux/module.h>", "<linux/module.h>\n#include <linux/workqueue.h>")
+TICKS = WORKS.replace(
+    "static int show",
+    """\
+static int ticks;
+static void tick(struct work_struct *unused);
+static DECLARE_DELAYED_WORK(ticking, tick);
+
+static void tick(struct work_struct *unused)
+{
+	ticks++;
+	schedule_delayed_work(&ticking, HZ / 50);
+}
+
+static int show""",
+).replace("\treads++;\n", "\treads++;\n\tif (!ticks)\n\t\tschedule_delayed_work(&ticking, 0);\n")
+STOPPED = TICKS.replace(
+    "\tremove_proc_entry",
+    '\tpr_info("pair: %d ticks\\n", ticks > 0);\n\tcancel_delayed_work_sync(&ticking);\n\tremove_proc_entry',
+)
+
+
+@pytest.mark.parametrize("kernel", ["debian", "debian:6.12"])
+def test_what_an_edit_started_its_exit_code_stops_though_the_guest_booted_with_another(
+    kernel: str, in_session: InSession
+) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        live = await save(main_c=STOPPED)
+        assert live.outcome is Outcome.LIVE, live
+        assert "pair_exit" in live.symbols
+        await read()
+        grown = await save(
+            main_c=STOPPED.replace("static int reads;", "static long reads;").replace(
+                '"hello %d %d', '"hello %ld %d'
+            )
+        )
+        assert (grown.outcome, grown.symbols) == (Outcome.RELOADED, ("pair.ko",)), grown
+        await asyncio.sleep(0.5)
+        assert await read() == "hello 1 2\n"
+        log = (await watch.run("dmesg; ls -d /sys/module/hotreload_*")).text
+        assert "pair: 1 ticks" in log
+        assert "Call Trace" not in log
+        # What stayed loaded for the module that is gone went with it.
+        assert "/sys/module/hotreload_1" not in log
+
+    in_session(story, max_rung="module", options=("-K", kernel))
+
+
+def test_exit_code_that_cannot_go_live_with_what_it_is_to_end_is_saved_first(in_session: InSession) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        assert (await save(main_c=TICKS)).outcome is Outcome.LIVE
+        await read()
+        both = STOPPED.replace("\tproc_create_single", '\tpr_info("pair is new\\n");\n\tproc_create_single')
+        refused = await save(main_c=both)
+        assert refused.outcome is Outcome.REFUSED, refused
+        assert [(reason.code, reason.symbol) for reason in refused.reasons] == [("HR2201", "pair_exit")]
+        assert (await save(main_c=STOPPED)).outcome is Outcome.LIVE
+        assert (await save(main_c=both)).outcome is Outcome.RELOADED
+        await asyncio.sleep(0.5)
+        log = (await watch.run("dmesg")).text
+        assert "pair: 1 ticks" in log
+        assert "Call Trace" not in log
+
+    in_session(story, max_rung="module")
+
+
+def test_a_module_is_loaded_anew_on_demand_and_names_that_are_none_are_told(in_session: InSession) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        assert [await read(), await read()] == ["hello 1 2\n", "hello 2 4\n"]
+        assert (await save(help_c=HELP.replace("2 * n", "5 * n"))).outcome is Outcome.LIVE
+        loaded = await watch.request("reload", modules=["pair"])
+        assert (loaded.outcome, loaded.symbols, loaded.number) == (Outcome.RELOADED, ("pair.ko",), 2), loaded
+        assert await read() == "hello 1 5\n"
+        assert (await watch.request("undo")).outcome is Outcome.UNDONE
+        assert await read() == "hello 1 5\n"
+        with pytest.raises(HotReloadError, match="no module other was built here"):
+            await watch.request("reload", modules=["other"])
+
+    in_session(story)

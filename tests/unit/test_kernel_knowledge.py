@@ -57,6 +57,9 @@ class OldKernel:
     def has_global(self, _name: str) -> bool:
         return False
 
+    def exit_pointer(self) -> int | None:
+        return None
+
     def is_freed(self, _position: SymbolPosition) -> bool:
         return False
 

@@ -217,13 +217,13 @@ def test_a_guest_that_dies_of_itself_is_as_before_the_last_push_whatever_it_was(
     assert (answer(model), model.still_runs) == ("amber", 1)
 
 
-def test_what_runs_only_once_is_refused_alone_and_not_beside_other_changes_of_its_unit() -> None:
+def test_what_runs_only_once_is_refused_alone_and_beside_other_changes() -> None:
     model = Model(BASE)
     refused = Expected(Outcome.REFUSED, frozenset({"HR2201"}))
     other = BASE.with_unit(replace(BASE.unit("main"), banner="other"))
     assert model.save(other) == refused
     assert model.save(with_word("amber", driver=other)) == refused
-    assert model.save(with_word("birch", "main", other)) == LIVE
+    assert model.save(with_word("birch", "main", other)) == refused
 
 
 def test_only_the_last_of_quick_saves_is_known() -> None:

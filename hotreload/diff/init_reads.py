@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""What code that runs at load has read of variables, and so made something of. Pure.
+
+Init allocates a buffer of a size, and exit frees as many as init made: a new initial value that is written in
+the place of the size leaves the buffer as it is. So it counts which values were loaded by the functions that
+init and exit are, or call, and what these handed to others, who may have read all of it: an attribute's mode,
+a driver's name. A function in a table that was handed on is called later, and may be another one by then.
+What is only printed leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from hotreload.diff.correlate import base_name
+from hotreload.diff.load_time import EXIT_NAME, INIT_NAME, written_name
+from hotreload.diff.pair import Pair, is_for_init
+from hotreload.diff.rewrites import Rewrite
+from hotreload.elf.constants import R_X86_64_64
+from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef
+from hotreload.elf.references import takes_address
+from hotreload.elf.value_uses import access_of, called_with, is_only_printed
+
+K = TypeVar("K")
+
+LOAD_NAMES: Final = frozenset((INIT_NAME, EXIT_NAME))
+PRINTERS: Final = frozenset(
+    """_printk printk vprintk netdev_printk netdev_emerg netdev_alert netdev_crit netdev_err netdev_warn
+    netdev_notice netdev_info __dynamic_pr_debug __dynamic_dev_dbg __dynamic_netdev_dbg""".split()
+)
+PRINTER_PREFIX: Final = "_dev_"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """``function`` has used ``variable[start:end]``; ``handed_on``: by giving its address to somebody."""
+
+    function: str
+    start: int
+    end: int
+    handed_on: bool = False
+
+
+Uses = Mapping[tuple[K, str], list[Use]]
+
+
+def refuse_what_init_read(pair: Pair) -> None:
+    """A variable with a new initial value that code which runs at load has read is not written in place."""
+    uses: Uses[int] = uses_of_init({0: pair.original}) if pair.rewrites else {}
+    for rewrite in pair.rewrites:
+        if use := tied_by(rewrite, uses.get((0, rewrite.original.name), [])):
+            pair.refuse("HR2103", rewrite.original.name, tied_message(rewrite, use))
+
+
+def tied_message(rewrite: Rewrite, use: Use) -> str:
+    """Why a new initial value is not written in place."""
+    name = base_name(rewrite.original.name)
+    how = "handed it on" if use.handed_on else "has read it"
+    return f"the initial value of '{name}' changed, and {use.function} {how}: what came of the old one stays"
+
+
+def uses_of_init(objects: Mapping[K, ObjectFile]) -> Uses[K]:
+    """The uses of each variable, by (unit, name), by what runs at load; ``objects``: of a module's units."""
+    linked = _Linked(objects)
+    uses: dict[tuple[K, str], list[Use]] = defaultdict(list)
+    handed: list[tuple[K, Symbol, str]] = []
+    for unit, function in linked.code_of_load():
+        for relocation in function.relocations:
+            found = linked.variable(unit, relocation)
+            if found is None or is_only_printed(function, relocation, _prints):
+                continue
+            use = _use_of(function, relocation, found[1])
+            if use is not None and use.handed_on:
+                handed.append((*found, use.function))
+            elif use is not None:
+                uses[found[0], found[1].name].append(use)
+    for (unit, variable), name in linked.pointed_at(handed).items():
+        uses[unit, variable.name].append(Use(name, 0, variable.size, handed_on=True))
+    return uses
+
+
+def tied_by(rewrite: Rewrite, uses: list[Use]) -> Use | None:
+    """The use that makes a new initial value one for the next load, if there is one."""
+    for offset, size in rewrite.places:
+        is_function = _points_at_function(rewrite, offset)
+        for use in uses:
+            if use.handed_on and is_function:
+                continue
+            if offset < use.end and use.start < offset + size:
+                return use
+    return None
+
+
+def _points_at_function(rewrite: Rewrite, offset: int) -> bool:
+    """Whether what differs there is which function it is, or whether there is one."""
+    targets = [
+        relocation.target
+        for side in (rewrite.original, rewrite.patched)
+        for relocation in side.relocations
+        if relocation.offset == offset and relocation.type == R_X86_64_64
+    ]
+    return bool(targets) and all(isinstance(t, SymbolRef) and _may_be_code(t.symbol) for t in targets)
+
+
+def _may_be_code(symbol: Symbol) -> bool:
+    return symbol.is_function or (not symbol.is_defined and not symbol.is_object)
+
+
+def _use_of(function: Symbol, relocation: Relocation, variable: Symbol) -> Use | None:
+    name = written_name(function)
+    if takes_address(function, relocation):
+        # Who walks along it, or stores it, may read all of it himself.
+        return Use(name, 0, variable.size, handed_on=called_with(function, relocation) is not None)
+    access = access_of(function, relocation)
+    if access.size == 0:
+        return None
+    if access.offset is None:
+        return Use(name, 0, variable.size)
+    return Use(name, access.offset, access.offset + access.size)
+
+
+def _prints(function: str) -> bool:
+    return function in PRINTERS or function.startswith(PRINTER_PREFIX)
+
+
+class _Linked(Generic[K]):
+    """The units of a module as the linker joins them."""
+
+    def __init__(self, objects: Mapping[K, ObjectFile]) -> None:
+        self._objects = objects
+        self._globals = {
+            name: (unit, symbol)
+            for unit, obj in objects.items()
+            for symbol in obj.symbols
+            if symbol.is_defined and not symbol.is_local
+            for name in (symbol.name, *symbol.aliases)
+        }
+
+    def code_of_load(self) -> Iterator[tuple[K, Symbol]]:
+        """The functions that init and exit are, or reach by calls."""
+        todo = [
+            (unit, function)
+            for unit, obj in self._objects.items()
+            for function in obj.functions
+            if is_for_init(function) or {function.name, *function.aliases} & LOAD_NAMES
+        ]
+        reached = set(todo)
+        while todo:
+            unit, function = todo.pop()
+            yield unit, function
+            for relocation in function.relocations:
+                found = self._target(unit, relocation)
+                if found is None or not found[1].is_function or found in reached:
+                    continue
+                if not takes_address(function, relocation):
+                    reached.add(found)
+                    todo.append(found)
+
+    def variable(self, unit: K, relocation: Relocation) -> tuple[K, Symbol] | None:
+        found = self._target(unit, relocation)
+        return found if found is not None and found[1].is_object else None
+
+    def pointed_at(self, handed: list[tuple[K, Symbol, str]]) -> dict[tuple[K, Symbol], str]:
+        """These variables, and those that they point at, each with the function that handed them on."""
+        found: dict[tuple[K, Symbol], str] = {}
+        todo = list(handed)
+        while todo:
+            unit, variable, function = todo.pop()
+            if (unit, variable) in found:
+                continue
+            found[unit, variable] = function
+            targets = (self.variable(unit, relocation) for relocation in variable.relocations)
+            todo += [(*target, function) for target in targets if target is not None]
+        return found
+
+    def _target(self, unit: K, relocation: Relocation) -> tuple[K, Symbol] | None:
+        if not isinstance(relocation.target, SymbolRef):
+            return None
+        symbol = relocation.target.symbol
+        return (unit, symbol) if symbol.is_defined else self._globals.get(symbol.name)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""Passes over the code that runs when a module is loaded or unloaded.
+
+Init code has run, and is freed: another one waits for the next load. Exit code has yet to run, and what live
+code has started only the exit code of the same sources stops. So it goes live: livepatch cannot redirect it,
+since ``__exit`` functions are notrace (include/linux/init.h), but the kernel calls it through a pointer in
+struct module, and that is written as a variable's value is. What init has made an exit code of its own
+undoes: where both change, both wait.
+"""
+
+from __future__ import annotations
+
+from hotreload.diff.pair import Pair, defined_targets, is_bystander, is_exit_code, referrers_of
+from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
+from hotreload.elf.references import takes_address
+
+# What module_init() and module_exit() call the author's functions (include/linux/module.h), also of a unit
+# that is part of a module; built in, they have no such names.
+INIT_NAME = "init_module"
+EXIT_NAME = "cleanup_module"
+
+
+def written_name(function: Symbol) -> str:
+    """The author's name of a function that module_init() or module_exit() has given another one."""
+    if function.name in (INIT_NAME, EXIT_NAME) and function.aliases:
+        return function.aliases[0]
+    return function.name
+
+
+def settle_exit(pair: Pair) -> None:
+    """Exit code that changed is carried, if the module's exit function is all that leads to it."""
+    if not pair.exit_changed:
+        return
+    roots = pair.original.symbol(EXIT_NAME), pair.patched.symbol(EXIT_NAME)
+    before, after = roots
+    if (
+        pair.init_changed
+        or before is None
+        or after is None
+        or pair.correlation.original_of.get(after) is not before
+        or not all(map(is_exit_code, (before, after)))
+        or not _leads_to(before, pair.original, set(pair.exit_changed.values()))
+        or not _leads_to(after, pair.patched, set(pair.exit_changed))
+    ):
+        pair.init_changed += [written_name(function) for function in pair.exit_changed.values()]
+    else:
+        pair.exit = before, after
+
+
+def exit_code(obj: ObjectFile) -> set[Symbol]:
+    """The exit function of a module that this unit has, and what it reaches here by calls."""
+    root = obj.symbol(EXIT_NAME)
+    todo = [root] if root is not None and root.is_function else []
+    reached = set(todo)
+    while todo:
+        function = todo.pop()
+        for relocation in function.relocations:
+            if isinstance(relocation.target, SymbolRef) and not takes_address(function, relocation):
+                called = relocation.target.symbol
+                if called.is_defined and called.is_function and called not in reached:
+                    reached.add(called)
+                    todo.append(called)
+    return reached
+
+
+def _leads_to(root: Symbol, obj: ObjectFile, functions: set[Symbol]) -> bool:
+    """Whether these functions are reached from the exit function alone."""
+    reached, todo = {root}, [root]
+    while todo:
+        for target in defined_targets(todo.pop().relocations):
+            if is_exit_code(target) and target not in reached:
+                reached.add(target)
+                todo.append(target)
+    referrers = referrers_of(obj)
+    # A bystander is what ___ADDRESSABLE() makes, so that no compiler drops the function.
+    others = {each for f in functions for each in referrers[f] - reached if not is_bystander(each)}
+    return functions <= reached and not others
+
+
+def weigh_init(pair: Pair) -> None:
+    """Code for loading and unloading runs once: beside other changes it waits, alone it is refused."""
+    for name in dict.fromkeys(pair.init_changed):
+        if pair.is_patch:
+            message = f"{name} runs when the module is loaded or unloaded; its change waits for the next load"
+            pair.tell("HR2201", name, message)
+        else:
+            pair.refuse("HR2201", name, f"only code for loading or unloading changed: {name}")

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""What becomes of edits of code that runs at load: the module is reloaded, or they wait for it. Pure.
+
+An exit code is the counterpart of an init code. Where any unit of a module has another init code, which the
+guest has not run, the exit code of before is the one for what init has made: it stays.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import replace
+from pathlib import Path
+
+from hotreload.build.built import VMLINUX
+from hotreload.compared import Compared
+from hotreload.diff.load_time import written_name
+from hotreload.diff.obstacles import NotPatchableError, Obstacle
+from hotreload.elf.model import Symbol, SymbolRef
+from hotreload.elf.readers import forgets
+
+WAIT = "wait"
+EXIT_FIRST = (
+    "save the exit code alone, so that it goes live, and then the rest; or hotreload guest restart;"
+    " or --max-rung restore"
+)
+HINT = (
+    "the module has to be loaded anew, and loses its state: hotreload watch --max-rung module does that;"
+    ' or let it wait for the next load: init_changes = "wait"'
+)
+
+
+def init_obstacles(compared: Mapping[Path, Compared], init_changes: str) -> Iterator[Obstacle]:
+    """Init code of modules that changed, and may not wait. vmlinux has nothing but to wait for a boot."""
+    for each in compared.values() if init_changes != WAIT else ():
+        if each.pair.unit.module != VMLINUX:
+            for name in each.diff.init_changed:
+                message = f"{name} changed, and runs only when the module is loaded or unloaded"
+                yield Obstacle("HR2201", name, message, HINT, str(each.pair.unit.source))
+
+
+def with_init(compared: Mapping[Path, Compared]) -> Mapping[Path, Compared]:
+    """The same without the exit code that waits, as its module's init code does."""
+    modules = _with_other_init(compared)
+    return {
+        key: replace(each, diff=replace(each.diff, exit=None)) if _is_held(each, modules) else each
+        for key, each in compared.items()
+    }
+
+
+def waiting(compared: Mapping[Path, Compared], init_changes: str) -> Iterator[str]:
+    """What waits, told for people, by module."""
+    modules = _with_other_init(compared)
+    names: dict[str, list[str]] = defaultdict(list)
+    for each in compared.values():
+        module = each.pair.unit.module
+        if module == VMLINUX or init_changes == WAIT:
+            names[module] += each.diff.init_changed
+            if each.diff.exit is not None and _is_held(each, modules):
+                names[module].append(written_name(each.diff.exit.original))
+    for module, waits in names.items():
+        if waits:
+            what = "a boot of the kernel, built anew" if module == VMLINUX else f"the next load of {module}"
+            yield f"HR2201 waits for {what}: {', '.join(dict.fromkeys(waits))}"
+
+
+def refuse_unstopped(
+    live: Mapping[Path, Compared], pending: Mapping[Path, Compared], names: Set[str]
+) -> None:
+    """Refuse to unload modules while what live code has started runs on: only ``pending`` code stops it.
+
+    Where live code has an exit code of its own, that one stops it. Raises NotPatchableError (HR2201).
+    """
+    stopping = {
+        each.pair.unit.module
+        for each in with_init(live).values()
+        if each.diff.exit is not None or set(each.diff.exit_changed) & set(each.diff.changed_functions)
+    }
+    for name in sorted(names - stopping):
+        exits = [
+            e for each in pending.values() if each.pair.unit.module == name for e in each.diff.exit_changed
+        ]
+        if exits and any(_starts_something(each) for each in live.values() if each.pair.unit.module == name):
+            message = (
+                f"{', '.join(exits)} is to end what live code of {name} may have started, and cannot go live"
+                " with this edit: the exit code of before would run"
+            )
+            raise NotPatchableError([Obstacle("HR2201", exits[0], message, EXIT_FIRST)])
+
+
+def _starts_something(live: Compared) -> bool:
+    """Does code of an edit call what its original does not, and what may go on after the call?"""
+    new = {symbol for symbol in live.diff.carried if symbol.is_function}
+    for twins in live.diff.changed:
+        new.discard(twins.patched)
+        if _calls(twins.patched) - _calls(twins.original):
+            return True
+    return any(_calls(symbol) for symbol in new if symbol not in live.diff.original_of)
+
+
+def _calls(function: Symbol) -> set[str]:
+    """What code of others it refers to, but for what only reads what it is given."""
+    names = {
+        relocation.target.symbol.name
+        for relocation in function.relocations
+        if isinstance(relocation.target, SymbolRef) and not relocation.target.symbol.is_defined
+    }
+    return {name for name in names if not forgets(name) and not name.startswith(("__x86_", "__fentry__"))}
+
+
+def _with_other_init(compared: Mapping[Path, Compared]) -> set[str]:
+    return {each.pair.unit.module for each in compared.values() if each.diff.init_changed}
+
+
+def _is_held(each: Compared, modules: set[str]) -> bool:
+    return each.diff.exit is not None and each.pair.unit.module in modules

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+# ruff: noqa: E501 - C that stands on one line reads better than C cut into strings.
+"""Code that runs when a module is loaded or unloaded: what of an edit goes live, and what waits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hotreload.diff.init_reads import Use, uses_of_init
+from hotreload.diff.object_diff import ObjectDiff, diff_objects
+from hotreload.elf.constants import R_X86_64_PC8, R_X86_64_PC32
+from hotreload.elf.model import Relocation, SymbolRef
+from hotreload.elf.reader import read_object
+from hotreload.patch.far_jumps import far_jumps
+from tests.objects.compiling import compiled, difference, object_of
+
+HEAD = """
+#define __exit __section(".exit.text") notrace
+#define MODULE int init_module(void) __attribute__((alias("start"))); void cleanup_module(void) __attribute__((alias("stop")));
+void *kmalloc(long); void register_it(void *); void cancel(void *); int _printk(const char *, ...);
+"""
+DRIVER = (
+    HEAD
+    + "int f(void) { return 1; } static int __init start(void) { INIT; return 0; } static void __exit stop(void) { EXIT; } MODULE"
+)
+
+
+def told(diff: ObjectDiff) -> list[tuple[str, str]]:
+    return [(each.code, each.symbol) for each in (*diff.obstacles, *diff.notes)]
+
+
+def driver(init: str = "", exit: str = "", before: str = "") -> str:
+    return before + DRIVER.replace("INIT", init).replace("EXIT", exit)
+
+
+# --- exit code ---
+
+
+def test_another_exit_function_travels_and_the_kernel_is_pointed_at_it(tmp_path: Path) -> None:
+    diff = difference(tmp_path, driver(), driver(exit="cancel(f)"))
+    assert (diff.verdict, told(diff), diff.changed_functions) == ("patchable", [], ("stop",))
+    assert diff.exit is not None
+    assert diff.exit.patched in diff.carried
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param("cancel(1);", "cancel(2);", id="changed"),
+        pytest.param("", "cancel(2); cancel(3);", id="grown"),
+    ],
+)
+def test_what_exit_alone_calls_travels_with_it(before: str, after: str, tmp_path: Path) -> None:
+    helper = "void cancel(); static noinline void __attribute__((section('.exit.text'), no_instrument_function)) more(void) { BODY }"
+    helper = helper.replace("'", '"')
+    sources = [driver(exit="more(); cancel(0)", before=helper.replace("BODY", b)) for b in (before, after)]
+    diff = difference(tmp_path, *(s.replace("void cancel(void *);", "") for s in sources))
+    assert (diff.verdict, told(diff)) == ("patchable", [])
+    assert diff.exit is not None
+    assert {symbol.name for symbol in diff.carried} == {diff.exit.patched.name, "more"}
+
+
+def test_beside_another_init_code_exit_code_waits_with_it(tmp_path: Path) -> None:
+    diff = difference(tmp_path, driver(), driver("register_it(f)", "cancel(f)"))
+    assert (diff.exit, sorted(diff.init_changed)) == (None, ["start", "stop"])
+    assert told(diff) == [("HR2201", "start"), ("HR2201", "stop")]
+
+
+def test_exit_code_that_others_hold_waits(tmp_path: Path) -> None:
+    held = " int tail; void (*remove)(void) = stop;"
+    diff = difference(tmp_path, driver() + held, driver(exit="cancel(f)") + held)
+    assert (diff.exit, diff.init_changed) == (None, ("stop",))
+
+
+def test_built_in_exit_code_is_never_run(tmp_path: Path) -> None:
+    sources = [driver(exit=exit).removesuffix("MODULE") for exit in ("", "cancel(f)")]
+    assert difference(tmp_path, *sources).exit is None
+
+
+def test_a_short_jump_to_a_neighbour_becomes_a_long_one_behind_the_code(tmp_path: Path) -> None:
+    more = 'static noinline __attribute__((section(".exit.text"), no_instrument_function)) void more(int n) { while (n--) cancel(f); }'
+    source = driver(exit="more(7)").replace("static void __exit", f"{more} static void __exit")
+    stop = object_of(source, tmp_path).symbol("stop")
+    assert stop is not None
+    (short,) = [r for r in stop.relocations if r.type == R_X86_64_PC8]
+    code, own, behind = far_jumps(stop)
+    assert short not in own
+    at = short.offset + 1 + code[short.offset]
+    assert code[at] == 0xE9
+    assert behind == (Relocation(at + 1, R_X86_64_PC32, short.target, short.addend - 3),)
+    assert isinstance(short.target, SymbolRef)
+
+
+# --- initial values that init has read ---
+
+COUNT = "static int nr = COUNT; static int n[8]; int g(void) { int i, s = 0; for (i = 0; i < nr; i++) s += n[i]; return s; } void set(int v) { nr = v; }"
+
+
+@pytest.mark.parametrize(
+    ("init", "exit", "is_tied"),
+    [
+        ("n[0] = (long) kmalloc(nr)", "", True),
+        ("", "n[1] = nr", True),
+        ("if (nr > 2) register_it(f)", "", True),
+        ("register_it(&nr)", "", True),
+        ('_printk("%d", nr)', "", False),
+        ('if (nr) _printk("many")', "", False),
+        ('if (nr > 3) _printk("%d", nr); register_it(f)', 'if (!nr) _printk("no")', False),
+        ('if (nr) { _printk("many"); register_it(f); }', "", True),
+        ('int n = 0; if (nr) n = -1; _printk("x"); return n', "", True),
+        ('_printk("%d things", nr)', '_printk("bye %d", nr)', False),
+        ("nr = 6", "", False),
+        ("", "", False),
+    ],
+)
+def test_a_value_that_init_or_exit_has_used_is_not_written(
+    init: str, exit: str, is_tied: bool, tmp_path: Path
+) -> None:
+    sources = [
+        driver(init, exit).replace("int f(void)", COUNT.replace("COUNT", count) + "int f(void)")
+        for count in "45"
+    ]
+    diff = difference(tmp_path, *sources)
+    assert told(diff) == ([("HR2103", "nr")] if is_tied else [])
+
+
+def test_what_a_helper_of_init_reads_counts_and_what_others_read_does_not(tmp_path: Path) -> None:
+    helper = "static int a = 1, b = 2; static noinline int used(void) { return a; } int other(void) { return b; } void set(int v) { a = v; b = v; }"
+    source = driver("register_it((void *)(long) used())").replace("int f(void)", helper + "int f(void)")
+    a, b = (
+        difference(tmp_path / n, source, source.replace(*pair))
+        for n, pair in zip("ab", (("a = 1", "a = 3"), ("b = 2", "b = 3")), strict=True)
+    )
+    assert (told(a), told(b)) == ([("HR2103", "a")], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "is_tied"),
+    [
+        pytest.param(("one, 7", "two, 7"), False, id="a function"),
+        pytest.param(("one, 7", "0, 7"), False, id="no function any more"),
+        pytest.param(("one, 7", "one, 9"), True, id="a number"),
+        pytest.param(("inner = 3", "inner = 4"), True, id="a number that it points at"),
+    ],
+)
+def test_of_a_table_that_init_has_registered_functions_may_be_exchanged(
+    change: tuple[str, str], is_tied: bool, tmp_path: Path
+) -> None:
+    table = "int one(void) { return 1; } int two(void) { return 2; } int inner = 3; struct { int (*call)(void); long mode; int *to; } ops = { one, 7, &inner };"
+    source = driver("register_it(&ops)").replace("int f(void)", table + "int f(void)")
+    diff = difference(tmp_path, source, source.replace(*change))
+    assert [code for code, _ in told(diff)] == (["HR2103"] if is_tied else [])
+
+
+def test_members_of_a_variable_count_apart(tmp_path: Path) -> None:
+    config = "static struct { long size; long delay; } config = { 4, 5 }; int g(void) { return config.delay; } void set(int v) { config.delay = v; config.size = v; }"
+    source = driver("register_it(kmalloc(config.size))").replace("int f(void)", config + "int f(void)")
+    size, delay = (
+        difference(tmp_path / new[2], source, source.replace("4, 5", new)) for new in ("6, 5", "4, 7")
+    )
+    assert (told(size), told(delay)) == ([("HR2103", "config")], [])
+
+
+def test_init_code_of_one_unit_uses_a_variable_of_another(tmp_path: Path) -> None:
+    main = object_of(
+        driver("more()", before="int more(void);"),
+        tmp_path / "a",
+    )
+    more = object_of(
+        "int nr = 3; static int hidden = 4; int more(void) { return nr + hidden; } void set(int v) { nr = v; hidden = v; }",
+        tmp_path / "b",
+    )
+    uses = uses_of_init({"main": main, "more": more})
+    assert uses == {("more", "nr"): [Use("more", 0, 4)], ("more", "hidden"): [Use("more", 0, 4)]}
+
+
+def test_a_change_of_init_code_is_judged_elsewhere_if_so_asked(tmp_path: Path) -> None:
+    before, after = (
+        read_object(compiled(driver(init), tmp_path / name))
+        for name, init in (("a", ""), ("b", "register_it(f)"))
+    )
+    diff = diff_objects(before, after, judge_init=False)
+    assert (diff.verdict, diff.init_changed, told(diff)) == ("unchanged", ("start",), [])
