@@ -77,8 +77,8 @@ async def log_in_again(guest: RestorableGuest) -> None:
     return await guest.reconnect()
 
 
-# Seconds for a look through /proc/kallsyms: a kernel that checks itself, emulated on a busy machine, takes more
-# than half a minute for its 100,000 lines.
+# Seconds for a look through /proc/kallsyms: a kernel that checks itself, emulated on a busy machine, takes
+# more than half a minute for its 100,000 lines.
 KALLSYMS_LIMIT = 120.0
 
 

@@ -204,7 +204,8 @@ class Replay:
             if place % LEAKS_EVERY == 0:
                 complaints += await guest.leaks()
         except HotReloadError as error:
-            pushed = Pushed("lost", pushed.codes, f"{pushed.text}\n{error.message}")
+            differs = [f"after {pushed.outcome}: {error.message}"]
+            pushed = Pushed("lost", pushed.codes, pushed.text)
         seconds = round(time.monotonic() - started, 1)
         return Row(
             commit.name, commit.subject, pushed.outcome, pushed.codes, tuple(differs), tuple(complaints),
