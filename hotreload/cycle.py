@@ -19,10 +19,13 @@ from hotreload.errors import (
     EditError,
     EnvironmentFault,
     GuestCrashedError,
+    KernelUnfitError,
     PatchRejectedError,
+    SessionError,
     TransitionStalledError,
 )
 from hotreload.history import Step
+from hotreload.patch.changed_since import changed_since
 from hotreload.patch.homes import Settlement
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 
@@ -37,6 +40,7 @@ _OUTCOMES = {
     TransitionStalledError: Outcome.STALLED,
     GuestCrashedError: Outcome.CRASHED,
     EnvironmentFault: Outcome.FAILED,
+    KernelUnfitError: Outcome.FAILED,
 }
 
 
@@ -78,14 +82,16 @@ class Cycle:
 
     def announce_climb(
         self, refusal: NotPatchableError, modules: Collection[str], still_runs: int | None
-    ) -> None:
-        """Tell why no patch can do it, and what is lost by what follows, before it is."""
+    ) -> ReloadReport:
+        """Tell why no patch can do it, and what is lost by what follows, before it is; what was told."""
         names = ", ".join(f"{name}.ko" for name in sorted(modules))
         lost = "its state is lost" if len(modules) == 1 else "their state is lost"
         hint = f"needs a module reload: {names}; {lost}"
         hinted = NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles)
         # The notes are told with what comes of it.
-        self.announce("climb", {"report": replace(self.failed(hinted, still_runs), notes=())})
+        report = replace(self.failed(hinted, still_runs), notes=())
+        self.announce("climb", {"report": report})
+        return report
 
     def note_times(self, applied: AppliedPatch) -> None:
         """``push``: on the way; ``load``: insmod; ``complete``: from then until all tasks run new code."""
@@ -141,7 +147,13 @@ class Cycle:
         names = [name for each in self.compared for name in each.diff.changed_names]
         # What was compiled with an edit that was refused, and is not compiled again.
         names += [name for name in step.symbols if name not in before.symbols]
-        return tuple(name for name in dict.fromkeys(names) if name in step.symbols)
+        told = tuple(name for name in dict.fromkeys(names) if name in step.symbols)
+        if step.plan is None:
+            return told
+        # What earlier saves changed is part of the plan, too, and status tells the sum.
+        changed = changed_since(before.plan, step.plan)
+        of_this_save = tuple(name for name in told if name in changed)
+        return of_this_save or tuple(sorted(changed)) or told
 
     def went_anew(self, step: Step, modules: Collection[str]) -> ReloadReport:
         """The guest runs the sources: these modules were loaded anew."""
@@ -181,7 +193,7 @@ class Cycle:
             still_runs=still_runs,
         )
 
-    def _to_blame(self, error: EditError | EnvironmentFault) -> tuple[Path, ...]:
+    def _to_blame(self, error: EditError | SessionError) -> tuple[Path, ...]:
         """The files that an error is about: of several sources that were saved those that do not compile."""
         if not isinstance(error, SomeFailedError):
             return self.files
@@ -189,7 +201,7 @@ class Cycle:
         others = {pair.unit.source for pair in error.pairs}
         return tuple(file for file in self.files or broken if file in broken or file not in others)
 
-    def failed(self, error: EditError | EnvironmentFault, still_runs: int | None) -> ReloadReport:
+    def failed(self, error: EditError | SessionError, still_runs: int | None) -> ReloadReport:
         """The edit failed, and the guest was left as it was (or died)."""
         outcome = next(
             (_OUTCOMES[kind] for kind in type(error).__mro__ if kind in _OUTCOMES), Outcome.REFUSED

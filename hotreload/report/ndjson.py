@@ -51,6 +51,13 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "undo.done": {"number": NUMBER + OPTIONAL, "still_runs": NUMBER + OPTIONAL},
     "crash": {"code": TEXT, "title": TEXT, "function": TEXT + OPTIONAL, "number": NUMBER + OPTIONAL},
     "restore.done": {"checkpoint": TEXT, "ms": NUMBER},
+    "command.done": {
+        "command": TEXT,
+        "status": NUMBER + OPTIONAL,
+        "stdout": TEXT,
+        "stderr": TEXT,
+        "ms": NUMBER,
+    },
     "test.case": {"name": TEXT, "result": TEXT},
     "doctor.check": {"name": TEXT, "state": TEXT, "why": TEXT, "command": TEXT + OPTIONAL},
 }

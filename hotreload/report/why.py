@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 from hotreload.errors import InputError
 from hotreload.report.codes import find_code, long_answer
-from hotreload.report.outcome import ReloadReport
+from hotreload.report.outcome import Outcome, ReloadReport
 
 
 def why(reports: Sequence[ReloadReport], number: int | None = None) -> str:
-    """About reload ``number``, or the last cycle with a reason. Raises InputError (HR1009): there is none."""
+    """About reload ``number``, or the last cycle with a reason. Raises InputError (HR1009): there is none.
+
+    A reload that a refusal led to is told with that.
+    """
     if number is None:
         chosen = [report for report in reports if report.reasons or report.error]
         missing = "nothing was refused so far"
@@ -20,7 +23,16 @@ def why(reports: Sequence[ReloadReport], number: int | None = None) -> str:
         missing = f"there is no reload #{number}"
     if not chosen:
         raise InputError(missing, hint="hotreload history lists what there is")
-    return _told(chosen[-1])
+    return "".join(_told(each) for each in (*_led_to(reports, chosen[-1]), chosen[-1]))
+
+
+def _led_to(reports: Sequence[ReloadReport], report: ReloadReport) -> Sequence[ReloadReport]:
+    """The refusal after which the next rung brought the same edit, if it was so."""
+    place = next(place for place, each in enumerate(reports) if each is report)
+    before = reports[place - 1] if place else None
+    if report.outcome.rung in (None, "patch") or before is None or before.files != report.files:
+        return ()
+    return (before,) if before.outcome in (Outcome.REFUSED, Outcome.REJECTED) else ()
 
 
 def _told(report: ReloadReport) -> str:

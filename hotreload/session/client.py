@@ -7,6 +7,7 @@ import asyncio
 import base64
 import contextlib
 import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 COMMAND_FAILED = 1
 COMMAND_LIMIT = 24 * 3600.0
+MOST_TOLD = 64 * 1024  # bytes of a command's output
 
 Run = Callable[[str], Awaitable[CommandResult]]
+Tell = Callable[..., Awaitable[None]]  # the fields of the event command.done
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +46,14 @@ def watch_here(wish: Wish, console: Console) -> Callable[[Session], Awaitable[in
         async def run(command: str) -> CommandResult:
             return await session.booted.guest.run(command, timeout=COMMAND_LIMIT)
 
+        async def tell(**fields: Any) -> None:
+            session.teller.record("command.done", **fields)
+
         for note in session.booted.notes:
             console.say(note)
         with session.watching():
             console.say(ready_text(facts_of(session)))
-            return await _follow(_messages(session), wish, console, run)
+            return await _follow(_messages(session), wish, console, run, tell)
 
     return job
 
@@ -74,8 +80,14 @@ async def attach(about: About, wish: Wish, console: Console) -> int:
             _show(message, console, as_json=wish.as_json)
             yield message
 
+    async def tell(**fields: Any) -> None:
+        line = (await answer(place, "record", type="command.done", fields=fields))["event"]
+        if wish.as_json:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+
     async with contextlib.aclosing(messages()) as told:
-        return await _follow(told, wish, console, run)
+        return await _follow(told, wish, console, run, tell)
 
 
 def _show(message: Message, console: Console, *, as_json: bool) -> None:
@@ -92,7 +104,9 @@ def _show(message: Message, console: Console, *, as_json: bool) -> None:
         console.say(ready_text(message["ready"]))
 
 
-async def _follow(messages: AsyncIterator[Message], wish: Wish, console: Console, run: Run) -> int:
+async def _follow(
+    messages: AsyncIterator[Message], wish: Wish, console: Console, run: Run, tell: Tell
+) -> int:
     """Run the command after each reload; with ``once`` return the exit status of the first cycle."""
     async for message in messages:
         if "report" not in message or not message["watched"]:
@@ -100,7 +114,7 @@ async def _follow(messages: AsyncIterator[Message], wish: Wish, console: Console
         report = report_from(message["report"])
         status = report.outcome.exit_status
         if wish.command and report.outcome.rung:
-            done = await _done(wish, console, run)
+            done = await _done(wish, console, run, tell)
             if done is None and wish.once:
                 return await _ending(messages)
             status = status or (0 if done else COMMAND_FAILED)
@@ -117,17 +131,26 @@ async def _ending(messages: AsyncIterator[Message]) -> int:
     return GuestUnreachableError.exit_status
 
 
-async def _done(wish: Wish, console: Console, run: Run) -> bool | None:
-    """Run the command: did it succeed? None: the guest was lost while it ran."""
+async def _done(wish: Wish, console: Console, run: Run, tell: Tell) -> bool | None:
+    """Run the command, and tell its result: did it succeed? None: the guest was lost while it ran."""
     assert wish.command is not None
+    started = time.monotonic()
+
+    async def told(status: int | None, stdout: bytes = b"", stderr: bytes = b"") -> None:
+        spent = (time.monotonic() - started) * 1000
+        texts = {"stdout": _text(stdout), "stderr": _text(stderr)}
+        await tell(command=wish.command, status=status, **texts, ms=spent)
+
     try:
         done = await run(wish.command)
     except HotReloadError as error:
         if error.exit_status != GuestUnreachableError.exit_status:
             raise
+        await told(None)
         # The session tells what became of the guest, and whether it is back.
         console.say(f"the guest was lost while it ran: {wish.command}", always=True)
         return None
+    await told(done.status, done.stdout, done.stderr)
     # With --json standard output belongs to the events.
     out = sys.stderr if wish.as_json else sys.stdout
     for stream, data in ((out, done.stdout), (sys.stderr, done.stderr)):
@@ -136,6 +159,11 @@ async def _done(wish: Wish, console: Console, run: Run) -> bool | None:
     if not done.ok:
         console.say(f"the command in the guest ended with status {done.status}: {wish.command}", always=True)
     return done.ok
+
+
+def _text(output: bytes) -> str:
+    """What an event has of an output: the end of it, where it is long."""
+    return output[-MOST_TOLD:].decode(errors="replace")
 
 
 async def cycle(

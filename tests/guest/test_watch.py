@@ -212,6 +212,15 @@ def test_once_runs_the_command_and_its_failure_is_status_1(driver: Path) -> None
         assert watching.process.stdout is not None
         assert watching.process.stdout.read() == "new 1\n"
         assert "ended with status 9" in watching.said
+    edit(driver, "new %d", "old %d")
+    with watch(driver, "--once", "--json", "--", "cat /proc/counter; exit 9") as watching:
+        watching.waits_for("ready")
+        edit(driver, "old %d", "new %d")
+        assert watching.process.wait(LIMIT) == 1
+        assert watching.process.stdout is not None
+        events = [json.loads(line) for line in watching.process.stdout]
+    (done,) = (event for event in events if event["type"] == "command.done")
+    assert (done["status"], done["stdout"], done["stderr"]) == (9, "new 1\n", "")
 
 
 def test_a_dry_run_tells_what_would_be_and_sends_nothing(driver: Path) -> None:

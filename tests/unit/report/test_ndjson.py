@@ -28,6 +28,7 @@ FROZEN = {
     "undo.done": "number still_runs",
     "crash": "code title function number",
     "restore.done": "checkpoint ms",
+    "command.done": "command status stdout stderr ms",
     "test.case": "name result",
     "doctor.check": "name state why command",
 }
