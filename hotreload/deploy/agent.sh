@@ -491,11 +491,21 @@ holders() { # the modules that use the module $1, as the inside of a JSON array
 # Who may have a module's devices or files open: each program with a device, or a file of the kernel's. Whose
 # module a file is of is told nowhere, so those that every guest has are left out.
 open_files() {
-    ls -l /proc/[0-9]*/fd | awk '
+    ls -l /proc/[0-9]*/fd | awk -v us=$$ '
+    function is_ours(pid, line, word) { # this agent, or what it has started to look
+        while (pid > 1 && pid != us) {
+            file_of = "/proc/" pid "/status"
+            pid = 0
+            while ((getline line <file_of) > 0) if (split(line, word) == 2 && word[1] == "PPid:") pid = word[2]
+            close(file_of)
+        }
+        return pid == us
+    }
     /^\/proc\// { split($1, part, "/"); pid = part[3] }
     / -> \/(dev|proc|sys)\// {
         file = $NF
         if (file ~ /^\/dev\/(null|zero|full|u?random|kmsg|console|ptmx|tty.*|pts\/.*)$/ || file ~ "^/proc/" pid "/") next
+        if (is_ours(pid)) next
         if ((getline comm <("/proc/" pid "/comm")) > 0) print comm " (pid " pid "): " file
         close("/proc/" pid "/comm")
     }' | sort -u | head -n 8

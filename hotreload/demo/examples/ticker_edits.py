@@ -53,20 +53,28 @@ class View:
 # A program that opens the device once and goes on reading: its file, and what that remembers, must survive.
 HOLD_OPEN = (
     "echo $$ >/tmp/holder; exec 3</dev/ticker; "
-    'while read -r line <&3; do echo "$line" >/tmp/kept; read -r end <&3; sleep 0.3; done'
+    # Renamed: a file that is written in its place is empty for a moment, in which a busy machine may look.
+    'while read -r line <&3; do echo "$line" >/tmp/new; mv /tmp/new /tmp/kept; '
+    "read -r end <&3; sleep 0.3; done"
 )
 START_HOLDING = f"setsid sh -c '{HOLD_OPEN}' </dev/null >/dev/null 2>&1 & sleep 0.1"
-# One round trip; what belongs to what is told by an empty line between.
-LOOK = (
-    "cat /proc/uptime; echo; cat /proc/sys/kernel/random/boot_id; echo; cat /dev/ticker; echo; "
-    "cat /tmp/kept; echo; cat /proc/ticker; echo interval $(cat /sys/module/ticker/parameters/interval_ms); "
-    "echo; ls /sys/kernel/livepatch"
+# One round trip, with a line between the parts that nobody else writes; any of them may be empty.
+END_OF_PART = "=== end of part"
+LOOK = f"; echo '{END_OF_PART}'; ".join(
+    (
+        "cat /proc/uptime",
+        "cat /proc/sys/kernel/random/boot_id",
+        "cat /dev/ticker",
+        "cat /tmp/kept",
+        "cat /proc/ticker; echo interval $(cat /sys/module/ticker/parameters/interval_ms)",
+        "ls /sys/kernel/livepatch",
+    )
 )
 
 
 def parse_view(text: str) -> View:
     """What LOOK printed. Raises Unexpected when it is not that."""
-    parts = text.split("\n\n")
+    parts = text.split(f"{END_OF_PART}\n")
     try:
         uptime, boot_id, line, kept, proc, patches = (part.strip() for part in parts)
         pairs = (row.partition(" ") for row in proc.splitlines())

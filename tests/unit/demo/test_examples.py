@@ -10,26 +10,28 @@ from pathlib import Path
 import pytest
 
 from hotreload.demo.examples import WAYS_TO_SAVE, Edit, copy_example, sources
-from hotreload.demo.examples.ticker_edits import STEPS, Step, Unexpected, View, check_state, parse_view
+from hotreload.demo.examples.ticker_edits import (
+    END_OF_PART,
+    STEPS,
+    Step,
+    Unexpected,
+    View,
+    check_state,
+    parse_view,
+)
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 
-LOOKED = """\
-12.34 11.02
-
-6b1f0a52-0000-4000-8000-000000000001
-
-line 1: age 4, calm
-
-line 17: age 4, calm
-
-ticks 41
-age   4
-opens 3
-lines 20
-interval 100
-
-hotreload_2
-"""
+END = f"{END_OF_PART}\n"
+LOOKED = END.join(
+    (
+        "12.34 11.02\n",
+        "6b1f0a52-0000-4000-8000-000000000001\n",
+        "line 1: age 4, calm\n\n",
+        "line 17: age 4, calm\n",
+        "ticks 41\nage   4\nopens 3\nlines 20\ninterval 100\n",
+        "hotreload_2\n",
+    )
+)
 VIEW = parse_view(LOOKED)
 LATER = replace(
     VIEW, uptime=13.5, kept_line="line 20: age 5, calm", proc={**VIEW.proc, "ticks": "53", "opens": "4"}
@@ -42,6 +44,10 @@ def test_what_the_guest_answers_becomes_a_view() -> None:
     assert (VIEW.ticks, VIEW.opens, VIEW.kept_number) == (41, 3, 17)
     assert VIEW.proc == {"ticks": "41", "age": "4", "opens": "3", "lines": "20", "interval": "100"}
     assert VIEW.patches == ("hotreload_2",)
+
+
+def test_a_file_that_is_empty_for_a_moment_is_a_part_of_the_answer() -> None:
+    assert parse_view(LOOKED.replace("line 17: age 4, calm\n", "")).kept_number == -1
 
 
 def test_no_live_patch_is_an_empty_list() -> None:
