@@ -54,7 +54,7 @@ class Edits:
         self.units = EditedUnits(base, objects, max_units)
         self.compared: dict[Path, Compared] = {}
         self._running = running
-        self._glue = glue
+        self.glue = glue
         self._objects = objects
         self._originals: dict[Path, Original] = {}
         self._keeping: set[Path] = set()  # units that are compiled so that every variable has storage
@@ -67,7 +67,7 @@ class Edits:
     async def learn(self, guest: Guest) -> None:
         """Learn once what has to be known of the kernel. Raises GuestUnreachableError, InputError."""
         if self._knowledge is None:
-            self._knowledge = await learn(self.base.build, self.base, self._glue, guest)
+            self._knowledge = await learn(self.base.build, self.base, self.glue, guest)
 
     @property
     def knowledge(self) -> KernelKnowledge:

@@ -9,7 +9,7 @@
     |   |-- PatchRejectedError    4  HR3103  the guest's kernel refused the patch module
     |   |-- TransitionStalledError 6 HR3104  tasks sleep in the old code
     |   `-- GuestCrashedError     5  HR41xx  the guest's kernel died
-    `-- SessionError              nothing can go on: the command ends
+    `-- SessionError              nothing can go on: the command ends; in a session's cycle, that edit
         |-- InputError            2  HR10xx  usage, configuration, an unreadable file or tree
         |-- EnvironmentFault      7  HR51xx  this machine lacks something (see `hotreload doctor`)
         |-- KernelUnfitError      7  HR3102  the kernel lacks an option that live patching needs

@@ -19,7 +19,7 @@ from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.guest_base import GuestBase
 from hotreload.compared import Compared
 from hotreload.cycle import Cycle
-from hotreload.deploy.guest import RestorableGuest, log_in_again
+from hotreload.deploy.guest import LOGINS, RestorableGuest, log_in_again
 from hotreload.deploy.livepatch import apply_patch, build_id, disable_patch, patch_status, sweep
 from hotreload.deploy.module_reload import ModuleExchange
 from hotreload.diff.layouts import Layouts
@@ -155,6 +155,7 @@ class PatchedGuest:
             if used:
                 self._restore_points.give_back()
             raise
+        self._restore_points.note_answer()
         cycle.note_times(applied)
         self.known = replace(
             self.known,
@@ -345,6 +346,11 @@ class PatchedGuest:
         return await self._restore_points.save_by_hand(name, self._moment(history))
 
     @property
+    def can_go_back(self) -> bool:
+        """Is there a checkpoint for a crash to go back to?"""
+        return not self._restore_points.is_empty
+
+    @property
     def checkpoints(self) -> tuple[Saved, ...]:
         """Those that the guest can go back to, the latest last."""
         return self._restore_points.listed()
@@ -378,3 +384,23 @@ class PatchedGuest:
     async def log_in(self) -> None:
         """Reach a guest that was brought back. Raises GuestUnreachableError."""
         await log_in_again(self.guest)
+
+    async def answers(self, saved: Saved) -> bool:
+        """Does a guest that was brought back there let us in?
+
+        It may die instead, or go to sleep, and is woken then.
+        """
+        logins = LOGINS if saved.answered else LOGINS - 1
+        logging_in = asyncio.ensure_future(log_in_again(self.guest, logins))
+        try:
+            while not logging_in.done():
+                await asyncio.wait({logging_in}, timeout=TROUBLE_INTERVAL)
+                if self._trouble() is not None:
+                    return False
+                await self._restore_points.wake()
+            return logging_in.exception() is None
+        except GuestUnreachableError:  # QEMU is gone
+            return False
+        finally:
+            logging_in.cancel()
+            await asyncio.gather(logging_in, return_exceptions=True)

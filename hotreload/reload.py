@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
@@ -18,8 +19,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from hotreload.build.base import work_folder
-from hotreload.build.built import VMLINUX
+from hotreload.build.base import Base, work_folder
+from hotreload.build.built import VMLINUX, Build
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair, SomeFailedError
 from hotreload.build.guest_base import GuestBase
@@ -38,6 +39,7 @@ from hotreload.errors import (
     EnvironmentFault,
     GuestUnreachableError,
     PatchRejectedError,
+    SessionError,
     TransitionStalledError,
 )
 from hotreload.fault_line import SourceLine, base_line, fault_line
@@ -58,6 +60,9 @@ from hotreload.stages import StageKeeper
 from hotreload.vm.checkpoints import Checkpoints
 from hotreload.vm.machine import Trouble
 
+log = logging.getLogger(__name__)
+
+LOGGED = "the guest is as it was; the next save may do without. Where it failed is in the log: hotreload -v"
 LEFT_BEHIND = "a session that did not end by itself"
 
 
@@ -156,6 +161,13 @@ class Reloader:
         return {patch: each.reasons for patch, each in self._guest.known.kept.items()}
 
     @property
+    def booted_with(self) -> tuple[Build, Base, Path]:
+        """What the guest booted, as session.boot.build_all gives it."""
+        booted = self._history.steps[0].base
+        assert booted is not None, "every step of a reloader has one"
+        return booted.build, booted.parts[0], self._edits.glue
+
+    @property
     def base(self) -> GuestBase:
         """What the guest booted; of modules that were loaded anew, that."""
         return self._guest.known.base
@@ -167,7 +179,7 @@ class Reloader:
 
         ``paths``: what changed; none: whatever differs from the base. ``saved_at``: time.monotonic() of the
         last save. ``started`` is told build.start, diff.done and apply.start as they happen. Raises
-        SessionError alone, when nothing can go on; what is wrong with the edit is in the report.
+        GuestUnreachableError alone; whatever else went wrong is in the report.
         """
         cycle = Cycle(tuple(paths), saved_at, started)
         cycle.milliseconds["watch"] = (time.monotonic() - saved_at) * 1000
@@ -244,26 +256,43 @@ class Reloader:
             cycle, self._walk(cycle, self._history.after(), Outcome.REDONE, "nothing to redo")
         )
 
+    @property
+    def can_go_back(self) -> bool:
+        """See PatchedGuest.can_go_back."""
+        return self._guest.can_go_back
+
     async def roll_back(self) -> RolledBack | None:
-        """Bring the guest, which panicked, back to before the last push; None: there is no checkpoint.
+        """Bring the guest back to before the last push; None: there is no checkpoint at which it answers.
+
+        A checkpoint may be of a guest that was dying, or had no network any more: then further back.
 
         The sources stay as they are; a unit of that push is brought again when one of its files is saved.
-        Connections into the guest are lost. Raises EnvironmentFault (HR5105), GuestUnreachableError.
+        Connections into the guest are lost. Raises GuestUnreachableError.
         """
         was, place, base, edited = self._history.current, self._history.place, self.base, self._edits.compared
-        saved = await self._guest.restore()
-        if saved is None:
-            return None
-        self._return_to(saved.moment, base)
-        await self._guest.log_in()
-        return RolledBack(
-            saved.checkpoint.tag,
-            was.number if place > saved.moment.place else None,
-            place < saved.moment.place,
-            self.running,
-            _differing(edited, self._edits.compared),
-            place > saved.moment.place + 1,
-        )
+        passed: list[str] = []
+        while self.can_go_back:
+            try:
+                saved = await self._guest.restore()
+            except EnvironmentFault as fault:
+                passed.append(fault.message)
+                continue
+            if saved is None:
+                break
+            self._return_to(saved.moment, base)
+            if await self._guest.answers(saved):
+                return RolledBack(
+                    saved.checkpoint.tag,
+                    was.number if place > saved.moment.place else None,
+                    place < saved.moment.place,
+                    self.running,
+                    _differing(edited, self._edits.compared),
+                    place > saved.moment.place + 1,
+                    tuple(passed),
+                )
+            passed.append(saved.checkpoint.tag)
+            base = self.base
+        return None
 
     async def save_checkpoint(self, name: str) -> Saved:
         """Save the guest under a name, until it ends.
@@ -366,14 +395,25 @@ class Reloader:
         await self._guest.close()
 
     async def _told(self, cycle: Cycle, ending: Awaitable[ReloadReport]) -> ReloadReport:
-        """The one place where an EditError becomes an outcome."""
+        """The one place where an EditError becomes an outcome.
+
+        A SessionError, too: the guest runs, so what it is about (a full disk, a Makefile that is empty for a
+        moment, an object that cannot be read) is this edit, and the next one may do without.
+        """
         try:
             report = await ending
-        except (EditError, EnvironmentFault) as error:
+        except GuestUnreachableError:
+            raise
+        except (EditError, SessionError) as error:
             if self.base.is_kernel and isinstance(error, NotPatchableError) and self._is_of_vmlinux(error):
                 error = error.of_kernel()
-            # A full disk, say: the guest is as it was, and the next save may find some space.
             report = cycle.failed(error, self.running)
+        except Exception as bug:
+            if self._guest.is_changing:
+                raise  # nobody knows what the guest has
+            log.exception("a bug in hotreload")
+            failed = EnvironmentFault(f"a bug in hotreload: {bug!r}", code="HR0000", hint=LOGGED)
+            report = cycle.failed(failed, self.running)
         report = with_waiting(report, self._edits.waiting())
         if report.number is not None or report.reasons or report.error:
             self._history.reports.append(report)
@@ -521,7 +561,7 @@ class Reloader:
         if pushed := self._edits.pushed_into(names):
             files = ", ".join(file.name for file in pushed)
             cycle.notes.append(f"{files}: built as the file is, without the source patch that was pushed")
-        cycle.announce_climb(refusal, names, self.running)
+        self.note(cycle.announce_climb(refusal, names, self.running))
         await self._load_anew(cycle, base, names, self._edits.compared)
         return cycle.went_anew(self._add_step(self._guest.known.plan), names)
 
@@ -680,7 +720,7 @@ class Reloader:
         if VMLINUX in left.modules or not self._module_rung.leads_past(refusal, self.base):
             raise refusal
         names = await self._module_rung.with_dependents(self._guest.guest, self.base, left.modules)
-        cycle.announce_climb(refusal, names, self.running)
+        self.note(cycle.announce_climb(refusal, names, self.running))
         return names
 
     # --- stages ---

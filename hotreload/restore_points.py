@@ -2,7 +2,9 @@
 """Checkpoints of the guest, each with what was known of the guest then.
 
 One is saved before each push. A crash brings the last of them back, and uses it up: a guest that crashes once
-more before anything was pushed goes back one further. Those that a person asks for stay as long as the guest.
+more before anything was pushed goes back one further. One may be of a guest that was dying already, or let
+nobody in: only those after which a push arrived are known to be good, and such a one is not thrown away for
+others. Those that a person asks for stay as long as the guest.
 """
 
 from __future__ import annotations
@@ -22,13 +24,16 @@ from hotreload.patch.homes import Home
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch.module import LivePatch
 from hotreload.patch.writes import Place, Written
-from hotreload.vm.checkpoints import TAG_PREFIX, Checkpoint, Checkpoints, NoSpaceError
+from hotreload.vm.checkpoints import TAG_PREFIX, Checkpoint, Checkpoints, NoSpaceError, TooSlowError
 
 KEPT = 3
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# Seconds. A guest that stands still for longer with each save is not what anybody wants.
+# Seconds. A guest that stands still for longer with each save is not what anybody wants: after the second of
+# such saves some pushes go without, one after the first time, at most MOST_SKIPPED.
 SLOW = 3.0
-NO_MORE = "no checkpoints from now on: a crash ends the session"
+MOST_SKIPPED = 8
+NO_MORE = "no checkpoints from now on: a crash boots the guest anew"
+FURTHER = "a crash goes back further, or boots the guest anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,21 +89,25 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint that the guest can go back to; ``by_hand``: a person asked for it."""
+    """A checkpoint that the guest can go back to; ``by_hand``: a person asked for it.
+
+    ``answered``: the guest was seen to take a push after it.
+    """
 
     checkpoint: Checkpoint
     moment: Moment
     by_hand: bool = False
+    answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
     """Where the guest was brought back to.
 
-    ``checkpoint``: its name; ``number``: the reload that was undone so, None: none was, for the guest crashed
-    while a patch was brought to it, or after an undo (``before_undo``); ``runs``: the reload whose code it
-    runs now. ``left_out``: sources that the guest does not run as they were compiled last. ``further``: it
-    went back more than one reload, for want of a checkpoint in between.
+    ``checkpoint``: its name; ``passed``: those after it, where the guest did not answer; ``number``: of the
+    reload that was undone so, None: none was, for the guest crashed while a patch was brought to it, or
+    after an undo (``before_undo``); ``runs``: the reload whose code it runs now. ``left_out``: sources that
+    the guest does not run as they were compiled last. ``further``: it went back more than one reload.
     """
 
     checkpoint: str
@@ -107,6 +116,7 @@ class RolledBack:
     runs: int | None
     left_out: tuple[Path, ...]
     further: bool = False
+    passed: tuple[str, ...] = ()
 
 
 class RestorePoints:
@@ -120,6 +130,7 @@ class RestorePoints:
         self._spent: list[Checkpoint] = []
         self.is_of_this_change = False  # the last of the points
         self._slow = 0  # saves that were, one after the other
+        self._skip = 0  # so many saves from now on
 
     async def save(self, moment: Moment) -> str | None:
         """Save the guest as it is at this moment; what is to be told, if it cannot be saved.
@@ -129,21 +140,29 @@ class RestorePoints:
         self.is_of_this_change = False
         if self._checkpoints is None:
             return None
+        if self._skip:
+            self._skip -= 1
+            return None
         try:
             await self._make_room(self._checkpoints)
             checkpoint = await self._checkpoints.save()
-        except NoSpaceError as fault:
-            return f"{fault.code} {fault.message}: a crash goes back further, or ends the session"
+        except (NoSpaceError, TooSlowError) as fault:
+            return f"{fault.code} {fault.message}: {FURTHER}"
         except EnvironmentFault as fault:
             # A save that failed half-way keeps what it has written.
             self._give_up(self._checkpoints)
             return f"{fault.code} {fault.message}; {NO_MORE}"
         self._latest = Saved(checkpoint, moment)
-        self._slow = self._slow + 1 if checkpoint.seconds > SLOW else 0
-        if self._slow > 1:  # once may be this machine's fault
-            self._checkpoints = None
-            return f"HR5105 to save the guest took {checkpoint.seconds:.1f} s; {NO_MORE}"
-        return None
+        return self._judge(checkpoint.seconds)
+
+    def _judge(self, seconds: float) -> str | None:
+        """Go without for a while, if it takes too long; what is to be told then."""
+        self._slow = self._slow + 1 if seconds > SLOW else 0
+        if self._slow < 2:  # once may be this machine's fault
+            return None
+        self._skip = min(2 ** (self._slow - 2), MOST_SKIPPED)
+        pushes = "push goes" if self._skip == 1 else f"{self._skip} pushes go"
+        return f"HR5105 to save the guest took {seconds:.1f} s; the next {pushes} without: {FURTHER}"
 
     def _give_up(self, checkpoints: Checkpoints) -> None:
         checkpoints.give_up()
@@ -160,10 +179,25 @@ class RestorePoints:
         self.is_of_this_change = True
         return True
 
+    def note_answer(self) -> None:
+        """The guest has taken what ``use`` was for."""
+        if self.is_of_this_change and self._points:
+            self._points[-1] = replace(self._points[-1], answered=True)
+
     def give_back(self) -> None:
         """The guest took nothing of what ``use`` was for: it is still the one that was saved last."""
         self._latest = self._points.pop()
         self.is_of_this_change = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Is there none that a crash could go back to?"""
+        return self._checkpoints is None or not self._points
+
+    async def wake(self) -> None:
+        """Wake the guest, if it sleeps. Raises GuestUnreachableError."""
+        if self._checkpoints is not None:
+            await self._checkpoints.wake()
 
     async def restore(self) -> Saved | None:
         """Bring the guest back to before the last push; None: there was none. Raises as ``load``."""
@@ -228,6 +262,8 @@ class RestorePoints:
             self._spent.append(self._latest.checkpoint)
             self._latest = None
         while len(self._points) >= KEPT:
-            self._spent.append(self._points.popleft().checkpoint)
+            oldest = next((each for each in self._points if not each.answered), self._points[0])
+            self._points.remove(oldest)
+            self._spent.append(oldest.checkpoint)
         while self._spent:
             await checkpoints.delete(self._spent.pop())

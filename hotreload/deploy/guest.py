@@ -66,12 +66,12 @@ class RestorableGuest(Guest, Protocol):
         ...
 
 
-async def log_in_again(guest: RestorableGuest) -> None:
+async def log_in_again(guest: RestorableGuest, logins: int = LOGINS) -> None:
     """Reach a guest that was brought back; beside a compiler one login may take too long.
 
-    Raises GuestUnreachableError (HR4103).
+    Raises GuestUnreachableError (HR4103) after so many ``logins``.
     """
-    for _ in range(LOGINS - 1):
+    for _ in range(logins - 1):
         with contextlib.suppress(GuestUnreachableError):
             return await guest.reconnect()
     return await guest.reconnect()
@@ -252,6 +252,6 @@ def _bytes(output: object) -> bytes:
 
 def _lost(error: Exception) -> GuestUnreachableError:
     return GuestUnreachableError(
-        f"the guest does not answer: {error or type(error).__name__}",
+        f"the guest does not answer: {str(error).strip() or type(error).__name__}",
         hint=LOOK,
     )

@@ -167,14 +167,26 @@ class Silence:
         return self.stuck is not None and self.stuck.closed
 
 
+async def until_it_runs(machine: AnyMachine) -> bool:
+    """Wait while the guest sleeps, or somebody has paused it: did it? Returns also when it is in trouble.
+
+    Raises GuestUnreachableError when QEMU is gone.
+    """
+    stood = False
+    while machine.trouble is None and await machine.standstill():
+        stood = True
+        await asyncio.sleep(INTERVAL)
+    return stood
+
+
 async def why_silent(machine: AnyMachine, guest: ShellGuest, console_log: Path) -> Silence | None:
     """Give a guest that failed to answer the time to; None: it does, or has ended.
 
-    While somebody has paused it, wait, and while its console goes on telling. Who is deaf is not waited for.
+    Wait while it sleeps, or somebody has paused it, and while its console goes on telling. Who is deaf is not
+    waited for.
     """
     try:
-        while machine.trouble is None and await machine.is_paused():  # noqa: ASYNC110
-            await asyncio.sleep(INTERVAL)
+        await until_it_runs(machine)
         return await _silence(machine, guest, console_log)
     except GuestUnreachableError:  # QEMU is gone
         await machine.wait_for_trouble()

@@ -49,6 +49,7 @@ from hotreload.vm.probe import choose_accel
 from hotreload.vm.spec import MachineSpec
 
 Progress = Callable[[str], None]
+Built = tuple[Build, Base, Path]  # see build_all
 Came = dict[str, None]  # names of modules, in the order in which they were loaded
 T = TypeVar("T")
 
@@ -133,8 +134,11 @@ async def boot(
     progress: Progress,
     life: contextlib.AsyncExitStack,
     bare: BareGuest | None = None,
+    built: Built | None = None,
 ) -> AsyncIterator[Booted]:
     """Build, boot, load. The machine is gone when ``life`` ends; ``bare``: one that is to be used again.
+
+    ``built``: what is there already, and not to be built.
 
     Raises what build_base, build_glue, build_image, choose_accel, Machine and load_module raise, and
     InputError (HR1008) when ``load`` names a module that is nowhere or ``setup`` fails.
@@ -146,7 +150,7 @@ async def boot(
     )
     try:
         async with asyncio.TaskGroup() as together:
-            building = together.create_task(build_all(folder, kernel, progress, config.make))
+            building = together.create_task(_having_built(built, folder, kernel, progress, config.make))
             booting = together.create_task(having)
     except ExceptionGroup as several:
         raise first_of(several) from None
@@ -197,9 +201,19 @@ def first_of(several: BaseExceptionGroup[BaseException]) -> BaseException:
     return first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
+async def _having_built(
+    built: Built | None,
+    folder: Path,
+    kernel: KernelTree,
+    progress: Progress,
+    variables: tuple[str, ...],
+) -> Built:
+    return built or await build_all(folder, kernel, progress, variables)
+
+
 async def build_all(
     folder: Path, kernel: KernelTree, progress: Progress, variables: tuple[str, ...] = ()
-) -> tuple[Build, Base, Path]:
+) -> Built:
     """What is worked on in a folder, the kernel's own sources or the modules there; its base; the glue.
 
     ``variables``: what make is given for modules.
@@ -284,7 +298,7 @@ async def _state_disk(
     try:
         await make_state_disk(file)
     except EnvironmentFault as fault:
-        return None, (f"{fault.code} {fault.message}: a crash will end the session",)
+        return None, (f"{fault.code} {fault.message}: a crash boots the guest anew",)
     return file, ()
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hotreload.errors import GuestCrashedError, GuestUnreachableError, HotReloadError
@@ -23,6 +23,7 @@ from hotreload.vm.machine import RESET, State, Trouble
 TEXT_LIMIT = 2.0
 TEXT_REST = 0.4  # in which nothing more was said
 TROUBLE_LIMIT = 0.5
+BOOTS = "the guest is booted anew"
 RETURNS = "it is not ours to boot again: the session waits until it answers"
 REPORT_FILE = "report.txt"
 COMPLAINTS_FILE = "complaints.txt"
@@ -138,8 +139,8 @@ def place_of(crash: CrashReport) -> tuple[str | None, str, int] | None:
     return crash.module, crash.function, crash.offset
 
 
-def restored(back: RolledBack, seconds: float) -> tuple[str, ...]:
-    """The lines on what was done about a crash."""
+def restored(back: RolledBack, seconds: float, *, innocent: bool) -> tuple[str, ...]:
+    """The lines on what was done about a crash. ``innocent``: what was saved last is brought again."""
     runs = "the code it booted with" if back.runs is None else f"#{back.runs}"
     if back.before_undo:
         what = f"guest restored to the checkpoint before the undo: it runs {runs} again, after"
@@ -150,11 +151,19 @@ def restored(back: RolledBack, seconds: float) -> tuple[str, ...]:
     else:
         what = f"#{back.number} undone, guest restored to the checkpoint before it in"
     lines = [f"{what} {seconds:.2f} s"]
+    if back.passed:
+        lines.append(f"{passed_over(back.passed)}: this is {back.checkpoint}")
     if back.left_out:
         names = ", ".join(file.name for file in back.left_out)
         what = runs if back.runs is None else f"{runs} of it"
-        lines.append(f"{names}: the guest runs {what}, until it is saved again")
+        end = "and is brought what was saved" if innocent else "until it is saved again"
+        lines.append(f"{names}: the guest runs {what}, {end}")
     return tuple(lines)
+
+
+def passed_over(checkpoints: Sequence[str]) -> str:
+    """Which checkpoints were no good, by name, or by why they could not be loaded."""
+    return f"the guest does not answer at {' and '.join(checkpoints)}"
 
 
 async def panics(console_log: Path, after: int) -> bool:
@@ -167,12 +176,12 @@ async def panics(console_log: Path, after: int) -> bool:
     return True
 
 
-def loss_report(error: HotReloadError, running: int | None) -> ReloadReport:
-    """The line for a guest that was lost otherwise than by a crash, and is waited for."""
+def loss_report(error: HotReloadError, running: int | None, what_follows: str) -> ReloadReport:
+    """The line for a guest that was lost otherwise than by a crash."""
     return ReloadReport(
         Outcome.COMPLAINED,
         number=running,
-        reasons=(Reason(error.code, error.message, hint=RETURNS),),
+        reasons=(Reason(error.code, error.message, hint=what_follows),),
         still_runs=running,
     )
 

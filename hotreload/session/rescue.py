@@ -29,6 +29,7 @@ from hotreload.report.outcome import Outcome, Reason, ReloadReport
 from hotreload.session.alert import ConsoleReader, Silence, why_silent
 from hotreload.session.boot import Booted
 from hotreload.session.loss import (
+    BOOTS,
     RETURNS,
     complaint_report,
     crash_error,
@@ -41,6 +42,7 @@ from hotreload.session.loss import (
     silence_error,
     trouble_of,
 )
+from hotreload.session.stuck_place import look, names_of, told
 from hotreload.vm.any_machine import AnyMachine
 from hotreload.vm.machine import PANICKED, State, Trouble
 from hotreload.vm.processors import InKernel
@@ -51,11 +53,13 @@ if TYPE_CHECKING:
 # Seconds in which a guest that runs answers a plain command.
 ANSWER = 5.0
 NO_MEMORY = '# vmcore = "on" in hotreload.toml keeps the memory of a guest that crashes, for drgn and crash'
-LARGEST_FUNCTION = 1 << 18
 REVERTED = Trouble(
     State.RESET, "the guest does not have what was brought to it: its owner has brought it back"
 )
 COMPLAINT = "HR4105"
+STOOD = "the guest was {} while a patch was on its way"
+# Seconds. Who dies so soon after being brought back dies of the same.
+AGAIN = 30.0
 LOAD_HINT = (
     "hotreload guest load brings it back to its last checkpoint, hotreload guest console shows what it says"
 )
@@ -89,6 +93,10 @@ class Rescue:
         self._told: set[tuple[int | None, str]] = set()
         self.restores = 0
         self.is_cut_off = False
+        self.is_given_up = False  # no checkpoint brings it back
+        self.is_innocent = False  # what was saved last: the guest was lost without it
+        self._interrupted = False  # a push was under way when it was brought back last
+        self._back_since = 0.0
 
     async def after(self, error: GuestUnreachableError) -> ReloadReport:
         """What becomes of a guest that was lost while something was done with it.
@@ -97,31 +105,54 @@ class Rescue:
         """
         if trouble := await trouble_of(self._machine):
             return await self.from_trouble(trouble)
+        stood = await self._stood_still()
         silence = await why_silent(self._machine, self._booted.guest, self.console_log)
         if trouble := self._machine.trouble:
             return await self.from_trouble(trouble)
-        if not self._reloader.is_changing and (silence is None or silence.stuck is None):
-            # Nothing was sent; it is there again, or its network is what is not.
-            again = "it answers again: save once more"
-            reason = Reason(error.code, error.message, hint=again if silence is None else self._way_back)
+        if not self._reloader.is_changing and silence is None:
+            # Nothing was sent, and it is there again.
+            self.is_innocent = True
+            reason = Reason(
+                error.code,
+                error.message,
+                hint="it answers again; what is saved is brought once more, or: hotreload push",
+            )
             report = ReloadReport(Outcome.REJECTED, reasons=(reason,), still_runs=self._reloader.running)
             return self._reloader.note(report)
         # Of a patch on its way nobody knows how far it got.
+        if not self._reloader.is_changing or (stood and silence is None):
+            self.is_innocent = True
+        if stood and silence is None:
+            return await self._back_from(None, GuestCrashedError(STOOD.format(stood), code="HR4103"))
         return await self._back_from(silence, silence_error(silence, error.message))
 
+    async def _stood_still(self) -> str | None:
+        try:
+            return await self._machine.standstill()
+        except GuestUnreachableError:
+            return None
+
     async def from_trouble(self, trouble: Trouble) -> ReloadReport:
-        """What becomes of a guest that does not run. Raises GuestUnreachableError for what is no crash."""
+        """What becomes of a guest that does not run. Raises GuestUnreachableError for one to be left."""
         error = await loss(trouble, self.console_log, self.console.begin)
         ran = self._reloader.running
         if not isinstance(error, GuestCrashedError):
-            if not self.may_return:
+            if not (self.may_return or self._may_boot(trouble)):
                 raise error
-            return self._reloader.note(loss_report(error, ran))
+            return self._reloader.note(loss_report(error, ran, self._last_resort))
         if report := await self._back(error):
             return report
-        notes = (RETURNS,) if self.may_return else ()
         line = await self._reloader.line_of(error.place)
-        return self._report(error, line, notes, ran, ran, self._commands(error))
+        return self._report(error, line, (self._last_resort,), ran, ran, self._commands(error))
+
+    def _may_boot(self, trouble: Trouble) -> bool:
+        """Is it ours to boot anew? Who switches a guest off wants it so."""
+        return self._booted.foreign is None and trouble.state is not State.HALTED
+
+    @property
+    def _last_resort(self) -> str:
+        """What is done about a guest that no checkpoint brings back."""
+        return RETURNS if self._booted.foreign is not None else BOOTS
 
     @property
     def may_return(self) -> bool:
@@ -200,6 +231,11 @@ class Rescue:
         self.is_cut_off = False
         return True
 
+    def take_innocent(self) -> bool:
+        """Was what was saved last not what the guest was lost of? True once only."""
+        taken, self.is_innocent = self.is_innocent, False
+        return taken
+
     def begin_anew(self) -> None:
         """The guest was brought back: what it said so far is of another one."""
         self.console.skip()
@@ -213,44 +249,55 @@ class Rescue:
             return False
 
     async def _back_from(self, silence: Silence | None, error: GuestCrashedError) -> ReloadReport:
-        """Bring a guest back that runs. Raises GuestUnreachableError when there is no checkpoint."""
+        """Bring a guest back that runs. Raises GuestUnreachableError when nothing can."""
         report = await self._back(error, silence.stuck if silence else None)
-        if report is None and self.may_return and self._booted.foreign is not None:
-            self._booted.foreign.lose(Trouble(State.RESET, error.message))
-            ran = self._reloader.running
-            line = await self._reloader.line_of(error.place)
-            return self._report(error, line, (RETURNS,), ran, ran, self._commands(error))
-        if report is None:
+        if report is not None:
+            return report
+        foreign = self._booted.foreign
+        if foreign is not None and not self.may_return:
             raise GuestUnreachableError(error.message, error.excerpt, code=error.code, hint=error.hint)
-        return report
+        if foreign is not None:
+            foreign.lose(Trouble(State.RESET, error.message))
+        self.is_given_up = True
+        ran = self._reloader.running
+        line = await self._reloader.line_of(error.place)
+        return self._report(error, line, (self._last_resort,), ran, ran, self._commands(error))
 
     async def _back(self, error: GuestCrashedError, stuck: InKernel | None = None) -> ReloadReport | None:
-        """Bring the guest back to its last checkpoint, and tell; None: there is none."""
+        """Bring the guest back to its last checkpoint, or one further back, and tell; None: there is none.
+
+        Where it had to go further, the push was not to blame that was under way.
+        """
         ran = self._reloader.running
+        addresses: tuple[int, ...] = ()
         if stuck is not None:
-            error.place = error.place or await asyncio.to_thread(self._reloader.place_of, stuck.address)
+            addresses, places = await look(stuck, self._booted.read_memory, self._reloader.place_of)
+            error.place = error.place or next(iter(places.values()), None)
         kept = await self._keep_memory() if self._keeps_memory else ()
         commands = (*self._commands(error), *kept)
+        interrupts, could = self._reloader.is_changing, self._reloader.can_go_back
         looking = asyncio.create_task(self._reloader.line_of(error.place))
         started = time.monotonic()
         try:
             back = await self._reloader.roll_back()
-        except EnvironmentFault as fault:
-            return self._report(
-                error, await looking, (f"{fault.code} {fault.message}", *kept), ran, ran, commands
-            )
+        except GuestUnreachableError:  # QEMU has ended meanwhile
+            back = None
         finally:
             line = await looking
+        is_again = self._interrupted and started - self._back_since < AGAIN
         if back is None:
+            self.is_innocent |= could or is_again
             return None
+        self.is_innocent |= bool(back.passed) or is_again
+        self._interrupted, self._back_since = interrupts, time.monotonic()
         seconds = time.monotonic() - started
         self.begin_anew()
         self._restored(back.checkpoint, seconds)
-        if stuck is not None and error.place is None:
-            error.message += f" in {await self._name_of(stuck.address)}"
-        elif stuck is not None and error.place is not None:
-            error.message += f" in {error.place[1]}+{error.place[2]:#x}"
-        return self._report(error, line, (*restored(back, seconds), *kept), ran, back.runs, commands)
+        if addresses:
+            names = await names_of([each for each in addresses if each not in places], self._booted.guest)
+            error.message += f" in {told(addresses, names, places)}"
+        lines = restored(back, seconds, innocent=self.is_innocent)
+        return self._report(error, line, (*lines, *kept), ran, back.runs, commands)
 
     def _commands(self, error: GuestCrashedError) -> tuple[str, ...]:
         """With which a person looks at the code that crashed, and at the memory, if that is kept."""
@@ -279,17 +326,3 @@ class Rescue:
     ) -> ReloadReport:
         report = crashed_report(error, line, ran, self._state, commands)
         return self._reloader.note(replace(report, notes=(*notes, *report.notes), still_runs=still_runs))
-
-    async def _name_of(self, address: int) -> str:
-        """The function there, as the guest's kernel knows it now."""
-        nearest = (
-            f"awk -v at={address:016x} '$1 <= at && $1 > best {{ best = $1; name = $3 }}"
-            f" END {{ print best, name }}' /proc/kallsyms"
-        )
-        try:
-            start, name = (await self._booted.guest.run(nearest)).text.split()[:2]
-        except (HotReloadError, TimeoutError, ValueError):
-            return f"{address:#x}"
-        offset = address - int(start, 16)
-        # What was loaded since is not there any more.
-        return f"{name}+{offset:#x}" if offset < LARGEST_FUNCTION else f"a module ({address:#x})"

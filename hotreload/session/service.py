@@ -24,7 +24,7 @@ from hotreload.session.attached import Attachment
 from hotreload.session.control import Message, Send, report_object, serving
 from hotreload.session.guests import About, claim, guest_name
 from hotreload.session.order import Order, make_state_folder, new_state
-from hotreload.session.session import Session
+from hotreload.session.session import STANDS, Session
 from hotreload.session.telling import Listener
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class Service:
             "redo": self.redo,
             "watch": self.watch,
             "exec": self.exec,
+            "record": self.record,
             "put": self.put,
             "save": self.save,
             "load": self.load,
@@ -140,7 +141,7 @@ class Service:
                 f"the session does not know the request {verb!r}",
                 hint="it is of another version of hotreload: hotreload guest stop, then start it again",
             )
-        if verb not in ("status", "stop", "watch"):
+        if verb not in ("status", "stop", "watch", "record"):
             if self._session.away_since is not None:
                 raise GuestUnreachableError(
                     f"the guest {self._about.guest} is lost since {self._session.away_since:%H:%M:%S}",
@@ -180,6 +181,8 @@ class Service:
             "reloads": len(session.reloader.history),
             "kept": {name: list(reasons) for name, reasons in session.reloader.kept_loaded.items()},
         }
+        if trouble is None and (stands := await session.standstill()):
+            return facts | {"state": stands, "message": STANDS[stands]}
         return facts if trouble else facts | await self._patches()
 
     async def _patches(self) -> dict[str, Any]:
@@ -274,9 +277,14 @@ class Service:
 
     async def exec(self, request: Message, _send: Send) -> Message:
         """Run a shell command in the guest; input and output as base64."""
+        await self._session.require_awake()
         stdin = base64.b64decode(request.get("stdin", ""))
         done = await self._session.booted.guest.run(request["command"], stdin=stdin, timeout=COMMAND_LIMIT)
         return {"status": done.status, "stdout": _text64(done.stdout), "stderr": _text64(done.stderr)}
+
+    async def record(self, request: Message, _send: Send) -> Message:
+        """Number and write down what a command did that watches with us."""
+        return {"event": self._session.teller.record(request["type"], **request["fields"])}
 
     async def put(self, request: Message, _send: Send) -> Message:
         """Write a file in the guest."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from hotreload.build.built import Build
+from hotreload.build.built import Build, sha256
 from hotreload.build.compile import prepare
 from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree, check_fit
@@ -33,6 +33,7 @@ from hotreload.build.patched_sources import apply_patches
 from hotreload.deploy.kernel_identity import RESTART, require_layouts
 from hotreload.errors import (
     CompileError,
+    EnvironmentFault,
     GuestUnreachableError,
     HotReloadError,
     KernelUnfitError,
@@ -42,8 +43,9 @@ from hotreload.ladder import is_allowed
 from hotreload.report.console import Console
 from hotreload.report.ndjson import EventSink
 from hotreload.report.outcome import Outcome, ReloadReport
+from hotreload.session.alert import until_it_runs
 from hotreload.session.attached import Earlier, attach, until_it_returns
-from hotreload.session.boot import BareGuest, Booted, boot
+from hotreload.session.boot import BareGuest, Booted, Built, boot
 from hotreload.session.control import report_object
 from hotreload.session.leaving import take_back, tear_down
 from hotreload.session.order import Order
@@ -73,6 +75,17 @@ TAKE_BACK_LIMIT = 40.0
 CONTACT_INTERVAL = 2.0
 QUIET_SHARE = 10  # make, asked in vain, is not asked again for so many times the time that it took
 MANY_UNITS = 8  # a compile of so many is worth a word on how far it is
+STANDSTILL_INTERVAL = 0.5
+STANDS = {
+    "suspended": "the guest sleeps (suspended); what is saved meanwhile is brought when it has woken",
+    "paused": "the guest is paused; what is saved meanwhile is brought when it goes on (QMP: cont)",
+}
+WAKE = {
+    "suspended": "system_wakeup over QMP wakes it; hotreload guest show tells the socket",
+    "paused": "cont over QMP lets it go on; hotreload guest show tells the socket",
+}
+# A guest that is lost again and again, with nothing brought to it in between, is booted so often.
+MOST_BOOTS = 3
 NOT_OURS = "this guest was not started by hotreload, and is not ours to boot"
 SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
 
@@ -108,7 +121,10 @@ class Session:
         self._quiet_until = 0.0  # make is not asked in vain before
         self._due = asyncio.Event()
         self._before: Earlier | None = None  # what a guest was that may return
-        self._is_lost = asyncio.Event()  # a guest that may return
+        self._is_lost = asyncio.Event()  # a guest that may return, or be booted anew
+        self._is_waking = False  # an edit waits for it
+        self._boots = 0  # since anything was brought to it
+        self._brought_again: Mapping[Path, str | None] = {}
         self._lost: ReloadReport  # how that was told
         self.away_since: datetime | None = None
 
@@ -123,12 +139,16 @@ class Session:
             self._owned.push_async_callback(self._end_guest)
             await self._start_guest()
             self._start(self._reload(), self._owned)
+            self._start(self._tell_standstills(), self._owned)
             self._start(self._await_return(), self._owned)
             self._owned = self._owned.pop_all()
         return self
 
-    async def _start_guest(self) -> None:
-        """Boot a guest and watch its sources, until ``_end_guest``."""
+    async def _start_guest(self, built: Built | None = None) -> None:
+        """Boot a guest and watch its sources, until ``_end_guest``.
+
+        ``built``: of this; None: of the sources as they are now.
+        """
         started = time.monotonic()
         async with contextlib.AsyncExitStack() as life:
             self._guest_life = life
@@ -136,8 +156,8 @@ class Session:
                 self.kernel = await open_kernel(self.order.config.kernel, progress)
                 check_fit(self.kernel)
                 self.teller.state("booting")
-                await self._boot(progress)
-            await self._watch()
+                await self._boot(progress, built)
+            await self._watch(all_that_differs=built is None)
             self._guest_life = life.pop_all()
         self.ready.set()
         self.teller.state(
@@ -163,9 +183,9 @@ class Session:
         if self.finished.done() and not self.finished.cancelled():
             self.finished.exception()  # told by whoever waits for it, if it was not the block's own
 
-    async def _boot(self, progress: Callable[[str], None]) -> None:
+    async def _boot(self, progress: Callable[[str], None], built: Built | None) -> None:
         order = self.order
-        self.booted = await self._guest_life.enter_async_context(self._having_guest(progress))
+        self.booted = await self._guest_life.enter_async_context(self._having_guest(progress, built))
         self._bare = self.booted.bare
         self.reloader = reloader_for(
             self.booted, order.config, order.state, self._note_restored, dry_run=order.dry_run
@@ -187,7 +207,7 @@ class Session:
         self._guest_life.push_async_callback(self.reloader.close)
 
     def _having_guest(
-        self, progress: Callable[[str], None]
+        self, progress: Callable[[str], None], built: Built | None
     ) -> contextlib.AbstractAsyncContextManager[Booted]:
         order, log = self.order, self.console_log
         if order.attachment is None:
@@ -200,19 +220,21 @@ class Session:
                 progress,
                 self._machine_life,
                 self._bare,
+                built,
             )
         return attach(
             order.attachment, order.folder, self.kernel, order.config, log, progress, self._before
         )  # fmt: skip
 
-    async def _watch(self) -> None:
+    async def _watch(self, *, all_that_differs: bool) -> None:
         self._watched = self.booted.base.build
         self._watcher = await self._guest_life.enter_async_context(
             watcher_for(self._watched, self.order.config)
         )
         self.reloader.taken = self._watcher.taken
         # What was saved between kbuild's run and the watcher's start; from here on the watcher tells.
-        self._note(await asyncio.to_thread(self.differing), time.monotonic())
+        if all_that_differs:
+            self._note(await asyncio.to_thread(self.differing), time.monotonic())
         for life in (self._collect, self._stay_alert, self._keep_contact, self._hear_complaints):
             self._start(life(), self._guest_life)
 
@@ -304,7 +326,7 @@ class Session:
 
     async def load_checkpoint(self, name: str | None = None) -> ReloadReport:
         """See Reloader.load_checkpoint."""
-        async with self._one_at_a_time():
+        async with self._one_at_a_time(asleep=True):
             report = await self.reloader.load_checkpoint(name)
             self.rescue.begin_anew()
             self.teller.restored(report.symbols[0], (report.saved_to_live_ms or 0.0) / 1000)
@@ -313,10 +335,17 @@ class Session:
             return report
 
     @contextlib.asynccontextmanager
-    async def _one_at_a_time(self) -> AsyncIterator[None]:
-        await self.ready.wait()
-        async with self._busy:
-            yield
+    async def _one_at_a_time(self, *, asleep: bool = False) -> AsyncIterator[None]:
+        """``asleep``: also with a guest that stands still."""
+        while True:
+            await self.ready.wait()
+            async with self._busy:
+                if not self.ready.is_set():  # it was lost meanwhile
+                    continue
+                if not asleep:
+                    await until_it_runs(self.booted.machine)
+                yield
+                return
 
     async def _cycle_of(
         self, paths: Collection[Path], files: Collection[Path], saved_at: float, *, watched: bool
@@ -357,7 +386,10 @@ class Session:
         build = self.reloader.base.build
         new = frozenset() if build is self._watched else build.watched_files
         self._watched = build
-        await self._watcher.also_watch(self.reloader.new_inputs() | new)
+        try:
+            await self._watcher.also_watch(self.reloader.new_inputs() | new)
+        except EnvironmentFault as fault:  # there are no more watches, say
+            self.teller.say(f"{fault.code} {fault.message}: what is saved there is not noticed; {fault.hint}")
         return report
 
     def _next_rung(self, report: ReloadReport) -> str | None:
@@ -426,13 +458,33 @@ class Session:
 
     def _tell_report(self, report: ReloadReport, cycle: int | None = None, *, watched: bool = False) -> None:
         self.teller.report(report, cycle, "report", watched=watched)
-        if self.booted.machine.trouble is None:
+        if report.outcome in (Outcome.LIVE, Outcome.RELOADED, Outcome.UNDONE):
+            self._boots = 0
+        if self.booted.machine.trouble is None and not self.rescue.is_given_up:
+            if self.rescue.take_innocent():
+                self._bring_again()
+            if self._pending:
+                self._due.set()  # what was saved while nothing could be brought
             return
-        if self.rescue.may_return:
+        is_ours = self.order.attachment is None
+        self._boots += is_ours
+        if self.rescue.may_return or (is_ours and self._boots <= MOST_BOOTS):
             self._lost = report
             self._is_lost.set()
+            if is_ours:
+                self.ready.clear()  # whoever asks for something waits for the boot
         elif report.outcome is Outcome.CRASHED:
             self.finish(report.outcome.exit_status)
+        elif not self.finished.done():
+            reason = report.reasons[0]
+            self.finished.set_exception(GuestUnreachableError(reason.message, code=reason.code))
+
+    def _bring_again(self) -> None:
+        """What is saved and not in the guest was not what it was lost of: bring it, the same only once."""
+        digests = {file: sha256(file) for file in self.differing()}
+        if digests != self._brought_again:
+            self._brought_again = digests
+            self._note(digests, time.monotonic())
 
     # Watching.
 
@@ -463,10 +515,24 @@ class Session:
             if not self._watchers:
                 continue
             async with self._busy:
-                paths, saved_at = sorted(self._pending), self._saved_at
-                self._pending.clear()
-                if paths and await self._is_an_edit(paths):
-                    await self._cycle_of(paths, paths, saved_at, watched=True)
+                if self._is_lost.is_set() or not await self._runs():
+                    continue
+                try:
+                    paths, saved_at = sorted(self._pending), self._saved_at
+                    self._pending.clear()
+                    if paths and await self._is_an_edit(paths):
+                        await self._cycle_of(paths, paths, saved_at, watched=True)
+                finally:
+                    self._is_waking = False
+
+    async def _runs(self) -> bool:
+        """Wait while the guest stands still. False: it does not come back, as is told elsewhere."""
+        try:
+            self._is_waking = bool(await self.booted.machine.standstill())
+            await until_it_runs(self.booted.machine)
+        except GuestUnreachableError:
+            return False
+        return self.booted.machine.trouble is None
 
     async def _is_an_edit(self, paths: Collection[Path]) -> bool:
         """Is there something to tell of these? Not where no unit names any, and make makes nothing of them.
@@ -544,13 +610,16 @@ class Session:
     # Somebody else's guest.
 
     async def _await_return(self) -> None:
-        """Whenever the guest is lost, wait until somebody has booted it again, and begin with it anew.
+        """Whenever the guest is lost, boot it; another's: wait until its owner has, and begin with it anew.
 
-        Raises what attach raises, and GuestUnreachableError when its QEMU has ended.
+        Raises what boot and attach raise, and GuestUnreachableError when another's QEMU has ended.
         """
         while True:
             await self._is_lost.wait()
             async with self._busy:
+                if self.order.attachment is None:
+                    await self._boot_again()
+                    continue
                 self.away_since = datetime.now()
                 self.ready.clear()
                 self.teller.state("away", message=self._lost.reasons[0].message)
@@ -564,6 +633,44 @@ class Session:
                 seconds = time.monotonic() - started
                 report = self.reloader.note(began_anew("reboot", (), self.booted.contents, 0.0, seconds))
             self._tell_report(report)
+
+    async def _boot_again(self) -> None:
+        """Boot the guest that no checkpoint brings back, with what it had booted before.
+
+        What was saved since waits for the next save, unless it was not what the guest was lost of.
+        """
+        self.ready.clear()
+        before, started = self.reloader, time.monotonic()
+        innocent = self.rescue.take_innocent()
+        saved = {file: sha256(file) for file in self.differing()}
+        await self._end_guest()
+        await self._end_machine()
+        self._is_lost.clear()
+        await self._start_again(before.booted_with if not before.base.is_kernel else None)
+        self.reloader.follow(before)
+        report = began_anew("reboot", (), self.booted.contents, 0.0, time.monotonic() - started)
+        now = {file: sha256(file) for file in self.differing()}
+        # Nobody watched while it booted.
+        self._note([file for file in {**now, **saved} if now.get(file) != saved.get(file)], time.monotonic())
+        left_out = [file for file in now if file not in self._pending]
+        if left_out and not innocent:
+            names = ", ".join(file.name for file in left_out)
+            report = replace(report, notes=(f"{names}: as the guest booted first, until it is saved again",))
+        self._tell_report(self.reloader.note(report))
+        if innocent:
+            self._bring_again()
+
+    async def _start_again(self, built: Built | None) -> None:
+        """``_start_guest``, and not only once: whatever the guest was lost of may have lasted."""
+        for left in reversed(range(MOST_BOOTS)):
+            try:
+                await self._start_guest(built)
+                break
+            except GuestUnreachableError as error:
+                if not left:
+                    raise
+                self.teller.say(f"the guest did not boot: {error.message}")
+                await self._end_machine()
 
     async def _begun_anew(self) -> float | None:
         """Begin with the guest when it is there again; since when. None: its QEMU has ended."""
@@ -592,6 +699,40 @@ class Session:
             raise GuestUnreachableError(f"the guest is lost: {end.message}")
         self.finish(Outcome.CRASHED.exit_status)
         return False
+
+    async def _tell_standstills(self) -> None:
+        """Tell that the guest sleeps, or that somebody has paused it, and when it goes on."""
+        told = seen = None
+        while True:
+            await asyncio.sleep(STANDSTILL_INTERVAL)
+            if not self.ready.is_set():
+                continue
+            now = await self.standstill()
+            # A moment is not worth a word: it is paused whenever it is saved or brought back.
+            if now == seen and now != told:
+                told = now
+                self.teller.state(now or "running")
+                self.teller.say(STANDS.get(now or "", "the guest runs again"))
+            seen = now
+
+    async def require_awake(self) -> None:
+        """Return at once, or of a guest that has just woken when what was saved meanwhile is in it.
+
+        Raises GuestUnreachableError (HR4103) for one that sleeps or is paused.
+        """
+        stands = await self.standstill()
+        await asyncio.sleep(STANDSTILL_INTERVAL if stands else 0)
+        if stands and stands == await self.standstill():
+            raise GuestUnreachableError(f"the guest does not answer: it is {stands}", hint=WAKE[stands])
+        if self._is_waking:
+            async with self._busy:
+                return
+
+    async def standstill(self) -> str | None:
+        """ "suspended", "paused", or None."""
+        with contextlib.suppress(GuestUnreachableError):
+            return await self.booted.machine.standstill()
+        return None
 
     def _note_restored(self, checkpoint: str, seconds: float) -> None:
         self.rescue.begin_anew()

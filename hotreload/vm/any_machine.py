@@ -22,8 +22,8 @@ class AnyMachine(Protocol):
         """Return when the guest does not run any more, at once if it does not now. Any number may wait."""
         ...
 
-    async def is_paused(self) -> bool:
-        """Does it stand still because somebody wants it so: over QMP, or with a debugger?"""
+    async def standstill(self) -> str | None:
+        """See processors.standstill; None also where nobody can tell. Raises GuestUnreachableError."""
         ...
 
     async def stuck_processor(self) -> InKernel | None:

@@ -27,8 +27,10 @@ from hotreload.vm.spec import STATE_NODE
 # What the disk may grow to; it takes what is used.
 DISK_SIZE = "64G"
 TAG_PREFIX = "checkpoint-"
+WITHOUT = "--checkpoints off goes without them"
 # Seconds between looks at a job, and in which one must be over.
 INTERVAL = 0.005
+LONG_INTERVAL = 0.1
 LIMIT = 60.0
 
 
@@ -68,6 +70,10 @@ class NoSpaceError(EnvironmentFault):
     """There is no space for a checkpoint now."""
 
 
+class TooSlowError(EnvironmentFault):
+    """A save did not end in time: this machine is busy."""
+
+
 class Checkpoints:
     """Those of one machine; calls are done one at a time."""
 
@@ -90,6 +96,9 @@ class Checkpoints:
         async with self._busy:
             self._serial += 1
             tag = tag or f"{TAG_PREFIX}{self._serial}"
+            # QEMU saves one that sleeps, too; brought back, it would neither sleep nor wake.
+            while await self._machine.standstill():  # noqa: ASYNC110 - QEMU is asked
+                await asyncio.sleep(LONG_INTERVAL)
             started = time.monotonic()
             self._require_running()
             self._require_space()
@@ -138,6 +147,7 @@ class Checkpoints:
         Raises as ``save``.
         """
         async with self._busy:
+            await self.wake()  # QEMU does not let one go on that it found asleep
             was_reset = self._machine.trouble is not None and self._machine.trouble.state is State.RESET
             try:
                 async with asyncio.timeout(LIMIT):
@@ -152,6 +162,12 @@ class Checkpoints:
                 raise _unusable(str(error)) from error
             except TimeoutError as error:
                 raise _unusable(f"to bring the guest back takes more than {LIMIT:g} s") from error
+
+    async def wake(self) -> None:
+        """Wake the guest, if it sleeps. Raises GuestUnreachableError."""
+        if await self._machine.standstill() == "suspended":
+            with contextlib.suppress(QmpError):  # it has woken by itself
+                await self._execute("system_wakeup")
 
     async def _let_reset(self) -> None:
         """A machine that was shut down loads no state before it was reset."""
@@ -173,7 +189,9 @@ class Checkpoints:
         except QmpError as error:
             raise _unusable(str(error)) from error
         except TimeoutError as error:
-            raise _unusable(f"{kind} takes more than {LIMIT:g} s") from error
+            raise TooSlowError(
+                f"no checkpoint of the guest: {kind} takes more than {LIMIT:g} s", code="HR5105", hint=WITHOUT
+            ) from error
         if complaint:
             raise _unusable(complaint)
 
@@ -186,5 +204,5 @@ class Checkpoints:
             await asyncio.sleep(INTERVAL)
 
 
-def _unusable(fact: str, hint: str = "--checkpoints off goes without them") -> EnvironmentFault:
+def _unusable(fact: str, hint: str = WITHOUT) -> EnvironmentFault:
     return EnvironmentFault(f"no checkpoint of the guest: {fact}", code="HR5105", hint=hint)

@@ -18,7 +18,7 @@ from hotreload.errors import EnvironmentFault
 from hotreload.vm.machine import HALTED, PANICKED, RESET, State, Trouble
 from hotreload.vm.memory import dump_memory, idt_base, read_memory
 from hotreload.vm.monitor import Monitor, QmpEvent
-from hotreload.vm.processors import InKernel, stuck_processor
+from hotreload.vm.processors import InKernel, standstill, stuck_processor
 
 REBOOTED = Trouble(State.RESET, "the guest was booted anew")
 ENDED = Trouble(State.STOPPED, "QEMU has ended, or closed its monitor")
@@ -86,11 +86,11 @@ class ForeignMachine:
         if not self._trouble.done():
             self._trouble.set_result(trouble)
 
-    async def is_paused(self) -> bool:
+    async def standstill(self) -> str | None:
         """See AnyMachine."""
         if self._monitor is None or self.trouble is not None:
-            return False
-        return not (await self._monitor.execute("query-status"))["running"]
+            return None
+        return await standstill(self._monitor)
 
     async def stuck_processor(self) -> InKernel | None:
         """See AnyMachine."""

@@ -29,7 +29,7 @@ from hotreload.paths import writing_to
 from hotreload.vm.console import Console
 from hotreload.vm.memory import dump_memory, read_memory
 from hotreload.vm.monitor import Monitor, QmpEvent
-from hotreload.vm.processors import InKernel, stuck_processor
+from hotreload.vm.processors import InKernel, standstill, stuck_processor
 from hotreload.vm.qemu import Qemu, QemuEndedError, main_complaint, start_qemu
 from hotreload.vm.sockets import free_port, socket_folder
 from hotreload.vm.spec import Endpoints, MachineSpec
@@ -167,9 +167,9 @@ class Machine:
         """
         await dump_memory(self.monitor, file)
 
-    async def is_paused(self) -> bool:
-        """Does it stand still because somebody wants it so: over QMP, or with a debugger?"""
-        return self.trouble is None and not (await self.monitor.execute("query-status"))["running"]
+    async def standstill(self) -> str | None:
+        """See processors.standstill."""
+        return None if self.trouble else await standstill(self.monitor)
 
     async def stuck_processor(self) -> InKernel | None:
         """See processors.stuck_processor."""

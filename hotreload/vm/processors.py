@@ -15,13 +15,29 @@ INTERVAL = 0.05
 # RFLAGS bit 9 (Intel SDM volume 1, 3.4.3.3): interrupts are taken.
 INTERRUPTS = 1 << 9
 
+# RunState (qapi/run-state.json) -> what people call it.
+STANDSTILLS = {"suspended": "suspended", "paused": "paused", "debug": "paused", "io-error": "paused"}
+
 
 @dataclass(frozen=True, slots=True)
 class InKernel:
-    """A processor that runs code of the kernel, at this address; ``closed``: with its interrupts off."""
+    """A processor that runs code of the kernel, at this address; ``closed``: with its interrupts off.
+
+    ``stack``: the address of the end of its stack.
+    """
 
     address: int
     closed: bool
+    stack: int = 0
+
+
+async def standstill(monitor: Monitor) -> str | None:
+    """ "suspended": the guest sleeps (S3) until a wakeup; "paused": somebody wants it so, over QMP or with a
+    debugger, until `cont`. None: it runs, or QEMU is at something that ends by itself.
+
+    Raises GuestUnreachableError when QEMU is gone.
+    """
+    return STANDSTILLS.get((await monitor.execute("query-status"))["status"])
 
 
 async def stuck_processor(monitor: Monitor) -> InKernel | None:
@@ -33,7 +49,7 @@ async def stuck_processor(monitor: Monitor) -> InKernel | None:
     for _ in range(LOOKS):
         seen = in_kernel(str(await _registers(monitor)))
         stuck = seen if stuck is None else {
-            cpu: InKernel(now.address, now.closed and stuck[cpu].closed)
+            cpu: InKernel(now.address, now.closed and stuck[cpu].closed, now.stack)
             for cpu, now in seen.items()
             if cpu in stuck
         }  # fmt: skip
@@ -53,5 +69,7 @@ def in_kernel(registers: str) -> dict[int, InKernel]:
     for number, text in enumerate(re.split(r"(?m)^CPU#\d+\s*$", registers)[1:] or [registers]):
         place = re.search(r"RIP=([0-9a-f]+) RFL=([0-9a-f]+).*CPL=(\d).*HLT=(\d)", text)
         if place and place[3] == "0" and place[4] == "0":
-            found[number] = InKernel(int(place[1], 16), not int(place[2], 16) & INTERRUPTS)
+            stack = re.search(r"RSP=([0-9a-f]+)", text)
+            end = int(stack[1], 16) if stack else 0
+            found[number] = InKernel(int(place[1], 16), not int(place[2], 16) & INTERRUPTS, end)
     return found

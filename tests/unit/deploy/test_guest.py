@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from hotreload.deploy.guest import HOST, SshGuest
+from hotreload.deploy.guest import HOST, SshGuest, _lost
 from hotreload.errors import GuestUnreachableError
 
 
@@ -105,3 +105,9 @@ def test_a_command_that_may_have_run_is_not_sent_again(tmp_path: Path) -> None:
             assert (await guest.run("third")).stdout == b"done"
 
     asyncio.run(main())
+
+
+def test_a_loss_without_a_word_is_told_by_its_kind() -> None:
+    error = asyncssh.ConnectionLost("")
+    assert str(error) == ""
+    assert _lost(error).message == "the guest does not answer: ConnectionLost"

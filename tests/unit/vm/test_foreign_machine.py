@@ -41,7 +41,7 @@ def test_without_a_monitor_what_happened_is_what_we_say_first() -> None:
     async def story() -> None:
         async with ForeignMachine(None, Path("/nowhere"), has_console=False) as machine:
             assert machine.trouble is None
-            assert not await machine.is_paused()
+            assert await machine.standstill() is None
             assert await machine.stuck_processor() is None
             machine.lose(REBOOTED)
             machine.lose(PANICKED)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""Where a processor is stuck, for people: who waits and who called that, not only the slow path of a lock.
+
+A guest that loops is asked nothing any more. Its registers and its stack are read from outside; what they
+name it tells when it was brought back, for its kernel is where it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Mapping, Sequence
+
+from hotreload.deploy.guest import Guest
+from hotreload.deploy.verify import ReadMemory
+from hotreload.errors import HotReloadError
+from hotreload.report.blame import HELPERS
+from hotreload.vm.processors import InKernel
+
+Place = tuple[str, str, int]  # module, function, offset
+PlaceOf = Callable[[int], Place | None]
+
+# Bytes of a stack: the slow path of a lock, the lock, who takes it and who called that have less.
+DEPTH = 512
+PAGE = 4096
+# The kernel's text and its modules' (Documentation/arch/x86/x86_64/mm.rst).
+CODE = range(0xFFFFFFFF80000000, 0xFFFFFFFFFF000000)
+MOST = 8  # addresses: the guest goes through all of its symbols for each
+LARGEST_FUNCTION = 1 << 18
+
+
+async def addresses_of(stuck: InKernel, read_memory: ReadMemory) -> tuple[int, ...]:
+    """Where it is, and what on its stack may be calls that led there, the innermost first."""
+    try:
+        data = await read_memory(stuck.stack, min(DEPTH, PAGE - stuck.stack % PAGE) & ~7)
+    except HotReloadError:
+        return (stuck.address,)
+    words = struct.unpack(f"<{len(data) // 8}Q", data)
+    # Behind a call; the call itself is what is meant.
+    calls = [word - 1 for word in words if word in CODE]
+    return (stuck.address, *dict.fromkeys(calls))[:MOST]
+
+
+def places_in(addresses: Sequence[int], place_of: PlaceOf) -> dict[int, Place]:
+    """Those that are in the newest patch."""
+    found = {address: place_of(address) for address in addresses}
+    return {address: place for address, place in found.items() if place is not None}
+
+
+async def names_of(addresses: Sequence[int], guest: Guest) -> dict[int, str]:
+    """What the guest's kernel has there now: "function+0x1f"; of what has gone with a patch the address."""
+    wanted = " ".join(f"{address:016x}" for address in addresses)
+    command = (
+        f"awk -v wanted='{wanted}' 'BEGIN {{ count = split(wanted, at) }} {{ for (i = 1; i <= count; i++)"
+        " if ($1 <= at[i] && $1 >= best[i]) { best[i] = $1; name[i] = $3 } }"
+        " END { for (i = 1; i <= count; i++) print at[i], best[i], name[i] }' /proc/kallsyms"
+    )
+    try:
+        rows = [line.split() for line in (await guest.run(command)).text.splitlines()]
+        return dict(_named(int(at, 16), int(start, 16), name) for at, start, name in rows)
+    except (HotReloadError, TimeoutError, ValueError):
+        return {}
+
+
+def _named(address: int, start: int, name: str) -> tuple[int, str]:
+    offset = address - start
+    # What was loaded since is not there any more.
+    return address, f"{name}+{offset:#x}" if offset < LARGEST_FUNCTION else f"a module ({address:#x})"
+
+
+def told(addresses: Sequence[int], names: Mapping[int, str], places: Mapping[int, Place]) -> str:
+    """ "show+0x1c, called by seq_read_iter+0x11e; it waits in native_queued_spin_lock_slowpath+0x30"."""
+
+    def name(address: int) -> str:
+        if address in places:
+            return f"{places[address][1]}+{places[address][2]:#x}"
+        return names.get(address, f"{address:#x}")
+
+    def waits_for_others(address: int) -> bool:
+        return address not in places and bool(HELPERS.match(name(address).lstrip("_")))
+
+    inner, *outer = addresses
+    if not waits_for_others(inner):
+        return name(inner)
+    callers = [address for address in outer if not waits_for_others(address)]
+    if not callers:
+        return name(inner)
+    by = f", called by {name(callers[1])}" if len(callers) > 1 else ""
+    return f"{name(callers[0])}{by}; it waits in {name(inner)}"
+
+
+async def look(
+    stuck: InKernel, read_memory: ReadMemory, place_of: PlaceOf
+) -> tuple[tuple[int, ...], dict[int, Place]]:
+    """What can be found out before the guest is brought back."""
+    addresses = await addresses_of(stuck, read_memory)
+    return addresses, await asyncio.to_thread(places_in, addresses, place_of)
