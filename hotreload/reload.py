@@ -194,7 +194,7 @@ class Reloader:
         try:
             if self._edits.is_open(paths):
                 self.taken(await self._edits.ask_make(paths))
-        except (CompileError, EnvironmentFault):
+        except (CompileError, SessionError):
             return True
         return self._edits.has_new(paths)
 
