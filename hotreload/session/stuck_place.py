@@ -11,7 +11,7 @@ import asyncio
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-from hotreload.deploy.guest import Guest
+from hotreload.deploy.guest import KALLSYMS_LIMIT, Guest
 from hotreload.deploy.verify import ReadMemory
 from hotreload.errors import HotReloadError
 from hotreload.report.blame import HELPERS
@@ -56,7 +56,7 @@ async def names_of(addresses: Sequence[int], guest: Guest) -> dict[int, str]:
         " END { for (i = 1; i <= count; i++) print at[i], best[i], name[i] }' /proc/kallsyms"
     )
     try:
-        rows = [line.split() for line in (await guest.run(command)).text.splitlines()]
+        rows = [line.split() for line in (await guest.run(command, timeout=KALLSYMS_LIMIT)).text.splitlines()]
         return dict(_named(int(at, 16), int(start, 16), name) for at, start, name in rows)
     except (HotReloadError, TimeoutError, ValueError):
         return {}
