@@ -115,6 +115,11 @@ class Cycle:
         if told := ", ".join(names):
             self.notes.append(f"HR2104 not there any more, though somebody may hold its address: {told}")
 
+    def note_dropped(self, names: tuple[str, ...]) -> None:
+        """Tell of variables that earlier reloads added, and that the sources have no more."""
+        if names:
+            self.notes.append(f"HR2104 not there any more, and new if it returns: {', '.join(names)}")
+
     # --- endings ---
 
     def went_live(self, step: Step, before: Step) -> ReloadReport:

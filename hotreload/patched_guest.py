@@ -33,7 +33,7 @@ from hotreload.errors import (
 )
 from hotreload.fault_line import function_at
 from hotreload.history import History
-from hotreload.patch.homes import Home, Settlement, reset, settle
+from hotreload.patch.homes import Home, Settlement, dropped, reset, settle
 from hotreload.patch.left_behind import LeftBehind, left_behind
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch.module import NAME_PREFIX, LivePatch, ModuleGlue, write_module
@@ -106,6 +106,7 @@ class PatchedGuest:
 
         ``homes``: where that of it lives which is there already. Raises as apply_patch and disable_patch.
         """
+        cycle.note_dropped(dropped(self.known.plan, plan, self.known.homes))
         try:
             if plan is not None:
                 await self._apply(cycle, plan, self._write(cycle, plan, homes, glue))

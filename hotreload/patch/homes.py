@@ -124,19 +124,28 @@ def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settl
 def _known(told: Mapping[int, Piece], homes: Mapping[Identity, Home]) -> dict[int, Home]:
     """The homes of pieces, by number.
 
-    Which functions use a static local depends on what is inlined. Of those that this leaves over, two are the
-    same when no other of that name has a user in common with them.
+    An object without declarations tells of a static local only which functions use it, and that depends on
+    what is inlined. Of those that are left over, two are the same when no other of that name has a user in
+    common with them. A variable that moved between a function and the file is the same one if it is the only
+    one of its name and has its type.
     """
     found = {n: homes[_identity(p)] for n, p in told.items() if _identity(p) in homes}
-    taken = {_identity(told[n]) for n in found}
-    open_homes = _by_name((i, i) for i in homes if i.owners and i not in taken)
-    left_over = {n: _identity(p) for n, p in told.items() if n not in found}
-    open_pieces = _by_name((identity, n) for n, identity in left_over.items() if identity.owners)
-    for name, numbers in open_pieces.items():
-        pairs = _one_to_one(
-            numbers, open_homes.get(name, []), lambda n, i: set(left_over[n].owners) & set(i.owners)
-        )
-        found |= {number: homes[identity] for number, identity in pairs.items()}
+
+    def share_users(number: int, other: Identity) -> bool:
+        return bool(set(_identity(told[number]).owners) & set(other.owners))
+
+    def moved(number: int, other: Identity) -> bool:
+        piece = told[number]
+        is_data = piece.kind != STT_FUNC and piece.type == homes[other].type
+        return is_data and bool(_identity(piece).owners) != bool(other.owners)
+
+    for related in (share_users, moved):
+        taken = {_identity(told[n]) for n in found}
+        open_homes = _by_name((i, i) for i in homes if i not in taken)
+        open_pieces = _by_name((_identity(p), n) for n, p in told.items() if n not in found)
+        for name, numbers in open_pieces.items():
+            pairs = _one_to_one(numbers, open_homes.get(name, []), related)
+            found |= {number: homes[identity] for number, identity in pairs.items()}
     return found
 
 
@@ -222,6 +231,21 @@ def reset(before: PatchPlan | None, now: PatchPlan) -> tuple[str, ...]:
     """Variables of both plans that nothing tells apart, so that they begin anew with each patch."""
     shared = _shared(before) & _shared(now) if before else set()
     return tuple(sorted({identity.name for identity in shared}))
+
+
+def dropped(
+    before: PatchPlan | None, now: PatchPlan | None, homes: Mapping[Identity, Home]
+) -> tuple[str, ...]:
+    """Variables that earlier reloads added and the sources have no more: their values are lost."""
+    if before is None or now is None:
+        return ()
+    left = {p.identity.key for p in now.pieces if p.identity} | {each.key for each in now.dormant}
+    lost = [
+        p.identity.name
+        for p in before.pieces
+        if p.identity in homes and p.identity and p.kind != STT_FUNC and p.identity.key not in left
+    ]
+    return tuple(dict.fromkeys(lost))
 
 
 def _shared(plan: PatchPlan) -> set[Identity]:

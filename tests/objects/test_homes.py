@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.patch.homes import Home, Settlement, continued, reasons_to_stay, settle
+from hotreload.patch.homes import Home, Settlement, continued, dropped, reasons_to_stay, settle
 from hotreload.patch.model import Identity, PatchPlan
 from tests.objects.test_module import planned
 
@@ -166,6 +166,19 @@ def test_a_static_local_that_moves_to_another_function_is_another_one(tmp_path: 
     plan = of(tmp_path / "2", ONCE.replace("SHOW", "").replace("OTHER", STATIC))
     found, _ = settled(plan, "hotreload_2", homes)
     assert (found.elsewhere, found.anew) == ({}, ("once",))
+
+
+def test_an_added_variable_that_moves_between_a_function_and_the_file_is_the_same_one(tmp_path: Path) -> None:
+    source = "void *keep; FILE int f(int i) { FUNCTION keep = &count; return i + ++count; }"
+    inside = source.replace("FUNCTION", "static int count;").replace("FILE", "")
+    outside = source.replace("FILE", "static int count;").replace("FUNCTION", "")
+    first = of(tmp_path / "1", inside)
+    _, homes = settled(first, "hotreload_1", {})
+    second = of(tmp_path / "2", outside)
+    found, _ = settled(second, "hotreload_2", homes)
+    assert (told(found, second), found.anew) == ({"count": next(iter(homes.values())).address}, ())
+    assert dropped(first, second, homes) == ()
+    assert dropped(first, of(tmp_path / "3", BEAT), homes) == ("count",)
 
 
 def test_a_static_local_begins_anew_when_its_function_is_inlined_no_more_and_that_is_told(
