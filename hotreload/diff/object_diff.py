@@ -40,6 +40,7 @@ from hotreload.diff.rewrites import Rewrite
 from hotreload.diff.sections import (
     explain_other_sections,
     explain_stray_entries,
+    tell_description,
     weigh_exports,
 )
 from hotreload.diff.special_sections import Entry
@@ -182,6 +183,7 @@ def diff_objects(
 
     # All the rest must be explained.
     explain_other_sections(pair)
+    tell_description(pair)
     explain_stray_entries(pair)
     weigh_exports(pair)
     refuse_what_init_read(pair)

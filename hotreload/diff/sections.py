@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
 
 from hotreload.diff.pair import Pair, entry_targets, referrers_of
 from hotreload.diff.special_sections import (
@@ -33,16 +32,30 @@ def explain_other_sections(pair: Pair) -> None:
     theirs = _other_sections(pair.patched, pair.after)
     for name in sorted(ours.keys() | theirs.keys()):
         before, after = ours.get(name, []), theirs.get(name, [])
-        if _same_stretches(pair, name, before, after):
+        if name == DESCRIPTION or _same_stretches(pair, before, after):
             continue
         section = (before or after)[0].section
-        if name == DESCRIPTION:
-            message = "the module's description changed; modinfo shows it after the next load of the module"
-            pair.tell("HR2105", name, message)
-        elif section is not None and is_init(section):
+        if section is not None and is_init(section):
             pair.init_changed.append(name)
         elif not EXPORT_TABLES.match(name):
             pair.refuse("HR2208", name, f"section {name} changed, and what it means is not known")
+
+
+def tell_description(pair: Pair) -> None:
+    """What a module says of itself, its version and its parameters' texts, the kernel reads at load."""
+    before, after = _described(pair.original), _described(pair.patched)
+    came, gone = sorted(after - before), sorted(before - after)
+    there = {text.partition("=")[0] for text in came}
+    told = [*came, *(f"no {text}" for text in gone if text.partition("=")[0] not in there)]
+    if told:
+        pair.tell("HR2105", DESCRIPTION, f"what modinfo tells waits for the next load: {', '.join(told)}")
+
+
+def _described(obj: ObjectFile) -> set[str]:
+    """The texts of a module's description, ``KEY=VALUE``."""
+    sections = [section for section in obj.sections if section.name == DESCRIPTION]
+    texts = {text for section in sections for text in section.data.split(b"\0") if text}
+    return {text.decode(errors="replace") for text in texts}
 
 
 def _other_sections(obj: ObjectFile, entries: EntryTable) -> dict[str, list[Symbol]]:
@@ -97,14 +110,8 @@ def _is_merged(section: Section) -> bool:
     return section.flags & SHF_MERGE != 0
 
 
-def _same_stretches(pair: Pair, name: str, ours: list[Symbol], theirs: list[Symbol]) -> bool:
-    if ours and theirs and name == DESCRIPTION:
-        return sorted(_strings(ours)) == sorted(_strings(theirs))
+def _same_stretches(pair: Pair, ours: list[Symbol], theirs: list[Symbol]) -> bool:
     return len(ours) == len(theirs) and all(map(pair.comparison.same, ours, theirs))
-
-
-def _strings(stretches: Iterable[Symbol]) -> list[bytes]:
-    return [text for symbol in stretches for text in symbol.content.split(b"\0") if text]
 
 
 def explain_stray_entries(pair: Pair) -> None:

@@ -183,3 +183,30 @@ def test_a_change_of_init_code_is_judged_elsewhere_if_so_asked(tmp_path: Path) -
     )
     diff = diff_objects(before, after, judge_init=False)
     assert (diff.verdict, diff.init_changed, told(diff)) == ("unchanged", ("start",), [])
+
+
+INFO = '__attribute__((section(".modinfo"), used)) static const char __UNIQUE_ID_NAME[] = "TEXT";'
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("version=1.0", "version=1.1", "version=1.1"),
+        ("parm=a:some", "description=other", "description=other, no parm=a:some"),
+        ("version=1.0", "version=1.0", ""),
+    ],
+)
+def test_what_a_module_says_of_itself_is_told_to_wait(
+    before: str, after: str, message: str, tmp_path: Path
+) -> None:
+    license = INFO.replace("NAME", "license233").replace("TEXT", "license=GPL")
+    sources = [
+        driver() + " " + license + INFO.replace("NAME", "x234").replace("TEXT", text)
+        for text in (before, after)
+    ]
+    diff = difference(tmp_path, *sources)
+    told = [note.message for note in diff.notes]
+    assert (diff.verdict, told) == (
+        "unchanged",
+        [f"what modinfo tells waits for the next load: {message}"] if message else [],
+    )
