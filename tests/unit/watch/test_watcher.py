@@ -423,6 +423,8 @@ def test_a_cancelled_wait_loses_no_batch(driver: Path) -> None:
                 await asyncio.sleep(0.001)
                 waiter.cancel()
                 await asyncio.wait([waiter])
+                if not waiter.cancelled():  # on a busy machine a millisecond may be as long as the quiet time
+                    return {str(change.path): change.kind for change in waiter.result().changes}
             return await gather(watcher, until=driver / "foo.c")
 
     assert asyncio.run(session()) == {f"{driver}/foo.c": "modified"}
