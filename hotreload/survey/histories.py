@@ -277,12 +277,16 @@ def parse(argv: Sequence[str] | None = None) -> Options:
 def main() -> int:
     """The exit status: 1 if anything was wrong or lost."""
     options = parse()
-    with tempfile.TemporaryDirectory(prefix="hr-history-", dir=cache_folder()) as scratch:
+    # A build that was interrupted may still write there.
+    place = tempfile.TemporaryDirectory(prefix="hr-history-", dir=cache_folder(), ignore_cleanup_errors=True)
+    with place as scratch:
         try:
             rows = run_main(replay(options, Path(scratch)))
         except HotReloadError as error:
             print(f"{error.code} {error.message}; {error.hint}", file=sys.stderr)
             return error.exit_status
+        except KeyboardInterrupt:
+            return 130
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print(*shares(rows), sep="\n")

@@ -267,12 +267,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     seed = random.randrange(1 << 31) if given.seed is None else given.seed
     say(f"seed {seed}, {given.edits} edits")
-    with tempfile.TemporaryDirectory(prefix="hr-pairs-", dir=cache_folder()) as scratch:
+    # A build that was interrupted may still write there.
+    place = tempfile.TemporaryDirectory(prefix="hr-pairs-", dir=cache_folder(), ignore_cleanup_errors=True)
+    with place as scratch:
         try:
             tally = run_main(run_pairs(seed, given.edits, given.kernel, Path(scratch)))
         except HotReloadError as error:
             print(f"{error.code} {error.message}; {error.hint}", file=sys.stderr)
             return error.exit_status
+        except KeyboardInterrupt:
+            return 130
     if given.json:
         given.json.write_text(json.dumps({"seed": seed, "wrong": tally.wrong}, indent=1) + "\n")
     print(tally.text())
