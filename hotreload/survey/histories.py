@@ -27,7 +27,7 @@ from hotreload.errors import HotReloadError, InputError
 from hotreload.interrupts import run as run_main
 from hotreload.paths import cache_folder
 from hotreload.survey.command import say
-from hotreload.survey.debug_kernel import DEBUG, debug_kernel
+from hotreload.survey.debug_kernel import DEBUG, debug_kernel, wanted_kernel
 from hotreload.survey.history_code import Reading, differences
 from hotreload.survey.history_guest import HistoryGuest, Pushed, kind_of
 from hotreload.survey.history_source import History, Made, Workload, evenly_named, read_workload
@@ -264,7 +264,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     )
     parser.add_argument("--until", default="HEAD", metavar="COMMIT", help="the newest of them")
     parser.add_argument(
-        "--kernel", default="debian", metavar="K", help="as of hotreload watch; generic, debug"
+        "--kernel", default=wanted_kernel(), metavar="K", help="as of hotreload watch; generic, debug"
     )
     parser.add_argument("--workload", type=Path, metavar="FILE", help="default: ours for that name, if any")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all rows, for other programs")

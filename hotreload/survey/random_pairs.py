@@ -25,6 +25,7 @@ from hotreload.errors import HotReloadError
 from hotreload.interrupts import run as run_main
 from hotreload.paths import cache_folder
 from hotreload.survey.command import say
+from hotreload.survey.debug_kernel import wanted_kernel
 from hotreload.survey.histories import CLAIMS, kernel_named
 from hotreload.survey.history_guest import HistoryGuest, Pushed
 from hotreload.survey.pair_families import FAMILIES, Element, State
@@ -261,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, metavar="N", help="of the generator; default: another each time")
     parser.add_argument("--edits", type=int, metavar="N", default=EDITS, help=f"default: {EDITS}")
     parser.add_argument(
-        "--kernel", default="debian", metavar="K", help="as of hotreload watch; generic, debug"
+        "--kernel", default=wanted_kernel(), metavar="K", help="as of hotreload watch; generic, debug"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="what was wrong, for other programs")
     given = parser.parse_args(argv)
