@@ -39,6 +39,7 @@ class EditedUnits:
         self._otherwise: set[Path] = set()
         self._candidates: set[Path] = set()
         self._hidden: frozenset[Path] = frozenset()
+        self._left_out: tuple[Path, ...] = ()
         self._asked_of = dict(base.makefiles)  # as they were when they were refused last
         self._refused: dict[Path, str] = {}  # carried files that were refused once, with their digests
 
@@ -103,6 +104,7 @@ class EditedUnits:
         if names := self._names_of_changed(selection.makefiles_changed):
             raise self._recipe_changed(names)
         self.require_carried()
+        self._left_out = selection.not_part_of_build if self._base.is_kernel else ()
         strays = (*selection.not_part_of_build, *filter(_is_source, others))
         if strays and not (self._due or selection.files or selection.makefiles_changed):
             raise NotPatchableError([self._not_part_of_build(strays)])
@@ -167,6 +169,11 @@ class EditedUnits:
     def _new_carried(self) -> set[Path]:
         """What of it nobody was told of yet."""
         return {file for file in self._base.carried_otherwise() if self._refused.get(file) != sha256(file)}
+
+    def left_out(self) -> str:
+        """The names of files of a kernel that were saved last, and that no unit was made of."""
+        known = self.new_inputs() if self._left_out else frozenset()
+        return ", ".join(file.name for file in self._left_out if file not in known)
 
     def carried_otherwise(self) -> str:
         """The names of what is in a module as it is, and is not as the guest has it."""

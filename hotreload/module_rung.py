@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from hotreload.build.base import build_base, work_folder
-from hotreload.build.built import VMLINUX, Build, BuiltModule
+from hotreload.build.built import VMLINUX, Build, BuiltModule, saved_ns, sha256
 from hotreload.build.guest_base import GuestBase
 from hotreload.build.in_tree_modules import build_in_tree
 from hotreload.deploy.guest import Guest
@@ -115,6 +115,7 @@ class ModuleRung:
         self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
     ) -> tuple[GuestBase, frozenset[str]]:
         names |= frozenset().union(*base.carried_otherwise().values())
+        await asyncio.to_thread(_forget_stale, base)
         build, built = await build_base(base.tree, base.build.folder, variables=base.build.variables)
         try:
             # Whoever builds the kernel while its guest runs has modules of other layouts from then on.
@@ -147,6 +148,19 @@ class ModuleRung:
             for load in order
             if load.name in names
         )
+
+
+def _forget_stale(base: GuestBase) -> None:
+    """Remove objects that make would take for fresh: of files that say something else, and are older.
+
+    A file may have been moved here, or unpacked, with the time that it had elsewhere.
+    """
+    for part in base.parts:
+        edited = {file for file, digest in part.digests.items() if sha256(file) != digest}
+        for target in part.inputs.users(edited):
+            made = saved_ns(target)
+            if any(saved_ns(file) <= made for file in edited.intersection(part.inputs[target])):
+                target.unlink(missing_ok=True)
 
 
 def _shared_with_vmlinux(base: GuestBase) -> frozenset[str]:

@@ -518,6 +518,8 @@ class Reloader:
 
         if changed := self._edits.units.changed_makefiles():
             cycle.notes.append(f"HR1004 {changed} changed; the build is still the one before")
+        if strays := self._edits.units.left_out():
+            cycle.notes.append(f"HR1002 {strays}: no unit is made of it; what else it is for is not followed")
         if changed := self._edits.units.carried_otherwise():
             cycle.notes.append(f"HR2206 {changed} changed; the guest has the one before")
 

@@ -20,11 +20,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hotreload.errors import EnvironmentFault
+from hotreload.survey.debug_kernel import settings_for
 
 if TYPE_CHECKING:
     from hotreload.build.kernel_tree import KernelTree
 
 TESTS = Path(__file__).parent
+# scripts/debug-kernel names one that checks itself, for the guest tests that do not name their own.
+OTHER_KERNEL = os.environ.get("HOTRELOAD_KERNEL")
 KINDS = ("unit", "objects", "guest")
 # Fixtures that are a guest of a folder's or a file's tests. Other tests have one of their own, or the one
 # that each worker boots.
@@ -103,7 +106,7 @@ def _no_test_meets_the_users_own_state() -> Iterator[None]:
     place = Path(tempfile.mkdtemp(prefix="hr-", dir="/tmp"))
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("HOTRELOAD_")]:
-            if name != "HOTRELOAD_REQUIRE":
+            if name != "HOTRELOAD_REQUIRE" and not (OTHER_KERNEL and name in settings_for(OTHER_KERNEL)):
                 patch.delenv(name)
         patch.delenv("NO_COLOR", raising=False)
         for variable, folder in (
@@ -128,11 +131,12 @@ def _unit_tests_start_from_empty_folders(
 
 @pytest.fixture(scope="session")
 def debian_kernel() -> KernelTree:
-    """The packaged kernel: from the cache, or fetched (about 40 MB)."""
-    from hotreload.build.debian_kernel import fetch_debian_kernel
+    """The packaged kernel, from the cache or fetched (40 MB); or the one that guest tests are to run in."""
+    from hotreload.build.debian_kernel import open_kernel
+    from hotreload.config import PACKAGED_KERNEL
 
     try:
-        return asyncio.run(fetch_debian_kernel(progress=say))
+        return asyncio.run(open_kernel(OTHER_KERNEL or PACKAGED_KERNEL, say))
     except EnvironmentFault as fault:
         require(False, f"the packaged kernel ({fault.message})", fault.hint or "hotreload doctor --fix")
         raise

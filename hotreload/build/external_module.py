@@ -19,6 +19,7 @@ from hotreload.build.built import (
     Carried,
     UnitInputs,
     is_users,
+    saved_ns,
     sha256,
 )
 from hotreload.build.cmd_files import (
@@ -71,7 +72,11 @@ async def build_modules(
         started = time.time_ns()
         others = await asyncio.to_thread(stamps, folder)
         await _make(tree, folder, progress, words)
-        module = await _with_embedded(_read_build(tree, folder, makefiles))
+        module, stale = await _with_embedded(_read_build(tree, folder, makefiles))
+        if stale:
+            for target in stale:
+                target.unlink()
+            continue
         named = module.watched_files
         others = {file: seen for file, seen in others.items() if file not in named}
         used = await _rule_inputs(tree, folder, makefiles, words, named)
@@ -225,21 +230,24 @@ def _read_build(tree: KernelTree, folder: Path, makefiles: tuple[Path, ...]) -> 
     return Build(folder, tree, modules, makefiles, inputs, digests, tuple(sorted(kernel_files)), carried)
 
 
-async def _with_embedded(build: Build) -> Build:
+async def _with_embedded(build: Build) -> tuple[Build, set[Path]]:
     """The same with the files of ``.incbin``: inputs of a unit of assembly; carried by one of C, whose object
-    we could not make of what such a file was before."""
-    inputs, carried = build.inputs, dict(build.carried)
+    we could not make of what such a file was before. And the objects that are older than what they include:
+    make knows of it only where the Makefile says so."""
+    inputs, carried, stale = build.inputs, dict(build.carried), set()
     for unit in build.units:
         files = inputs[unit.object]
         if not may_embed(files):
             continue
         more = [file for file in await embedded_files(unit) if build.is_users(file)]
+        if any(saved_ns(file) > saved_ns(unit.object) for file in more):
+            stale.add(unit.object)
         if unit.is_assembly:
             inputs.add(unit.object, (*files, *more))
         else:
             carried |= {(unit.module, file): sha256(file) for file in more}
     digests = {file: build.digests.get(file) or sha256(file) for file in inputs.files}
-    return replace(build, digests=digests, carried=carried)
+    return replace(build, digests=digests, carried=carried), stale
 
 
 def _module(

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hotreload.diff.correlate import base_name, is_place_static
 from hotreload.diff.pair import (
     Pair,
+    defined_targets,
     is_bystander,
     is_exit_code,
     is_for_init,
@@ -53,11 +56,18 @@ def _rewrite_or_refuse(pair: Pair, original: Symbol, patched: Symbol) -> None:
         assert section is not None
         if not is_ordinary(section) and section.name != READ_ONLY_AFTER_INIT:
             raise UnwritableError(f"{section.name} is read when the module is loaded")
-        pair.rewrites.append(find_rewrite(original, patched, pair.comparison, pair.layouts))
+        rewrite = find_rewrite(original, patched, pair.comparison, pair.layouts)
+        pair.rewrites.append(replace(rewrite, is_parameter=_is_parameter(pair, original)))
     except UnwritableError as why:
         what = _difference(pair, original, patched)
         message = f"the initial value of '{base_name(original.name)}' changed{what}; {why}"
         pair.refuse("HR2103", original.name, message)
+
+
+def _is_parameter(pair: Pair, variable: Symbol) -> bool:
+    """Whether a module parameter sets a variable."""
+    section = pair.original.section(PARAMETERS)
+    return section is not None and variable in defined_targets(section.relocations)
 
 
 def _other_storage(original: Symbol, patched: Symbol, held: str | None) -> tuple[str, str] | None:

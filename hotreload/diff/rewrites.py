@@ -28,11 +28,15 @@ class UnwritableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """A variable with another initial value; ``places`` are the (offset, size in bytes) of what differs."""
+    """A variable with another initial value; ``places`` are the (offset, size in bytes) of what differs.
+
+    ``is_parameter``: of the module: somebody may have set another value, and that stays.
+    """
 
     original: Symbol
     patched: Symbol
     places: tuple[tuple[int, int], ...]
+    is_parameter: bool = False
 
 
 def find_rewrite(

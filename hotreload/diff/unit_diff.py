@@ -166,6 +166,8 @@ def _rewritten(rewrites: Sequence[Rewrite], layouts: Layouts | None) -> Iterator
         places = [name_of_place(layouts, rewrite.original, name, offset) for offset, _ in rewrite.places]
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         told = f"new initial value written in place: {', '.join(places[:3])}{more}"
+        if rewrite.is_parameter:
+            told += ", unless the parameter was set to another one"
         yield Note("HR2103", name, f"{told}; what was made from the old one stays")
 
 

@@ -123,6 +123,7 @@ class Write:
     """A value of data that the running kernel holds: ``size`` bytes at ``place`` + ``offset``.
 
     ``object``: the module whose data it is; ``before``: what the guest booted with; ``name``: as C calls it.
+    ``may_differ``: somebody may have set another value, and that stays.
     """
 
     object: str
@@ -132,6 +133,7 @@ class Write:
     before: Value
     after: Value
     name: str
+    may_differ: bool = False
 
 
 @dataclass(frozen=True, slots=True)

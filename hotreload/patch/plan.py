@@ -160,7 +160,7 @@ class _Planner:
                     before = self._value_before(unit, rewrite.original, offset, size)
                     after = self._value_after(unit, rewrite.patched, offset, size)
                     told = f"{name}+{offset}" if offset else name
-                    yield Write(unit.module, place, offset, size, before, after, told)
+                    yield Write(unit.module, place, offset, size, before, after, told, rewrite.is_parameter)
 
             if unit.diff.exit is not None and (write := self._exit_write(unit, unit.diff.exit)):
                 yield write

@@ -70,10 +70,10 @@ def pending_writes(
 def _pending(write: Write, live: Written | None, elsewhere: Mapping[int, int]) -> PendingWrite:
     value = _at_home(write.after, elsewhere)
     if live is None:
-        return PendingWrite(write, write.before, write.before, value)
+        return PendingWrite(write, write.before, write.before, value, write.may_differ)
     if value == live.value or (_is_string(value) and live.write.after == write.after):
-        return PendingWrite(write, write.before, live.value, live.value)
-    return PendingWrite(write, write.before, live.value, value)
+        return PendingWrite(write, write.before, live.value, live.value, write.may_differ)
+    return PendingWrite(write, write.before, live.value, value, write.may_differ)
 
 
 def _is_string(value: Value) -> bool:
@@ -112,8 +112,8 @@ def written(
 ) -> Iterator[tuple[Place, Written]]:
     """What a loaded patch has written; ``address_of`` tells where the module has a piece or string."""
     for each in pending:
-        if each.lenient:
-            continue
+        if each.lenient and each.value == each.base:
+            continue  # it goes back
         value: Value = each.value
         if isinstance(value, Pointer) and isinstance(value.target, PieceRef | StringRef):
             address = address_of(value)

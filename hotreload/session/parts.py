@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from hotreload.reload import Reloader
 
 SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
+# Of what a kernel's build makes sources: system call tables, scripts; and where the like is for other things.
+RECIPE_SUFFIXES = frozenset((".tbl", ".awk", ".pl", ".sh", ".py", ".asn1", ".dts", ".uni", ".map"))
+BESIDE_KERNEL = frozenset(("Documentation", "tools", "samples", "LICENSES"))
 
 
 def reloader_for(
@@ -57,7 +60,7 @@ def watcher_for(build: Build, config: Config) -> Watcher:
         if not build.is_kernel:
             return True  # make may make something of it
         # Of a kernel that is built while we watch nobody is told of what only the boot code is made of.
-        return path.suffix in SOURCE_SUFFIXES and not is_product(path)
+        return (path.suffix in SOURCE_SUFFIXES or _is_recipe(path, build.folder)) and not is_product(path)
 
     def by_time(path: Path) -> bool:
         return path.suffix not in SOURCE_SUFFIXES and MAKEFILE_NAME.fullmatch(path.name) is None
@@ -66,3 +69,11 @@ def watcher_for(build: Build, config: Config) -> Watcher:
     return Watcher(
         [build.folder], files=files, wanted=wanted, look=not build.is_kernel, by_time=by_time, quiet=quiet
     )
+
+
+def _is_recipe(path: Path, folder: Path) -> bool:
+    """May a kernel's make make something of it, though it is no source? Nobody follows that; it is told."""
+    if path.name.startswith("Kconfig"):
+        return True
+    part = path.relative_to(folder).parts[0] if path.is_relative_to(folder) else ""
+    return path.suffix in RECIPE_SUFFIXES and part not in BESIDE_KERNEL

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hotreload.build.kernel_tree import KernelTree
+from hotreload.config import PACKAGED_KERNEL
 from hotreload.errors import HotReloadError
 from hotreload.survey.command import say
 from hotreload.survey.kernel_build import PACKAGE, cached_kernel
@@ -30,10 +31,15 @@ async def debug_kernel(progress: Callable[[str], None]) -> KernelTree:
     return await cached_kernel(PACKAGE, DEBUG, progress)
 
 
-def settings_for(kernel: KernelTree) -> dict[str, str]:
+def wanted_kernel() -> str:
+    """The kernel of a survey that is not told another one: what runs it may have named one."""
+    return os.environ.get("HOTRELOAD_KERNEL", PACKAGED_KERNEL)
+
+
+def settings_for(kernel: str) -> dict[str, str]:
     """As environment: the kernel, and time and room for one that is several times slower."""
     return {
-        "HOTRELOAD_KERNEL": str(kernel.output),
+        "HOTRELOAD_KERNEL": kernel,
         "HOTRELOAD_MEMORY_MB": "768",
         "HOTRELOAD_BOOT_TIMEOUT": "300",
         "HOTRELOAD_TRANSITION_TIMEOUT": "60",
@@ -52,7 +58,7 @@ def run_in_it(argv: Sequence[str]) -> int:
     if not argv:
         print(kernel.output)
         return 0
-    settings = settings_for(kernel)
+    settings = settings_for(str(kernel.output))
     with tempfile.TemporaryDirectory(prefix="hr-debug-") as folder:
         program = Path(folder) / "hotreload"
         program.write_text(wrapper(settings))

@@ -27,7 +27,7 @@ from hotreload.errors import HotReloadError, InputError
 from hotreload.interrupts import run as run_main
 from hotreload.paths import cache_folder
 from hotreload.survey.command import say
-from hotreload.survey.debug_kernel import DEBUG, debug_kernel
+from hotreload.survey.debug_kernel import DEBUG, debug_kernel, wanted_kernel
 from hotreload.survey.history_code import Reading, differences
 from hotreload.survey.history_guest import HistoryGuest, Pushed, kind_of
 from hotreload.survey.history_source import History, Made, Workload, evenly_named, read_workload
@@ -264,7 +264,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     )
     parser.add_argument("--until", default="HEAD", metavar="COMMIT", help="the newest of them")
     parser.add_argument(
-        "--kernel", default="debian", metavar="K", help="as of hotreload watch; generic, debug"
+        "--kernel", default=wanted_kernel(), metavar="K", help="as of hotreload watch; generic, debug"
     )
     parser.add_argument("--workload", type=Path, metavar="FILE", help="default: ours for that name, if any")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all rows, for other programs")
@@ -277,12 +277,16 @@ def parse(argv: Sequence[str] | None = None) -> Options:
 def main() -> int:
     """The exit status: 1 if anything was wrong or lost."""
     options = parse()
-    with tempfile.TemporaryDirectory(prefix="hr-history-", dir=cache_folder()) as scratch:
+    # A build that was interrupted may still write there.
+    place = tempfile.TemporaryDirectory(prefix="hr-history-", dir=cache_folder(), ignore_cleanup_errors=True)
+    with place as scratch:
         try:
             rows = run_main(replay(options, Path(scratch)))
         except HotReloadError as error:
             print(f"{error.code} {error.message}; {error.hint}", file=sys.stderr)
             return error.exit_status
+        except KeyboardInterrupt:
+            return 130
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print(*shares(rows), sep="\n")

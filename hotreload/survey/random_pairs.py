@@ -25,6 +25,7 @@ from hotreload.errors import HotReloadError
 from hotreload.interrupts import run as run_main
 from hotreload.paths import cache_folder
 from hotreload.survey.command import say
+from hotreload.survey.debug_kernel import wanted_kernel
 from hotreload.survey.histories import CLAIMS, kernel_named
 from hotreload.survey.history_guest import HistoryGuest, Pushed
 from hotreload.survey.pair_families import FAMILIES, Element, State
@@ -261,18 +262,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, metavar="N", help="of the generator; default: another each time")
     parser.add_argument("--edits", type=int, metavar="N", default=EDITS, help=f"default: {EDITS}")
     parser.add_argument(
-        "--kernel", default="debian", metavar="K", help="as of hotreload watch; generic, debug"
+        "--kernel", default=wanted_kernel(), metavar="K", help="as of hotreload watch; generic, debug"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="what was wrong, for other programs")
     given = parser.parse_args(argv)
     seed = random.randrange(1 << 31) if given.seed is None else given.seed
     say(f"seed {seed}, {given.edits} edits")
-    with tempfile.TemporaryDirectory(prefix="hr-pairs-", dir=cache_folder()) as scratch:
+    # A build that was interrupted may still write there.
+    place = tempfile.TemporaryDirectory(prefix="hr-pairs-", dir=cache_folder(), ignore_cleanup_errors=True)
+    with place as scratch:
         try:
             tally = run_main(run_pairs(seed, given.edits, given.kernel, Path(scratch)))
         except HotReloadError as error:
             print(f"{error.code} {error.message}; {error.hint}", file=sys.stderr)
             return error.exit_status
+        except KeyboardInterrupt:
+            return 130
     if given.json:
         given.json.write_text(json.dumps({"seed": seed, "wrong": tally.wrong}, indent=1) + "\n")
     print(tally.text())

@@ -30,6 +30,7 @@ from hotreload.interrupts import run as run_main
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.table import align
 from hotreload.survey.command import say
+from hotreload.survey.debug_kernel import wanted_kernel
 from hotreload.survey.random_edits import Command, Deed, Panic, RandomEdits, Save
 from hotreload.survey.soak_driver import MODULE, Driver, first_driver
 from hotreload.survey.soak_model import Expected, Model
@@ -325,7 +326,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(description="Random edits in a guest at work, and nothing is lost.")
     parser.add_argument("--seed", type=int, metavar="N", help="of the generator; default: another each time")
     parser.add_argument("--edits", type=int, metavar="N", default=EDITS, help=f"default: {EDITS}")
-    parser.add_argument("--kernel", metavar="KERNEL", default=PACKAGED_KERNEL, help="as of hotreload watch")
+    parser.add_argument("--kernel", metavar="KERNEL", default=wanted_kernel(), help="as of hotreload watch")
     parser.add_argument("--keep", action="store_true", help="keep the sources also when all went well")
     given = parser.parse_args(argv)
     seed = random.randrange(1 << 31) if given.seed is None else given.seed

@@ -210,3 +210,13 @@ def test_what_a_module_says_of_itself_is_told_to_wait(
         "unchanged",
         [f"what modinfo tells waits for the next load: {message}"] if message else [],
     )
+
+
+def test_a_parameter_that_somebody_has_set_stays_as_set(tmp_path: Path) -> None:
+    param = '__attribute__((section("__param"), used)) static struct { void *to; } __param_nr = { &nr };'
+    source = COUNT + param + DRIVER.replace("INIT", "").replace("EXIT", "")
+    diffs = [
+        difference(tmp_path / str(n), text.replace("COUNT", "4"), text.replace("COUNT", "5"))
+        for n, text in enumerate((source, source.replace("&nr }", "n }")))
+    ]
+    assert [[rewrite.is_parameter for rewrite in diff.rewrites] for diff in diffs] == [[True], [False]]

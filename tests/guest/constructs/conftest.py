@@ -25,11 +25,11 @@ from hotreload.errors import EnvironmentFault
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 from hotreload.session.control import answer
 from hotreload.session.guests import place_of
-from tests.conftest import require, say
+from tests.conftest import OTHER_KERNEL, require, say
 from tests.guest.conftest import PROGRAMS
 
 DRIVER = Path(__file__).with_name("driver")
-KERNELS = ("debian", "debian:6.12")
+KERNELS = (OTHER_KERNEL,) if OTHER_KERNEL else ("debian", "debian:6.12")
 COMPLAINT = re.compile(r".*(?:WARNING: CPU|BUG:|Unpatched|Invalid padding|unable to ).*")
 # What no guest sees needs one of them only.
 one_kernel = pytest.mark.parametrize("running", KERNELS[:1], indirect=True, scope="package")

@@ -177,4 +177,4 @@ def test_pages_are_read_in_stretches() -> None:
 
 def test_a_wrapper_has_its_settings_whatever_the_environment() -> None:
     assert "export HOTRELOAD_KERNEL='/a b'\n" in wrapper({"HOTRELOAD_KERNEL": "/a b"})
-    assert settings_for  # used by scripts/debug-kernel
+    assert settings_for("/kernel")["HOTRELOAD_KERNEL"] == "/kernel"
