@@ -316,7 +316,7 @@ class PatchedGuest:
         self.known = replace(self.known, edited=dict(edited), live_types=types)
 
     def types_of(self, key: Path) -> tuple[Layouts, ...]:
-        """The types of a unit, by object, in each reload since the boot or since the last undo."""
+        """The types of a unit, by object, in each reload since the boot."""
         return self.known.live_types.get(key, ())
 
     def context_of(self, unit: TranslationUnit) -> UnitContext:
@@ -331,10 +331,6 @@ class PatchedGuest:
     def is_made_of(self, edited: Mapping[Path, Compared]) -> None:
         """What it runs again, after an undo, was made of these."""
         self.known = replace(self.known, edited=edited)
-
-    def forget_types(self) -> None:
-        """Who takes a reload back knows that what it made is not in use any more."""
-        self.known = replace(self.known, live_types={})
 
     # --- and back ---
 

@@ -685,7 +685,6 @@ class Reloader:
             self._guest.is_made_of(target.edited)
         # The sources bring back what they say with the next save; nothing says what a source patch said.
         self._edits.drop_pushed()
-        self._guest.forget_types()
         moved = left if outcome is Outcome.UNDONE else target
         runs = f"the guest runs #{target.number}" if target.number else "the guest runs what it booted"
         return ReloadReport(

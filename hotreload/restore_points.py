@@ -60,7 +60,7 @@ class Known:
     ``homes``       where what the reloads added lives
     ``written``     values that the live patch wrote into data
     ``kept``        patch modules that must stay loaded, and why
-    ``live_types``  the types of a unit, by object, in each reload since the boot or since the last undo
+    ``live_types``  the types of a unit, by object, in each reload since the boot; undo takes none back
     """
 
     base: GuestBase

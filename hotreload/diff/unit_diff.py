@@ -23,9 +23,6 @@ from hotreload.elf.model import ObjectFile, Symbol
 
 # What EXPORT_SYMBOL makes beside a function: up to v6.4, and since.
 EXPORT_MARKS = ("__ksymtab_", "__export_symbol_")
-UNDO_FIRST = (
-    "objects of that type may be in use: take the reload back that added it (hotreload undo), then save"
-)
 NO_TYPES = "the compiler has to write debugging information (-g): hotreload doctor"
 
 
@@ -153,7 +150,7 @@ def _changed_since(live: Layouts, patched: Layouts | None, found: LayoutDiff) ->
     told = {obstacle.symbol for obstacle in found.obstacles}
     # A variable of another type is another one (homes.py), and no one calls what a patch added.
     return tuple(
-        replace(obstacle, hint=UNDO_FIRST)
+        obstacle
         for obstacle in compare_layouts(live, patched).obstacles
         if obstacle.symbol not in told | live.variables.keys() and obstacle.code != "HR2205"
     )

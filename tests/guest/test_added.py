@@ -153,13 +153,12 @@ def test_a_struct_that_a_reload_added_cannot_grow_while_objects_of_it_may_be_the
         grown = MADE.replace("int first;", "long other;\n\tint first;")
         refused = await save(main_c=grown)
         assert [(r.code, r.symbol) for r in refused.reasons] == [("HR2101", "struct item")]
-        assert "hotreload undo" in str(refused.reasons[0].hint)
         undo = (sys.executable, "-m", "hotreload", "--guest", str(watch.facts["guest"]), "undo")
         assert (await process.run(undo)).ok
         assert (await watch.next_cycle()).report.outcome is Outcome.UNDONE
-        assert (await save(main_c=grown + "\n")).outcome is Outcome.LIVE
-        # The old object is nobody's: the variable that pointed at it began anew.
-        assert await read() == "hello 2 1\n"
+        # No undo takes back what code has made: the object is still there, and somebody may find it.
+        again = await save(main_c=grown + "\n")
+        assert [(r.code, r.symbol) for r in again.reasons] == [("HR2101", "struct item")]
 
     in_session(story)
 
