@@ -529,3 +529,41 @@ def test_a_bit_field_and_its_neighbour_are_written_together(in_session: Callable
         assert await read() == "limit 101 state 3\n"
 
     in_session(story, {**OPS, "pair.c": BITS})
+
+
+HELD = (
+    MAIN.replace(
+        "static int show",
+        """\
+static void beat(struct timer_list *timer) { reads += 100; }
+static DEFINE_TIMER(heart, beat);
+
+static int show""",
+    )
+    .replace("\treads++;\n", "\treads += 1 + timer_pending(&heart);\n")
+    .replace("<linux/module.h>", "<linux/module.h>\n#include <linux/timer.h>")
+)
+
+
+def test_what_no_source_has_and_somebody_may_hold_goes_with_its_module(
+    in_session: Callable[..., None],
+) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        # Whoever opens the file gets the function that was given to proc_create() under its old name.
+        renamed = await save(
+            main_c=MAIN.replace("show(", "display(")
+            .replace(", show)", ", display)")
+            .replace('"hello', '"hey')
+        )
+        assert (renamed.outcome, await read()) == (Outcome.LIVE, "hey 1 2\n"), renamed
+        assert "display takes the place of show: whoever holds show runs it" in renamed.notes
+        await save(main_c=HELD)
+        assert await read() == "hello 2 4\n"
+        undo = (sys.executable, "-m", "hotreload", "--guest", str(watch.facts["guest"]), "undo")
+        done = await process.run(undo)
+        assert "HR2207 beat is not there any more" in done.text + done.complaint
+        undone = (await watch.next_cycle()).report
+        assert (undone.outcome, await read()) == (Outcome.UNDONE, "hey 1 2\n"), undone
+        assert "loaded anew: pair" in undone.notes
+
+    in_session(story, max_rung="module")
