@@ -326,10 +326,10 @@ def test_work_that_waits_does_not_call_the_timer_function_that_has_its_name_now(
     async def story(save: Save, read: Read) -> None:
         await save(main_c=WORK)
         await read()
+        # Nor is it left alone with code that no source has.
         other = await save(main_c=CLOCK)
-        assert other.outcome is Outcome.LIVE, other
-        assert any(note.startswith("HR2202") and note.endswith(": tick") for note in other.notes)
-        await read()
+        assert other.outcome is Outcome.REFUSED, other
+        assert ("HR2202", "tick") in [(reason.code, reason.symbol) for reason in other.reasons]
         await asyncio.sleep(1)
         assert int((await read()).split()[2]) > 5
 
@@ -375,19 +375,19 @@ static int show""",
 )
 
 
-def test_a_timer_in_an_object_from_before_an_undo_runs_the_code_of_that_time(
+def test_an_undo_that_would_leave_a_timer_with_code_of_no_source_is_refused(
     in_session: Callable[..., None],
 ) -> None:
     async def story(save: Save, read: Read, watch: Driven) -> None:
         await save(main_c=ARMED)
         assert await read() == "hello 1 0\n"
         undo = (sys.executable, "-m", "hotreload", "--guest", str(watch.facts["guest"]), "undo")
-        assert (await process.run(undo)).ok
-        assert (await watch.next_cycle()).report.outcome is Outcome.UNDONE
-        grown = await save(main_c=ARMED.replace("\tint beats;", "\tlong other[60];\n\tint beats;"))
-        assert grown.outcome is Outcome.LIVE, grown
-        await asyncio.sleep(1)
+        refused = await process.run(undo)
+        assert (refused.status, "HR2207 beat is not there any more" in refused.complaint) == (4, True)
+        assert (await watch.next_cycle()).report.outcome is Outcome.REFUSED
         assert await read() == "hello 2 0\n"
+        other = await save(main_c=ARMED.replace('"hello', '"hey'))
+        assert (other.outcome, await read()) == (Outcome.LIVE, "hey 3 0\n"), other
 
     in_session(story)
 
