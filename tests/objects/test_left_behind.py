@@ -84,6 +84,18 @@ def test_a_variable_that_begins_with_a_renamed_function_goes_on(tmp_path: Path) 
     assert (found.anew, found.redirected, left(first, homes, later)) == ((), (), LeftBehind())
 
 
+def test_a_static_local_of_a_renamed_function_keeps_its_home(tmp_path: Path) -> None:
+    source = """
+        void *keep; static int beat(void) { static int n = 3; return n++; }
+        int f(int i) { keep = beat; return i; }
+    """
+    first = plan_of(tmp_path / "1", source)
+    _, homes = settled(first, "hotreload_1", {})
+    later = plan_of(tmp_path / "2", source.replace("beat", "tick"))
+    found, now = settled(later, "hotreload_2", renamed(first, later).homes(homes))
+    assert (found.anew, {home.patch for home in now.values()}) == ((), {"hotreload_1"})
+
+
 def test_one_with_another_prototype_is_no_renamed_one(tmp_path: Path) -> None:
     first = plan_of(tmp_path / "1", BEAT)
     _, homes = settled(first, "hotreload_1", {})
