@@ -139,6 +139,7 @@ class Rescue:
         if not isinstance(error, GuestCrashedError):
             if not (self.may_return or self._may_boot(trouble)):
                 raise error
+            self.is_innocent = True  # nobody's code did it
             return self._reloader.note(loss_report(error, ran, self._last_resort))
         if report := await self._back(error):
             return report

@@ -169,10 +169,14 @@ def test_a_machine_that_is_killed_is_started_anew(driver: Path) -> None:
     with watch(driver) as watching:
         watching.waits_for("ready")
         shown = json.loads(run(driver, "guest", "show", "--json").stdout)
+        edit(driver, "old %d", "new %d")
+        watching.waits_for("live")
         os.kill(shown["qemu_pid"], signal.SIGKILL)
         watching.waits_for("warned .*HR4103 the guest is lost: QEMU ended with signal 9")
         watching.waits_for("rebooted", limit=150)
-        assert reading(driver) == "old 1\n"
+        # It is no fault of the edit's.
+        watching.waits_for("live", times=2)
+        assert reading(driver) == "new 1\n"
         # Who switches it off wants it so.
         run(driver, "guest", "exec", "poweroff -f")
         assert watching.process.wait(LIMIT) == 8
