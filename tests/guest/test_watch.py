@@ -77,6 +77,36 @@ def test_what_was_saved_while_the_guest_booted_is_live_without_another_save(driv
         assert re.search(r"live +counter\.c +show", watching.said)
 
 
+RULE = """
+$(obj)/counter.o: $(obj)/word.h
+$(obj)/word.h: $(src)/word.txt
+	echo "#define WORD \\"$$(cat $<)\\"" > $@
+"""
+
+
+def test_what_a_rule_makes_of_a_file_is_live_and_a_file_that_make_does_not_use_is_silence(
+    driver: Path,
+) -> None:
+    with (driver / "Kbuild").open("a") as kbuild:
+        kbuild.write(f"ccflags-y += -I$(obj)\n{RULE}")
+    (driver / "word.txt").write_text("old\n")
+    (driver / "counter.c").write_text(f'#include "word.h"\n{DRIVER.replace(""""old %d""", """WORD " %d""")}')
+    with watch(driver) as watching:
+        watching.waits_for("ready .*counter")
+        assert reading(driver) == "old 1\n"
+
+        (driver / "README").write_text("nothing of it is built\n")
+        (driver / "word.txt").write_text("new\n")
+        watching.waits_for(r"live .* show")
+        assert reading(driver) == "new 2\n"
+
+        (driver / "word.txt").write_text("newer\n")
+        edit(driver, "reads += step;", "reads += 2 * step;")
+        watching.waits_for(r"live .*counter\.c.* show")
+        assert reading(driver) == "newer 4\n"
+        assert "README" not in re.sub(r"live .*", "", watching.said)
+
+
 def test_a_second_hotreload_on_the_same_guest_is_refused_and_another_guest_is_not(tmp_path: Path) -> None:
     one, two = made_driver(tmp_path / "one"), made_driver(tmp_path / "two")
     with watch(one) as first:

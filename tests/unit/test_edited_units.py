@@ -153,3 +153,29 @@ def test_another_name_for_the_next_build_is_no_edit(tmp_path: Path) -> None:
     assert sources.save('#define UTS_RELEASE "6.1.170+"\n', "include/generated/utsrelease.h") == []
     assert sources.save("new\n", "c.c") == ["c.c"]
     assert sources.units.differing == {tmp_path / "c.c"}
+
+
+def test_a_unit_that_did_not_compile_is_due_again_and_those_beside_it_are_not(tmp_path: Path) -> None:
+    sources = Sources(tmp_path)
+    sources.save("new\n", "a.c", "b.c")
+    a, b = sources.units.of(())
+    sources.units.are_compiled([a], failed=[b])
+    assert sources.save("new\n", "c.c") == ["b.c", "c.c"]
+
+
+def test_only_a_unit_whose_source_alone_was_edited_is_independent_of_others(tmp_path: Path) -> None:
+    sources = Sources(tmp_path)
+    sources.save("new\n", "a.c", "all.h")
+    units = {unit.source.name: unit for unit in sources.units.of(())}
+    assert not sources.units.is_edited_alone(units["a.c"])
+    sources.save("as it was\n", "all.h")
+    assert sources.units.is_edited_alone(units["a.c"])
+
+
+def test_a_changed_makefile_is_refused_once_by_a_push(tmp_path: Path) -> None:
+    sources = Sources(tmp_path)
+    (tmp_path / "Kbuild").write_text("new\n")
+    with pytest.raises(NotPatchableError) as refused:
+        sources.units.of(())
+    assert [obstacle.code for obstacle in refused.value.obstacles] == ["HR1004"]
+    assert sources.units.of(()) == []
