@@ -81,6 +81,8 @@ class Edits:
     def others(self, files: Iterable[Path]) -> set[Path]:
         """Those of these files of which only make knows what they are good for; of none: those of the folder
         that have changed since it was asked."""
+        if self.base.is_kernel:
+            return set()
         files, named = tuple(files), self.units.new_inputs()
         return self._question.others(files, named) if files else self._question.changed(named)
 

@@ -7,16 +7,18 @@ header that two parts were made of may have had other contents for each.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from hotreload.build.base import Base
-from hotreload.build.built import Build, BuiltModule, UnitInputs, is_stamp, sha256
+from hotreload.build.built import Build, BuiltModule, Stamp, UnitInputs, is_stamp, sha256
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.kernel_sources import AUTOCONF
 from hotreload.build.kernel_tree import KernelTree
+from hotreload.build.other_files import stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class GuestBase:
         found: dict[Path, set[str]] = {}
         for part in self.parts:
             for (module, file), digest in part.carried.items():
-                if sha256(file) != digest:
+                if _digest(file, stamp(file)) != digest:
                     found.setdefault(file, set()).add(module)
         return found
 
@@ -106,6 +108,12 @@ class GuestBase:
         parts = (*(part for part in rest if part.modules), _only(base, anew))
         held = tuple(part for part in parts if part.modules)
         return GuestBase(build, base.makefiles, held, self.configuration)
+
+
+# An object that was built elsewhere may be large, and is looked at with each save.
+@functools.lru_cache(maxsize=256)
+def _digest(file: Path, _seen: Stamp | None) -> str:
+    return sha256(file)
 
 
 def configuration_of(tree: KernelTree) -> str:
