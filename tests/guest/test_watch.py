@@ -92,17 +92,17 @@ def test_what_a_rule_makes_of_a_file_is_live_and_a_file_that_make_does_not_use_i
     (driver / "word.txt").write_text("old\n")
     (driver / "counter.c").write_text(f'#include "word.h"\n{DRIVER.replace(""""old %d""", """WORD " %d""")}')
     with watch(driver) as watching:
-        watching.waits_for("ready .*counter")
+        watching.waits_for("ready .*counter", limit=4 * LIMIT)
         assert reading(driver) == "old 1\n"
 
         (driver / "README").write_text("nothing of it is built\n")
         (driver / "word.txt").write_text("new\n")
-        watching.waits_for(r"live .* show")
+        watching.waits_for(r"live .* show", limit=4 * LIMIT)
         assert reading(driver) == "new 2\n"
 
         (driver / "word.txt").write_text("newer\n")
         edit(driver, "reads += step;", "reads += 2 * step;")
-        watching.waits_for(r"live .*counter\.c.* show")
+        watching.waits_for(r"live .*counter\.c.* show", limit=4 * LIMIT)
         assert reading(driver) == "newer 4\n"
         assert "README" not in re.sub(r"live .*", "", watching.said)
 
