@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -167,12 +167,20 @@ class Picture:
                     continue
                 if is_own or each.name not in places or self.replaced.get(each.name) == each.owner:
                     places.setdefault(each.name, []).append(each.address)
-        for name, patch in self.replaced.items():
+        for name, patch in self._replaced_with_children(places).items():
             new = [each.address for each in self.symbols if each.name == name and each.owner == patch]
             base = [each for each in self.symbols if each.name == name and each.owner == module]
             if new and len(base) < 2:
                 places[name] = new
         return places
+
+    def _replaced_with_children(self, names: Iterable[str]) -> dict[str, str]:
+        """What gcc split off a function (``foo.cold``) goes with it, and the kernel does not list it."""
+        parents = {name: name.partition(".cold")[0] for name in names}
+        children = {
+            name: self.replaced[parent] for name, parent in parents.items() if parent in self.replaced
+        }
+        return {**children, **self.replaced}
 
 
 @dataclass

@@ -109,6 +109,13 @@ def test_the_function_of_the_live_patch_is_the_one_that_runs() -> None:
     assert read(both).functions["end"] == [("fentry", "ret")]
 
 
+def test_what_was_split_off_a_replaced_function_goes_with_it() -> None:
+    own = "1000 t f\t[drv]\n1040 t f.cold\t[drv]\n"
+    symbols = read_symbols(f"{own}5000 t f\t[hotreload_1]\n5040 t f.cold\t[hotreload_1]\n")
+    places = Picture(symbols, (), {"f": "hotreload_1"}, {}).running("drv")
+    assert places == {"f": [0x5000], "f.cold": [0x5040]}
+
+
 def test_a_line_number_that_a_check_is_told_is_no_difference() -> None:
     def reading(line: str, callee: str) -> Reading:
         return Reading({"f": [("fentry", f"mov esi, {line}", f"call <{callee}>", "ret")]})
