@@ -28,6 +28,7 @@ from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.load_time import init_obstacles, waiting, with_init
 from hotreload.patch.kernel_symbols import own_names
 from hotreload.patch.model import PatchPlan
+from hotreload.patch.writes import Place, Written
 from hotreload.plan_units import compare_unit, plan_units
 from hotreload.renamed_across import renames_across
 from hotreload.running_check import RunningCheck
@@ -245,6 +246,10 @@ class Edits:
         """Raise NotPatchableError (HR3101) where the guest does not run what would be replaced."""
         if found := await self._running.obstacles(compared.values(), self.knowledge.symbols):
             raise NotPatchableError(found)
+
+    async def with_texts(self, plan: PatchPlan | None, written: Mapping[Place, Written]) -> PatchPlan | None:
+        """See RunningCheck.with_texts."""
+        return plan and await self._running.with_texts(plan, written, self.knowledge.symbols)
 
     def take_base(self, base: GuestBase, modules: frozenset[str]) -> None:
         """These modules are of another base than before: forget what was known of them."""

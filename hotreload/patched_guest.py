@@ -100,16 +100,22 @@ class PatchedGuest:
     # --- there ---
 
     async def bring(
-        self, cycle: Cycle, plan: PatchPlan | None, homes: Mapping[Identity, Home], glue: ModuleGlue
+        self,
+        cycle: Cycle,
+        plan: PatchPlan | None,
+        found: PatchPlan | None,
+        homes: Mapping[Identity, Home],
+        glue: ModuleGlue,
     ) -> None:
         """Make the guest run ``plan``: its module replaces the one before; without a plan, its base.
 
-        ``homes``: where that of it lives which is there already. Raises as apply_patch and disable_patch.
+        ``found``: the plan with what the guest's memory told; ``homes``: where that of it lives which is
+        there already. Raises as apply_patch and disable_patch.
         """
         cycle.note_dropped(dropped(self.known.plan, plan, self.known.homes))
         try:
-            if plan is not None:
-                await self._apply(cycle, plan, self._write(cycle, plan, homes, glue))
+            if found is not None:
+                await self._apply(cycle, found, self._write(cycle, found, homes, glue))
             elif self.known.live is not None:
                 await self._disable(cycle, self.known.live)
             self.known = replace(self.known, plan=plan)

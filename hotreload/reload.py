@@ -778,7 +778,9 @@ class Reloader:
             cycle.announce(
                 "apply.start", {"rung": "patch", "files": cycle.files, "symbols": self._edits.symbols()}
             )
-        await self._guest.bring(cycle, plan, homes, self._edits.knowledge.glue)
+        # A pointer to a string is written over while it still points at the old one: which is that?
+        found = await self._edits.with_texts(plan, self._guest.known.written)
+        await self._guest.bring(cycle, plan, found, homes, self._edits.knowledge.glue)
 
     # --- beside the hot path ---
 

@@ -9,7 +9,7 @@ before its first replacement; from then on it begins with a call of ours.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +33,12 @@ from hotreload.diff.guest_code import GuestUnit
 from hotreload.diff.obstacles import Obstacle
 from hotreload.elf.model import Symbol
 from hotreload.elf.reader import read_object
+from hotreload.found_texts import Where, unknown_texts, with_texts
 from hotreload.patch.kernel_symbols import KernelSymbols
+from hotreload.patch.model import PatchPlan
 from hotreload.patch.symbols import SymbolPosition
 from hotreload.patch.vmlinux_symbols import VmlinuxSymbols
+from hotreload.patch.writes import Place, Written
 from hotreload.plan_units import block_of
 
 # The first gate of the interrupt descriptor table leads there: it tells how far the kernel was moved.
@@ -86,6 +89,24 @@ class RunningCheck:
             if name in wrong
         )
 
+    async def with_texts(
+        self, plan: PatchPlan, written: Mapping[Place, Written], symbols: KernelSymbols
+    ) -> PatchPlan:
+        """The plan with the addresses of strings that its values are exchanged for (found_texts.py).
+
+        Raises GuestUnreachableError, PatchRejectedError (HR2103).
+        """
+        unknown = unknown_texts(plan, written)
+        objects = {write.object for write in unknown}
+
+        async def where() -> Where:
+            if VMLINUX in symbols.modules:
+                return (await self._places(objects, symbols)).address_of
+            tables = await self._tables(objects)
+            return lambda position: _address_in_module(tables, position)
+
+        return await with_texts(plan, unknown, self._read_memory, where)
+
     async def _places(self, modules: set[str], symbols: KernelSymbols) -> _Places:
         vmlinux = symbols.modules[VMLINUX]
         assert isinstance(vmlinux, VmlinuxSymbols)
@@ -94,10 +115,12 @@ class RunningCheck:
             assert linked is not None, "every x86-64 kernel has it"
             gate = await self._read_memory(await self._idt_base(), 16)
             self._offset = offset_of_kernel(gate, linked.address)
-        # Where modules are, only the guest knows.
+        return _Places(vmlinux, self._offset, await self._tables(modules))
+
+    async def _tables(self, modules: set[str]) -> ModuleTables:
+        """Where modules are, only the guest knows."""
         asked = modules - {VMLINUX}
-        listing = await self._shown() if asked else ""
-        return _Places(vmlinux, self._offset, module_tables(listing))
+        return module_tables(await self._shown() if asked else "")
 
     async def _shown(self) -> str:
         """What the guest's kernel shows of its modules."""
@@ -139,8 +162,7 @@ class _Places:
         """Where the symbol is that a livepatch would find; None: its module is not loaded."""
         if position.object == VMLINUX:
             return self.vmlinux.named(position.name)[position.sympos - 1].address + self.offset
-        found = self.tables[position.object].get(position.name, [])
-        return found[position.sympos - 1] if position.sympos <= len(found) else None
+        return _address_in_module(self.tables, position)
 
     def addresses(self, module: str, block: int | None) -> AddressOf:
         if module == VMLINUX:
@@ -150,6 +172,11 @@ class _Places:
 
     def name_at(self, address: int) -> str | None:
         return self.vmlinux.function_at(address - self.offset)
+
+
+def _address_in_module(tables: ModuleTables, position: SymbolPosition) -> int | None:
+    found = tables[position.object].get(position.name, [])
+    return found[position.sympos - 1] if position.sympos <= len(found) else None
 
 
 def _replaced(compared: Iterable[Compared]) -> Iterator[tuple[_Key, tuple[TranslationUnit, Symbol]]]:

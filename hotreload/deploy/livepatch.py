@@ -298,18 +298,23 @@ def _outside_traces(lines: Iterable[str]) -> Iterator[str]:
 def rejection(what: str, reason: str) -> PatchRejectedError:
     """The error for a module that the kernel does not take."""
     code, hint = "HR3103", "hotreload guest logs shows all that the kernel said"
-    if evolved := EVOLVED.search(reason):
-        return PatchRejectedError(
-            f"{evolved[1]} has a new initial value in the source, and the kernel has changed the old one",
-            code="HR2103",
-            hint="write the value in the guest yourself and take the new initial value back,"
-            " or load the module anew: hotreload guest restart",
-        )
+    if found := EVOLVED.search(reason):
+        return evolved(found[1])
     if UNSIGNED.search(reason):
         code, hint = "HR3105", "boot the guest with a kernel that loads unsigned modules"
     elif "version magic" in reason or "disagrees about version" in reason:
         code, hint = "HR2303", "the guest runs another kernel than this was built for: -K names the right one"
     return PatchRejectedError(f"the guest's kernel refused {what}: {reason}", code=code, hint=hint)
+
+
+def evolved(name: str) -> PatchRejectedError:
+    """The error for a value that is not the old one any more."""
+    return PatchRejectedError(
+        f"{name} has a new initial value in the source, and the kernel has changed the old one",
+        code="HR2103",
+        hint="write the value in the guest yourself and take the new initial value back,"
+        " or load the module anew: hotreload guest restart",
+    )
 
 
 def used_by(name: str, holders: Iterable[str]) -> PatchRejectedError:

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from hotreload.diff.correlate import base_name, is_place_static
+from hotreload.diff.correlate import base_name, is_constant, is_place_static
 from hotreload.diff.pair import (
     Pair,
     defined_targets,
@@ -15,7 +13,7 @@ from hotreload.diff.pair import (
 )
 from hotreload.diff.rewrites import UnwritableError, find_rewrite
 from hotreload.diff.special_sections import is_entry_section, is_ordinary
-from hotreload.elf.model import Relocation, Section, StringRef, Symbol, SymbolRef
+from hotreload.elf.model import ObjectFile, Relocation, Section, StringRef, Symbol, SymbolRef
 
 # struct kernel_param, one for each module_param() (include/linux/moduleparam.h)
 PARAMETERS = "__param"
@@ -56,18 +54,21 @@ def _rewrite_or_refuse(pair: Pair, original: Symbol, patched: Symbol) -> None:
         assert section is not None
         if not is_ordinary(section) and section.name != READ_ONLY_AFTER_INIT:
             raise UnwritableError(f"{section.name} is read when the module is loaded")
-        rewrite = find_rewrite(original, patched, pair.comparison, pair.layouts)
-        pair.rewrites.append(replace(rewrite, is_parameter=_is_parameter(pair, original)))
+        is_parameter = original in _parameters(pair.original)
+        rewrite = find_rewrite(original, patched, pair.comparison, pair.layouts, is_parameter)
+        pair.rewrites.append(rewrite)
     except UnwritableError as why:
         what = _difference(pair, original, patched)
         message = f"the initial value of '{base_name(original.name)}' changed{what}; {why}"
         pair.refuse("HR2103", original.name, message)
 
 
-def _is_parameter(pair: Pair, variable: Symbol) -> bool:
-    """Whether a module parameter sets a variable."""
-    section = pair.original.section(PARAMETERS)
-    return section is not None and variable in defined_targets(section.relocations)
+def _parameters(obj: ObjectFile) -> set[Symbol]:
+    """The variables of module parameters, which may be set by hand; those of arrays and strings behind the
+    constants that describe them (struct kparam_array, struct kparam_string)."""
+    section = obj.section(PARAMETERS)
+    found = set(defined_targets(section.relocations)) if section is not None else set()
+    return found | {t for s in found if is_constant(s) for t in defined_targets(s.relocations)}
 
 
 def _other_storage(original: Symbol, patched: Symbol, held: str | None) -> tuple[str, str] | None:

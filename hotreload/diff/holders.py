@@ -39,19 +39,32 @@ def address_flow(
 
 
 def _detours(entries: Mapping[Symbol, Sequence[Entry]]) -> Detours:
-    found: dict[Symbol, list[tuple[int, Symbol, int]]] = {}
+    found: dict[Symbol, dict[int, list[tuple[Symbol, int]]]] = {}
     for function, of in entries.items():
         for entry in of:
             to = entry.relocations[1] if entry.row.name in _DETOURS else None
             if to is not None and isinstance(to.target, SymbolRef):
-                way = entry.code.addend, to.target.symbol, to.addend
-                found.setdefault(function, []).append(way)
+                ways = found.setdefault(function, {}).setdefault(entry.code.addend, [])
+                ways.append((to.target.symbol, to.addend))
     return found
 
 
 def who_holds(flow: AddressFlow, constant: Symbol, users: Iterable[Symbol]) -> str | None:
     """Who may have the address of a constant that only functions refer to, and how; None: nobody has."""
     return flow.gets_away(Sought(SymbolRef(constant)), _makers(constant, users))
+
+
+def who_holds_strings(flow: AddressFlow, table: Symbol, users: Iterable[Symbol]) -> str | None:
+    """Who may have a pointer that a table has to what has no name, so that a copy of the table would have
+    another one."""
+    places = frozenset(
+        r.offset
+        for r in table.relocations
+        if not isinstance(r.target, SymbolRef) or r.target.symbol.anonymous
+    )
+    if not places:
+        return None
+    return flow.gets_away(Sought(SymbolRef(table), depth=1, least=1, places=places), users)
 
 
 def who_copies(flow: AddressFlow, holder: Symbol, constant: Symbol, users: Iterable[Symbol]) -> str | None:

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Changed initial values in data that the running kernel holds: which values, and what they are called.
 
-livepatch replaces code. Data stays where it is, and what the source now says about its first value is
-written there when the patch is applied, one value at a time, each only while the old one is still in its
-place. A value is what the processor writes at once: a number or pointer of 1, 2, 4 or 8 bytes, aligned to its
-size, as the type says; where the object does not tell the type (gcc 12 tells none of a static local), the
-widest aligned place.
+livepatch replaces code. Data stays where it is, and what the source now says about its first value is written
+there when the patch is applied, each value only while the old one is still in its place. A value is what the
+source means by one:
+
+    a number or pointer      of 1, 2, 4 or 8 bytes, as the type says; with bit-fields, the word that has them
+    an array of bytes        a name, a hardware address: it is the old one only as a whole
+    an element of a table    of structs, if several of its members differ: another row took its place
+    a variable of no type    where the object does not tell it, all of it
+
+What is more than one word is written word by word at one moment, and all of it is looked at before.
 """
 
 from __future__ import annotations
@@ -15,11 +20,13 @@ from dataclasses import dataclass
 from math import gcd
 
 from hotreload.diff.compare import Comparison
-from hotreload.diff.layouts import Layouts, Shape
+from hotreload.diff.layouts import BOOL, Layouts, Shape
 from hotreload.elf.constants import R_X86_64_64
-from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
+from hotreload.elf.model import ConstRef, Relocation, Symbol, SymbolRef
 
 WIDEST = 8
+
+Place = tuple[int, int]  # offset and size in bytes
 
 
 class UnwritableError(Exception):
@@ -27,62 +34,91 @@ class UnwritableError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Rewrite:
-    """A variable with another initial value; ``places`` are the (offset, size in bytes) of what differs.
+class Value:
+    """One value: its name in C counts from ``start``; ``places``: what is compared and written at once."""
 
-    ``is_parameter``: of the module: somebody may have set another value, and that stays.
+    start: int
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A variable with another initial value: the ``values`` that differ.
+
+    ``is_parameter``: of the module, so that somebody may have set it by hand; then it stays as it is set.
     """
 
     original: Symbol
     patched: Symbol
-    places: tuple[tuple[int, int], ...]
+    values: tuple[Value, ...]
     is_parameter: bool = False
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return tuple(place for value in self.values for place in value.places)
 
 
 def find_rewrite(
-    original: Symbol, patched: Symbol, comparison: Comparison, layouts: Layouts | None
+    original: Symbol,
+    patched: Symbol,
+    comparison: Comparison,
+    layouts: Layouts | None,
+    is_parameter: bool = False,
 ) -> Rewrite:
     """What differs between two variables of one size; ``layouts`` of the original. Raises UnwritableError."""
-    before = {relocation.offset: relocation for relocation in original.relocations}
-    after = {relocation.offset: relocation for relocation in patched.relocations}
-    either = before.keys() | after.keys()
-    align = min(_alignment(original), _alignment(patched))
-    places = set()
-    for offset in either:
+    pointers = _pointers(original, patched)
+    differing = set(_differing(original.content, patched.content))
+    before, after = _by_offset(original), _by_offset(patched)
+    for offset in pointers:
         one, other = before.get(offset), after.get(offset)
         if one is None or other is None or not comparison.same_relocations([one], [other]):
-            _require_pointer(offset, align, one, other)
-            places.add((offset, WIDEST))
+            differing.add(offset)
+            _require_written(one, other)
+    section = original.section
+    is_constant = section is not None and not section.is_writable
     shape = layouts.shapes.get(original.name) if layouts is not None else None
-    for offset in _differing(original.content, patched.content):
-        if any(start <= offset < start + size for start, size in places):
-            continue
-        place = _place_of(offset, align, original.size, layouts, shape)
-        if any(place[0] < pointer + WIDEST and pointer < sum(place) for pointer in either):
-            raise UnwritableError("it is a pointer's in part")
-        places.add(place)
-    # Places are nested or apart: of a union or beside a bit-field the wider one is the one to write.
-    wide = {p for p in places if not any(p != q and q[0] <= p[0] and sum(p) <= sum(q) for q in places)}
-    return Rewrite(original, patched, tuple(sorted(wide)))
+    found = _Values(layouts, original.size, _alignment(original, patched), pointers, is_constant)
+    values: dict[Place, Value] = {}
+    for stretch in found.stretches(shape, sorted(differing)):
+        places = found.places(shape, stretch)
+        written = {p for p in places if any(_holds(p, offset) for offset in differing)}
+        # Nobody writes to a constant: what is the same in it needs no look.
+        looked_at = () if is_constant else {p for p in places if _is_known(before.get(p[0]))}
+        values[stretch] = Value(stretch[0], tuple(p for p in places if p in written or p in looked_at))
+    return Rewrite(original, patched, tuple(values[key] for key in sorted(values)), is_parameter)
 
 
-def _alignment(symbol: Symbol) -> int:
-    """The alignment in bytes that a symbol surely has."""
-    assert symbol.section is not None
-    return gcd(symbol.section.align, symbol.value) or symbol.section.align
+def _by_offset(symbol: Symbol) -> dict[int, Relocation]:
+    return {relocation.offset: relocation for relocation in symbol.relocations}
 
 
-def _require_pointer(offset: int, align: int, *relocations: Relocation | None) -> None:
-    for relocation in relocations:
-        if relocation is not None and relocation.type != R_X86_64_64:
-            raise UnwritableError("it is not a whole pointer")
-    if offset % WIDEST or align < WIDEST:
-        raise UnwritableError("it is not aligned, so it cannot be written at once")
-    old = relocations[0].target if relocations[0] else None
-    if isinstance(old, StringRef):
-        raise UnwritableError("whether it still points at the old string cannot be told")
-    if old is not None and (not isinstance(old, SymbolRef) or old.symbol.anonymous):
+def _pointers(original: Symbol, patched: Symbol) -> frozenset[int]:
+    """Where either has a pointer. Raises UnwritableError for what is another kind of relocation."""
+    relocations = (*original.relocations, *patched.relocations)
+    if any(relocation.type != R_X86_64_64 for relocation in relocations):
+        raise UnwritableError("it is not a whole pointer")
+    return frozenset(relocation.offset for relocation in relocations)
+
+
+def _alignment(*symbols: Symbol) -> int:
+    """The alignment in bytes that all symbols surely have."""
+    sections = [(symbol.section, symbol.value) for symbol in symbols]
+    return min(gcd(section.align, value) or section.align for section, value in sections if section)
+
+
+def _require_written(old: Relocation | None, new: Relocation | None) -> None:
+    """Whether a pointer can be told from others, and written."""
+    anonymous = old is not None and isinstance(old.target, SymbolRef) and old.target.symbol.anonymous
+    if anonymous or (old is not None and isinstance(old.target, ConstRef)):
         raise UnwritableError("what it pointed at has no name")
+    if new is not None and isinstance(new.target, ConstRef):
+        raise UnwritableError("what it is to point at has no name")
+
+
+def _is_known(pointer: Relocation | None) -> bool:
+    """Whether the address that a word has is known by a name; it may be a number as well."""
+    target = pointer.target if pointer is not None else None
+    return target is None or (isinstance(target, SymbolRef) and not target.symbol.anonymous)
 
 
 def _differing(before: bytes, after: bytes) -> Iterator[int]:
@@ -95,36 +131,111 @@ def _differing(before: bytes, after: bytes) -> Iterator[int]:
             yield from (start + i for i, byte in enumerate(one) if byte != other[i])
 
 
-def _place_of(
-    offset: int, align: int, size: int, layouts: Layouts | None, shape: Shape | None
-) -> tuple[int, int]:
-    """The (offset, size) of the value that a byte belongs to. Raises UnwritableError."""
-    leaf = _leaf(layouts, shape, offset) if layouts is not None and shape is not None else None
-    if leaf is None:
-        width = min(align, WIDEST)
-        start = offset - offset % width
-        while start + width > size:
-            width //= 2
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """Where the values of a variable are. ``pointers``: where a word is surely one."""
+
+    layouts: Layouts | None
+    size: int
+    align: int
+    pointers: frozenset[int]
+    is_constant: bool
+
+    def stretches(self, shape: Shape | None, offsets: list[int]) -> list[Place]:
+        """The (offset, size) of the values that hold these bytes: nested ones are one, the outer."""
+        found = dict.fromkeys(self._stretch(shape, offset, offsets) for offset in offsets)
+        return [p for p in found if not any(p != q and q[0] <= p[0] and sum(p) <= sum(q) for q in found)]
+
+    def _stretch(self, shape: Shape | None, offset: int, offsets: list[int]) -> Place:
+        if self.layouts is None or shape is None:
+            # A pointer is one for sure, and a constant has nothing that could be somebody else's.
+            is_pointer = any(_holds((pointer, WIDEST), offset) for pointer in self.pointers)
+            return self._word(offset, WIDEST) if is_pointer or self.is_constant else (0, self.size)
+        element, found = self._leaf(self.layouts, shape, offset)
+        if element is not None and any(_holds(element, o) and not _holds(found, o) for o in offsets):
+            return element
+        return found
+
+    def _leaf(self, layouts: Layouts, shape: Shape, offset: int) -> tuple[Place | None, Place]:
+        """The innermost element of a table of structs that holds a byte, and the value in it."""
+        base, element = 0, None
+        while not _is_bytes(shape):
+            step = _step(layouts, shape, offset - base)
+            if step is None:
+                size = 0 if _is_composed(layouts, shape) else layouts.size(shape)
+                return element, (base, size) if size else self._word(offset, WIDEST)
+            _, inside, inner, bits = step
+            if bits:
+                return element, self._word(offset, layouts.size(inner) or WIDEST)
+            base += inside
+            if shape[0] == "[]" and _is_composed(layouts, inner) and not _is_bytes(inner):
+                element = base, layouts.size(inner)
+            shape = inner
+        return element, (base, layouts.size(shape))
+
+    def _word(self, offset: int, width: int) -> Place:
+        """The aligned word around a byte, of at most that width; of a pointer, that."""
+        for pointer in self.pointers:
+            if pointer <= offset < pointer + WIDEST:
+                return pointer, WIDEST
+        width = min(self.align, width, WIDEST)
+        while True:
             start = offset - offset % width
-        return start, width
-    start, width = leaf
-    if width not in (1, 2, 4, 8) or start % width or align < width:
-        raise UnwritableError("it is not aligned, so it cannot be written at once")
-    return start, width
+            meets = any(p < start + width and start < p + WIDEST for p in self.pointers)
+            if start + width <= self.size and not meets:
+                return start, width
+            width //= 2
+
+    def places(self, shape: Shape | None, stretch: Place) -> tuple[Place, ...]:
+        """The words of a value; of a struct, its members without what is between them."""
+        start, size = stretch
+        if self.layouts is None or shape is None:
+            return tuple(self._words(start, start + size))
+        found: list[Place] = []
+        at = start
+        while at < start + size:
+            if at not in self.pointers and _is_filling(self.layouts, shape, at):
+                at += 1
+                continue
+            end = sum(self._leaf(self.layouts, shape, at)[1])
+            found += self._words(at, end)
+            at = end
+        return tuple(found)
+
+    def _words(self, at: int, end: int) -> Iterator[Place]:
+        """A stretch in words, the same ones each time: what was written is found again by its place."""
+        while at < end:
+            width = WIDEST
+            while width > 1 and at not in self.pointers:
+                meets = not self.pointers.isdisjoint(range(at, at + width))
+                if at % width == 0 and at + width <= end and not meets:
+                    break
+                width //= 2
+            yield at, width
+            at += width
 
 
-def _leaf(layouts: Layouts, shape: Shape, offset: int) -> tuple[int, int] | None:
-    """Where the number or pointer that holds a byte begins, and its size; None for a bit-field or gap."""
+def _holds(stretch: Place, offset: int) -> bool:
+    return stretch[0] <= offset < sum(stretch)
+
+
+def _is_bytes(shape: Shape) -> bool:
+    """Whether a type is an array of characters or bytes, which is one value."""
+    if shape[0] != "[]":
+        return False
+    element = shape[2]
+    return bool(element[:2] == ("int", 1) and element[2] != BOOL)
+
+
+def _is_filling(layouts: Layouts, shape: Shape, offset: int) -> bool:
+    """Whether a byte is between the members of a struct."""
     base = 0
-    while True:
-        step = _step(layouts, shape, offset - base)
-        if step is None:
-            size = 0 if _is_composed(layouts, shape) else layouts.size(shape)
-            return (base, size) if size else None
-        _, inside, shape, bits = step
-        if bits:
-            return None
-        base += inside
+    while (step := _step(layouts, shape, offset - base)) is not None:
+        if step[3]:
+            return False
+        base += step[1]
+        shape = step[2]
+    return _is_composed(layouts, shape)
 
 
 def _is_composed(layouts: Layouts, shape: Shape) -> bool:

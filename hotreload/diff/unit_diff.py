@@ -160,7 +160,7 @@ def _rewritten(rewrites: Sequence[Rewrite], layouts: Layouts | None) -> Iterator
     """Tell which values are written in place, by their names in C."""
     for rewrite in rewrites:
         name = base_name(rewrite.original.name)
-        places = [name_of_place(layouts, rewrite.original, name, offset) for offset, _ in rewrite.places]
+        places = [name_of_place(layouts, rewrite.original, name, value.start) for value in rewrite.values]
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         told = f"new initial value written in place: {', '.join(places[:3])}{more}"
         if rewrite.is_parameter:

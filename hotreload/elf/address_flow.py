@@ -36,11 +36,11 @@ from hotreload.elf.flow_state import (
 )
 from hotreload.elf.model import Relocation, Symbol, SymbolRef, Target
 from hotreload.elf.readers import CALLERS, FINDERS
-from hotreload.elf.references import is_direct_branch, points_at_start, takes_address
+from hotreload.elf.references import is_direct_branch, points_at_start, start_of, takes_address
 
-# (function, place in it) -> places that control may go to besides the next instruction and branches:
-# jump labels, and what follows a fault.
-Detours = Mapping[Symbol, Sequence[tuple[int, Symbol, int]]]
+# Function -> place in it -> where control may go besides the next instruction and by branches: jump labels,
+# and what follows a fault.
+Detours = Mapping[Symbol, Mapping[int, Sequence[tuple[Symbol, int]]]]
 _DEEPEST: Final = 5  # calls into functions of the object
 # It keeps all registers (arch/x86/kernel/ftrace_64.S).
 _TRACER: Final = "__fentry__"
@@ -117,7 +117,7 @@ class _Search:
     flow: AddressFlow
     sought: Sought
     returning: dict[Symbol, Levels] = field(default_factory=dict)
-    passed: dict[tuple[Symbol, frozenset[tuple[int, Levels]]], Levels | None] = field(default_factory=dict)
+    passed: dict[tuple[Symbol, frozenset[tuple[int, Levels]]], Levels | str] = field(default_factory=dict)
 
     def run(self, holders: Iterable[Symbol]) -> str | None:
         todo = list(holders)
@@ -150,15 +150,17 @@ class _Search:
         arguments = frozenset((n, levels) for n, levels in state.registers if n in ARGUMENTS)
         key = function, arguments
         if key not in self.passed:
-            self.passed[key] = None
+            self.passed[key] = f"passes it to {function.name}, which calls itself"
             if depth >= _DEEPEST:
                 raise GotAwayError(f"passes it to {function.name}")
-            self.passed[key] = _Walk(self, function, depth + 1).run(
-                State(registers=arguments, frame=_ENTRY.frame)
-            )
+            try:
+                entry = State(registers=arguments, frame=_ENTRY.frame)
+                self.passed[key] = _Walk(self, function, depth + 1).run(entry)
+            except GotAwayError as how:
+                self.passed[key] = f"passes it to {function.name}, which {how}"
         known = self.passed[key]
-        if known is None:
-            raise GotAwayError(f"passes it to {function.name}, which calls itself")
+        if isinstance(known, str):
+            raise GotAwayError(known)
         return known
 
 
@@ -173,30 +175,57 @@ class _Walk:
     todo: list[tuple[Symbol, int]] = field(default_factory=list)
     returned: Levels | None = None
     steps: dict[Symbol, Step] = field(default_factory=dict)
+    is_alone: bool = False  # what does not hold anything is not followed
 
     def run(self, entry: State) -> Levels:
-        """The levels that it returns. Raises GotAwayError."""
+        """The levels that it returns. Raises GotAwayError.
+
+        Most addresses are made and used up within a few instructions: those are looked at alone first. Where
+        that proves nothing, the function is followed from its entry.
+        """
+        sources = list(self._sources())
+        if not entry.levels and self._is_used_up(sources):
+            return NONE
         self._reach(self.function, 0, entry)
         self._go_on()
-        # What only a jump through a table leads to: from there on nothing is known of the stack.
-        for source in self._unseen():
-            self._reach(self.function, source, State())
-            self._go_on()
+        # What only a jump leads to that was not understood: from there on nothing is known of the stack.
+        for source in sources:
+            if (self.function, source) not in self.states:
+                self._reach(self.function, source, State())
+                self._go_on()
         return self.returned or NONE
 
-    def _unseen(self) -> Iterator[int]:
-        body = body_of(self.function)
-        sought = self.search.sought
-        for start, at in body.instructions.items():
-            for relocation in (at.displacement, at.immediate):
-                is_source = relocation is not None and sought.is_source(self.function, relocation)
-                if is_source and (self.function, start) not in self.states:
-                    yield start
-        if not body.is_whole:
-            raise GotAwayError("has instructions that cannot be decoded")
+    def _is_used_up(self, sources: list[int]) -> bool:
+        self.is_alone = True
+        try:
+            for source in sources:
+                self.states.setdefault((self.function, source), _ENTRY)
+                self.todo.append((self.function, source))
+                self._go_on()
+        except GotAwayError:
+            return self._forget()
+        return not is_held(self.returned or NONE) or self._forget()
+
+    def _forget(self) -> bool:
+        self.states, self.todo, self.returned, self.is_alone = {}, [], None, False
+        return False
+
+    def _sources(self) -> Iterator[int]:
+        """The instructions that make what is sought, or call who returns it. Raises GotAwayError."""
+        sought, returning = self.search.sought, self.search.returning
+        for relocation in self.function.relocations:
+            target = relocation.target
+            returns = isinstance(target, SymbolRef) and target.symbol in returning
+            if returns or sought.is_source(self.function, relocation):
+                start = start_of(self.function, relocation)
+                if start is None:
+                    raise GotAwayError("has instructions that cannot be decoded")
+                yield start
 
     def _reach(self, function: Symbol, place: int, state: State) -> None:
         key = function, place
+        if self.is_alone and not state.levels:
+            return
         known = self.states.get(key)
         joined = state if known is None else known.joined(state)
         if known is None or joined != known:
@@ -206,16 +235,15 @@ class _Walk:
     def _go_on(self) -> None:
         while self.todo:
             function, place = key = self.todo.pop()
-            at = body_of(function).instructions.get(place)
+            at = body_of(function).at(place)
             if at is None:
                 self._lose(self.states[key].levels, "goes on where nothing was decoded")
                 continue
             self._advance(function, at, self.states[key])
 
     def _advance(self, function: Symbol, at: Decoded, state: State) -> None:
-        for place, other, target in self.search.flow.detours.get(function, ()):
-            if at.start <= place < at.end:
-                self._reach(other, target, state)
+        for other, target in self.search.flow.detours.get(function, {}).get(at.start, ()):
+            self._reach(other, target, state)
         if at.mnemonic == "call":
             self._reach(function, at.end, self._call(function, at, state))
         elif at.mnemonic.startswith("ret"):
@@ -234,7 +262,7 @@ class _Walk:
                 sought.least,
                 sought.depth,
                 # A place in code dies with the stack of the function that has it.
-                not sought.is_label and body_of(function).exposes_stack,
+                lambda: not sought.is_label and body_of(function).exposes_stack,
             )
         return self.steps[function]
 

@@ -8,6 +8,7 @@ capstone that decodes; it is imported with the first function that is asked for.
 from __future__ import annotations
 
 import functools
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,6 +21,10 @@ _FAMILIES: Final = (
     "rsp esp sp spl", "rbp ebp bp bpl", "rsi esi si sil", "rdi edi di dil",
     *(f"r{n} r{n}d r{n}w r{n}b" for n in range(8, 16)),
 )  # fmt: skip
+
+
+# Of an instruction, in bytes.
+_LONGEST: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +73,43 @@ class Decoded:
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """The instructions of a function by their place, as far as they could be decoded."""
+    """The instructions of a function, each decoded when it is asked for."""
 
     symbol: Symbol
-    instructions: dict[int, Decoded] = field(default_factory=dict)
-    is_whole: bool = True
+    known: dict[int, Decoded | None] = field(default_factory=dict)
+
+    def at(self, place: int) -> Decoded | None:
+        """The instruction that begins there; None: there is none that can be decoded."""
+        if place not in self.known:
+            self.known[place] = self._decode(place) if 0 <= place < self.symbol.size else None
+        return self.known[place]
+
+    def _decode(self, place: int) -> Decoded | None:
+        decoder, names = _decoder()
+        found = next(decoder.disasm(self.symbol.content[place : place + _LONGEST], place, 1), None)
+        if found is None:
+            return None
+        relocations = self.symbol.relocations
+        at = bisect_left(relocations, place, key=lambda relocation: relocation.offset)
+        fields: dict[int, Relocation] = {}
+        while at < len(relocations) and relocations[at].offset < place + found.size:
+            fields[relocations[at].offset - place] = relocations[at]
+            at += 1
+        return _decoded(found, fields, names)
 
     @functools.cached_property
     def exposes_stack(self) -> bool:
         """Whether it makes an address on its stack, which somebody may look through."""
+        place, found = 0, []
+        while (at := self.at(place)) is not None:
+            found.append(at)
+            place = at.end
+        if place < self.symbol.size:
+            return True  # what cannot be decoded may do anything
         pointers = {RSP}
-        if any(at.mnemonic == "mov" and at.operands == _FRAME for at in self.instructions.values()):
+        if any(at.mnemonic == "mov" and at.operands == _FRAME for at in found):
             pointers.add(RBP)
-        return any(_makes_address(at, pointers) for at in self.instructions.values())
+        return any(_makes_address(at, pointers) for at in found)
 
 
 _FRAME: Final = (Register(RBP, 8), Register(RSP, 8))
@@ -98,19 +127,8 @@ def _makes_address(at: Decoded, pointers: set[int]) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def body_of(symbol: Symbol) -> Body:
-    """Decode a function that is defined."""
-    decoder, names = _decoder()
-    body: dict[int, Decoded] = {}
-    end = 0
-    pending = list(reversed(symbol.relocations))
-    for found in decoder.disasm(symbol.content, 0):
-        end = found.address + found.size
-        fields: dict[int, Relocation] = {}
-        while pending and pending[-1].offset < end:
-            one = pending.pop()
-            fields[one.offset - found.address] = one
-        body[found.address] = _decoded(found, fields, names)
-    return Body(symbol, body, end == symbol.size)
+    """The instructions of a function that is defined."""
+    return Body(symbol)
 
 
 def _decoded(found: Any, fields: dict[int, Relocation], names: dict[int, int]) -> Decoded:

@@ -105,7 +105,8 @@ class State:
     @property
     def levels(self) -> Levels:
         """Of all that is held."""
-        return frozenset(level for _, levels in (*self.registers, *self.slots) for level in levels)
+        held = (*self.registers, *self.slots)
+        return frozenset(level for _, levels in held for level in levels if level >= 0)
 
 
 def _united(
@@ -140,7 +141,7 @@ class Step:
     is_loaded: Callable[[Relocation, Decoded], bool]
     least: int
     depth: int
-    is_exposed: bool
+    is_exposed: Callable[[], bool]
 
     def after(self, at: Decoded, state: State) -> State:
         """Raises GotAwayError."""
@@ -214,7 +215,7 @@ class Step:
         if offset is None:
             lose(levels, self.least, "stores it")
             return state
-        if self.is_exposed:
+        if is_held(levels) and self.is_exposed():
             lose(levels, self.least, "stores it where others may look")
         return state.storing(offset, levels if target.size == 8 else levels | state.slot(offset))
 
@@ -232,7 +233,7 @@ class Step:
     def _push(self, at: Decoded, state: State) -> State:
         levels = self.value(at, state, at.operands[0])
         top = state.offset_of(RSP)
-        if top is None or self.is_exposed:
+        if top is None or (is_held(levels) and self.is_exposed()):
             lose(levels, self.least, "stores it")
         if top is None:
             return state

@@ -56,6 +56,12 @@ def start_of_instruction(code: bytes, offset: int) -> int:
     return instruction.start if instruction is not None else offset
 
 
+def start_of(holder: Symbol, relocation: Relocation) -> int | None:
+    """Where the instruction with a relocation begins; None when the code cannot be decoded."""
+    instruction = _instruction_at(holder.content, relocation.offset)
+    return instruction.start if instruction is not None else None
+
+
 def _instruction_at(code: bytes, offset: int) -> Instruction | None:
     """The instruction that holds a byte; None when the code cannot be decoded."""
     stream = _decoded(code)

@@ -115,7 +115,14 @@ class Pointer:
     addend: int
 
 
-Value = int | Pointer
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A pointer to that text in the memory of the object, which only the guest can tell (found_texts.py)."""
+
+    text: bytes
+
+
+Value = int | Pointer | Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +130,8 @@ class Write:
     """A value of data that the running kernel holds: ``size`` bytes at ``place`` + ``offset``.
 
     ``object``: the module whose data it is; ``before``: what the guest booted with; ``name``: as C calls it.
-    ``may_differ``: somebody may have set another value, and that stays.
+    ``group``: of those that are one value together, and stand together; 0: none. ``may_differ``: somebody may
+    have set another value, and that stays.
     """
 
     object: str
@@ -133,6 +141,7 @@ class Write:
     before: Value
     after: Value
     name: str
+    group: int = 0
     may_differ: bool = False
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from math import gcd
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from hotreload.diff.correlate import (
 from hotreload.diff.load_time import written_name
 from hotreload.diff.object_diff import ObjectDiff, Twins
 from hotreload.diff.obstacles import BUILD_KERNEL, RELOAD_MODULE, NotPatchableError, Obstacle
+from hotreload.diff.rewrites import Rewrite
+from hotreload.diff.rewrites import Value as RewrittenValue
 from hotreload.diff.special_sections import LOADED, REPLACEMENTS, Entry
 from hotreload.elf.constants import LOADER_RELOCATIONS, R_X86_64_NONE, STB_WEAK
 from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
@@ -49,6 +52,7 @@ from hotreload.patch.model import (
     PlannedRelocation,
     PlannedTarget,
     Pointer,
+    Text,
     UnitDiff,
     Value,
     Write,
@@ -148,19 +152,16 @@ class _Planner:
 
     def writes(self) -> Iterator[Write]:
         """What is written where it is, by module and then in the order of the units."""
+        groups = count(1)
         for unit in self.units:
             self.at_work = unit
             for rewrite in unit.diff.rewrites:
                 self._refuse_weak(unit, rewrite.original, rewrite.patched, "HR2103")
                 place = self._original(unit, rewrite.original, is_replaced=True)
-                if place is None:
-                    continue
-                name = base_name(rewrite.original.name)
-                for offset, size in rewrite.places:
-                    before = self._value_before(unit, rewrite.original, offset, size)
-                    after = self._value_after(unit, rewrite.patched, offset, size)
-                    told = f"{name}+{offset}" if offset else name
-                    yield Write(unit.module, place, offset, size, before, after, told, rewrite.is_parameter)
+                if place is not None:
+                    for value in rewrite.values:
+                        group = next(groups) if len(value.places) > 1 else 0
+                        yield from self._written(unit, rewrite, place, value, group)
 
             if unit.diff.exit is not None and (write := self._exit_write(unit, unit.diff.exit)):
                 yield write
@@ -179,11 +180,25 @@ class _Planner:
 
     # --- values ---
 
+    def _written(
+        self, unit: UnitDiff, rewrite: Rewrite, at: SymbolPosition, value: RewrittenValue, group: int
+    ) -> Iterator[Write]:
+        name = base_name(rewrite.original.name)
+        told = f"{name}+{value.start}" if value.start else name
+        for offset, size in value.places:
+            before = self._value_before(unit, rewrite.original, offset, size)
+            after = self._value_after(unit, rewrite, offset, size)
+            if after is None:
+                after = before
+            yield Write(unit.module, at, offset, size, before, after, told, group, rewrite.is_parameter)
+
     def _value_before(self, unit: UnitDiff, variable: Symbol, offset: int, size: int) -> Value:
         """A value of the running kernel. What it points at is the original's."""
         relocation = _relocation_at(variable, offset)
         if relocation is None:
             return int.from_bytes(variable.content[offset : offset + size], "little")
+        if isinstance(relocation.target, StringRef):
+            return Text(relocation.target.text[relocation.addend :])
         assert isinstance(relocation.target, SymbolRef), "rewrites.py lets nothing else pass"
         symbol = relocation.target.symbol
         if symbol.is_defined:
@@ -192,11 +207,17 @@ class _Planner:
         position = module.position(symbol.name, None) if module.has_global(symbol.name) else None
         return Pointer(position or self._undefined(unit, None, relocation, symbol), relocation.addend)
 
-    def _value_after(self, unit: UnitDiff, variable: Symbol, offset: int, size: int) -> Value:
-        relocation = _relocation_at(variable, offset)
+    def _value_after(self, unit: UnitDiff, rewrite: Rewrite, offset: int, size: int) -> Value | None:
+        """None: a pointer that is to be what it was."""
+        relocation = _relocation_at(rewrite.patched, offset)
         if relocation is None:
-            return int.from_bytes(variable.content[offset : offset + size], "little")
-        return Pointer(self._target(unit, variable, relocation), relocation.addend)
+            return int.from_bytes(rewrite.patched.content[offset : offset + size], "little")
+        old = _relocation_at(rewrite.original, offset)
+        if old is not None and isinstance(relocation.target, SymbolRef) and old.addend == relocation.addend:
+            twin = unit.diff.original_of.get(relocation.target.symbol)
+            if twin is not None and old.target == SymbolRef(twin):
+                return None
+        return Pointer(self._target(unit, rewrite.patched, relocation), relocation.addend)
 
     # --- pieces ---
 

@@ -32,8 +32,10 @@ from hotreload.patch.glue import (
     TABLE_WRITE_COUNT,
     TABLE_WRITES,
     WRITE_BASE,
+    WRITE_CHECK,
     WRITE_ENTRY_SIZE,
     WRITE_EXPECTED,
+    WRITE_GROUP,
     WRITE_LENIENT,
     WRITE_NAME,
     WRITE_OBJECT,
@@ -122,6 +124,8 @@ def add_writes(module: ModuleFile, writes: tuple[PendingWrite, ...]) -> None:
         _put_value(module, place, WRITE_EXPECTED, each.expected, write.object)
         _put_value(module, place, WRITE_VALUE, each.value, write.object)
         _put_value(module, place, WRITE_LENIENT, int(each.lenient), write.object)
+        _put_value(module, place, WRITE_GROUP, each.group, write.object)
+        _put_value(module, place, WRITE_CHECK, int(each.check), write.object)
     _hang_in(module, section, TABLE_WRITES, TABLE_WRITE_COUNT, len(writes))
 
 
@@ -142,6 +146,7 @@ def _put_value(module: ModuleFile, place: PlacedAt, offset: int, value: Value, o
     if isinstance(value, Pointer):
         module.relocate(place, obj, PlannedRelocation(offset, R_X86_64_64, value.target, value.addend))
     else:
+        assert isinstance(value, int), "what a text's address is was found out"
         struct.pack_into("<Q", place.section.data, place.offset + offset, value)
 
 

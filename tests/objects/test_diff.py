@@ -355,7 +355,6 @@ ONE = "int f(int i) { return x[i]++; }"
 @pytest.mark.parametrize(
     ("before", "after", "code"),
     [
-        ('char *x[2] = {"a", 0};', 'char *x[2] = {"b", 0};', "HR2103"),
         ("int x[2] = {1, 2};", "int x[3] = {1, 2, 3};", "HR2101"),
         ("static int x[2];", "static int x[4];", "HR2101"),
         ("static int x[2];", "static int x[2] __attribute__((aligned(64)));", "HR2101"),
@@ -383,13 +382,13 @@ def test_a_changed_size_of_common_storage_is_refused(tmp_path: Path) -> None:
 
 def test_a_message_tells_where_a_value_changed(tmp_path: Path) -> None:
     tables = [
-        f'const char *x[2] = {{"one", "{word}"}}; const char *f(int i) {{ return x[i]; }}'
-        for word in ("two", "three")
+        f'extern int n; struct __attribute__((packed)) {{ char c; int o; }} x __section(".init.data") = {{1, {value}}}; '
+        f'static const int __param_y[2] __section("__param") __attribute__((used)) = {{1, {value}}};'
+        for value in (2, 3)
     ]
     diff = difference(tmp_path, *tables)
-    changed = "the initial value of 'x' changed at offset 8: 'two' -> 'three'"
-    why = "whether it still points at the old string cannot be told"
-    assert [o.message for o in diff.obstacles] == [f"{changed}; {why}"]
+    changed = "the initial value of '__param_y' changed at offset 4: 0x2 -> 0x3"
+    assert f"{changed}; __param is read when the module is loaded" in [o.message for o in diff.obstacles]
 
 
 @pytest.mark.parametrize(
@@ -399,12 +398,19 @@ def test_a_message_tells_where_a_value_changed(tmp_path: Path) -> None:
         ("int x[4];", "int x[4] = {0, 0, 0, 0x10000};", ((12, 4),)),
         ("long x[2];", "long x[2] = {1, 2};", ((0, 8), (8, 8))),
         ("short x[3] = {1, 2, 3};", "short x[3] = {1, 2, 4};", ((4, 2),)),
-        ("char x[] = \"abcde\";", "char x[] = \"abXde\";", ((2, 1),)),
+        ("char x[] = \"abcde\";", "char x[] = \"abXde\";", ((0, 4), (4, 2))),
+        ("char x[2][4] = {\"abc\", \"def\"};", "char x[2][4] = {\"abc\", \"dxf\"};", ((4, 4),)),
+        ("_Bool x[4];", "_Bool x[4] = {0, 1};", ((1, 1),)),
+        ("struct { int id; char c; int n; } x[2] = {{1, 2, 3}, {4, 5, 6}};", "struct { int id; char c; int n; } x[2] = {{1, 2, 3}, {4, 5, 7}};", ((20, 4),)),
+        ("struct { int id; char c; int n; } x[2] = {{1, 2, 3}, {4, 5, 6}};", "struct { int id; char c; int n; } x[2] = {{1, 2, 3}, {7, 5, 8}};", ((12, 4), (16, 1), (20, 4))),
+        ("struct { char name[5]; int n; } x[2] = {{\"a\", 1}};", "struct { char name[5]; int n; } x[2] = {{\"b\", 1}};", ((0, 4), (4, 1))),
+        ("struct { int a; struct { int b, c; } in; } x = {1, {2, 3}};", "struct { int a; struct { int b, c; } in; } x = {1, {5, 6}};", ((4, 4), (8, 4))),
+        ("struct __attribute__((packed)) { char c; int n; } x = {1, 2};", "struct __attribute__((packed)) { char c; int n; } x = {1, 3};", ((1, 1), (2, 2), (4, 1))),
         ("struct { char c; int *p; } x[2];", "extern int y; struct { char c; int *p; } x[2] = {{0, &y}};", ((8, 8),)),
         ("struct { char c; short s; int i; } x[2];", "struct { char c; short s; int i; } x[2] = {{}, {1, 2, 3}};", ((8, 1), (10, 2), (12, 4))),
-        ("struct { int b; int a : 3; int c : 5; long l; } x;", "struct { int b; int a : 3; int c : 5; long l; } x = {1, 2};", ((0, 8),)),
+        ("struct { int b; int a : 3; int c : 5; long l; } x;", "struct { int b; int a : 3; int c : 5; long l; } x = {1, 2};", ((0, 4), (4, 4))),
         ("union { long l; int i; char c; } x;", "union { long l; int i; char c; } x = {0x600000006};", ((0, 8),)),
-        ("struct { int a : 3, b : 5; } x[2];", "struct { int a : 3, b : 5; } x[2] = {{1, 2}};", ((0, 8),)),
+        ("struct { int a : 3, b : 5; } x[2];", "struct { int a : 3, b : 5; } x[2] = {{1, 2}};", ((0, 4),)),
     ],
 )  # fmt: skip
 def test_a_new_initial_value_is_written_value_by_value(
@@ -428,7 +434,7 @@ def test_new_data_travels(tmp_path: Path) -> None:
 
 
 def test_a_constant_table_travels_with_those_who_read_it(tmp_path: Path) -> None:
-    source = 'static const char *const words[] = {"a", "WORD"}; const char *f(int i) { return words[i]; } int g(void) { return 1; }'
+    source = 'static const char *const words[] = {"a", "WORD"}; int f(int i) { return words[i][0]; } int g(void) { return 1; }'
     diff = difference(tmp_path, source.replace("WORD", "b"), source.replace("WORD", "c"))
     assert (diff.verdict, diff.changed_functions, names(diff.carried)) == (
         "patchable",

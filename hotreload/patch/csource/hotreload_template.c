@@ -17,6 +17,7 @@
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/slab.h>
+#include <linux/stop_machine.h>
 #include <linux/string.h>
 #include <linux/vmalloc.h>
 #include <linux/workqueue.h>
@@ -50,12 +51,14 @@ struct hotreload_func {
 struct hotreload_write {
 	const char *object;
 	const char *name;		/* for the log */
-	void *place;			/* aligned to its size */
+	void *place;
 	unsigned long size;		/* 1, 2, 4 or 8 bytes */
 	unsigned long base;
 	unsigned long expected;
 	unsigned long value;
 	unsigned long lenient;		/* leave it alone when it is something else */
+	unsigned long group;		/* of entries that stand together: one value, written whole or not at all */
+	unsigned long check;		/* must be as expected, though it is not to become another one */
 };
 
 enum hotreload_callback_kind {
@@ -149,80 +152,193 @@ static bool starts_object(unsigned long i)
 	return !i || !same_object(table.funcs[i].object, table.funcs[i - 1].object);
 }
 
-/*
- * Put a value into a place that holds the old one. Constant data is mapped read-only, so the page gets a
- * second mapping for the moment. True when the old value was there.
- */
-static bool exchange(const struct hotreload_write *write, unsigned long old, unsigned long value)
-{
-	unsigned long address = (unsigned long)write->place;
-	struct page *page;
-	bool done;
-	void *alias, *at;
+/* Where a value can be written: constant data is mapped read-only, so its pages get a second mapping. */
+struct hotreload_place {
+	void *at;
+	void *mapping;			/* NULL: it is the one of the entry before */
+	bool holds;			/* what it has to */
+	bool written;			/* by this patch itself */
+};
 
-	if (is_vmalloc_addr(write->place) || (address >= MODULES_VADDR && address < MODULES_END))
-		page = vmalloc_to_page(write->place);
-	else
-		page = pfn_to_page(__pa(address) >> PAGE_SHIFT);
-	alias = vmap(&page, 1, VM_MAP, PAGE_KERNEL);
-	if (!alias)
-		return false;
-	at = alias + offset_in_page(address);
-	switch (write->size) {
-	case 1:
-		done = cmpxchg((u8 *)at, (u8)old, (u8)value) == (u8)old;
-		break;
-	case 2:
-		done = cmpxchg((u16 *)at, (u16)old, (u16)value) == (u16)old;
-		break;
-	case 4:
-		done = cmpxchg((u32 *)at, (u32)old, (u32)value) == (u32)old;
-		break;
-	default:
-		done = cmpxchg((u64 *)at, (u64)old, (u64)value) == (u64)old;
-	}
-	vunmap(alias);
-	return done;
-}
+static struct hotreload_place *places;
 
 /* Whether the patch is on its way already: an object that comes now is a module that is being loaded. */
 static bool enabled;
 /* Whether it arrived: from then on to take it back means to go back to what the guest booted. */
 static bool arrived;
 
-/* Which of the values this patch has put into their places itself. */
-static bool *written;
-
-static bool write_value(unsigned long i)
+static struct page *page_of(unsigned long address)
 {
-	const struct hotreload_write *write = &table.writes[i];
-	unsigned long old = enabled ? write->base : write->expected;
-
-	if (old == write->value)
-		return true;
-	written[i] = exchange(write, old, write->value);
-	return written[i] || write->lenient;
+	if (is_vmalloc_addr((void *)address) || (address >= MODULES_VADDR && address < MODULES_END))
+		return vmalloc_to_page((void *)address);
+	return pfn_to_page(__pa(address) >> PAGE_SHIFT);
 }
 
-/* What the running kernel has put there meanwhile is its own. */
-static void unwrite_value(unsigned long i)
+static bool is_of(unsigned long i, const struct klp_object *object)
 {
-	const struct hotreload_write *write = &table.writes[i];
-
-	if (arrived)
-		exchange(write, write->value, write->base);
-	else if (written[i])
-		exchange(write, write->value, write->expected);
-	written[i] = false;
+	return same_object(table.writes[i].object, object->name);
 }
 
-static void unwrite_values(const struct klp_object *object, unsigned long count)
+/* Two pages, for a value may lie across their border. */
+static bool map_place(unsigned long i, unsigned long *mapped, void **mapping)
+{
+	unsigned long address = (unsigned long)table.writes[i].place, start = address & PAGE_MASK;
+	bool crosses = address + table.writes[i].size > start + PAGE_SIZE;
+	struct page *pages[2];
+
+	if (!*mapping || start != *mapped || crosses) {
+		pages[0] = page_of(start);
+		pages[1] = crosses ? page_of(start + PAGE_SIZE) : NULL;
+		*mapping = vmap(pages, crosses ? 2 : 1, VM_MAP, PAGE_KERNEL);
+		if (!*mapping)
+			return false;
+		*mapped = start;
+		places[i].mapping = *mapping;
+	}
+	places[i].at = *mapping + offset_in_page(address);
+	return true;
+}
+
+static void unmap_places(void)
 {
 	unsigned long i;
 
-	for (i = 0; i < count; i++)
-		if (same_object(table.writes[i].object, object->name))
-			unwrite_value(i);
+	for (i = 0; i < table.write_count; i++) {
+		if (places[i].mapping)
+			vunmap(places[i].mapping);
+		places[i].mapping = places[i].at = NULL;
+	}
+}
+
+/* 0: there is nothing to write, 1: there is, or an error. */
+static int map_places(const struct klp_object *object)
+{
+	unsigned long i, mapped = 0;
+	void *mapping = NULL;
+
+	for (i = 0; i < table.write_count; i++) {
+		if (is_of(i, object) && !map_place(i, &mapped, &mapping)) {
+			unmap_places();
+			return -ENOMEM;
+		}
+	}
+	return mapping != NULL;
+}
+
+static bool holds(unsigned long i, unsigned long value)
+{
+	return !memcmp(places[i].at, &value, table.writes[i].size);
+}
+
+static void put(unsigned long i, unsigned long value)
+{
+	memcpy(places[i].at, &value, table.writes[i].size);
+}
+
+static unsigned long end_of_group(unsigned long i)
+{
+	unsigned long group = table.writes[i].group;
+
+	do
+		i++;
+	while (group && i < table.write_count && table.writes[i].group == group);
+	return i;
+}
+
+static bool all_hold(unsigned long i)
+{
+	unsigned long end = end_of_group(i);
+
+	for (; i < end; i++)
+		if (!places[i].holds)
+			return false;
+	return true;
+}
+
+static unsigned long old_value(unsigned long i)
+{
+	return enabled ? table.writes[i].base : table.writes[i].expected;
+}
+
+static bool is_idle(unsigned long i)
+{
+	return old_value(i) == table.writes[i].value && !table.writes[i].check;
+}
+
+struct hotreload_exchange {
+	const struct klp_object *object;
+	const char *refused;		/* the value that is not the one it has to be */
+};
+
+/*
+ * No processor does anything else meanwhile: every value is looked at before the first is written, and
+ * nobody sees a part of them.
+ */
+static int write_stopped(void *data)
+{
+	struct hotreload_exchange *exchange = data;
+	unsigned long i, end;
+
+	for (i = 0; i < table.write_count; i++)
+		if (is_of(i, exchange->object))
+			places[i].holds = is_idle(i) || holds(i, old_value(i));
+	for (i = 0; i < table.write_count; i = end_of_group(i)) {
+		if (!is_of(i, exchange->object) || table.writes[i].lenient || all_hold(i))
+			continue;
+		exchange->refused = table.writes[i].name;
+		return -ESTALE;
+	}
+	for (i = 0; i < table.write_count; i = end) {
+		end = end_of_group(i);
+		if (!is_of(i, exchange->object) || !all_hold(i))
+			continue;
+		for (; i < end; i++) {
+			if (old_value(i) != table.writes[i].value) {
+				put(i, table.writes[i].value);
+				places[i].written = true;
+			}
+		}
+	}
+	return 0;
+}
+
+/* What the running kernel has put there meanwhile is its own. */
+static int unwrite_stopped(void *data)
+{
+	struct hotreload_exchange *exchange = data;
+	unsigned long i, end;
+
+	for (i = 0; i < table.write_count; i++)
+		if (is_of(i, exchange->object))
+			places[i].holds = holds(i, table.writes[i].value);
+	for (i = 0; i < table.write_count; i = end) {
+		end = end_of_group(i);
+		if (!is_of(i, exchange->object) || !all_hold(i))
+			continue;
+		for (; i < end; i++)
+			if (arrived || places[i].written)
+				put(i, arrived ? table.writes[i].base : table.writes[i].expected);
+	}
+	return 0;
+}
+
+static int exchange_values(const struct klp_object *object, cpu_stop_fn_t stopped)
+{
+	struct hotreload_exchange exchange = { .object = object };
+	unsigned long i;
+	int err = map_places(object);
+
+	if (err <= 0)
+		return err;
+	err = stop_machine(stopped, &exchange, NULL);
+	unmap_places();
+	if (exchange.refused)
+		pr_err("hotreload: value of %s is not the one it was loaded with\n", exchange.refused);
+	if (stopped == unwrite_stopped)
+		for (i = 0; i < table.write_count; i++)
+			if (is_of(i, object))
+				places[i].written = false;
+	return err;
 }
 
 static void call_authors(struct klp_object *object, enum hotreload_callback_kind kind)
@@ -262,19 +378,13 @@ static int ask_authors(struct klp_object *object)
 /* Before any task runs new code. Data goes first: new code then finds what it was written for. */
 static int pre_patch(struct klp_object *object)
 {
-	unsigned long i;
-	int err;
+	int err = exchange_values(object, write_stopped);
 
-	for (i = 0; i < table.write_count; i++) {
-		if (!same_object(table.writes[i].object, object->name) || write_value(i))
-			continue;
-		pr_err("hotreload: value of %s is not the one it was loaded with\n", table.writes[i].name);
-		unwrite_values(object, i);
-		return -ESTALE;
-	}
+	if (err)
+		return err;
 	err = ask_authors(object);
 	if (err)
-		unwrite_values(object, table.write_count);
+		exchange_values(object, unwrite_stopped);
 	return err;
 }
 
@@ -292,7 +402,7 @@ static void pre_unpatch(struct klp_object *object)
 /* Also when a patch is taken back on its way, or when the object goes. */
 static void post_unpatch(struct klp_object *object)
 {
-	unwrite_values(object, table.write_count);
+	exchange_values(object, unwrite_stopped);
 	call_authors(object, POST_UNPATCH);
 }
 
@@ -300,7 +410,7 @@ static void free_patch(void)
 {
 	kfree(patch.objs);
 	kfree(patch_funcs);
-	kfree(written);
+	kfree(places);
 }
 
 /* Lay out what livepatch wants: objects, each with its functions, every array with a zero entry behind. */
@@ -317,10 +427,10 @@ static int fill_patch(void)
 
 	object = hotreload_kcalloc(objects + 1, sizeof(*object), GFP_KERNEL);
 	func = hotreload_kcalloc(table.count + objects, sizeof(*func), GFP_KERNEL);
-	written = hotreload_kcalloc(table.write_count + 1, sizeof(*written), GFP_KERNEL);
+	places = hotreload_kcalloc(table.write_count + 1, sizeof(*places), GFP_KERNEL);
 	patch.objs = object;
 	patch_funcs = func;
-	if (!object || !func || !written) {
+	if (!object || !func || !places) {
 		free_patch();
 		return -ENOMEM;
 	}
