@@ -41,6 +41,8 @@ from hotreload.elf.references import is_direct_branch, points_at_start, start_of
 # Function -> place in it -> where control may go besides the next instruction and by branches: jump labels,
 # and what follows a fault.
 Detours = Mapping[Symbol, Mapping[int, Sequence[tuple[Symbol, int]]]]
+# A function and the registers that it is passed something in -> the levels it returns, or how it loses it.
+_Passed = dict[tuple[Symbol, frozenset[tuple[int, Levels]]], Levels | str]
 _DEEPEST: Final = 5  # calls into functions of the object
 # It keeps all registers (arch/x86/kernel/ftrace_64.S).
 _TRACER: Final = "__fentry__"
@@ -89,12 +91,15 @@ class AddressFlow:
     forgets: Callable[[str], bool]
     detours: Detours = field(default_factory=dict)
     is_whole: bool = True
+    _passed: dict[object, _Passed] = field(default_factory=dict)
     _callers: dict[Symbol, list[tuple[Symbol, Relocation]]] | None = None
 
     def gets_away(self, sought: Sought, holders: Iterable[Symbol]) -> str | None:
         """Who lets an address get away, and how, told for people; None: nobody. ``holders``: functions that
         have relocations to the target."""
-        return _Search(self, sought).run(holders)
+        # What becomes of an argument is the same whatever it is, as long as nothing else is made of it.
+        passed = self._passed.setdefault((sought.depth, sought.least, sought.places, sought.is_label), {})
+        return _Search(self, sought, passed=passed).run(holders)
 
     def callers_of(self, function: Symbol) -> list[tuple[Symbol, Relocation]]:
         """All that refers to a function, with how."""
@@ -117,7 +122,7 @@ class _Search:
     flow: AddressFlow
     sought: Sought
     returning: dict[Symbol, Levels] = field(default_factory=dict)
-    passed: dict[tuple[Symbol, frozenset[tuple[int, Levels]]], Levels | str] = field(default_factory=dict)
+    passed: _Passed = field(default_factory=dict)
 
     def run(self, holders: Iterable[Symbol]) -> str | None:
         todo = list(holders)
@@ -133,7 +138,7 @@ class _Search:
                     self.returning[function] = returned
                     # Who failed may have compared with what this one returns.
                     todo += dict.fromkeys((*callers, *failed))
-                    self.passed.clear()
+                    self.passed = {}
             except GotAwayError as how:
                 failed[function] = f"{function.name} {how}"
         return next(iter(failed.values()), None)
@@ -152,7 +157,7 @@ class _Search:
         if key not in self.passed:
             self.passed[key] = f"passes it to {function.name}, which calls itself"
             if depth >= _DEEPEST:
-                raise GotAwayError(f"passes it to {function.name}")
+                raise GotAwayError(f"passes it to {function.name}", is_sure=True)
             try:
                 entry = State(registers=arguments, frame=_ENTRY.frame)
                 self.passed[key] = _Walk(self, function, depth + 1).run(entry)
@@ -160,7 +165,7 @@ class _Search:
                 self.passed[key] = f"passes it to {function.name}, which {how}"
         known = self.passed[key]
         if isinstance(known, str):
-            raise GotAwayError(known)
+            raise GotAwayError(known, is_sure=True)
         return known
 
 
@@ -202,9 +207,15 @@ class _Walk:
                 self.states.setdefault((self.function, source), _ENTRY)
                 self.todo.append((self.function, source))
                 self._go_on()
-        except GotAwayError:
+        except GotAwayError as how:
+            if how.is_sure:
+                raise
             return self._forget()
-        return not is_held(self.returned or NONE) or self._forget()
+        if not is_held(self.returned or NONE):
+            return True
+        if not self.search.flow.is_whole:
+            lose(self.returned or NONE, self.search.sought.least, "returns it")
+        return self._forget()
 
     def _forget(self) -> bool:
         self.states, self.todo, self.returned, self.is_alone = {}, [], None, False
@@ -302,8 +313,8 @@ class _Walk:
             if target is function or _are_parts(function, target):
                 self._reach(target, place, state)
 
-    def _lose(self, levels: Levels, how: str) -> None:
-        lose(levels, self.search.sought.least, how)
+    def _lose(self, levels: Levels, how: str, is_sure: bool = False) -> None:
+        lose(levels, self.search.sought.least, how, is_sure)
 
     def _return(self, state: State) -> None:
         found = state.of(RAX)
@@ -318,7 +329,7 @@ class _Walk:
             return state
         result = NONE
         if name is None or name.startswith(_INDIRECT):
-            self._lose(_passed(state), "passes it to a function that a pointer tells")
+            self._lose(_passed(state), "passes it to a function that a pointer tells", True)
         else:
             assert at.immediate is not None
             assert isinstance(at.immediate.target, SymbolRef)
@@ -343,7 +354,7 @@ class _Walk:
                 else self.search.called(callee, state, self.depth)
             )
         if callee.is_defined or not (self.search.sought.is_label or self.search.flow.forgets(callee.name)):
-            self._lose(_passed(state), how)
+            self._lose(_passed(state), how, is_sure=True)
         if callee.name in CALLERS:
             self._show_to_callbacks(function, state)
         return state.of(RDI) | state.of(RSI) if callee.name in FINDERS else NONE

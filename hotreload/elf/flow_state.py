@@ -15,7 +15,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from hotreload.elf.decoded import RAX, RCX, RDI, RDX, RSI, RSP, Decoded, Memory, Number, Operand, Register
+from hotreload.elf.decoded import (
+    RAX,
+    RBP,
+    RCX,
+    RDI,
+    RDX,
+    RSI,
+    RSP,
+    Decoded,
+    Memory,
+    Number,
+    Operand,
+    Register,
+)
 from hotreload.elf.model import Relocation
 
 Levels = frozenset[int]
@@ -43,13 +56,20 @@ _STRINGS: Final = ("movs", "stos", "lods", "scas", "cmps")
 
 
 class GotAwayError(Exception):
-    """How a value got away, as the rest of a sentence that begins with a function."""
+    """How a value got away, as the rest of a sentence that begins with a function.
+
+    ``is_sure``: whatever else is known of the function, of its stack and of who calls it.
+    """
+
+    def __init__(self, how: str, is_sure: bool = False) -> None:
+        super().__init__(how)
+        self.is_sure = is_sure
 
 
-def lose(levels: Levels, least: int, how: str) -> None:
+def lose(levels: Levels, least: int, how: str, is_sure: bool = False) -> None:
     """A value of these levels goes ``how``. Raises GotAwayError where one of them counts."""
     if any(level >= least for level in levels):
-        raise GotAwayError(how)
+        raise GotAwayError(how, is_sure)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +233,7 @@ class Step:
         assert isinstance(target, Memory)
         offset = self._slot(state, target)
         if offset is None:
-            lose(levels, self.least, "stores it")
+            lose(levels, self.least, "stores it", target.base not in (RSP, RBP))
             return state
         if is_held(levels) and self.is_exposed():
             lose(levels, self.least, "stores it where others may look")

@@ -16,6 +16,7 @@ READERS: Final = frozenset(
     _dev_printk _dev_emerg _dev_alert _dev_crit _dev_err _dev_warn _dev_notice _dev_info dev_printk_emit
     dev_err_probe netdev_printk netdev_emerg netdev_alert netdev_crit netdev_err netdev_warn netdev_notice
     netdev_info seq_printf seq_puts __seq_puts seq_putc seq_write seq_put_decimal_ull seq_put_decimal_ll
+    seq_put_decimal_ull_width seq_put_hex_ll
     seq_escape seq_escape_mem sysfs_emit sysfs_emit_at scnprintf snprintf sprintf vsnprintf vscnprintf
     vsprintf sscanf kasprintf kvasprintf devm_kasprintf kstrdup kstrndup kmemdup kmemdup_noprof devm_kstrdup
     devm_kmemdup kstrtoint kstrtouint kstrtol kstrtoul kstrtoll kstrtoull kstrtobool kstrtou8 kstrtou16

@@ -306,13 +306,11 @@ class _Planner:
 
     def _target(self, unit: UnitDiff, holder: Symbol | None, relocation: Relocation) -> PlannedTarget:
         if not isinstance(relocation.target, SymbolRef):
-            if (
-                holder is not None
-                and takes_address(holder, relocation)
-                and self._escapes(unit, holder, relocation)
-            ):
+            if holder is not None and takes_address(holder, relocation):
                 kind = "string" if isinstance(relocation.target, StringRef) else "constant"
-                self.strings.append(f"a {kind} of {holder.name}")
+                told = f"a {kind} of {holder.name}"
+                if told not in self.strings and self._escapes(unit, holder, relocation):
+                    self.strings.append(told)
             return relocation.target
         symbol = relocation.target.symbol
         if not symbol.is_defined:
