@@ -9,7 +9,7 @@ not see is never made.
 from __future__ import annotations
 
 from hotreload.diff.correlate import base_name, is_constant, is_function_name, is_place_static
-from hotreload.diff.holders import has_labels, who_copies, who_holds, who_holds_label, who_holds_strings
+from hotreload.diff.holders import has_labels, who_copies, who_holds, who_holds_label, who_tells_strings
 from hotreload.diff.pair import Pair, is_for_init, referrers_of
 from hotreload.diff.special_sections import is_ordinary
 from hotreload.elf.model import Relocation, Symbol
@@ -31,7 +31,7 @@ def let_constants_travel(pair: Pair) -> None:
             how = who_holds(pair.flow_before, original, before[original])
             how = how or who_holds(pair.flow_after, patched, after[patched])
             if how is None and _memory_stays(original, patched):
-                how = who_holds_strings(pair.flow_before, original, before[original])
+                how = who_tells_strings(pair.flow_before, original, before[original])
         elif is_constant(patched) and all(map(_can_be_rewritten, readers)) and _continues(original, patched):
             copies = (who_copies(pair.flow_before, r, original, before[r]) for r in before[original])
             how = next((copy for copy in copies if copy), None)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from hotreload.diff.correlate import is_constant
 from hotreload.diff.special_sections import Entry, is_explained_elsewhere
-from hotreload.elf.address_flow import AddressFlow, Detours, Sought
+from hotreload.elf.address_flow import NEVER, AddressFlow, Detours, Sought
 from hotreload.elf.model import Relocation, Symbol, SymbolRef
 from hotreload.elf.readers import forgets
 from hotreload.elf.references import is_direct_branch, points_at_start, takes_address
@@ -54,9 +54,8 @@ def who_holds(flow: AddressFlow, constant: Symbol, users: Iterable[Symbol]) -> s
     return flow.gets_away(Sought(SymbolRef(constant)), _makers(constant, users))
 
 
-def who_holds_strings(flow: AddressFlow, table: Symbol, users: Iterable[Symbol]) -> str | None:
-    """Who may have a pointer that a table has to what has no name, so that a copy of the table would have
-    another one."""
+def who_tells_strings(flow: AddressFlow, table: Symbol, users: Iterable[Symbol]) -> str | None:
+    """Who compares a pointer of a table's to what has no name: in a copy of the table it would be another."""
     places = frozenset(
         r.offset
         for r in table.relocations
@@ -64,7 +63,8 @@ def who_holds_strings(flow: AddressFlow, table: Symbol, users: Iterable[Symbol])
     )
     if not places:
         return None
-    return flow.gets_away(Sought(SymbolRef(table), depth=1, least=1, places=places), users)
+    sought = Sought(SymbolRef(table), depth=1, least=NEVER, least_compared=1, places=places)
+    return flow.gets_away(sought, users)
 
 
 def who_copies(flow: AddressFlow, holder: Symbol, constant: Symbol, users: Iterable[Symbol]) -> str | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from hotreload.elf.constants import STB_WEAK
@@ -34,7 +34,7 @@ from hotreload.elf.flow_state import (
     is_held,
     lose,
 )
-from hotreload.elf.model import Relocation, Symbol, SymbolRef, Target
+from hotreload.elf.model import ConstRef, Relocation, Symbol, SymbolRef, Target
 from hotreload.elf.readers import CALLERS, FINDERS
 from hotreload.elf.references import is_direct_branch, points_at_start, start_of, takes_address
 
@@ -43,6 +43,7 @@ from hotreload.elf.references import is_direct_branch, points_at_start, start_of
 Detours = Mapping[Symbol, Mapping[int, Sequence[tuple[Symbol, int]]]]
 # A function and the registers that it is passed something in -> the levels it returns, or how it loses it.
 _Passed = dict[tuple[Symbol, frozenset[tuple[int, Levels]]], Levels | str]
+NEVER: Final = 99
 _DEEPEST: Final = 5  # calls into functions of the object
 # It keeps all registers (arch/x86/kernel/ftrace_64.S).
 _TRACER: Final = "__fentry__"
@@ -55,7 +56,8 @@ _ENTRY: Final = State(frame=frozenset(((RSP, 0),)))
 class Sought:
     """What is followed: addresses of ``target``, and up to ``depth`` what is loaded through them.
 
-    ``least``: the level from which on it counts where a value gets away. ``places``: the offsets in the
+    ``least``: the level from which on it counts where a value gets away, ``least_compared``: where it is
+    compared, if another; NEVER: it does not. ``places``: the offsets in the
     target that are of interest to loads that name one; None: all. ``at``: the only relocations that count,
     by their offset; None: all. ``is_label``: places inside of a function are sought, not its start; no
     function outside of the object goes to one.
@@ -64,6 +66,7 @@ class Sought:
     target: Target
     depth: int = 0
     least: int = 0
+    least_compared: int | None = None
     places: frozenset[int] | None = None
     at: frozenset[int] | None = None
     is_label: bool = False
@@ -98,7 +101,7 @@ class AddressFlow:
         """Who lets an address get away, and how, told for people; None: nobody. ``holders``: functions that
         have relocations to the target."""
         # What becomes of an argument is the same whatever it is, as long as nothing else is made of it.
-        passed = self._passed.setdefault((sought.depth, sought.least, sought.places, sought.is_label), {})
+        passed = self._passed.setdefault(replace(sought, target=ConstRef(b""), at=None), {})
         return _Search(self, sought, passed=passed).run(holders)
 
     def callers_of(self, function: Symbol) -> list[tuple[Symbol, Relocation]]:
@@ -271,6 +274,7 @@ class _Walk:
                 lambda r: sought.is_source(function, r),
                 lambda r, at: sought.places is None or not sought.places.isdisjoint(_places(r, at)),
                 sought.least,
+                sought.least if sought.least_compared is None else sought.least_compared,
                 sought.depth,
                 # A place in code dies with the stack of the function that has it.
                 lambda: not sought.is_label and body_of(function).exposes_stack,

@@ -153,13 +153,15 @@ class Step:
     """What one instruction that is no branch makes of a state.
 
     ``is_source``: whether a relocation makes the address that is followed; ``is_loaded``: whether one that
-    names a place there names one of interest; ``least``, ``depth``: the levels that count, and up to which
-    loads are followed; ``is_exposed``: whether others may know the function's stack.
+    names a place there names one of interest; ``least``: the levels that count, ``least_compared``: in
+    comparisons; ``depth``: up to which loads are followed; ``is_exposed``: whether others may know the
+    function's stack.
     """
 
     is_source: Callable[[Relocation], bool]
     is_loaded: Callable[[Relocation, Decoded], bool]
     least: int
+    least_compared: int
     depth: int
     is_exposed: Callable[[], bool]
 
@@ -276,7 +278,7 @@ class Step:
         target, source = at.operands
         ours, theirs = self.value(at, state, target), self.value(at, state, source)
         if not (ours and theirs) or OTHER in ours | theirs:
-            lose(ours | theirs, self.least, "compares something with it")
+            lose(ours | theirs, self.least_compared, "compares something with it")
         if at.mnemonic == "cmp":
             return state
         if isinstance(target, Register) and target.number == RSP:

@@ -434,13 +434,20 @@ def test_new_data_travels(tmp_path: Path) -> None:
 
 
 def test_a_constant_table_travels_with_those_who_read_it(tmp_path: Path) -> None:
-    source = 'static const char *const words[] = {"a", "WORD"}; int f(int i) { return words[i][0]; } int g(void) { return 1; }'
+    source = 'static const char *const words[] = {"a", "WORD"}; const char *f(int i) { return words[i]; } int g(void) { return 1; }'
     diff = difference(tmp_path, source.replace("WORD", "b"), source.replace("WORD", "c"))
     assert (diff.verdict, diff.changed_functions, names(diff.carried)) == (
         "patchable",
         ("f",),
         ["f", "words"],
     )
+
+
+def test_a_table_whose_strings_are_told_by_their_addresses_is_written_where_it_is(tmp_path: Path) -> None:
+    source = 'static const char *const words[] = {"a", "WORD"}; const char *cur; int f(int i) { return cur == words[i]; } void g(int i) { cur = words[i]; }'
+    diff = difference(tmp_path, source.replace("WORD", "b"), source.replace("WORD", "c"))
+    assert [(rewrite.original.name, rewrite.places) for rewrite in diff.rewrites] == [("words", ((8, 8),))]
+    assert (diff.verdict, names(diff.carried)) == ("patchable", [])
 
 
 def test_a_constant_that_becomes_a_variable_travels_with_those_who_read_it(tmp_path: Path) -> None:
