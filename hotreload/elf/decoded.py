@@ -98,14 +98,26 @@ class Body:
         return _decoded(found, fields, names)
 
     @functools.cached_property
+    def instructions(self) -> dict[int, Decoded]:
+        """All of them by their place, as far as they can be decoded."""
+        found: dict[int, Decoded] = {}
+        place = 0
+        while (at := self.at(place)) is not None:
+            found[place] = at
+            place = at.end
+        return found
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it could be decoded."""
+        return sum(at.end - at.start for at in self.instructions.values()) == self.symbol.size
+
+    @functools.cached_property
     def exposes_stack(self) -> bool:
         """Whether it makes an address on its stack, which somebody may look through."""
-        place, found = 0, []
-        while (at := self.at(place)) is not None:
-            found.append(at)
-            place = at.end
-        if place < self.symbol.size:
+        if not self.is_whole:
             return True  # what cannot be decoded may do anything
+        found = self.instructions.values()
         pointers = {RSP}
         if any(at.mnemonic == "mov" and at.operands == _FRAME for at in found):
             pointers.add(RBP)
