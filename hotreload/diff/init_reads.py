@@ -84,7 +84,7 @@ def uses_of_init(objects: Mapping[K, ObjectFile]) -> Uses[K]:
 
 def tied_by(rewrite: Rewrite, uses: list[Use]) -> Use | None:
     """The use that makes a new initial value one for the next load, if there is one."""
-    for offset, size in rewrite.places:
+    for offset, size in rewrite.changed_places:
         is_function = _points_at_function(rewrite, offset)
         for use in uses:
             if use.handed_on and is_function:

@@ -35,10 +35,12 @@ class UnwritableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value: its name in C counts from ``start``; ``places``: what is compared and written at once."""
+    """One value: its name in C counts from ``start``; ``places``: what is compared and written at once,
+    ``changed``: those of them that are to be another."""
 
     start: int
     places: tuple[Place, ...]
+    changed: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ class Rewrite:
     @property
     def places(self) -> tuple[Place, ...]:
         return tuple(place for value in self.values for place in value.places)
+
+    @property
+    def changed_places(self) -> tuple[Place, ...]:
+        """Without those that are only looked at."""
+        return tuple(place for value in self.values for place in value.changed)
 
 
 def find_rewrite(
@@ -84,7 +91,9 @@ def find_rewrite(
         written = {p for p in places if any(_holds(p, offset) for offset in differing)}
         # Nobody writes to a constant: what is the same in it needs no look.
         looked_at = () if is_constant else {p for p in places if _is_known(before.get(p[0]))}
-        values[stretch] = Value(stretch[0], tuple(p for p in places if p in written or p in looked_at))
+        values[stretch] = Value(
+            stretch[0], tuple(p for p in places if p in written or p in looked_at), tuple(sorted(written))
+        )
     return Rewrite(original, patched, tuple(values[key] for key in sorted(values)), is_parameter)
 
 

@@ -33,7 +33,7 @@ def collect_carried(pair: Pair) -> None:
 
 def _newly_pointed_at(pair: Pair) -> Iterator[Symbol]:
     for rewrite in pair.rewrites:
-        places = {offset for offset, _ in rewrite.places}
+        places = {offset for offset, _ in rewrite.changed_places}
         yield from defined_targets(r for r in rewrite.patched.relocations if r.offset in places)
 
 
