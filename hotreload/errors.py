@@ -7,6 +7,7 @@
     |   |   `-- CompilerDiedError              it was killed, by a lack of memory, say
     |   |-- NotPatchableError     4  HR2xxx  the edit cannot become a live patch; carries every obstacle
     |   |-- PatchRejectedError    4  HR3103  the guest's kernel refused the patch module
+    |   |   `-- ValueChangedError   4  HR2103  it has changed a value that has a new initial one
     |   |-- TransitionStalledError 6 HR3104  tasks sleep in the old code
     |   `-- GuestCrashedError     5  HR41xx  the guest's kernel died
     `-- SessionError              nothing can go on: the command ends; in a session's cycle, that edit
@@ -63,6 +64,16 @@ class PatchRejectedError(EditError):
 
     exit_status = 4
     default_code = "HR3103"
+
+
+class ValueChangedError(PatchRejectedError):
+    """The kernel has changed a value that the source gives a new initial one; ``name`` as C has it."""
+
+    default_code = "HR2103"
+
+    def __init__(self, name: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.name = name
 
 
 class TransitionStalledError(EditError):

@@ -30,7 +30,7 @@ from hotreload.compared import Compared
 from hotreload.config import INIT_CHANGES, MAX_UNITS
 from hotreload.cycle import Announce, Cycle, with_waiting
 from hotreload.deploy.guest import RestorableGuest
-from hotreload.diff.obstacles import NotPatchableError
+from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.edited_units import EditedUnits
 from hotreload.edits import Edits
 from hotreload.errors import (
@@ -41,6 +41,7 @@ from hotreload.errors import (
     PatchRejectedError,
     SessionError,
     TransitionStalledError,
+    ValueChangedError,
 )
 from hotreload.fault_line import SourceLine, base_line, fault_line
 from hotreload.history import History, Step
@@ -436,6 +437,18 @@ class Reloader:
             if self.dry_run or not self._module_rung.leads_past(refusal, self.base):
                 raise
             return await self._as_modules(cycle, refusal)
+        except ValueChangedError as rejected:
+            found = self._refusal_of(rejected)
+            if not found.modules or not self._module_rung.leads_past(found, self.base):
+                raise
+            return await self._as_modules(cycle, found)
+
+    def _refusal_of(self, rejected: ValueChangedError) -> NotPatchableError:
+        """What the guest found out, as what could have been known before."""
+        plan = self._edits.plan(self._edits.compared)
+        writes = plan.writes if plan is not None else ()
+        modules = {write.object for write in writes if write.name == rejected.name} - {VMLINUX}
+        return NotPatchableError([Obstacle("HR2103", rejected.name, rejected.message)], modules)
 
     async def _as_patch(self, cycle: Cycle) -> ReloadReport:
         # Did something change that no unit names? Then make is asked what it makes of it.

@@ -16,7 +16,7 @@ from hotreload.deploy.guest import AGENT_PATH as AGENT_PATH
 from hotreload.deploy.guest import Guest, run_in_time
 from hotreload.deploy.neighbours import blocked_by, foreign_patches
 from hotreload.deploy.transition import PatchStatus, nonsense, parse_answer, parse_status, stalled
-from hotreload.errors import PatchRejectedError
+from hotreload.errors import PatchRejectedError, ValueChangedError
 
 # Beyond the agent's limits: sending the module, taking a transition back (10 s), removing the module (2 s).
 MARGIN = 20.0
@@ -307,11 +307,11 @@ def rejection(what: str, reason: str) -> PatchRejectedError:
     return PatchRejectedError(f"the guest's kernel refused {what}: {reason}", code=code, hint=hint)
 
 
-def evolved(name: str) -> PatchRejectedError:
+def evolved(name: str) -> ValueChangedError:
     """The error for a value that is not the old one any more."""
-    return PatchRejectedError(
+    return ValueChangedError(
+        name,
         f"{name} has a new initial value in the source, and the kernel has changed the old one",
-        code="HR2103",
         hint="write the value in the guest yourself and take the new initial value back,"
         " or load the module anew: hotreload guest restart",
     )

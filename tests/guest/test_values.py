@@ -40,6 +40,18 @@ def test_a_value_that_the_kernel_has_changed_is_not_written_over(in_session: Cal
     in_session(story, OPS)
 
 
+def test_a_value_that_the_kernel_has_changed_is_loaded_anew_where_that_is_allowed(
+    in_session: Callable[..., None],
+) -> None:
+    async def story(save: Save, read: Read) -> None:
+        assert await read() == "limit 5 state 1\n"
+        anew = await save(pair_c=PAIR.replace("state = 1", "state = 100"))
+        assert anew.outcome is Outcome.RELOADED, anew
+        assert await read() == "limit 5 state 100\n"
+
+    in_session(story, OPS, max_rung="module")
+
+
 def test_what_becomes_of_a_written_value_is_the_kernels(in_session: Callable[..., None]) -> None:
     async def story(save: Save, read: Read) -> None:
         hundred = PAIR.replace("state = 1", "state = 100")
