@@ -250,8 +250,8 @@ class Reader:
         if section is None:
             return self._names.name_of(address)
         symbol = self._picture.symbol_at(address, section)
-        if section.is_text or (section.is_constant and (symbol is None or symbol.address != address)):
-            # A patch has its texts among its other constants.
+        if section.is_text or (section.is_constant and (symbol is None or not _is_named(symbol, address))):
+            # A patch has its texts among its other constants; __func__.3 ends where its text does.
             text = self._picture.bytes_at(address, TEXT_AHEAD).partition(b"\0")[0]
             if section.is_text or TEXT.fullmatch(text):
                 return repr(text.decode(errors="replace"))
@@ -280,6 +280,11 @@ class Reader:
             inside = self._picture.section_at(word) is not None if word >= KERNEL else False
             known = inside or KERNEL <= word < 0xFFFF_FFFF_FFFF_0000
             yield self.name_of(word) if known else content[place : place + 8].hex()
+
+
+def _is_named(symbol: Symbol, address: int) -> bool:
+    """Does the name say what is there, and nothing else?"""
+    return symbol.address == address and not NUMBERED.search(symbol.name)
 
 
 # Functions that take the line of their caller, which stays as it was where only lines above it changed.
