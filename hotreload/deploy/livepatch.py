@@ -313,7 +313,7 @@ def evolved(name: str) -> ValueChangedError:
         name,
         f"{name} has a new initial value in the source, and the kernel has changed the old one",
         hint="write the value in the guest yourself and take the new initial value back,"
-        " or load the module anew: hotreload guest restart",
+        " or load the module anew: hotreload reload",
     )
 
 

@@ -41,7 +41,7 @@ class Driver:
         module, base = asyncio.run(build_base(tree, folder))
         self.base = GuestBase.booted(module, base)
         objects = folder.parent / "objects"
-        self.edits = Edits(self.base, cast(RunningCheck, None), Path(), objects, 100)
+        self.edits = Edits(self.base, cast(RunningCheck, None), Path(), objects, 100, "reload")
         self.objects = objects
 
     def write(self, files: Mapping[str, str]) -> tuple[Path, ...]:
