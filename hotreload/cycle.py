@@ -156,7 +156,8 @@ class Cycle:
         if step.plan is None:
             return told
         # What earlier saves changed is part of the plan, too, and status tells the sum.
-        changed = changed_since(before.plan, step.plan)
+        exits = {name for each in self.compared for name in each.diff.exit_names}
+        changed = changed_since(before.plan, step.plan) | exits
         of_this_save = tuple(name for name in told if name in changed)
         return of_this_save or tuple(sorted(changed)) or told
 

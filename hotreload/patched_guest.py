@@ -36,7 +36,7 @@ from hotreload.history import History
 from hotreload.patch.homes import Home, Settlement, dropped, reset, settle
 from hotreload.patch.left_behind import LeftBehind, left_behind
 from hotreload.patch.model import Identity, PatchPlan
-from hotreload.patch.module import NAME_PREFIX, LivePatch, ModuleGlue, write_module
+from hotreload.patch.module import NAME_PREFIX, TEXT, LivePatch, ModuleGlue, write_module
 from hotreload.restore_points import Kept, Known, Moment, RestorePoints, Saved
 from hotreload.vm.checkpoints import Checkpoints
 from hotreload.vm.machine import Trouble
@@ -164,6 +164,8 @@ class PatchedGuest:
             raise
         self._restore_points.note_answer()
         cycle.note_times(applied)
+        if TEXT in applied.sections:  # who calls the new code at once may hang in it
+            self._text = {**self._text, patch.name: applied.sections[TEXT]}
         self.known = replace(
             self.known,
             live=patch,

@@ -72,7 +72,6 @@ class Layouts:
     enums: Mapping[Shape, int]
     constants: Mapping[tuple[str, int], str]
     functions: Mapping[str, tuple[Shape, ...]]
-    exported: frozenset[str]
     variables: Mapping[str, tuple[Shape, ...]]
     shapes: Mapping[str, Shape]
     declared: tuple[Variable, ...]
@@ -267,7 +266,6 @@ class _Collector:
     enums: dict[Shape, int] = field(default_factory=dict)
     constants: dict[tuple[str, int], str] = field(default_factory=dict)
     functions: dict[str, list[Shape]] = field(default_factory=dict)
-    exported: set[str] = field(default_factory=set)
     variables: dict[str, list[Shape]] = field(default_factory=dict)
     holders: dict[tuple[str, str], Shape] = field(default_factory=dict)
 
@@ -286,8 +284,6 @@ class _Collector:
             return
         if of.get(dwarf.AT_ABSTRACT_ORIGIN) is None:
             self.functions.setdefault(name, []).append(self.reader.shape(of))
-        if any(one.get(dwarf.AT_EXTERNAL) for one in info.origins(of)):
-            self.exported.add(name)
         self._add_holders(name, of)
 
     def _add_holders(self, function: str, of: Entry) -> None:
@@ -345,7 +341,6 @@ class _Collector:
             self.enums,
             self.constants,
             {name: tuple(found) for name, found in self.functions.items()},
-            frozenset(self.exported),
             {name: tuple(found) for name, found in self.variables.items()},
             {one.symbol.name: one.shape for one in declared if one.symbol is not None},
             declared,

@@ -122,8 +122,12 @@ class ObjectDiff:
     def changed_functions(self) -> tuple[str, ...]:
         """Names as the source has them: a part that gcc split off counts as its parent."""
         names = [parent_name(twins.original.name) for twins in self.changed]
-        names += [written_name(self.exit.original)] if self.exit else []
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys((*names, *self.exit_names)))
+
+    @property
+    def exit_names(self) -> tuple[str, ...]:
+        """The exit function as the source calls it, if it changed."""
+        return (written_name(self.exit.original),) if self.exit else ()
 
     @property
     def changed_names(self) -> tuple[str, ...]:

@@ -178,7 +178,7 @@ def compare_enum_sizes(pair: TypePair) -> None:
 def compare_prototypes(pair: TypePair, global_functions: Collection[str]) -> None:
     """Code elsewhere calls a global function as it was declared when the guest booted."""
     for name, ours in pair.original.functions.items():
-        if name not in global_functions and name not in pair.original.exported:
+        if name not in global_functions:
             continue
         gone, new = _unmatched(ours, pair.patched.functions.get(name, ours))
         if gone and new and pair.kinship(gone[0], new[0]) is Kinship.DIFFERENT:

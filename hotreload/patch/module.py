@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 NAME_PREFIX: Final = "hotreload_"
+TEXT: Final = ".text"
 # Of pr_debug() and its relatives; the agent keeps switched on what is.
 DESCRIPTORS: Final = "__dyndbg"
 
@@ -80,11 +81,11 @@ class LivePatch:
 
     @property
     def sections_to_tell(self) -> tuple[str, ...]:
-        """The sections of the module whose addresses will be asked for, and that of pr_debug()."""
+        """The sections of the module whose addresses will be asked for: that of its code, for it may hang."""
         settled = [settler.section for settler in self.settlers.values()]
         pointed_at = (section for section, _ in self.pointed_at.values())
         debugging = (DESCRIPTORS,) if self.debugs else ()
-        return tuple(dict.fromkeys((*settled, *pointed_at, *debugging)))
+        return tuple(dict.fromkeys((TEXT, *settled, *pointed_at, *debugging)))
 
     def written(self, sections: Mapping[str, int]) -> dict[Place, Written]:
         """What stands written in the guest's data once this is live."""

@@ -23,6 +23,7 @@ from hotreload.build.debian_kernel import open_kernel
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.deploy import attached_guest
 from hotreload.errors import EnvironmentFault
+from hotreload.paths import cache_folder
 from hotreload.vm.image import SEARCH_PATH, GuestImage, build_image, recipe_folder
 from hotreload.vm.spec import MachineSpec
 from tests.conftest import require
@@ -302,6 +303,8 @@ def test_nobody_gets_in_with_another_key_or_past_an_unknown_host(
 ) -> None:
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    # The kernel of the guest, not the newest one.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder().parent))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     address = ("--ssh", f"127.0.0.1:{theirs.port}")

@@ -32,7 +32,7 @@ def test_a_prototype_changes_with_its_callers_in_another_file(in_session: Callab
             help_c=HELP.replace("int n", "int n, int m").replace("2 * n", "m * n"),
             main_c=MAIN.replace("twice(reads)", "twice(reads, 100)"),
         )
-        assert report.outcome is Outcome.LIVE, report
+        assert report.outcome is Outcome.LIVE, report.reasons
         assert await read() == "hello 1 100\n"
 
     in_session(story)

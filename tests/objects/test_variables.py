@@ -196,3 +196,9 @@ def test_compound_literals_are_known_by_their_tables_and_values(tmp_path: Path) 
         "__compound_literal.0",
         "__compound_literal.1",
     }
+
+
+def test_the_prototype_of_a_global_function_may_change_with_its_callers(tmp_path: Path) -> None:
+    before = "int twice(int n) { return 2 * n; } int f(void) { return twice(1); }"
+    after = "int twice(int n, int m) { return m * n; } int f(void) { return twice(1, 2); }"
+    assert compared(tmp_path, before, after).obstacles == ()
