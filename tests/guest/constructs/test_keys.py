@@ -100,7 +100,7 @@ def test_a_debugging_message_of_patched_code_is_switched_on_and_off(constructs: 
 def test_a_debugging_message_that_is_switched_on_stays_on_in_patched_code(constructs: Constructs) -> None:
     control = "/sys/kernel/debug/dynamic_debug/control"
     constructs.run(f"echo 'func tracing_print +p' >{control}")
-    for was, now in (("debugged", "debugged anew"), ("debugged anew", "debugged once more")):
+    for was, now in (("debugged", "debugged once"), ("debugged once", "debugged twice")):
         constructs.edit(tracing=(f'"{was} %ld', f'"{now} %ld'))
         assert f"{now} 42" in constructs.log_of_reading("tracing", 42)
     constructs.run(f"echo 'func tracing_print -p' >{control}")
