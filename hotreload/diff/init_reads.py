@@ -21,17 +21,13 @@ from hotreload.diff.pair import Pair, is_for_init
 from hotreload.diff.rewrites import Rewrite
 from hotreload.elf.constants import R_X86_64_64
 from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef
+from hotreload.elf.readers import PRINTERS
 from hotreload.elf.references import takes_address
 from hotreload.elf.value_uses import access_of, called_with, is_only_printed
 
 K = TypeVar("K")
 
 LOAD_NAMES: Final = frozenset((INIT_NAME, EXIT_NAME))
-PRINTERS: Final = frozenset(
-    """_printk printk vprintk netdev_printk netdev_emerg netdev_alert netdev_crit netdev_err netdev_warn
-    netdev_notice netdev_info __dynamic_pr_debug __dynamic_dev_dbg __dynamic_netdev_dbg""".split()
-)
-PRINTER_PREFIX: Final = "_dev_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +66,7 @@ def uses_of_init(objects: Mapping[K, ObjectFile]) -> Uses[K]:
     for unit, function in linked.code_of_load():
         for relocation in function.relocations:
             found = linked.variable(unit, relocation)
-            if found is None or is_only_printed(function, relocation, _prints):
+            if found is None or is_only_printed(function, relocation, linked.is_printer):
                 continue
             use = _use_of(function, relocation, found[1])
             if use is not None and use.handed_on:
@@ -122,15 +118,14 @@ def _use_of(function: Symbol, relocation: Relocation, variable: Symbol) -> Use |
     return Use(name, access.offset, access.offset + access.size)
 
 
-def _prints(function: str) -> bool:
-    return function in PRINTERS or function.startswith(PRINTER_PREFIX)
-
-
 class _Linked(Generic[K]):
     """The units of a module as the linker joins them."""
 
     def __init__(self, objects: Mapping[K, ObjectFile]) -> None:
         self._objects = objects
+        self._functions = {
+            name for obj in objects.values() for f in obj.functions for name in (f.name, *f.aliases)
+        }
         self._globals = {
             name: (unit, symbol)
             for unit, obj in objects.items()
@@ -138,6 +133,10 @@ class _Linked(Generic[K]):
             if symbol.is_defined and not symbol.is_local
             for name in (symbol.name, *symbol.aliases)
         }
+
+    def is_printer(self, name: str) -> bool:
+        """Whether this is one of the kernel's printing functions, and not one of the module's own."""
+        return name in PRINTERS and name not in self._functions
 
     def code_of_load(self) -> Iterator[tuple[K, Symbol]]:
         """The functions that init and exit are, or reach by calls."""

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from typing import Final
 
+# They print what they are passed, and do nothing else.
+PRINTERS: Final = frozenset(
+    """_printk printk vprintk _dev_printk _dev_emerg _dev_alert _dev_crit _dev_err _dev_warn _dev_notice
+    _dev_info netdev_printk netdev_emerg netdev_alert netdev_crit netdev_err netdev_warn netdev_notice
+    netdev_info __dynamic_pr_debug __dynamic_dev_dbg __dynamic_netdev_dbg""".split()
+)
 # They keep none of the pointers they are given, and return none into what these point at, but for FINDERS.
-READERS: Final = frozenset(
-    """_printk printk vprintk panic __warn_printk warn_slowpath_fmt __stack_chk_fail __fortify_panic
-    fortify_panic
-    _dev_printk _dev_emerg _dev_alert _dev_crit _dev_err _dev_warn _dev_notice _dev_info dev_printk_emit
-    dev_err_probe netdev_printk netdev_emerg netdev_alert netdev_crit netdev_err netdev_warn netdev_notice
-    netdev_info seq_printf seq_puts __seq_puts seq_putc seq_write seq_put_decimal_ull seq_put_decimal_ll
+READERS: Final = PRINTERS | frozenset(
+    """panic __warn_printk warn_slowpath_fmt __stack_chk_fail __fortify_panic fortify_panic dev_printk_emit
+    dev_err_probe seq_printf seq_puts __seq_puts seq_putc seq_write seq_put_decimal_ull seq_put_decimal_ll
     seq_put_decimal_ull_width seq_put_hex_ll
     seq_escape seq_escape_mem sysfs_emit sysfs_emit_at scnprintf snprintf sprintf vsnprintf vscnprintf
     vsprintf sscanf kasprintf kvasprintf devm_kasprintf kstrdup kstrndup kmemdup kmemdup_noprof devm_kstrdup
@@ -28,8 +31,8 @@ READERS: Final = frozenset(
     copy_user_enhanced_fast_string rep_movs_alternative __check_object_size __get_user_1 __get_user_2
     __get_user_4 __get_user_8 simple_read_from_buffer copy_to_iter _copy_to_iter memcpy_toio iowrite8_rep
     iowrite16_rep iowrite32_rep
-    __trace_printk __trace_puts __trace_bprintk __trace_bputs __dynamic_pr_debug __dynamic_dev_dbg
-    __dynamic_netdev_dbg __dynamic_ibdev_dbg print_hex_dump hex_dump_to_buffer bin2hex
+    __trace_printk __trace_puts __trace_bprintk __trace_bputs
+    __dynamic_ibdev_dbg print_hex_dump hex_dump_to_buffer bin2hex
     regmap_multi_reg_write regmap_multi_reg_write_bypassed regmap_bulk_write regmap_raw_write
     i2c_transfer i2c_transfer_buffer_flags __i2c_transfer i2c_smbus_write_i2c_block_data
     i2c_smbus_write_block_data spi_write_then_read mipi_dsi_dcs_write mipi_dsi_generic_write

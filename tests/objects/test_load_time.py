@@ -106,6 +106,9 @@ COUNT = "static int nr = COUNT; static int n[8]; int g(void) { int i, s = 0; for
         ("if (nr > 2) register_it(f)", "", True),
         ("register_it(&nr)", "", True),
         ('_printk("%d", nr)', "", False),
+        # A driver's own function, or another one of the kernel's, is no printing one for its name.
+        ("_dev_set_label(nr)", "", True),
+        ('_dev_info("%d", nr)', "", False),
         ('if (nr) _printk("many")', "", False),
         ('if (nr > 3) _printk("%d", nr); register_it(f)', 'if (!nr) _printk("no")', False),
         ('if (nr) { _printk("many"); register_it(f); }', "", True),
