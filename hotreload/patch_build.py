@@ -18,12 +18,13 @@ from pathlib import Path
 from hotreload.build.base import Base, SourceMovedError, build_base, work_folder
 from hotreload.build.built import MAKEFILE_NAME, Build
 from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.compile import ObjectPair
 from hotreload.build.kernel_record import kernel_base
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.build.patched_sources import PatchedSources, apply_patches
 from hotreload.build.patched_units import compile_units
 from hotreload.build.units import UnitSelection, units_for
-from hotreload.compared import Compared, read_original
+from hotreload.compared import Compared, Original, read_original
 from hotreload.cycle import Cycle
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import UnitContext
@@ -114,11 +115,14 @@ async def _through(
         # What changed? Into ``compared``, for it is told with a refusal, too.
         with cycle.stage("diff"):
             linked = read_symbols((), {built.name: built.ko for built in base.modules})
+
+            def compare(pair: ObjectPair, original: Original) -> Compared:
+                context = UnitContext(is_own=own_names(linked, pair.unit.module))
+                return compare_unit(pair, original, patched_texts(pair.unit, module, sources), context)
+
             for pair in compiled.pairs:
                 original = read_original(pair.original, base.plain_object(pair.unit))
-                texts = patched_texts(pair.unit, module, sources)
-                context = UnitContext(is_own=own_names(linked, pair.unit.module))
-                compared[pair.unit.object] = compare_unit(pair, original, texts, context)
+                compared[pair.unit.object] = compare(pair, original)
 
         # A variable that nothing writes any more, or nothing reads, has a value all the same.
         if folded := [each for each in compared.values() if each.diff.folded]:
@@ -126,9 +130,7 @@ async def _through(
             with cycle.stage("build"):
                 kept = await compile_units(base, again, sources.texts, work / "kept", keep=True)
             for pair, each in zip(kept.pairs, folded, strict=True):
-                texts = patched_texts(pair.unit, module, sources)
-                context = UnitContext(is_own=own_names(linked, pair.unit.module))
-                compared[pair.unit.object] = compare_unit(pair, each.original, texts, context)
+                compared[pair.unit.object] = compare(pair, each.original)
         cycle.compared += compared.values()
 
     # Which of it can be patched? All obstacles are told at once.

@@ -224,10 +224,15 @@ class _Reader:
 
     def aggregate_behind(self, of: Entry | None) -> Shape | None:
         """The named struct that a value is, or that it points at over any number of pointers and arrays."""
-        shape = self.shape(of)
-        while shape[0] in ("*", "[]"):
-            shape = shape[-1]
+        shape = behind(self.shape(of))
         return shape if shape[0] in ("struct", "union", "typedef") else None
+
+
+def behind(shape: Shape) -> Shape:
+    """What is left of a shape over any number of pointers and arrays."""
+    while shape[0] in ("*", "[]"):
+        shape = shape[-1]
+    return shape
 
 
 def _base_type(of: Entry) -> Shape:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hotreload.diff.layouts import Layout, Layouts, Shape
+from hotreload.diff.layouts import Layout, Layouts, Shape, behind
 
 
 def successors(original: Layouts, patched: Layouts) -> Iterator[tuple[Shape, Shape]]:
@@ -35,16 +35,10 @@ def _held_alike(original: Layouts, patched: Layouts) -> Iterator[tuple[Shape, Sh
         for before, after in zip(layouts, patched.aggregates.get(aggregate, ()), strict=False):
             theirs = {field.name: field.shape for field in after.fields}
             for field in before.fields:
-                yield _behind(field.shape), _behind(theirs.get(field.name, field.shape))
+                yield behind(field.shape), behind(theirs.get(field.name, field.shape))
     for name, prototypes in original.functions.items():
         for one, other in zip(prototypes, patched.functions.get(name, ()), strict=False):
-            yield _behind(one[1]), _behind(other[1])
-
-
-def _behind(shape: Shape) -> Shape:
-    while shape[0] in ("*", "[]"):
-        shape = shape[-1]
-    return shape
+            yield behind(one[1]), behind(other[1])
 
 
 def _are_alike(ours: tuple[Layout, ...], theirs: tuple[Layout, ...]) -> bool:
