@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
@@ -25,10 +26,11 @@ from hotreload.vm.probe import choose_accel
 from hotreload.vm.spec import MachineSpec
 from tests.conftest import require, say
 from tests.guest.story import FILES
-from tests.guest.watching import made_driver
+from tests.guest.watching import left_behind, made_driver
 
 T = TypeVar("T")
 
+NUMBERS = itertools.count()
 PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "busybox": "busybox-static",
@@ -84,13 +86,15 @@ def booted(
 
 
 @pytest.fixture
-def driver(debian_kernel: KernelTree, tmp_path: Path) -> Path:
-    """The folder of a small driver, that all is there to watch."""
+def driver(debian_kernel: KernelTree, tmp_path: Path) -> Iterator[Path]:
+    """The folder of a small driver that all is there to watch. A test that leaves a guest behind fails."""
     assert debian_kernel.image.is_file()
     for program, package in PROGRAMS.items():
         require(shutil.which(program), program, f"apt-get install {package}")
-    # No other test run's guest has this name: what is left behind is ours.
-    return made_driver(tmp_path / f"counter{os.getpid()}")
+    # No other test's guest has a name that begins with this one: what is left behind is this test's.
+    folder = made_driver(tmp_path / f"counter{os.getpid()}n{next(NUMBERS)}n")
+    yield folder
+    assert not left_behind(folder)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from hotreload.vm.image import SEARCH_PATH, GuestImage, build_image, recipe_fold
 from hotreload.vm.spec import MachineSpec
 from tests.conftest import require
 from tests.guest.strangers import Stranger, attached, stranger
-from tests.guest.watching import LIMIT, edit, eventually_nothing, reading, run, watch
+from tests.guest.watching import LIMIT, edit, left_behind, reading, run, watch
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_guest_of_somebody_elses_runs_what_is_saved_and_is_left_as_it_was(
         assert "attached" in run(driver, "guest", "list").stdout
     assert theirs.process.poll() is None
     assert traces_in(theirs) == ""
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 def test_what_needs_a_machine_of_ours_is_refused_in_one_line(own: Stranger, driver: Path) -> None:
@@ -385,7 +385,7 @@ def test_a_guest_that_dies_while_it_is_attached_to_is_told(own: Stranger, driver
     done = run(driver, "guest", "attach", *own.everything, limit=90)
     assert done.returncode == 8
     assert "HR4103]: the guest does not answer" in done.stderr
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 # What becomes of it.
@@ -396,7 +396,7 @@ def test_when_its_qemu_is_killed_the_session_ends_with_status_8(own: Stranger, d
         watching.waits_for("ready")
         own.process.kill()
         assert watching.process.wait(LIMIT) == 8
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["while it is away", "while it is begun with anew"])
@@ -417,7 +417,7 @@ def test_when_its_qemu_is_killed_before_the_guest_is_back_the_session_ends(
         own.process.kill()
         assert watching.process.wait(LIMIT) == 8
         assert "HR4103]: the guest is lost: QEMU has ended" in watching.said
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 def test_a_panic_is_reported_with_its_function_and_the_session_goes_on_when_its_owner_resets_it(
@@ -646,7 +646,7 @@ def test_a_panic_that_qemu_announces_is_told_though_nobody_keeps_its_console(
         watching.waits_for("crashed .*HR4102 the guest's kernel panicked")
         if action == "shutdown":
             assert watching.process.wait(LIMIT) == 8
-            assert eventually_nothing(driver)
+            assert not left_behind(driver)
             return
         edit(driver, 'panic("no way on");', "reads += 10 * step;")
         guest.ask_qemu("system_reset")

@@ -22,7 +22,7 @@ from hotreload.report.outcome import Outcome
 from hotreload.session.control import RemoteError
 from tests.conftest import require
 from tests.guest.story import HELP, MAIN, Read, Save
-from tests.guest.watching import DRIVER, LIMIT, TIMER, Watch, edit, eventually_nothing, reading, run, watch
+from tests.guest.watching import DRIVER, LIMIT, TIMER, Watch, edit, left_behind, reading, run, watch
 from tests.kernels import SERIES, kernel_of
 
 
@@ -66,7 +66,7 @@ def test_a_crash_brings_the_guest_back_to_before_the_reload_and_edits_go_on(driv
         assert "#3" in watching.waits_for("live", times=3)
         assert reading(driver) == "new 12\n"
         assert watching.end() == 130
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 def test_a_guest_that_crashes_again_goes_back_further_and_then_is_booted_anew(driver: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_guest_that_crashes_again_goes_back_further_and_then_is_booted_anew(dr
         assert "#3" in watching.waits_for("live", times=3)
         assert reading(driver) == "newest 2\n"
         assert watching.end() == 130
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 def test_a_crash_after_an_undo_goes_back_to_before_the_undo(driver: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_crash_while_the_patch_is_brought_takes_it_back(driver: Path) -> None:
         edit(driver, "ticks += *(volatile int *)8;", "ticks += 2;")
         watching.waits_for("live")
         assert watching.end() == 130
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 def test_a_command_that_crashes_the_guest_after_a_reload_does_not_end_the_watch(driver: Path) -> None:
@@ -162,7 +162,7 @@ def test_without_checkpoints_a_guest_that_crashes_is_booted_anew(driver: Path) -
         watching.waits_for("live", times=2)
         assert reading(driver) == "old 11\n"
         assert watching.end() == 130
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 def test_a_machine_that_is_killed_is_started_anew(driver: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_machine_that_is_killed_is_started_anew(driver: Path) -> None:
         run(driver, "guest", "exec", "poweroff -f")
         assert watching.process.wait(LIMIT) == 8
         assert "error[HR4103]: the guest is lost: the guest switched itself off" in watching.said
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 def test_a_guest_without_userland_is_brought_back_and_gets_what_was_saved(driver: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_guest_that_answers_no_more_is_brought_back(harm: str, told: str, driv
         watching.waits_for("live", times=3)
         assert reading(driver) == "new 12\n"
         assert watching.end() == 130
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 def test_a_panic_in_an_interrupt_brings_the_guest_back_and_names_the_line(driver: Path) -> None:
@@ -420,7 +420,7 @@ def test_a_connection_that_is_cut_while_a_patch_is_on_its_way_takes_it_back(on_i
         watching.waits_for("live")
         assert reading(on_its_way).startswith("newer")
         assert watching.end() == 130
-    assert eventually_nothing(on_its_way)
+    assert not left_behind(on_its_way)
 
 
 def test_a_guest_that_is_paused_while_a_patch_is_on_its_way_is_waited_for(on_its_way: Path) -> None:
@@ -436,7 +436,7 @@ def test_a_guest_that_is_paused_while_a_patch_is_on_its_way_is_waited_for(on_its
         watching.waits_for("live ", times=watching.said.count("live ") + 1)
         assert reading(on_its_way).startswith("newer")
         assert watching.end() == 130
-    assert eventually_nothing(on_its_way)
+    assert not left_behind(on_its_way)
 
 
 def test_a_machine_that_is_killed_while_a_patch_is_on_its_way_is_started_anew(on_its_way: Path) -> None:
@@ -449,7 +449,7 @@ def test_a_machine_that_is_killed_while_a_patch_is_on_its_way_is_started_anew(on
         edit(on_its_way, "new %d", "newer %d")
         watching.waits_for("live")
         assert watching.end() == 130
-    assert eventually_nothing(on_its_way)
+    assert not left_behind(on_its_way)
 
 
 def qmp(socket: str, command: str) -> None:

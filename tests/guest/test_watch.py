@@ -16,7 +16,7 @@ from tests.guest.watching import (
     DRIVER,
     LIMIT,
     edit,
-    eventually_nothing,
+    left_behind,
     leftovers,
     made_driver,
     reading,
@@ -62,7 +62,7 @@ def test_an_edit_is_live_with_its_state_and_can_be_taken_back_and_brought_again(
         assert outcomes[0] == "live"
         assert "compile_error" in outcomes
         assert watching.end() == 130
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
     assert (driver / "counter.c").read_text() == DRIVER
 
 
@@ -130,7 +130,7 @@ def test_being_told_to_end_leaves_nothing(number: signal.Signals, driver: Path) 
         assert leftovers(driver)
         assert watching.end(number) == 130
         assert "Traceback" not in watching.said
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 @pytest.mark.parametrize("moment", [0.0, 0.15, 0.4, 0.8, 1.6])
@@ -141,7 +141,7 @@ def test_being_told_to_end_at_any_moment_of_the_boot_leaves_nothing(moment: floa
         assert watching.end() == 130
         assert "Traceback" not in watching.said
         assert "error" not in watching.said
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 def test_sigterm_ends_it_where_a_script_had_interrupts_ignored(driver: Path) -> None:
@@ -152,7 +152,7 @@ def test_sigterm_ends_it_where_a_script_had_interrupts_ignored(driver: Path) -> 
         watching.waits_for("ready")
         assert watching.end(signal.SIGTERM) == 130
         assert "Traceback" not in watching.said
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 def test_a_killed_session_takes_its_machine_with_it_and_is_no_obstacle(driver: Path) -> None:
@@ -163,9 +163,10 @@ def test_a_killed_session_takes_its_machine_with_it_and_is_no_obstacle(driver: P
     assert missing.returncode == 8
     assert missing.stderr.startswith("hotreload: error[HR4103]: no guest is running for ")
     assert "hint: hotreload watch or hotreload guest start" in missing.stderr
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
     with watch(driver) as again:
         again.waits_for("ready")
+        assert again.end() == 130
 
 
 def test_a_guest_in_the_background_takes_pushes_and_watchers_and_stays(driver: Path) -> None:
@@ -220,7 +221,7 @@ def test_a_background_guest_that_does_not_come_up_says_why(driver: Path) -> None
     started = run(driver, "guest", "start")
     assert started.returncode == 4
     assert "error[HR3103]: the guest's kernel refused module counter" in started.stderr
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)
 
 
 def test_parameters_setup_and_teardown_come_from_the_projects_file(driver: Path) -> None:
@@ -310,4 +311,4 @@ def test_bad_input_is_an_error_with_its_status_and_leaves_nothing(
     assert done.returncode == status, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr
-    assert eventually_nothing(driver)
+    assert not left_behind(driver)

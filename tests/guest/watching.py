@@ -138,8 +138,9 @@ def watch(folder: Path, *words: str, **options: object) -> Iterator[Watch]:
     try:
         yield watching
     finally:
-        if watching.process.poll() is None:
-            watching.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            watching.end()
+        watching.process.kill()
         watching.process.wait(LIMIT)
         assert watching.process.stdout is not None
         watching.process.stdout.close()
@@ -151,17 +152,18 @@ def leftovers(folder: Path) -> list[str]:
     for commandline in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if b"qemu-system" in (words := commandline.read_bytes()) and folder.name.encode() in words:
-                qemus.append(str(commandline))
+                qemus.append(words.replace(b"\0", b" ").decode())
     guests = runtime_folder() / "guests"
     named = [str(path) for path in guests.glob("*") if path.name.startswith(folder.name)]
     return qemus + named
 
 
-def eventually_nothing(folder: Path) -> bool:
-    deadline = time.monotonic() + 5
-    while leftovers(folder) and time.monotonic() < deadline:
+def left_behind(folder: Path) -> list[str]:
+    """What of this folder's session still exists after 10 s; it returns as soon as nothing does."""
+    deadline = time.monotonic() + 10
+    while (left := leftovers(folder)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not leftovers(folder)
+    return left
 
 
 def reading(folder: Path) -> str:
