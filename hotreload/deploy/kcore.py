@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from hotreload.deploy.guest import Guest
+from hotreload.deploy.guest import KALLSYMS_LIMIT, Guest, run_in_time
 from hotreload.errors import EnvironmentFault, GuestUnreachableError
 
 PAGE: Final = 0x1000
@@ -59,7 +59,8 @@ class KernelMemory:
 
     async def idt_base(self) -> int:
         """Where the interrupt descriptor table is. Raises as ``read``."""
-        told = (await self._guest.run("grep ' idt_table$' /proc/kallsyms")).text.split()
+        looking = run_in_time(self._guest, "grep ' idt_table$' /proc/kallsyms", timeout=KALLSYMS_LIMIT)
+        told = (await looking).text.split()
         if not told or not int(told[0], 16):
             raise _unreadable("/proc/kallsyms does not tell where idt_table is")
         return int(told[0], 16)

@@ -21,6 +21,7 @@ from hotreload.build.guest_base import GuestBase
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.config import Config
 from hotreload.deploy.attached_guest import AttachedGuest, Login
+from hotreload.deploy.guest import run_in_time
 from hotreload.deploy.kcore import KernelMemory
 from hotreload.deploy.kernel_identity import require_kernel
 from hotreload.deploy.livepatch import unload_module
@@ -254,7 +255,7 @@ async def _memory(
 
     Raises KernelUnfitError (HR3102) for a kernel's tree when it cannot be.
     """
-    if (await guest.run("[ -r /proc/kcore ]")).ok:
+    if (await run_in_time(guest, "[ -r /proc/kcore ]")).ok:
         memory = KernelMemory(guest)
         return memory.read, memory.idt_base
     if base.is_kernel and not machine.has_monitor:

@@ -25,7 +25,7 @@ from hotreload.build.guest_base import GuestBase
 from hotreload.build.kernel_record import kernel_base
 from hotreload.build.kernel_tree import KernelTree, check_fit, kernel_compiler
 from hotreload.config import Config
-from hotreload.deploy.guest import ShellGuest, SshGuest, log_in_again
+from hotreload.deploy.guest import ShellGuest, SshGuest, log_in_again, run_in_time
 from hotreload.deploy.livepatch import AGENT_PATH, agent_source
 from hotreload.deploy.verify import ReadMemory
 from hotreload.elf.build_id import build_id_in, read_build_id
@@ -232,7 +232,7 @@ async def _require_recorded(guest: SshGuest, base: Base) -> None:
     vmlinux = next((built.ko for built in base.modules if built.name == VMLINUX), None)
     if vmlinux is None:
         return
-    notes = (await guest.run("cat /sys/kernel/notes")).stdout
+    notes = (await run_in_time(guest, "cat /sys/kernel/notes")).stdout
     if build_id_in(notes) != await asyncio.to_thread(read_build_id, vmlinux):
         raise KernelUnfitError(
             f"{base.tree.image} is not made of the vmlinux beside it",
@@ -269,7 +269,7 @@ async def _boot_guest(
         checkpoints = Checkpoints(machine, descriptor)
     guest = await owned.enter_async_context(SshGuest(machine.ssh_port, image.client_key, image.host_key))
     # The login is the longest part of the first command.
-    await guest.run("true")
+    await run_in_time(guest, "true", timeout=config.boot_timeout)
     if checkpoints and is_allowed("restore", config.max_rung):
         with contextlib.suppress(EnvironmentFault):  # without it the next rung is another boot
             clean = await checkpoints.save(CLEAN)

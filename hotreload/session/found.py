@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hotreload.build.built import VMLINUX, BuiltModule
 from hotreload.build.guest_base import GuestBase
-from hotreload.deploy.guest import ShellGuest
+from hotreload.deploy.guest import ShellGuest, run_in_time
 from hotreload.deploy.livepatch import build_id, disable_patch, patch_status, unload_module
 from hotreload.elf.build_id import read_build_id
 from hotreload.errors import KernelUnfitError
@@ -89,7 +89,7 @@ def _exchangeable(base: GuestBase) -> list[BuiltModule]:
 
 async def _builds_in(guest: ShellGuest, names: Collection[str]) -> dict[str, str | None]:
     """The build-id of each of these modules that the guest has."""
-    listing = (await guest.run("cut -d' ' -f1 /proc/modules")).text.split()
+    listing = (await run_in_time(guest, "cut -d' ' -f1 /proc/modules")).text.split()
     return {name: await build_id(guest, name) for name in names if name in listing}
 
 

@@ -11,7 +11,7 @@ from hotreload.build.built import BuiltModule
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.make_words import read_dkms
 from hotreload.config import Config
-from hotreload.deploy.guest import ShellGuest
+from hotreload.deploy.guest import ShellGuest, run_in_time
 from hotreload.deploy.livepatch import load_module
 from hotreload.deploy.module_reload import Load, depends_of, load_order
 from hotreload.errors import InputError, KernelUnfitError, PatchRejectedError
@@ -120,7 +120,7 @@ class _KernelModules:
     async def _opened(self) -> ModuleFolder:
         if self._folder is None:
             self._folder = await asyncio.to_thread(ModuleFolder, self._kernel.release, self._kernel.modules)
-            listing = await self._guest.run("cut -d' ' -f1 /proc/modules")
+            listing = await run_in_time(self._guest, "cut -d' ' -f1 /proc/modules")
             self._there = set(listing.text.split())
         return self._folder
 
