@@ -5,19 +5,20 @@ First each commit that builds is booted afresh, its workload is run, and the cod
 are read from memory. Then one guest boots the oldest, and each further commit is checked out and pushed. What
 the tool says is done must be so: the workload prints the same as freshly booted, and the functions that run
 and the constants that they read are the same. After a refusal or a wrong result the guest boots anew, so that
-each commit is judged by itself.
+each commit is judged by itself. So it is, too, when the driver's own faults, of which the kernel complains in
+a freshly booted guest as well, have damaged the guest before.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
+import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hotreload.build.debian_kernel import fetch_debian_kernel, open_kernel
@@ -28,15 +29,16 @@ from hotreload.interrupts import run as run_main
 from hotreload.paths import cache_folder
 from hotreload.survey.command import say
 from hotreload.survey.debug_kernel import DEBUG, debug_kernel, wanted_kernel
-from hotreload.survey.history_code import Reading, differences
+from hotreload.survey.history_code import differences
+from hotreload.survey.history_fresh import Fresh, FreshGuests, all_printed
 from hotreload.survey.history_guest import HistoryGuest, Pushed, kind_of
-from hotreload.survey.history_source import History, Made, Workload, evenly_named, read_workload
+from hotreload.survey.history_kept import Kept
+from hotreload.survey.history_lines import Lines, Texts
+from hotreload.survey.history_rows import CLAIMS, Row, line_differences, shares, tell
+from hotreload.survey.history_source import History, Made, Workload, read_workload
 
 COMMITS = 40
 GENERIC = "generic"
-# Outcomes that say that the guest is what the sources are.
-CLAIMS = frozenset({"live", "no change", "undone", "reloaded", "restored", "rebooted"})
-SHOWN = 4  # differences, in a row
 LEAKS_EVERY = 10
 
 
@@ -50,85 +52,29 @@ class Options:
     workload: Path | None
     until: str
     json: Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class Fresh:
-    """A commit freshly booted.
-
-    ``printed`` by its workload, None: the driver does not live through it, or it prints something else the
-    second time; ``splats``: the kinds of what the
-    kernel complains of then, which is the driver's own fault.
-    """
-
-    made: Made
-    printed: str | None
-    readings: dict[str, Reading]
-    splats: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What came of a commit. ``differs``: how the guest is otherwise than freshly booted."""
-
-    commit: str
-    subject: str
-    outcome: str
-    codes: tuple[str, ...] = ()
-    differs: tuple[str, ...] = ()
-    splats: tuple[str, ...] = ()
-    seconds: float = 0.0
-    said: str = ""
-
-    @property
-    def is_lost(self) -> bool:
-        return self.outcome not in {*CLAIMS, "refused", "rejected", "stalled"}
-
-    @property
-    def is_wrong(self) -> bool:
-        """Said to be done, and it is not; or the kernel complains."""
-        return bool(self.splats) or (self.outcome in CLAIMS and bool(self.differs))
-
-    def text(self) -> str:
-        verdict = "WRONG" if self.is_wrong else "LOST" if self.is_lost else ""
-        head = f"{self.commit:<9} {self.outcome:<10} {' '.join(self.codes):<24} {self.subject[:56]:<56}"
-        return "\n".join(
-            (
-                f"{head} {verdict}".rstrip(),
-                *(f"          {line[:300]}" for line in (*self.differs, *self.splats)[:SHOWN]),
-            )
-        )
-
-
-def shares(rows: Sequence[Row]) -> list[str]:
-    """How many of each outcome, with the codes that led to it; and the sum of what counts."""
-    told = []
-    for outcome, count in Counter(row.outcome for row in rows).most_common():
-        codes = Counter(code for row in rows if row.outcome == outcome for code in row.codes)
-        why = ", ".join(f"{code} {number}" for code, number in codes.most_common())
-        told.append(f"{count:5} {100 * count / len(rows):5.1f} %  {outcome}{f'  ({why})' if why else ''}")
-    for word, number in (
-        ("wrong", sum(row.is_wrong for row in rows)),
-        ("lost", sum(row.is_lost for row in rows)),
-    ):
-        told.append(f"{number:5} {100 * number / len(rows):5.1f} %  {word}")
-    return told
+    keep: Path | None
 
 
 class Replay:
     """One history, one kernel, one workload."""
 
-    def __init__(self, history: History, kernel: KernelTree, workload: Workload, scratch: Path) -> None:
+    def __init__(
+        self, history: History, kernel: KernelTree, workload: Workload, scratch: Path, kept: Kept
+    ) -> None:
         self._history = history
         self._kernel = kernel
         self._workload = workload
         self._scratch = scratch
+        self._kept = kept
+        self._since: list[Texts] = []  # the sources at each push since the guest booted
 
     async def built(self, until: str, wanted: int) -> list[Made]:
         """The newest commits that build, the oldest first, and one more to begin with."""
         found: list[Made] = []
         for commit in await self._history.commits(until):
-            made = await self._history.make(commit, self._kernel)
+            made = await self._kept.found(
+                f"{commit.name} made", functools.partial(self._history.make, commit, self._kernel)
+            )
             say(f"{commit.name} {'builds' if made else 'does not build'}: {commit.subject[:60]}")
             if made:
                 found.append(made)
@@ -138,105 +84,106 @@ class Replay:
             raise InputError("no two commits of this history build", hint="name another kernel: --kernel")
         return found[::-1]
 
-    def _guest(self) -> HistoryGuest:
+    def guest(self) -> HistoryGuest:
         name = guest_name("history")
         return HistoryGuest(
             self._history.folder, name, str(self._kernel.output), self._workload.load, self._scratch
         )
 
-    async def fresh(self, made: Sequence[Made]) -> list[Fresh]:
-        """Each commit freshly booted; of equal neighbours one is."""
-        found: list[Fresh] = []
+    async def fresh(self, made: Sequence[Made], guests: FreshGuests) -> list[Fresh]:
+        """Each commit freshly booted; of equal ones one is."""
+        found: dict[str, Fresh] = {}
         for each in made:
-            if found and found[-1].made.digest == each.digest:
-                found.append(replace(found[-1], made=each))
-                continue
-            await self._history.check_out(each.commit)
-            found.append(await self._freshly_booted(each))
-        return found
+            if each.digest not in found:
+                boot = functools.partial(guests.found, each)
+                found[each.digest] = await self._kept.found(f"{each.commit.name} fresh", boot)
+        return [replace(found[each.digest], made=each) for each in made]
 
-    async def _freshly_booted(self, made: Made) -> Fresh:
-        async with self._guest() as guest:
-            readings = await guest.read(evenly_named(made.modules))
-            try:
-                printed: str | None = await self._printed(guest, made)
-                if await self._printed(guest, made) != printed:
-                    printed = None  # nobody can say then what a reload should make it print
-                complaints = await guest.splats()
-            except HotReloadError as error:
-                printed, complaints = None, [error.message]
-        told = complaints[0] if complaints else ""
-        say(f"{made.commit.name} freshly booted {told}".rstrip())
-        return Fresh(made, printed, readings, frozenset(map(kind_of, complaints)))
-
-    async def _printed(self, guest: HistoryGuest, made: Made) -> str:
-        await guest.run("rm -rf /tmp/workload; mkdir /tmp/workload; tar -C /tmp/workload -xf -", made.files)
-        return await guest.run("cd /tmp/workload && sh -s 2>&1", self._workload.script.encode())
-
-    async def rows(self, freshly_booted: Sequence[Fresh]) -> list[Row]:
-        """Push each commit but the first into a guest that lives."""
+    async def rows(
+        self, freshly_booted: Sequence[Fresh], guests: FreshGuests, tell: Callable[[Sequence[Row]], None]
+    ) -> list[Row]:
+        """Push each commit but the first into a guest that lives; ``tell`` is told after each."""
         fresh = list(freshly_booted)
         rows: list[Row] = []
-        place = 0
-        while place + 1 < len(fresh):
+        before = ""
+        while len(rows) + 1 < len(fresh):
+            place = len(rows)
             await self._history.clean()
             await self._history.check_out(fresh[place].made.commit)
-            async with self._guest() as guest:
+            self._since = [self._history.texts()]
+            async with self.guest() as guest:
+                damaged = False
                 try:
-                    if fresh[place].printed is not None:
-                        await self._printed(guest, fresh[place].made)
-                    await guest.splats()
+                    if not before:
+                        await all_printed(guest, fresh[place], self._workload.parts)
+                    damaged = bool(await guest.splats())
                 except HotReloadError:
-                    fresh[place] = replace(fresh[place], printed=None)  # this time it did not live through it
+                    # This time it did not live through it.
+                    fresh[place] = replace(fresh[place], printed=(None,) * len(self._workload.parts))
                     continue
-                while place + 1 < len(fresh):
-                    place += 1
-                    row = await self._row(guest, fresh[place], place)
+                while len(rows) + 1 < len(fresh):
+                    row, damages = await self._row(guest, fresh, len(rows) + 1, guests)
+                    if not row.is_good and damaged and not before:
+                        before = row.text()
+                        break
+                    row, before = replace(row, before=before), ""
                     rows.append(row)
-                    print(row.text(), flush=True)
-                    if row.is_wrong or row.outcome not in CLAIMS:
+                    tell(rows)
+                    damaged |= damages
+                    if not row.is_good:
                         break
         return rows
 
-    async def _row(self, guest: HistoryGuest, fresh: Fresh, place: int) -> Row:
+    async def _row(
+        self, guest: HistoryGuest, every: Sequence[Fresh], place: int, guests: FreshGuests
+    ) -> tuple[Row, bool]:
+        """What came of a commit, and whether the driver has damaged the guest by its own fault."""
+        fresh = every[place]
         commit = fresh.made.commit
         started = time.monotonic()
         await self._history.check_out(commit)
         pushed = await guest.push()
         differs: list[str] = []
         complaints: list[str] = []
+        damages = False
+        is_as_before = pushed.outcome == "no change" and fresh.made.digest == every[place - 1].made.digest
         try:
-            if pushed.outcome in CLAIMS:
-                differs = await self._differs(guest, fresh)
-            complaints = [line for line in await guest.splats() if kind_of(line) not in fresh.splats]
+            if pushed.outcome in CLAIMS and not is_as_before:
+                differs = await self._differs(guest, fresh, guests)
+            told = await guest.splats()
+            complaints = [line for line in told if kind_of(line) not in fresh.splats]
+            damages = len(complaints) < len(told)
             if place % LEAKS_EVERY == 0:
                 complaints += await guest.leaks()
         except HotReloadError as error:
             differs = [f"after {pushed.outcome}: {error.message}"]
             pushed = Pushed("lost", pushed.codes, pushed.text)
         seconds = round(time.monotonic() - started, 1)
-        return Row(
+        row = Row(
             commit.name, commit.subject, pushed.outcome, pushed.codes, tuple(differs), tuple(complaints),
             seconds, pushed.text,
         )  # fmt: skip
+        return row, damages
 
-    async def _differs(self, guest: HistoryGuest, fresh: Fresh) -> list[str]:
+    async def _differs(self, guest: HistoryGuest, fresh: Fresh, guests: FreshGuests) -> list[str]:
         """How the guest is otherwise than freshly booted at this commit."""
-        readings = await guest.read(evenly_named(fresh.made.modules))
+        readings = await guest.read(fresh.made.names)
+        lines = Lines(self._history.texts(), self._since)
+        self._since.append(lines.now)
         found = [
-            line for name, wanted in fresh.readings.items() for line in differences(wanted, readings[name])
+            line
+            for name, wanted in fresh.readings.items()
+            for line in differences(wanted, readings[name], lines)
         ]
-        if fresh.printed is not None:
-            found[:0] = line_differences(fresh.printed, await self._printed(guest, fresh.made))
-        return found
-
-
-def line_differences(fresh: str, live: str) -> list[str]:
-    """The first lines in which a workload printed something else."""
-    one, other = fresh.splitlines(), live.splitlines()
-    length = max(len(one), len(other))
-    one, other = ([*lines, *[""] * (length - len(lines))] for lines in (one, other))
-    return [f"prints {b!r}, freshly booted {a!r}" for a, b in zip(one, other, strict=True) if a != b][:SHOWN]
+        printed = await all_printed(guest, fresh, self._workload.parts)
+        if any(map(line_differences, fresh.printed, printed)):
+            # What is not the same twice says nothing.
+            again = (await guests.found(fresh.made)).printed
+            printed = [
+                live if one == other else one
+                for one, other, live in zip(fresh.printed, again, printed, strict=True)
+            ]
+        return [line for pair in map(line_differences, fresh.printed, printed) for line in pair] + found
 
 
 async def kernel_named(name: str) -> KernelTree:
@@ -250,12 +197,17 @@ async def replay(options: Options, scratch: Path) -> list[Row]:
     """Build, boot each, push each."""
     workload = read_workload(options.workload.read_text() if options.workload else "")
     kernel = await kernel_named(options.kernel)
-    folder = scratch / Path(options.source).stem.removesuffix(".git")
+    # Where __FILE__ is compiled in, the same sources elsewhere are other code.
+    folder = (options.keep or scratch).resolve() / Path(options.source).stem.removesuffix(".git")
+    shutil.rmtree(folder, ignore_errors=True)
     history = await History.cloned(options.source, folder, scratch / "out", workload)
-    it = Replay(history, kernel, workload, scratch)
+    kept = Kept(options.keep, (str(folder), str(kernel.output), kernel.release, repr(workload)))
+    it = Replay(history, kernel, workload, scratch, kept)
     made = await it.built(options.until, options.commits)
     say(f"{len(made)} commits build; each is booted afresh")
-    return await it.rows(await it.fresh(made))
+    async with FreshGuests(history, workload, it.guest) as guests:
+        fresh = await it.fresh(made, guests)
+        return await it.rows(fresh, guests, lambda rows: tell(rows, options.json))
 
 
 def workload_for(source: str) -> Path | None:
@@ -276,10 +228,13 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     )
     parser.add_argument("--workload", type=Path, metavar="FILE", help="default: ours for that name, if any")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all rows, for other programs")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="what was freshly booted, there for another run"
+    )
     given = parser.parse_args(argv)
     source = str(Path(given.source).resolve()) if Path(given.source).exists() else given.source
     workload = given.workload or workload_for(source)
-    return Options(source, given.commits, given.kernel, workload, given.until, given.json)
+    return Options(source, given.commits, given.kernel, workload, given.until, given.json, given.keep)
 
 
 def main() -> int:
@@ -295,8 +250,6 @@ def main() -> int:
             return error.exit_status
         except KeyboardInterrupt:
             return 130
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print(*shares(rows), sep="\n")
     return 1 if any(row.is_wrong or row.is_lost for row in rows) else 0
 

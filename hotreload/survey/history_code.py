@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 
+from hotreload.survey.history_lines import Lines
+
 PAGE: Final = 0x1000
 KERNEL: Final = 0xFFFF_FFFF_8000_0000  # arch/x86/include/asm/page_64_types.h: __START_KERNEL_map
 OURS = "hotreload_"  # patch modules
@@ -287,20 +289,18 @@ def _is_named(symbol: Symbol, address: int) -> bool:
     return symbol.address == address and not NUMBERED.search(symbol.name)
 
 
-# Functions that take the line of their caller, which stays as it was where only lines above it changed.
-TAKE_LINES = re.compile(r"__might_(?:sleep|resched)|lockdep_rcu_suspicious|__warn_printk")
-NUMBER = re.compile(r"^mov e?\w+, (0x[0-9a-f]{1,4}|\d)$")
+NO_LINES: Final = Lines({})
 
 
-def differences(fresh: Reading, live: Reading) -> list[str]:
+def differences(fresh: Reading, live: Reading, lines: Lines = NO_LINES) -> list[str]:
     """What a guest that was reloaded has otherwise than one freshly booted."""
     told = []
     for name, wanted in sorted(fresh.functions.items()):
         seen = live.functions.get(name)
         if seen is None:
             told.append(f"{name} is not in the guest")
-        elif odd := [code for code in wanted if not any(_same_code(code, other) for other in seen)]:
-            told.append(f"{name}: {_first(odd[0], seen[0])}")
+        elif odd := [code for code in wanted if not any(_same_code(code, other, lines) for other in seen)]:
+            told.append(f"{name}: {_first(odd[0], seen[0], lines)}")
     for name, contents in sorted(fresh.constants.items()):
         found = live.constants.get(name)
         if found is not None and not contents <= found:
@@ -309,24 +309,15 @@ def differences(fresh: Reading, live: Reading) -> list[str]:
     return told
 
 
-def _same_code(one: Sequence[str], other: Sequence[str]) -> bool:
-    if len(one) != len(other):
-        return False
-    pairs = list(zip(one, other, strict=True))
-    return all(a == b or _only_lines(a, b, one[number : number + 12]) for number, (a, b) in enumerate(pairs))
+def _same_code(one: Sequence[str], other: Sequence[str], lines: Lines) -> bool:
+    return len(one) == len(other) and all(
+        a == b or lines.differ_alone(a, b) for a, b in zip(one, other, strict=True)
+    )
 
 
-def _only_lines(a: str, b: str, ahead: Sequence[str]) -> bool:
-    """Do two instructions differ in a line's number alone?"""
-    if not (NUMBER.match(a) and NUMBER.match(b)):
-        return False
-    calls = (line for line in ahead if line.startswith("call"))
-    return bool(TAKE_LINES.search(next(calls, "")))
-
-
-def _first(one: Sequence[str], other: Sequence[str]) -> str:
+def _first(one: Sequence[str], other: Sequence[str], lines: Lines = NO_LINES) -> str:
     """The first line in which two pieces of code differ."""
     for number, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
+        if a != b and not lines.differ_alone(a, b):
             return f"{number}: fresh {a!r}, here {b!r}"
     return f"{len(one)} lines freshly booted, {len(other)} here"

@@ -117,6 +117,22 @@ class HistoryGuest:
         argv = (sys.executable, "-m", "hotreload", "--color", "never", "--guest", self._name, *words)
         return await process.run(argv, cwd=self._folder, timeout=limit)
 
+    async def save(self, checkpoint: str) -> None:
+        """Save it as it is now. Raises HotReloadError."""
+        await self._required("guest", "save", checkpoint)
+
+    async def back_to(self, checkpoint: str) -> None:
+        """Bring it back, whatever has become of it. Raises HotReloadError."""
+        await self._required("guest", "load", checkpoint)
+
+    async def _required(self, *words: str) -> None:
+        try:
+            done = await self._command(*words, limit=COMMAND)
+        except TimeoutError as late:
+            raise GuestUnreachableError(f"{' '.join(words)}: no answer in {COMMAND:.0f} s") from late
+        if not done.ok:
+            raise HotReloadError(f"{' '.join(words)}: {done.complaint[-500:]}")
+
     async def push(self) -> Pushed:
         """Bring the guest to the sources as they are."""
         try:

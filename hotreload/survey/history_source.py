@@ -7,6 +7,11 @@ its beginning say what it needs:
     # load: loop       a module to load, with its parameters; a line each, in this order; default: all of it
     # host: COMMAND    for this machine's shell, in the driver's folder, at each commit before it is built or
                        pushed; what it leaves in $OUT is in the guest's /tmp/workload
+
+Where a driver dies of one thing that a workload does, it need not die of another. So a workload may have
+parts, each of which runs by itself after what stands before the first of them:
+
+    # part: NAME
 """
 
 from __future__ import annotations
@@ -16,22 +21,22 @@ import io
 import re
 import shutil
 import tarfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hotreload import process
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.errors import InputError
+from hotreload.survey.history_lines import Texts
 
 BUILD_LIMIT = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``script`` for the guest's shell; ``load`` and ``host`` as its comments have them."""
+    """``parts``: a script each for the guest's shell; ``load`` and ``host`` as its comments have them."""
 
-    script: str
+    parts: tuple[str, ...]
     load: tuple[str, ...] = ()
     host: tuple[str, ...] = ()
 
@@ -42,7 +47,8 @@ def read_workload(text: str) -> Workload:
     def lines(word: str) -> tuple[str, ...]:
         return tuple(re.findall(rf"^# {word}: (.+)$", text, re.MULTILINE))
 
-    return Workload(text, lines("load"), lines("host"))
+    first, *parts = re.split(r"^# part: .+\n", text, flags=re.MULTILINE)
+    return Workload(tuple(first + part for part in parts or [""]), lines("load"), lines("host"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +59,21 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A commit that was built. ``modules``: the digest of each, by name; ``files``: a tar for the guest."""
+    """A commit that was built. ``modules``: each with its content; ``files``: a tar for the guest."""
 
     commit: Commit
-    modules: tuple[tuple[str, str], ...]
+    modules: tuple[tuple[str, bytes], ...]
     files: bytes
 
     @property
     def digest(self) -> str:
         """Equal for two commits of which the same comes."""
         return hashlib.sha256(repr(self.modules).encode() + self.files).hexdigest()
+
+    @property
+    def names(self) -> list[str]:
+        """The modules' names as the kernel has them."""
+        return [name.replace("-", "_") for name, _content in self.modules]
 
 
 class History:
@@ -112,8 +123,8 @@ class History:
         if not done.ok:
             return None
         built = sorted(self.folder.glob("*.ko"))
-        digests = ((ko.stem, hashlib.sha256(ko.read_bytes()).hexdigest()) for ko in built)
-        return Made(commit, tuple(digests), self.files()) if built else None
+        modules = tuple((ko.stem, ko.read_bytes()) for ko in built)
+        return Made(commit, modules, self.files()) if built else None
 
     def files(self) -> bytes:
         """What the host's part of the workload has left for the guest, as a tar."""
@@ -127,13 +138,17 @@ class History:
                         archive.addfile(info, content)
         return stream.getvalue()
 
+    def texts(self) -> Texts:
+        """The sources as they are now."""
+        files = (*self.folder.rglob("*.c"), *self.folder.rglob("*.h"))
+        return {
+            str(file.relative_to(self.folder)): file.read_text(errors="replace").splitlines()
+            for file in files
+            if not file.name.endswith(".mod.c")
+        }
+
     async def _git(self, *words: str) -> str:
         done = await process.run(["git", *words], cwd=self.folder)
         if not done.ok:
             raise InputError(f"git {words[0]}: {done.complaint[-300:]}", hint="is the bundle whole?")
         return done.text
-
-
-def evenly_named(modules: Sequence[tuple[str, str]]) -> list[str]:
-    """The modules' names as the kernel has them."""
-    return [name.replace("-", "_") for name, _digest in modules]

@@ -26,8 +26,9 @@ from hotreload.interrupts import run as run_main
 from hotreload.paths import cache_folder
 from hotreload.survey.command import say
 from hotreload.survey.debug_kernel import wanted_kernel
-from hotreload.survey.histories import CLAIMS, kernel_named
+from hotreload.survey.histories import kernel_named
 from hotreload.survey.history_guest import HistoryGuest, Pushed
+from hotreload.survey.history_rows import CLAIMS
 from hotreload.survey.pair_families import FAMILIES, Element, State
 
 MODULE = "pairs"

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
+from pathlib import Path
 
 from hotreload.survey.debug_kernel import settings_for, wrapper
-from hotreload.survey.histories import Row, line_differences, shares
 from hotreload.survey.history_code import (
     PAGE,
     Names,
@@ -19,6 +20,9 @@ from hotreload.survey.history_code import (
     read_symbols,
 )
 from hotreload.survey.history_guest import kind_of, pushed, runs, splats
+from hotreload.survey.history_kept import Kept
+from hotreload.survey.history_lines import Lines, Texts
+from hotreload.survey.history_rows import Row, line_differences, shares
 from hotreload.survey.history_source import read_workload
 
 FENTRY = bytes.fromhex("0f1f440000")
@@ -116,12 +120,24 @@ def test_what_was_split_off_a_replaced_function_goes_with_it() -> None:
     assert places == {"f": [0x5000], "f.cold": [0x5040]}
 
 
-def test_a_line_number_that_a_check_is_told_is_no_difference() -> None:
-    def reading(line: str, callee: str) -> Reading:
-        return Reading({"f": [("fentry", f"mov esi, {line}", f"call <{callee}>", "ret")]})
+def test_a_number_of_a_line_that_stayed_the_same_is_no_difference() -> None:
+    before = {"f.c": ["int f(void)", "{", '    say("here");', "    other();", "}"]}
+    now = {"f.c": ["/* f */", *before["f.c"]]}
 
-    assert differences(reading("0x20", "__might_sleep"), reading("0x21", "__might_sleep")) == []
-    assert len(differences(reading("0x20", "other"), reading("0x21", "other"))) == 1
+    def told(fresh: str, live: str, since: list[Texts]) -> list[str]:
+        one, other = (Reading({"f": [("fentry", line, "ret")]}) for line in (fresh, live))
+        return differences(one, other, Lines(now, since))
+
+    assert told("mov esi, 4", "mov esi, 3", [before]) == []
+    assert told("push 0x4", "push 0x3", [now, before]) == []
+    assert told("mov rdi, <'f.c:4: said %d'>", "mov rdi, <'f.c:3: said %d'>", [before]) == []
+    assert told("mov esi, 4", "mov esi, 0x2714", [before]) == []  # build/lines.py: BEYOND
+    # No sources had such a line there; a jump and an offset are no numbers of lines.
+    assert len(told("mov esi, 4", "mov esi, 3", [])) == 1
+    assert len(told("mov esi, 4", "mov esi, 2", [before])) == 1
+    assert len(told("mov esi, 3", "mov esi, 2", [before])) == 1
+    assert len(told("mov rdi, <'f.c:4: said'>", "mov rdi, <'f.c:2: said'>", [before])) == 1
+    assert len(told("jne <4>", "jne <3>", [before])) == 1
 
 
 def test_a_push_is_read_with_its_codes() -> None:
@@ -149,6 +165,12 @@ def test_a_workload_says_what_it_needs() -> None:
     workload = read_workload("# load: loop\n# load: drv number=2\n# host: cc -o $OUT/a a.c\necho\n")
     assert workload.load == ("loop", "drv number=2")
     assert workload.host == ("cc -o $OUT/a a.c",)
+    assert workload.parts == ("# load: loop\n# load: drv number=2\n# host: cc -o $OUT/a a.c\necho\n",)
+
+
+def test_each_part_of_a_workload_runs_after_what_they_share() -> None:
+    workload = read_workload("mount\n# part: one\ncat\n# part: another\nrm\n")
+    assert workload.parts == ("mount\ncat\n", "mount\nrm\n")
 
 
 def test_rows_are_summed_up_with_the_codes_that_led_to_them() -> None:
@@ -185,3 +207,18 @@ def test_pages_are_read_in_stretches() -> None:
 def test_a_wrapper_has_its_settings_whatever_the_environment() -> None:
     assert "export HOTRELOAD_KERNEL='/a b'\n" in wrapper({"HOTRELOAD_KERNEL": "/a b"})
     assert settings_for("/kernel")["HOTRELOAD_KERNEL"] == "/kernel"
+
+
+def test_what_is_kept_is_found_once_and_for_the_same_question_only(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def ask(what: str, kernel: str) -> str:
+        async def find() -> str:
+            asked.append(what)
+            return f"{what} in {kernel}"
+
+        return await Kept(tmp_path, (kernel,)).found(what, find)
+
+    found = [asyncio.run(ask(*each)) for each in (("a", "6.1"), ("a", "6.1"), ("a", "6.12"), ("b", "6.1"))]
+    assert found == ["a in 6.1", "a in 6.1", "a in 6.12", "b in 6.1"]
+    assert asked == ["a", "a", "b"]

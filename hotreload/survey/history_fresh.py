@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: MIT
+"""Commits of a history, each in a guest that has run none of the others: what a reload is compared with.
+
+One guest boots, loses the driver again and is saved; each commit is loaded into it as it was then. A commit
+whose modules cannot be loaded there has the guest booted with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from hotreload.errors import HotReloadError
+from hotreload.survey.command import say
+from hotreload.survey.history_code import Reading
+from hotreload.survey.history_guest import HistoryGuest, kind_of
+from hotreload.survey.history_source import History, Made, Workload
+
+CLEAN = "without-the-driver"
+TRIES = 3  # a guest that has just died may still be on its way back
+PAUSE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """A commit freshly booted.
+
+    ``printed`` by each part of its workload, None: the driver does not live through it; ``splats``: the kinds
+    of what the kernel complains of then, which is the driver's own fault.
+    """
+
+    made: Made
+    printed: tuple[str | None, ...]
+    readings: dict[str, Reading]
+    splats: frozenset[str] = frozenset()
+
+
+class FreshGuests:
+    """``async with FreshGuests(..) as guests``; ``new_guest`` makes one that is not started."""
+
+    def __init__(self, history: History, workload: Workload, new_guest: Callable[[], HistoryGuest]) -> None:
+        self._history = history
+        self._workload = workload
+        self._new_guest = new_guest
+        self._guest: HistoryGuest | None = None
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> FreshGuests:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def found(self, made: Made) -> Fresh:
+        """What it is like at one commit.
+
+        A part that the driver does not live through costs it a way back; the others are tried all the same.
+        """
+        readings: dict[str, Reading] | None = None
+        printed: list[str | None] = []
+        complaints: list[str] = []
+        while readings is None or len(printed) < len(self._workload.parts):
+            guest = await self._at(made)
+            readings = readings or await guest.read(made.names)
+            try:
+                await put_files(guest, made)
+                while len(printed) < len(self._workload.parts):
+                    text = await run_part(guest, self._workload.parts[len(printed)])
+                    complaints += await guest.splats()
+                    printed.append(text)
+            except HotReloadError as error:
+                printed.append(None)
+                complaints.append(error.message)
+        kinds = frozenset(map(kind_of, complaints))
+        told = f"{sum(text is not None for text in printed)} of {len(printed)} parts; {'; '.join(kinds)}"
+        say(f"{made.commit.name} freshly booted: {told}"[:300])
+        return Fresh(made, tuple(printed), readings, kinds)
+
+    async def _at(self, made: Made) -> HistoryGuest:
+        """A guest into which the modules of a commit were loaded, and nothing else."""
+        if self._guest is not None:
+            for _try in range(TRIES):
+                try:
+                    await self._guest.back_to(CLEAN)
+                    await self._load(self._guest, made)
+                    return self._guest
+                except HotReloadError:
+                    await asyncio.sleep(PAUSE)
+        await self._stack.aclose()
+        self._guest = None
+        await self._history.check_out(made.commit)
+        guest = await self._stack.enter_async_context(self._new_guest())
+        await guest.run(f"rmmod {' '.join(reversed(made.names))}; dmesg -c >/dev/null")
+        await guest.save(CLEAN)
+        await self._load(guest, made)
+        self._guest = guest
+        return guest
+
+    async def _load(self, guest: HistoryGuest, made: Made) -> None:
+        """Raises HotReloadError."""
+        given = {load.partition(" ")[0]: load.partition(" ")[2] for load in self._workload.load}
+        for name, content in made.modules:
+            command = f"cat >/tmp/{name}.ko && insmod /tmp/{name}.ko {given.get(name, '')}; echo $?"
+            said = await guest.run(command, content)
+            if said.split()[-1:] != ["0"]:
+                raise HotReloadError(f"{name} cannot be loaded: {said[-300:]}")
+
+
+async def put_files(guest: HistoryGuest, made: Made) -> None:
+    """What the host has made for the workload."""
+    await guest.run("rm -rf /tmp/workload; mkdir /tmp/workload; tar -C /tmp/workload -xf -", made.files)
+
+
+async def run_part(guest: HistoryGuest, part: str) -> str:
+    """What a part of the workload prints."""
+    return await guest.run("cd /tmp/workload && sh -s 2>&1", part.encode())
+
+
+async def all_printed(guest: HistoryGuest, fresh: Fresh, parts: Sequence[str]) -> list[str | None]:
+    """What each part prints, those left out that nothing is known of."""
+    await put_files(guest, fresh.made)
+    pairs = zip(parts, fresh.printed, strict=True)
+    return [None if wanted is None else await run_part(guest, part) for part, wanted in pairs]
