@@ -5,8 +5,8 @@ First each commit that builds is booted afresh, its workload is run, and the cod
 are read from memory. Then one guest boots the oldest, and each further commit is checked out and pushed. What
 the tool says is done must be so: the workload prints the same as freshly booted, and the functions that run
 and the constants that they read are the same. After a refusal or a wrong result the guest boots anew, so that
-each commit is judged by itself. So it is, too, when the driver's own faults, of which the kernel complains in
-a freshly booted guest as well, have damaged the guest before.
+each commit is judged by itself. So it is, too, where the guest is damaged by the driver's own faults: these
+commits, loaded one after the other without any patch, do the same to another guest.
 """
 
 from __future__ import annotations
@@ -112,32 +112,28 @@ class Replay:
             await self._history.check_out(fresh[place].made.commit)
             self._since = [self._history.texts()]
             async with self.guest() as guest:
-                damaged = False
                 try:
                     if not before:
                         await all_printed(guest, fresh[place], self._workload.parts)
-                    damaged = bool(await guest.splats())
+                    await guest.splats()
                 except HotReloadError:
                     # This time it did not live through it.
                     fresh[place] = replace(fresh[place], printed=(None,) * len(self._workload.parts))
                     continue
                 while len(rows) + 1 < len(fresh):
-                    row, damages = await self._row(guest, fresh, len(rows) + 1, guests)
-                    if not row.is_good and damaged and not before:
+                    row = await self._row(guest, fresh, len(rows) + 1, guests)
+                    chain = fresh[place : len(rows) + 2]
+                    if not row.is_good and not before and await guests.are_harmful(chain):
                         before = row.text()
                         break
                     row, before = replace(row, before=before), ""
                     rows.append(row)
                     tell(rows)
-                    damaged |= damages
                     if not row.is_good:
                         break
         return rows
 
-    async def _row(
-        self, guest: HistoryGuest, every: Sequence[Fresh], place: int, guests: FreshGuests
-    ) -> tuple[Row, bool]:
-        """What came of a commit, and whether the driver has damaged the guest by its own fault."""
+    async def _row(self, guest: HistoryGuest, every: Sequence[Fresh], place: int, guests: FreshGuests) -> Row:
         fresh = every[place]
         commit = fresh.made.commit
         started = time.monotonic()
@@ -145,25 +141,21 @@ class Replay:
         pushed = await guest.push()
         differs: list[str] = []
         complaints: list[str] = []
-        damages = False
         is_as_before = pushed.outcome == "no change" and fresh.made.digest == every[place - 1].made.digest
         try:
             if pushed.outcome in CLAIMS and not is_as_before:
                 differs = await self._differs(guest, fresh, guests)
-            told = await guest.splats()
-            complaints = [line for line in told if kind_of(line) not in fresh.splats]
-            damages = len(complaints) < len(told)
+            complaints = [line for line in await guest.splats() if kind_of(line) not in fresh.splats]
             if place % LEAKS_EVERY == 0:
                 complaints += await guest.leaks()
         except HotReloadError as error:
             differs = [f"after {pushed.outcome}: {error.message}"]
             pushed = Pushed("lost", pushed.codes, pushed.text)
         seconds = round(time.monotonic() - started, 1)
-        row = Row(
+        return Row(
             commit.name, commit.subject, pushed.outcome, pushed.codes, tuple(differs), tuple(complaints),
             seconds, pushed.text,
         )  # fmt: skip
-        return row, damages
 
     async def _differs(self, guest: HistoryGuest, fresh: Fresh, guests: FreshGuests) -> list[str]:
         """How the guest is otherwise than freshly booted at this commit."""

@@ -16,6 +16,7 @@ from hotreload.errors import HotReloadError
 from hotreload.survey.command import say
 from hotreload.survey.history_code import Reading
 from hotreload.survey.history_guest import HistoryGuest, kind_of
+from hotreload.survey.history_rows import line_differences
 from hotreload.survey.history_source import History, Made, Workload
 
 CLEAN = "without-the-driver"
@@ -78,6 +79,24 @@ class FreshGuests:
         say(f"{made.commit.name} freshly booted: {told}"[:300])
         return Fresh(made, tuple(printed), readings, kinds)
 
+    async def are_harmful(self, chain: Sequence[Fresh]) -> bool:
+        """Do these commits damage a guest into which they are loaded one after the other, without any patch?
+
+        It dies, complains, keeps a module, or prints something else than it does freshly booted.
+        """
+        guest = await self._at(chain[0].made)
+        try:
+            for place, fresh in enumerate(chain):
+                if place:
+                    await self._unload(guest, chain[place - 1].made)
+                    await self._load(guest, fresh.made)
+                printed = await all_printed(guest, fresh, self._workload.parts)
+                if await guest.splats() or any(map(line_differences, fresh.printed, printed)):
+                    return True
+        except HotReloadError:
+            return True
+        return False
+
     async def _at(self, made: Made) -> HistoryGuest:
         """A guest into which the modules of a commit were loaded, and nothing else."""
         if self._guest is not None:
@@ -92,11 +111,17 @@ class FreshGuests:
         self._guest = None
         await self._history.check_out(made.commit)
         guest = await self._stack.enter_async_context(self._new_guest())
-        await guest.run(f"rmmod {' '.join(reversed(made.names))}; dmesg -c >/dev/null")
+        await self._unload(guest, made)
         await guest.save(CLEAN)
         await self._load(guest, made)
         self._guest = guest
         return guest
+
+    async def _unload(self, guest: HistoryGuest, made: Made) -> None:
+        """Raises HotReloadError."""
+        said = await guest.run(f"rmmod {' '.join(reversed(made.names))} && dmesg -c >/dev/null; echo $?")
+        if said.split()[-1:] != ["0"]:
+            raise HotReloadError(f"the driver cannot be unloaded: {said[-300:]}")
 
     async def _load(self, guest: HistoryGuest, made: Made) -> None:
         """Raises HotReloadError."""
