@@ -141,6 +141,11 @@ class HistoryGuest:
             return Pushed("silence", (), f"no answer within {PUSH:.0f} s")
         return pushed(done.status, f"{done.complaint}\n{done.text}")
 
+    async def undo(self) -> Pushed:
+        """Take the last reload back. Raises TimeoutError."""
+        done = await self._command("undo", limit=PUSH)
+        return pushed(done.status, f"{done.complaint}\n{done.text}")
+
     async def run(self, command: str, stdin: bytes = b"") -> str:
         """What a shell command in the guest prints, errors and all. Raises HotReloadError."""
         import base64

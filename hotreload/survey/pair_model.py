@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""The driver of `scripts/random-pairs`, its edits, and what a guest that runs it has to answer. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from hotreload.survey.pair_element import Element, State
+from hotreload.survey.pair_families import FAMILIES
+
+ANEW = "HR2104"  # the tool said of a variable that it begins anew
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """``elements`` in the order in which they stand; ``lines``: empty ones above them."""
+
+    elements: tuple[Element, ...]
+    lines: int = 0
+
+    @property
+    def text(self) -> str:
+        code = "\n".join(each.code for each in self.elements)
+        ordered = sorted(self.elements, key=lambda each: each.name)
+        show = "\n".join(
+            f"\tseq_puts(m, \"{each.name}\");\n\t{each.show}\n\tseq_putc(m, '\\n');" for each in ordered
+        )
+        start = "\n".join(f"\t{each.start}" for each in ordered if each.start)
+        stop = "\n".join(f"\t{each.stop}" for each in ordered if each.stop)
+        return TEMPLATE.format(lines="\n" * self.lines, code=code, show=show, start=start, stop=stop)
+
+
+TEMPLATE = """\
+// SPDX-License-Identifier: GPL-2.0
+#include <linux/delay.h>
+#include <linux/module.h>
+#include <linux/once_lite.h>
+#include <linux/proc_fs.h>
+#include <linux/seq_file.h>
+#include <linux/slab.h>
+#include <linux/timer.h>
+#include <linux/workqueue.h>
+
+static unsigned int which = 1;
+module_param(which, uint, 0644);
+{lines}
+{code}
+static int pairs_show(struct seq_file *m, void *v)
+{{
+\tu32 i = 0, sum = 0;
+
+{show}
+\treturn 0;
+}}
+
+static int __init pairs_init(void)
+{{
+\tu32 i = 0;
+
+{start}
+\treturn proc_create_single("pairs", i * 0, NULL, pairs_show) ? 0 : -ENOMEM;
+}}
+
+static void __exit pairs_exit(void)
+{{
+\tremove_proc_entry("pairs", NULL);
+{stop}
+}}
+module_init(pairs_init);
+module_exit(pairs_exit);
+MODULE_LICENSE("GPL");
+"""
+
+
+def first_sources() -> Sources:
+    """Two elements of each family."""
+    names = [f"{family.__name__.lower()}_{letter}" for family in FAMILIES for letter in "ab"]
+    families = [family for family in FAMILIES for _ in "ab"]
+    return Sources(tuple(family(name) for family, name in zip(families, names, strict=True)))
+
+
+def edited(sources: Sources, source: random.Random) -> tuple[str, Sources]:
+    """The family of what is edited, and the sources then."""
+    if (draw := source.random()) < 0.05:
+        return "moved", replace(
+            sources, elements=tuple(source.sample(sources.elements, len(sources.elements)))
+        )
+    if draw < 0.1:
+        return "lines", replace(sources, lines=source.randint(0, 9))
+    chosen = source.sample(range(len(sources.elements)), source.choice((1, 1, 1, 2, 3)))
+    elements = list(sources.elements)
+    for place in chosen:
+        elements[place] = elements[place].edited(source)
+    kinds = "+".join(sorted({type(sources.elements[place]).__name__ for place in chosen}))
+    return kinds, replace(sources, elements=tuple(elements))
+
+
+@dataclass(slots=True)
+class Model:
+    """What the guest runs, and in which states it may be; ``None``: the sources cannot run in it."""
+
+    sources: Sources
+    states: dict[str, list[State]] = field(default_factory=dict)
+
+    def load(self) -> None:
+        """The module was loaded with these sources."""
+        self.states = {each.name: [each.loaded()] for each in self.sources.elements}
+
+    def went_on(self, after: Sources, told: str) -> None:
+        """Other sources run now, with the state; ``told``: what the tool said of it."""
+        before = {each.name: each for each in self.sources.elements}
+        for each in after.elements:
+            states = [new for old in self.states[each.name] for new in each.carried(old, before[each.name])]
+            if ANEW in told and each.name in told:
+                states.append(each.loaded())
+            self.states[each.name] = states
+        self.sources = after
+
+    def needs_a_load(self, after: Sources) -> bool:
+        """Could no tool bring these sources to the guest as it is?"""
+        before = {each.name: each for each in self.sources.elements}
+        return any(
+            each.of_init != before[each.name].of_init
+            or not any(each.carried(old, before[each.name]) for old in self.states[each.name])
+            for each in after.elements
+        )
+
+    def leaving(self, after: Sources) -> list[tuple[str, ...]]:
+        """What the exit code may log where these sources are loaded instead.
+
+        It is the code of now, or, where init code has changed as well, what the old init code goes with.
+        """
+        old, new = ({each.name: each for each in of.elements} for of in (self.sources, after))
+        said = [tuple(sorted(each.leaves for each in new.values() if each.leaves))]
+        if any(new[name].of_init != old[name].of_init for name in new):
+            said.append(tuple(sorted(each.leaves for each in old.values() if each.leaves)))
+        return said
+
+    def look(self, printed: Mapping[str, str]) -> list[str]:
+        """What is wrong with what the guest printed; the states that it may be in after that."""
+        wrong = []
+        for each in self.sources.elements:
+            seen = printed.get(each.name, "nothing")
+            read = [each.read(state) for state in self.states[each.name]]
+            fitting = [after for line, after in read if line == seen]
+            if not fitting:
+                expected = " or ".join(repr(line) for line, _ in read) or "not to go on"
+                wrong.append(f"{each.name}: expected {expected}, seen {seen!r}")
+            self.states[each.name] = fitting
+        return wrong
+
+
+def printed_lines(text: str) -> dict[str, str]:
+    """What /proc/pairs prints, by element."""
+    return {name: rest for name, _, rest in (line.partition(" ") for line in text.splitlines())}
