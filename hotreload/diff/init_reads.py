@@ -4,8 +4,9 @@
 Init allocates a buffer of a size, and exit frees as many as init made: a new initial value that is written in
 the place of the size leaves the buffer as it is. So it counts which values were loaded by the functions that
 init and exit are, or call, and what these handed to others, who may have read all of it: an attribute's mode,
-a driver's name. A function in a table that was handed on is called later, and may be another one by then.
-What is only printed leaves nothing behind.
+a driver's name. What they found through a pointer in a variable counts, too: the size in a table that a
+`static const struct variant *variant` points at. A function in a table that the kernel was handed is called
+later, and may be another one by then. What is only printed leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -62,19 +63,15 @@ def uses_of_init(objects: Mapping[K, ObjectFile]) -> Uses[K]:
     """The uses of each variable, by (unit, name), by what runs at load; ``objects``: of a module's units."""
     linked = _Linked(objects)
     uses: dict[tuple[K, str], list[Use]] = defaultdict(list)
-    handed: list[tuple[K, Symbol, str]] = []
     for unit, function in linked.code_of_load():
         for relocation in function.relocations:
             found = linked.variable(unit, relocation)
             if found is None or is_only_printed(function, relocation, linked.is_printer):
                 continue
-            use = _use_of(function, relocation, found[1])
-            if use is not None and use.handed_on:
-                handed.append((*found, use.function))
-            elif use is not None:
-                uses[found[0], found[1].name].append(use)
-    for (unit, variable), name in linked.pointed_at(handed).items():
-        uses[unit, variable.name].append(Use(name, 0, variable.size, handed_on=True))
+            is_handed_on = linked.is_handed_on(function, relocation)
+            use = _use_of(function, relocation, found[1], is_handed_on)
+            for reached, each in linked.reached_by(found, use, is_handed_on) if use else ():
+                uses[reached].append(each)
     return uses
 
 
@@ -105,11 +102,11 @@ def _may_be_code(symbol: Symbol) -> bool:
     return symbol.is_function or (not symbol.is_defined and not symbol.is_object)
 
 
-def _use_of(function: Symbol, relocation: Relocation, variable: Symbol) -> Use | None:
+def _use_of(function: Symbol, relocation: Relocation, variable: Symbol, is_handed_on: bool) -> Use | None:
     name = written_name(function)
     if takes_address(function, relocation):
         # Who walks along it, or stores it, may read all of it himself.
-        return Use(name, 0, variable.size, handed_on=called_with(function, relocation) is not None)
+        return Use(name, 0, variable.size, is_handed_on)
     access = access_of(function, relocation)
     if access.size == 0:
         return None
@@ -162,18 +159,25 @@ class _Linked(Generic[K]):
         found = self._target(unit, relocation)
         return found if found is not None and found[1].is_object else None
 
-    def pointed_at(self, handed: list[tuple[K, Symbol, str]]) -> dict[tuple[K, Symbol], str]:
-        """These variables, and those that they point at, each with the function that handed them on."""
-        found: dict[tuple[K, Symbol], str] = {}
-        todo = list(handed)
+    def is_handed_on(self, function: Symbol, relocation: Relocation) -> bool:
+        """Whether an address, made or loaded, goes to the kernel at once: a function of the module's own
+        reads what it likes of it."""
+        name = called_with(function, relocation)
+        return name is not None and name not in self._functions
+
+    def reached_by(
+        self, variable: tuple[K, Symbol], use: Use, is_handed_on: bool
+    ) -> Iterator[tuple[tuple[K, str], Use]]:
+        """The use, and those of what is found through pointers that it reads."""
+        todo, seen = [(variable, use)], {variable}
         while todo:
-            unit, variable, function = todo.pop()
-            if (unit, variable) in found:
-                continue
-            found[unit, variable] = function
-            targets = (self.variable(unit, relocation) for relocation in variable.relocations)
-            todo += [(*target, function) for target in targets if target is not None]
-        return found
+            (unit, symbol), use = todo.pop()
+            yield (unit, symbol.name), use
+            for relocation in symbol.relocations:
+                target = self.variable(unit, relocation) if use.start <= relocation.offset < use.end else None
+                if target is not None and target not in seen:
+                    seen.add(target)
+                    todo.append((target, Use(use.function, 0, target[1].size, is_handed_on)))
 
     def _target(self, unit: K, relocation: Relocation) -> tuple[K, Symbol] | None:
         if not isinstance(relocation.target, SymbolRef):

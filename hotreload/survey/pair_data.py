@@ -75,6 +75,10 @@ class Folded(Element):
         # A value that is still the initial one may become the new initial one; one that is not stays.
         return [state, self.loaded()] if state == before.loaded() else [state]
 
+    def must_begin_anew(self, state: State, before: Self) -> bool:
+        # Its value is state already, and the source says another one to begin with.
+        return self.loaded() != before.loaded() and state != before.loaded()
+
     def read(self, state: State) -> tuple[str, State]:
         level = number(state, "level") + 2 * self.writes
         return f"{self.word} {level if self.reads else 0}", {"level": level}
@@ -110,6 +114,10 @@ class Bytes(Element):
         # One value: all of it is the guest's, or, where that never changed, all of it is the new one.
         fresh: list[State] = [{"mac": self.initial}] if state["mac"] == before.initial else []
         return [state, *fresh]
+
+    def must_begin_anew(self, state: State, before: Self) -> bool:
+        # Its value is state already, and the source says another one to begin with.
+        return self.loaded() != before.loaded() and state != before.loaded()
 
     def read(self, state: State) -> tuple[str, State]:
         mac = state["mac"]
@@ -221,6 +229,10 @@ class Label(Element):
     def carried(self, state: State, before: Self) -> list[State]:
         fresh: list[State] = [{"label": self.word}] if state["label"] == before.word else []
         return [state, *fresh]
+
+    def must_begin_anew(self, state: State, before: Self) -> bool:
+        # Its value is state already, and the source says another one to begin with.
+        return self.loaded() != before.loaded() and state != before.loaded()
 
     def read(self, state: State) -> tuple[str, State]:
         label = str(state["label"])

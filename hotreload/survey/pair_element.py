@@ -75,6 +75,10 @@ class Element(ABC):
         """
         return [state]
 
+    def must_begin_anew(self, state: State, before: Self) -> bool:
+        """Is it true that these sources need a module reload, or honest at least?"""
+        return self.of_init != before.of_init or not self.carried(state, before)
+
     @abstractmethod
     def read(self, state: State) -> tuple[str, State]:
         """What is printed, without the name, and the state afterwards."""

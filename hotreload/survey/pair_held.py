@@ -50,6 +50,10 @@ class HeldTable(Element):
     def loaded(self) -> State:
         return {"reads": 0}
 
+    def must_begin_anew(self, state: State, before: Self) -> bool:  # noqa: ARG002
+        # It cannot be written where it is.
+        return (self.const, len(self.values)) != (before.const, len(before.values))
+
     def read(self, state: State) -> tuple[str, State]:
         reads = number(state, "reads") + 1
         return f"{self.values[0]} {self.values[2]} {' '.join(self.words)} {reads}", {"reads": reads}
@@ -81,6 +85,10 @@ class RenamedCallback(Element):
     @property
     def start(self) -> str:
         return f"{self.name}_called = {self.name}_{self.function};"
+
+    @property
+    def of_init(self) -> object:
+        return None  # whatever its functions are called
 
     @property
     def show(self) -> str:
@@ -175,6 +183,10 @@ class TwoCallbacks(Element):
         return "\n\t".join(
             f"{self.name}_called[{place}] = {self.name}_{word};" for place, word in enumerate(self.words)
         )
+
+    @property
+    def of_init(self) -> object:
+        return None  # whatever its functions are called
 
     @property
     def show(self) -> str:

@@ -119,12 +119,12 @@ class Model:
         self.sources = after
 
     def needs_a_load(self, after: Sources) -> bool:
-        """Could no tool bring these sources to the guest as it is?"""
+        """Is a module reload what these sources need, in the guest as it is?"""
         before = {each.name: each for each in self.sources.elements}
         return any(
-            each.of_init != before[each.name].of_init
-            or not any(each.carried(old, before[each.name]) for old in self.states[each.name])
+            each.must_begin_anew(state, before[each.name])
             for each in after.elements
+            for state in self.states[each.name]
         )
 
     def leaving(self, after: Sources) -> list[tuple[str, ...]]:
@@ -134,7 +134,7 @@ class Model:
         """
         old, new = ({each.name: each for each in of.elements} for of in (self.sources, after))
         said = [tuple(sorted(each.leaves for each in new.values() if each.leaves))]
-        if any(new[name].of_init != old[name].of_init for name in new):
+        if any((new[it].of_init, new[it].start) != (old[it].of_init, old[it].start) for it in new):
             said.append(tuple(sorted(each.leaves for each in old.values() if each.leaves)))
         return said
 

@@ -17,6 +17,7 @@ import random
 import re
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from hotreload.paths import cache_folder
 from hotreload.survey.command import say
 from hotreload.survey.debug_kernel import wanted_kernel
 from hotreload.survey.histories import kernel_named
-from hotreload.survey.history_guest import HistoryGuest, Pushed, splats
+from hotreload.survey.history_guest import CUT, HistoryGuest, Pushed, splats
 from hotreload.survey.history_rows import CLAIMS
 from hotreload.survey.pair_model import Model, Sources, edited, first_sources, printed_lines
 
@@ -39,6 +40,7 @@ LEAKS_EVERY = 50
 # How often an edit is the way back to sources of before, of so many, and how often a reload is undone.
 BACK, REMEMBERED, UNDONE = 0.06, 6, 0.06
 LEAVES = re.compile(r"\w+ says \w+")
+READ = f"dmesg -c; echo '{CUT.strip()}'; cat /proc/pairs; echo '{CUT.strip()}'; dmesg -c"
 GOES_ON = frozenset({"live", "no change", "undone"})
 
 
@@ -49,6 +51,7 @@ class Tally:
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     codes: Counter[tuple[str, str]] = field(default_factory=Counter)
     needless: list[tuple[str, Pushed]] = field(default_factory=list)
+    edits: list[dict[str, object]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     def text(self) -> str:
@@ -111,8 +114,12 @@ class Run:
         kind, after = self._next()
         before, needs_a_load = model.sources, model.needs_a_load(after)
         self._save(after)
+        started = time.monotonic()
         pushed = await guest.push()
         self.tally.outcomes[kind, pushed.outcome] += 1
+        row = {"number": number, "kind": kind, "outcome": pushed.outcome, "codes": pushed.codes}
+        row |= {"seconds": round(time.monotonic() - started, 2), "needs a load": needs_a_load}
+        self.tally.edits.append(row | {"said": pushed.text})
         if pushed.outcome not in GOES_ON:
             self.tally.codes.update((pushed.outcome, code) for code in pushed.codes)
             if not needs_a_load:
@@ -161,8 +168,8 @@ class Run:
         return not wrong
 
     async def _judged(self, guest: HistoryGuest, model: Model, after: Sources, pushed: Pushed) -> list[str]:
+        log, printed, after_it = (await guest.run(READ)).split(CUT)
         wrong = []
-        log = await guest.run("dmesg -c")
         if pushed.outcome in GOES_ON:
             model.went_on(after, pushed.text)
         elif pushed.outcome in CLAIMS:
@@ -176,8 +183,7 @@ class Run:
             self._save(model.sources)
         else:
             return [f"an outcome that no edit here may have: {pushed.outcome}"]
-        wrong += splats(log) + model.look(printed_lines(await guest.run("cat /proc/pairs")))
-        return wrong + await guest.splats()
+        return wrong + splats(log) + model.look(printed_lines(printed)) + splats(after_it)
 
 
 async def run_pairs(seed: int, edits: int, kernel: str, scratch: Path) -> Tally:
@@ -198,7 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--kernel", default=wanted_kernel(), metavar="K", help="as of hotreload watch; generic, debug"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="what was wrong, for other programs")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="each edit and what was wrong, for other programs"
+    )
     given = parser.parse_args(argv)
     seed = random.randrange(1 << 31) if given.seed is None else given.seed
     say(f"seed {seed}, {given.edits} edits")
@@ -213,7 +221,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 130
     if given.json:
-        given.json.write_text(json.dumps({"seed": seed, "wrong": tally.wrong}, indent=1) + "\n")
+        given.json.write_text(
+            json.dumps({"seed": seed, "wrong": tally.wrong, "edits": tally.edits}, indent=1) + "\n"
+        )
     print(tally.text())
     return 1 if tally.wrong else 0
 

@@ -157,6 +157,37 @@ def test_of_a_table_that_init_has_registered_functions_may_be_exchanged(
     assert [code for code, _ in told(diff)] == (["HR2103"] if is_tied else [])
 
 
+POINTED = "struct variant { int (*call)(int); int size; }; static int one(int n) { return n; } static int two(int n) { return n + 1; } "
+POINTED += "int other(void) { return one(1) + two(2); } static noinline void more(void) { register_it(two); register_it(one); } void use(void) { more(); } "
+POINTED += "static const struct variant wide = { one, 5 }; static const struct variant *variant = &wide; "
+POINTED += "static struct { const struct variant *variant; int n; } dev = { &wide, 1 }; void set(const struct variant *v) { variant = v; dev.variant = v; dev.n++; } "
+POINTED += "static __attribute__((__noinline__, noclone)) void make(typeof(&dev) d) { d->n++; register_it(kmalloc(d->variant->size)); register_it(d->variant->call); } "
+
+
+@pytest.mark.parametrize(
+    ("init", "ties_size", "ties_function"),
+    [
+        pytest.param("register_it(kmalloc(variant->size))", True, True, id="read through a pointer"),
+        pytest.param("register_it(kmalloc(dev.variant->size))", True, True, id="through a member"),
+        pytest.param("register_it(kmalloc(dev.n))", False, False, id="another member"),
+        pytest.param("make(&dev)", True, True, id="by a function of the module's own"),
+        pytest.param("register_it(&dev)", True, False, id="handed to the kernel"),
+        pytest.param("register_it((void *) variant)", True, False, id="the pointer handed to the kernel"),
+        pytest.param("register_it(f)", False, False, id="not at all"),
+    ],
+)
+def test_what_init_finds_through_a_pointer_in_a_variable_is_used(
+    init: str, ties_size: bool, ties_function: bool, tmp_path: Path
+) -> None:
+    source = driver(init).replace("int f(void)", POINTED + "int f(void)")
+    size, function = (
+        difference(tmp_path / name, source, source.replace("wide = { one, 5 }", f"wide = {{ {row} }}"))
+        for name, row in (("size", "one, 6"), ("function", "two, 5"))
+    )
+    assert told(size) == ([("HR2103", "wide")] if ties_size else [])
+    assert [code for code, _ in told(function)] == (["HR2103"] if ties_function else [])
+
+
 def test_members_of_a_variable_count_apart(tmp_path: Path) -> None:
     config = "static struct { long size; long delay; } config = { 4, 5 }; int g(void) { return config.delay; } void set(int v) { config.delay = v; config.size = v; }"
     source = driver("register_it(kmalloc(config.size))").replace("int f(void)", config + "int f(void)")
