@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import re
 import sys
 from collections.abc import Sequence
@@ -16,8 +17,10 @@ from pathlib import Path
 
 from hotreload import process
 from hotreload.errors import EnvironmentFault, GuestUnreachableError, HotReloadError
+from hotreload.report.console import Console
+from hotreload.session.client import cycle
 from hotreload.session.control import answer
-from hotreload.session.guests import place_of
+from hotreload.session.guests import find_session, place_of
 from hotreload.survey.history_code import (
     OURS,
     PAGE,
@@ -135,16 +138,24 @@ class HistoryGuest:
 
     async def push(self) -> Pushed:
         """Bring the guest to the sources as they are."""
-        try:
-            done = await self._command("push", limit=PUSH)
-        except TimeoutError:
-            return Pushed("silence", (), f"no answer within {PUSH:.0f} s")
-        return pushed(done.status, f"{done.complaint}\n{done.text}")
+        return await self._cycle("push")
 
     async def undo(self) -> Pushed:
-        """Take the last reload back. Raises TimeoutError."""
-        done = await self._command("undo", limit=PUSH)
-        return pushed(done.status, f"{done.complaint}\n{done.text}")
+        """Take the last reload back."""
+        return await self._cycle("undo")
+
+    async def _cycle(self, verb: str) -> Pushed:
+        """What the command of that name does, without a new process for it."""
+        said = io.StringIO()
+        try:
+            async with asyncio.timeout(PUSH):
+                about = find_session(self._name, self._folder)
+                status = await cycle(about, verb, {}, Console(said, color="never"), as_json=False)
+        except TimeoutError:
+            return Pushed("silence", (), f"no answer within {PUSH:.0f} s")
+        except HotReloadError as error:
+            return pushed(error.exit_status, f"{said.getvalue()}error[{error.code}]: {error.message}")
+        return pushed(status, said.getvalue())
 
     async def run(self, command: str, stdin: bytes = b"") -> str:
         """What a shell command in the guest prints, errors and all. Raises HotReloadError."""
