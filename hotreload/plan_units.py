@@ -15,11 +15,19 @@ from hotreload.build.built import VMLINUX
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.compared import Compared, Original
-from hotreload.diff.init_reads import tied_by, tied_message, uses_of_init
+from hotreload.diff.allocations import message_of, users_of_other_sizes
+from hotreload.diff.init_reads import (
+    called_at_load,
+    is_value,
+    tied_by,
+    tied_message,
+    uses_of_init,
+    value_message,
+)
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import NOTHING_ELSE, UnitContext, diff_unit, unit_object_of
-from hotreload.elf.model import ObjectFile, SymbolRef
+from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.reader import read_object
 from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import PatchPlan, UnitDiff
@@ -76,7 +84,7 @@ def plan_units(
     Raises NotPatchableError with the obstacles of all of them, and ``further`` ones, at once.
     """
     of_modules = (*_linked_twice(base, compared), *_read_elsewhere(base, compared))
-    of_modules += tuple(held_across_units(base, compared))
+    of_modules += (*held_across_units(base, compared), *sizes_across_units(compared))
     obstacles = (*obstacles_of(compared), *further, *of_modules)
     if obstacles:
         raise NotPatchableError(obstacles)
@@ -110,8 +118,9 @@ def _linked_twice(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[
 
 
 def _read_elsewhere(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[Obstacle]:
-    """New initial values of what init or exit code of a module has used in another unit of it."""
-    edited = [each for each in compared.values() if each.diff.rewrites and not each.diff.obstacles]
+    """New values of what init or exit code of a module has used in another unit of it: of variables, and of
+    functions that compute nothing else."""
+    edited = [e for e in compared.values() if not e.diff.obstacles and (e.diff.rewrites or _new_values(e))]
     for module in {each.pair.unit.module for each in edited} - {VMLINUX}:
         units = next(built.units for built in base.modules if built.name == module)
         objects = {
@@ -122,12 +131,36 @@ def _read_elsewhere(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterato
             if unit.source.suffix == ".c"
         }
         uses = uses_of_init(objects) if len(objects) > 1 else {}
+        called = called_at_load(objects)
         for each in edited:
-            for rewrite in each.diff.rewrites if each.pair.unit.module == module else ():
+            if each.pair.unit.module != module:
+                continue
+            for function in _new_values(each):
+                if (each.pair.unit.object, function) in called:
+                    where = str(each.pair.unit.source)
+                    yield Obstacle("HR2201", function.name, value_message(function), where=where)
+            for rewrite in each.diff.rewrites:
                 if use := tied_by(rewrite, uses.get((each.pair.unit.object, rewrite.original.name), [])):
                     where = str(each.pair.unit.source)
                     name = rewrite.original.name
                     yield Obstacle("HR2103", name, tied_message(rewrite, use), where=where)
+
+
+def sizes_across_units(compared: Mapping[Path, Compared]) -> Iterator[Obstacle]:
+    """Code that counts on another size of what another unit of its module has allocated."""
+    changed = {key: [(t.original, t.patched) for t in one.diff.changed] for key, one in compared.items()}
+    for key, one in compared.items():
+        module, where = one.pair.unit.module, str(one.pair.unit.source)
+        others = (other for other in compared if other != key and compared[other].pair.unit.module == module)
+        users = [twins for other in others for twins in changed[other]] if module != VMLINUX else []
+        for resized, user in users_of_other_sizes(changed[key], users) if users else ():
+            yield Obstacle("HR2101", resized.function.name, message_of(resized, user), where=where)
+
+
+def _new_values(each: Compared) -> list[Symbol]:
+    """The global functions that have changed, and do nothing but to compute a value."""
+    originals = (twins.original for twins in each.diff.changed)
+    return [function for function in originals if not function.is_local and is_value(function)]
 
 
 @functools.lru_cache(maxsize=32)

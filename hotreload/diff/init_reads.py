@@ -21,6 +21,7 @@ from hotreload.diff.load_time import EXIT_NAME, INIT_NAME, written_name
 from hotreload.diff.pair import Pair, is_for_init
 from hotreload.diff.rewrites import Rewrite
 from hotreload.elf.constants import R_X86_64_64
+from hotreload.elf.decoded import RAX, Decoded, Memory, Number, body_of
 from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef
 from hotreload.elf.readers import PRINTERS
 from hotreload.elf.references import takes_address
@@ -50,6 +51,39 @@ def refuse_what_init_read(pair: Pair) -> None:
     for rewrite in pair.rewrites:
         if use := tied_by(rewrite, uses.get((0, rewrite.original.name), [])):
             pair.refuse("HR2103", rewrite.original.name, tied_message(rewrite, use))
+    values = [original for original in pair.changed.values() if is_value(original)]
+    called = called_at_load({0: pair.original}) if values else set()
+    for function in values:
+        if (0, function) in called:
+            pair.refuse("HR2201", function.name, value_message(function))
+
+
+def is_value(function: Symbol) -> bool:
+    """Whether a function does nothing but to compute a value."""
+    body = body_of(function)
+    code = body.instructions.values()
+    return body.is_whole and any(RAX in at.writes for at in code) and all(map(_only_computes, code))
+
+
+def _only_computes(at: Decoded) -> bool:
+    if at.mnemonic in ("call", "jmp") or at.mnemonic[0] == "j":
+        if at.immediate is None:
+            return at.mnemonic != "call" and isinstance(at.operands[0], Number)
+        target = at.immediate.target
+        return isinstance(target, SymbolRef) and target.symbol.name in ("__fentry__", "__x86_return_thunk")
+    writes_memory = bool(at.operands) and isinstance(at.operands[0], Memory)
+    return not writes_memory or at.mnemonic in ("cmp", "test", "nop", "push", "bt")
+
+
+def value_message(function: Symbol) -> str:
+    """Why another value is not made live."""
+    name = written_name(function)
+    return f"{name} changed, and code that ran at load has used its value: what came of the old one stays"
+
+
+def called_at_load(objects: Mapping[K, ObjectFile]) -> set[tuple[K, Symbol]]:
+    """The functions that init and exit are, or reach by calls; ``objects``: of a module's units."""
+    return set(_Linked(objects).code_of_load())
 
 
 def tied_message(rewrite: Rewrite, use: Use) -> str:

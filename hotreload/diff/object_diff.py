@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from hotreload.diff.allocations import refuse_other_sizes
 from hotreload.diff.constants import keep_names_that_are_held, let_constants_travel, refuse_held_labels
 from hotreload.diff.correlate import base_name, is_place_static, parent_name
 from hotreload.diff.data import (
@@ -184,6 +185,7 @@ def diff_objects(
     refuse_changed_common(pair)
     refuse_changed_data(pair)
     refuse_data_out_of_place(pair)
+    refuse_other_sizes(pair)
 
     # All the rest must be explained.
     explain_other_sections(pair)

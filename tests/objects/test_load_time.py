@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.diff.init_reads import Use, uses_of_init
+from hotreload.diff.init_reads import Use, called_at_load, uses_of_init
 from hotreload.diff.object_diff import ObjectDiff, diff_objects
 from hotreload.elf.constants import R_X86_64_PC8, R_X86_64_PC32
 from hotreload.elf.model import Relocation, SymbolRef
@@ -208,6 +208,32 @@ def test_init_code_of_one_unit_uses_a_variable_of_another(tmp_path: Path) -> Non
     )
     uses = uses_of_init({"main": main, "more": more})
     assert uses == {("more", "nr"): [Use("more", 0, 4)], ("more", "hidden"): [Use("more", 0, 4)]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_tied"),
+    [
+        pytest.param("return 4;", "return 400;", True, id="a number"),
+        pytest.param("return x > 4 ? 4 : x;", "return x > 9 ? 9 : x;", True, id="a bound"),
+        pytest.param("kept += x; return 0;", "kept += 2 * x; return 0;", False, id="what has made something"),
+        pytest.param("", "kept = 1;", False, id="no value"),
+    ],
+)
+def test_a_value_that_init_has_asked_for_is_tied_to_it(
+    before: str, after: str, is_tied: bool, tmp_path: Path
+) -> None:
+    head = "int kept; noinline int count(int x) { BODY } int user(int x) { return count(x) + 1; } "
+    source = driver("register_it((void *)(long) count(7))", before=head)
+    diff = difference(tmp_path, source.replace("BODY", before), source.replace("BODY", after))
+    assert told(diff) == ([("HR2201", "count")] if is_tied else [])
+
+
+def test_a_value_that_init_of_another_unit_has_asked_for_is_tied_to_it(tmp_path: Path) -> None:
+    main = object_of(driver("register_it((void *)(long) count())", before="int count(void);"), tmp_path / "a")
+    more = object_of("int count(void) { return 4; } int other(void) { return 5; }", tmp_path / "b")
+    called = {(unit, function.name) for unit, function in called_at_load({"main": main, "more": more})}
+    assert ("more", "count") in called
+    assert ("more", "other") not in called
 
 
 def test_a_change_of_init_code_is_judged_elsewhere_if_so_asked(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""Objects that were allocated with another size than the code counts on now. Pure.
+
+``#define SLOTS 4`` becomes 8, in a probe or open function that allocates and in one that goes along all of
+them: what was allocated before has 4. No structure tells of it, only the numbers in the code: one that is
+passed to an allocator has changed, and others have changed as if they were made of the same. A short loop
+has none: it is unrolled, and there is one more or one less.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from hotreload.diff.correlate import parent_name
+from hotreload.diff.pair import Pair
+from hotreload.elf.allocators import allocated_sizes, frees, loops_in, numbers_in
+from hotreload.elf.model import Symbol
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """``function`` allocates ``after`` bytes where it allocated ``before``."""
+
+    function: Symbol
+    before: int
+    after: int
+
+
+def refuse_other_sizes(pair: Pair) -> None:
+    """Code that counts on another size of what was allocated before is not patched in."""
+    changed = [(original, patched) for patched, original in pair.changed.items()]
+    for resized, user in users_of_other_sizes(changed, changed):
+        pair.refuse("HR2101", parent_name(resized.function.name), message_of(resized, user))
+
+
+def message_of(resized: Resized, user: Symbol) -> str:
+    """Why the edit is refused."""
+    name = parent_name(resized.function.name)
+    return (
+        f"{name} allocates {resized.after} bytes instead of {resized.before}, and {parent_name(user.name)}"
+        " counts on that: what was allocated before is as it was"
+    )
+
+
+def users_of_other_sizes(
+    allocating: Iterable[tuple[Symbol, Symbol]], using: Iterable[tuple[Symbol, Symbol]]
+) -> Iterator[tuple[Resized, Symbol]]:
+    """Who counts on each size that has changed. Functions are given as (original, patched)."""
+    found = [each for twins in allocating for each in _resized(*twins)]
+    for original, patched in using if found else ():
+        before, after = numbers_in(original), numbers_in(patched)
+        before -= allocated_sizes(original)
+        after -= allocated_sizes(patched)
+        for each in found:
+            # A buffer that lives as long as the call is of the size that all of the call knows.
+            if each.function is patched and frees(patched):
+                continue
+            moved = _moves_with(each, before - after, after - before)
+            if moved or loops_in(original) != loops_in(patched):
+                yield each, patched
+
+
+def _resized(original: Symbol, patched: Symbol) -> list[Resized]:
+    before, after = allocated_sizes(original), allocated_sizes(patched)
+    return [Resized(patched, old, new) for old in before - after for new in after - before]
+
+
+def _moves_with(size: Resized, gone: Counter[int], come: Counter[int]) -> bool:
+    """Whether a number goes with the new size: it lies between the old and the new one, or has changed by a
+    fraction of what the size has, or as its power of 2."""
+    grown = size.after - size.before
+    low, high = sorted((size.before, size.after))
+    if any(low <= number <= high for number in (come if grown > 0 else gone)):
+        return True
+    for old, new in itertools.product(gone, come):
+        by = new - old
+        if by and grown % by == 0 and (by > 0) == (grown > 0):
+            return True
+        if 0 <= old < 64 and 0 <= new < 64 and size.before << new == size.after << old:
+            return True
+    return False

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: MIT
+"""The sizes of what code allocates, where they are numbers in the code.
+
+The kernel marks its allocators for the compiler (``__alloc_size``, include/linux/compiler_attributes.h); an
+object does not tell, so they stand here, each with the argument that is the size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from hotreload.elf.decoded import RCX, RDI, RDX, RSI, RSP, Decoded, Memory, Number, Register, body_of
+from hotreload.elf.model import Symbol, SymbolRef
+
+_SIZE_IN: Final = {
+    name: register
+    for register, names in (
+        (
+            RDI,
+            """__kmalloc __kmalloc_node kmalloc_large kmalloc_large_node kvmalloc_node __kvmalloc_node vmalloc
+            vzalloc vmalloc_node vzalloc_node vmalloc_user vmalloc_32 __vmalloc alloc_pages_exact
+            __kmalloc_large __kmalloc_large_node __alloc_percpu __alloc_percpu_gfp pcpu_alloc""",
+        ),
+        (
+            RSI,
+            """krealloc kvrealloc devm_kmalloc dma_alloc_attrs dmam_alloc_attrs kmem_cache_create
+            kmem_cache_create_usercopy __kmem_cache_create_args __kfifo_alloc""",
+        ),
+        (RDX, "kmalloc_trace kmem_cache_alloc_trace __kmalloc_cache devm_krealloc"),
+        (RCX, "kmalloc_node_trace kmem_cache_alloc_node_trace __kmalloc_cache_node"),
+    )
+    for name in names.split()
+}
+_FREED_BY: Final = frozenset("kfree kvfree vfree kfree_sensitive kvfree_sensitive devm_kfree".split())
+# Linux commit 7bd230a26648 ("mm/slab: enable slab allocation tagging for kmalloc and friends") (in v6.10)
+_TAGGED: Final = "_noprof"
+
+
+def allocated_sizes(function: Symbol) -> Counter[int]:
+    """The sizes that it passes to the kernel's allocators as numbers."""
+    sizes: Counter[int] = Counter()
+    if not any(name in _SIZE_IN for name in _called(function)):
+        return sizes
+    known: dict[int, int] = {}
+    for at in body_of(function).instructions.values():
+        if at.mnemonic in ("call", "jmp"):
+            register = _SIZE_IN.get(_destination(at))
+            if register in known:
+                sizes[known[register]] += 1
+        if at.mnemonic == "call":
+            known.clear()
+            continue
+        for register in at.writes:
+            known.pop(register, None)
+        if (number := _set_to(at)) is not None:
+            known[number[0]] = number[1]
+    return sizes
+
+
+def frees(function: Symbol) -> bool:
+    """Whether it gives memory back: what it allocates may be its own, and gone when it ends."""
+    return not _FREED_BY.isdisjoint(_called(function))
+
+
+def numbers_in(function: Symbol) -> Counter[int]:
+    """The numbers that its instructions work with, places in structures included; not those of its stack."""
+    found: Counter[int] = Counter()
+    for at in body_of(function).instructions.values():
+        if at.mnemonic == "call" or at.mnemonic[0] == "j" or at.operands[:1] == (Register(RSP, 8),):
+            continue
+        for operand in at.operands:
+            if isinstance(operand, Number) and at.immediate is None:
+                found[operand.value] += 1
+            elif isinstance(operand, Memory) and at.displacement is None and operand.base != RSP:
+                found[operand.displacement] += 1
+    return found
+
+
+def loops_in(function: Symbol) -> int:
+    """How many branches lead back."""
+    return sum(
+        at.mnemonic[0] == "j" and at.immediate is None and isinstance(to, Number) and to.value <= at.start
+        for at in body_of(function).instructions.values()
+        for to in at.operands
+    )
+
+
+def _called(function: Symbol) -> set[str]:
+    return {
+        relocation.target.symbol.name.removesuffix(_TAGGED)
+        for relocation in function.relocations
+        if isinstance(relocation.target, SymbolRef) and not relocation.target.symbol.is_defined
+    }
+
+
+def _destination(at: Decoded) -> str:
+    """The function of the kernel that is called."""
+    target = at.immediate.target if at.immediate is not None else None
+    if not isinstance(target, SymbolRef) or target.symbol.is_defined:
+        return ""
+    return target.symbol.name.removesuffix(_TAGGED)
+
+
+def _set_to(at: Decoded) -> tuple[int, int] | None:
+    """The register that an instruction sets to a number, and that number."""
+    if len(at.operands) != 2 or at.immediate is not None:
+        return None
+    into, what = at.operands
+    if not isinstance(into, Register) or into.size < 4:
+        return None
+    if at.mnemonic in ("mov", "movabs") and isinstance(what, Number):
+        return into.number, what.value
+    return (into.number, 0) if at.mnemonic == "xor" and what == into else None

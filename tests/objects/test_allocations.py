@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+# ruff: noqa: E501 - C that stands on one line reads better than C cut into strings.
+"""Sizes of allocations that changed together with the code that counts on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from hotreload.build.cmd_files import TranslationUnit
+from hotreload.build.compile import ObjectPair
+from hotreload.compared import Compared, Original
+from hotreload.elf.allocators import allocated_sizes, numbers_in
+from hotreload.plan_units import sizes_across_units
+from tests.objects.compiling import difference, object_of
+
+HEAD = """
+void *__kmalloc(unsigned long, int); void *kmalloc_trace(void *, int, unsigned long); void kfree(void *);
+void *__kmalloc_cache_noprof(void *, int, unsigned long); extern void *kmalloc_caches[4][14]; void show(long); void fill(void *, long);
+struct dev { int *slots; long used; } dev;
+"""
+
+
+def source(size: int, body: str = "", **others: str) -> str:
+    parts = {
+        "alloc": "int probe(void) { dev.slots = kmalloc_trace(kmalloc_caches[0][4], 3, SLOTS * 4); return !dev.slots; }",
+        "use": "void sum(void) { long s = 0; for (int i = 0; i < SLOTS; i++) s += dev.slots[i]; show(s); }",
+    } | others
+    return f"#define SLOTS {size}\n{HEAD}{body}{parts['alloc']}\n{parts['use']}"
+
+
+@pytest.mark.parametrize(
+    ("use", "new"),
+    [
+        pytest.param("", 400, id="end of a loop"),
+        pytest.param("", 3, id="a loop that is unrolled"),
+        pytest.param("", 5, id="a loop that is unrolled no more"),
+        pytest.param("void put(int at) { dev.slots[at % SLOTS]++; }", 8, id="mask of a ring"),
+        pytest.param("void put(int at) { if (at < SLOTS) dev.slots[at]++; }", 5, id="bound"),
+        pytest.param("void last(void) { show(dev.slots[SLOTS - 1]); }", 40, id="place"),
+        pytest.param("void all(void) { fill(dev.slots, SLOTS * sizeof(int)); }", 7, id="size"),
+    ],
+)
+def test_a_new_size_of_an_allocation_is_refused_with_the_code_that_counts_on_it(
+    use: str, new: int, tmp_path: Path
+) -> None:
+    others = {"use": use} if use else {}
+    diff = difference(tmp_path, source(4, **others), source(new, **others))
+    assert [(o.code, o.symbol) for o in diff.obstacles] == [("HR2101", "probe")]
+    assert f"allocates {new * 4} bytes instead of 16" in diff.obstacles[0].message
+
+
+def test_what_is_allocated_at_its_first_use_is_there_when_the_size_changes(tmp_path: Path) -> None:
+    lazy = "void put(long v) { if (!dev.slots) dev.slots = __kmalloc(SLOTS * 4, 3); fill(dev.slots, SLOTS * 4); }"
+    diff = difference(tmp_path, source(4, alloc="", use=lazy), source(9, alloc="", use=lazy))
+    assert [(o.code, o.symbol) for o in diff.obstacles] == [("HR2101", "put")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param("", "", id="nobody counts on it"),
+        pytest.param(
+            "void tell(void) { show(dev.used); }",
+            "void tell(void) { if (dev.used > 7) show(dev.used + 1000); }",
+            id="another change",
+        ),
+        pytest.param(
+            "void work(void) { char *b = __kmalloc(SLOTS * 4, 3); fill(b, SLOTS * 4); kfree(b); }",
+            "",
+            id="buffer",
+        ),
+    ],
+)
+def test_a_new_size_that_nothing_else_depends_on_is_live(before: str, after: str, tmp_path: Path) -> None:
+    others = {"alloc": ""} if "kfree" in before else {}
+    pair = source(4, use=before, **others), source(64, use=after or before, **others)
+    assert difference(tmp_path, *pair).verdict == "patchable"
+
+
+@pytest.mark.parametrize(("module", "is_refused"), [("drv", True), ("other", False)])
+def test_another_unit_of_the_module_may_count_on_the_size(
+    module: str, is_refused: bool, tmp_path: Path
+) -> None:
+    compared = {}
+    for name, owner, left_out in (("a.c", "drv", "use"), ("b.c", module, "alloc")):
+        texts = (source(size, **{left_out: ""}) for size in (4, 60))
+        unit = cast("TranslationUnit", SimpleNamespace(source=Path(name), module=owner))
+        pair = ObjectPair(unit, Path(), Path())
+        diff = difference(tmp_path / name, *texts)
+        compared[Path(name)] = Compared(pair, cast("Original", None), diff)
+    found = [(o.code, o.symbol, o.where) for o in sizes_across_units(compared)]
+    assert found == ([("HR2101", "probe", "a.c")] if is_refused else [])
+
+
+def test_sizes_and_numbers_of_a_function(tmp_path: Path) -> None:
+    code = (
+        HEAD
+        + "int f(long n) { dev.slots = __kmalloc_cache_noprof(kmalloc_caches[0][5], 7, 24); dev.used = n + 100; return !__kmalloc(n, 7); }"
+    )
+    function = object_of(code, tmp_path).symbol("f")
+    assert function is not None
+    assert allocated_sizes(function) == {24: 1}
+    assert numbers_in(function)[100] == 1
