@@ -12,6 +12,7 @@ from hotreload.diff.layouts import Layouts
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.running_code import RunningCode, match_running
 from hotreload.diff.unit_diff import UnitObject, unit_object_of
+from hotreload.elf.linkage import Linkage
 from hotreload.elf.reader import read_object
 
 
@@ -35,7 +36,7 @@ class Compared:
 
     ``types``: of the patched one, if it has any that the base has not; ``digest``: of its file; ``edited``:
     the digests of those files that it was made of and that were not as in the base. ``renames``: as diff_unit
-    took them.
+    took them. ``linkage``: of the patched one.
     """
 
     pair: ObjectPair
@@ -45,3 +46,4 @@ class Compared:
     digest: bytes = b""
     edited: Mapping[Path, str] = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)
+    linkage: Linkage = field(default_factory=Linkage)

@@ -27,8 +27,10 @@ from hotreload.diff.init_reads import (
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import NOTHING_ELSE, UnitContext, diff_unit, unit_object_of
+from hotreload.elf.linkage import linkage_of
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.reader import read_object
+from hotreload.linkable import unlinkable
 from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import PatchPlan, UnitDiff
 from hotreload.patch.plan import plan_patch
@@ -53,7 +55,8 @@ def compare_unit(
         message = f"{name} is not C: where its functions begin and end, nobody can tell for sure"
         diff = replace(diff, obstacles=(*diff.obstacles, Obstacle("HR2206", name, message)))
     types = _new_types(original.base.layouts, patched.layouts)
-    return Compared(pair, original, diff, types, _digest(patched.object), renames=context.renames)
+    digest, linkage = _digest(patched.object), linkage_of(patched.object)
+    return Compared(pair, original, diff, types, digest, renames=context.renames, linkage=linkage)
 
 
 def _digest(obj: ObjectFile) -> bytes:
@@ -85,6 +88,14 @@ def plan_units(
     """
     of_modules = (*_linked_twice(base, compared), *_read_elsewhere(base, compared))
     of_modules += (*held_across_units(base, compared), *sizes_across_units(compared))
+    of_modules += tuple(
+        unlinkable(
+            base,
+            compared,
+            lambda unit: _plain(base.of(unit).plain_object(unit)),
+            lambda module, name: module in symbols.modules and symbols.modules[module].has_global(name),
+        )
+    )
     obstacles = (*obstacles_of(compared), *further, *of_modules)
     if obstacles:
         raise NotPatchableError(obstacles)

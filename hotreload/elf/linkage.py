@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: MIT
+"""What an object defines for others, and what it needs of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hotreload.elf.constants import STB_WEAK
+from hotreload.elf.model import ObjectFile
+
+
+@dataclass(frozen=True, slots=True)
+class Linkage:
+    """The names that a unit defines for the others, and those that it needs of them."""
+
+    defines: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
+
+
+def linkage_of(obj: ObjectFile) -> Linkage:
+    """Of an object; what is weak is neither missed nor there twice."""
+    strong = [s for s in obj.symbols if not s.is_local and s.binding != STB_WEAK and not s.anonymous]
+    return Linkage(
+        frozenset(name for s in strong if s.is_defined for name in (s.name, *s.aliases)),
+        frozenset(s.name for s in strong if not s.is_defined),
+    )

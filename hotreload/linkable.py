@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""Whether a module's units could still be linked: what each needs of the others, and what each defines. Pure.
+
+The guest has every function that it booted with, and would go on to call one that is in no source any more;
+make would not. So it is asked here what the linker would ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from hotreload.build.base import AnyBase
+from hotreload.build.built import VMLINUX
+from hotreload.build.cmd_files import TranslationUnit
+from hotreload.compared import Compared
+from hotreload.diff.obstacles import Obstacle
+from hotreload.elf.linkage import Linkage, linkage_of
+from hotreload.elf.model import ObjectFile
+
+HasGlobal = Callable[[str, str], bool]
+
+
+def unlinkable(
+    base: AnyBase,
+    compared: Mapping[Path, Compared],
+    plain: Callable[[TranslationUnit], ObjectFile],
+    has_global: HasGlobal,
+) -> Iterator[Obstacle]:
+    """What is used and defined nowhere any more (HR2209), or defined twice (HR2208).
+
+    ``plain`` reads the object that kbuild made of a unit; ``has_global``: does a module that the guest booted
+    define a name?
+    """
+    for module in base.modules:
+        edited = {unit.object: compared[unit.object] for unit in module.units if unit.object in compared}
+        before = {key: linkage_of(one.original.base.object) for key, one in edited.items()}
+        now = {key: one.linkage for key, one in edited.items()}
+        gone = _defined(before) - _defined(now)
+        if gone:
+            # The other units of vmlinux are too many to be read.
+            units = module.units if module.name != VMLINUX else ()
+            all_now = {u.object: linkage_of(plain(u)) for u in units if u.object not in edited} | now
+            yield from _missed(gone - _defined(all_now), all_now, {u.object: u for u in module.units})
+        for key, one in edited.items():
+            others = _defined({other: each for other, each in now.items() if other != key})
+            # What the guest has, and no edited unit defined, another unit goes on to define.
+            for name in sorted(now[key].defines - before[key].defines):
+                if name in others or (name not in _defined(before) and has_global(module.name, name)):
+                    message = f"{name} is defined in another unit of {module.name}, too: it cannot be linked"
+                    yield Obstacle("HR2208", name, message, where=str(one.pair.unit.source))
+
+
+def _defined(units: Mapping[Path, Linkage]) -> frozenset[str]:
+    return frozenset().union(*(each.defines for each in units.values()))
+
+
+def _missed(
+    gone: frozenset[str], units: Mapping[Path, Linkage], known: Mapping[Path, TranslationUnit]
+) -> Iterator[Obstacle]:
+    for key, each in units.items():
+        for name in sorted(each.needs & gone):
+            where = known[key].source
+            message = f"{name} is defined nowhere any more, and {where.name} uses it"
+            yield Obstacle("HR2209", name, message, "define it, or mend who uses it", where=str(where))
