@@ -564,10 +564,15 @@ class Reloader:
         """The next rung: the modules that are in the way are built and loaded anew, and lose their state."""
         await self._edits.learn(self._guest.guest)
         await self._save_checkpoint(cycle)
+        unknown: frozenset[str] = frozenset()
         if due := self._edits.units.due():  # beside a Makefile nothing was compiled
-            self._compare(cycle, await self._build(cycle, due), {})
+            try:
+                self._compare(cycle, await self._build(cycle, due), {})
+            except CompileError:
+                # By the commands of before: a flag is new, or a file has moved. kbuild knows the new ones.
+                unknown = frozenset(unit.module for unit in due)
         with cycle.stage("build"):
-            names = self._in_the_way(refusal)
+            names = self._in_the_way(refusal) | unknown
             base, names = await self._module_rung.build(self._guest.guest, self.base, refusal, names)
         if not names:  # a comment in a Makefile
             self._take_base(names, base)

@@ -228,6 +228,13 @@ def test_a_unit_that_a_new_recipe_adds_is_watched_from_then_on(in_session: InSes
         patched = await save(more_c='#include "pair.h"\nint twice(int n)\n{\n\treturn 6 * n;\n}\n')
         assert (patched.outcome, patched.symbols) == (Outcome.LIVE, ("twice",))
         assert await read() == "hello 2 12\n"
+        # Code that does not compile without the flag that was saved with it.
+        recipe = FILES["Kbuild"].replace("help.o", "more.o") + "ccflags-y := -DSTEP=7\n"
+        flagged = await save(
+            Kbuild=recipe, more_c='#include "pair.h"\nint twice(int n)\n{\n\treturn STEP * n;\n}\n'
+        )
+        assert flagged.outcome is Outcome.RELOADED, flagged
+        assert await read() == "hello 1 7\n"
 
     in_session(story, max_rung="module")
 
