@@ -121,6 +121,7 @@ def correlate(
     pair_by_name(result, original, patched)
     renamed.pair_by_hint()
     renamed.pair_by_places()
+    renamed.refuse_other_meanings()
     pair_trace_strings(result, original, patched)
     declared: set[Symbol] = set()
     if before is not None and after is not None:

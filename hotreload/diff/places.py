@@ -10,8 +10,10 @@ that are the same but for the function: with equal code around it, or in a table
 Everything else proves nothing: ``timer_setup(&a, old)`` that became ``timer_setup(&b, new)`` must not let
 ``a`` run ``new``.
 
-Two functions may have exchanged their names, and more than two theirs in a circle. One registration that
-changes while both functions stay is an edit like any other.
+Two functions may have exchanged their names, and more than two theirs in a circle. Then places alone prove
+nothing: a table whose rows were reordered looks the same. The code tells the two apart: it went with the
+places, or it stayed with the names. One registration that changes while both functions stay is an edit like
+any other. Where nothing tells, the answer is a doubt.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from itertools import pairwise
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
-Prototypes = Callable[[K, K], bool]
+Alike = Callable[[K, K], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,30 +136,69 @@ def _around(referrer: Referrer[K], number: int) -> tuple[bytes, ...]:
     return references[number].before, references[number].instruction, behind
 
 
-def successors(
-    steps: Iterable[Step[K]], gone: Set[K], new: Set[K], equal_prototypes: Prototypes[K]
-) -> dict[K, K]:
-    """Which function is now at all the places of which, one to one.
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[K]):
+    """``successors``: which function is now at all the places of which, one to one; ``doubtful``: functions
+    that may be the one of their name, or one that another name has now."""
 
-    ``gone``: there is no function of that name any more; ``new``: there was none. All others stay.
+    successors: Mapping[K, K]
+    doubtful: Set[K]
+
+
+@dataclass(frozen=True, slots=True)
+class Question(Generic[K]):
+    """``gone``: there is no function of that name any more; ``new``: there was none. All others stay.
+
+    ``equal_prototypes``, ``same_code``: of the first before the edit, and the second after it.
     """
-    found: dict[K, set[K | None]] = {}
-    unlike: set[K] = set()
-    for step in steps:
-        found.setdefault(step.old, set()).add(step.new)
-        if not step.alike:
-            unlike.add(step.old)
-    moved = _one_to_one({old: next(iter(now)) for old, now in found.items() if len(now) == 1}, gone)
-    result: dict[K, K] = {}
-    for old in moved:
-        chain = _chain(old, moved)
-        is_closed = chain[-1] in new if old in gone else chain[-1] == old
-        # A name that stays means something else now: that takes more than one that was never seen before.
-        is_sure = len(chain) == 2 or not unlike.intersection(chain)
-        pairs = list(pairwise(chain))
-        if is_closed and is_sure and all(equal_prototypes(*pair) for pair in pairs):
-            result.update(pairs)
-    return result
+
+    gone: Set[K]
+    new: Set[K]
+    equal_prototypes: Alike[K]
+    same_code: Alike[K]
+
+    def answer(self, steps: Iterable[Step[K]]) -> Answer[K]:
+        found: dict[K, set[K | None]] = {}
+        unlike: set[K] = set()
+        for step in steps:
+            found.setdefault(step.old, set()).add(step.new)
+            if not step.alike:
+                unlike.add(step.old)
+        places = {old: next(iter(now)) for old, now in found.items() if len(now) == 1}
+        moved = _one_to_one(places, self.gone)
+        result: dict[K, K] = {}
+        doubtful: set[K] = set()
+        for old in moved:
+            chain = _chain(old, moved)
+            staying = self._staying(chain)
+            if not self._is_closed(chain):
+                # Its places have a function that was never seen before, and its name has other code.
+                if chain[-1] in self.new and not self._keeps_its_code(staying):
+                    doubtful.update(staying)
+                continue
+            pairs = list(pairwise(chain))
+            if not all(self.equal_prototypes(*pair) for pair in pairs):
+                continue
+            if not staying:
+                result.update(pairs)
+            elif not self._keeps_its_code(staying):
+                # A name that stays means something else now: that takes more than equal places.
+                is_sure = any(self.same_code(*pair) for pair in pairs) and not unlike.intersection(chain)
+                if is_sure:
+                    result.update(pairs)
+                else:
+                    doubtful.update(staying)
+        return Answer(result, doubtful)
+
+    def _is_closed(self, chain: list[K]) -> bool:
+        return chain[-1] in self.new if chain[0] in self.gone else chain[-1] == chain[0]
+
+    def _staying(self, chain: list[K]) -> set[K]:
+        """The functions of a chain whose names were there before, and are there now."""
+        return {one for one in chain if one not in self.gone and one not in self.new}
+
+    def _keeps_its_code(self, functions: Set[K]) -> bool:
+        return any(self.same_code(one, one) for one in functions)
 
 
 def _one_to_one(moved: Mapping[K, K | None], gone: Set[K]) -> dict[K, K]:

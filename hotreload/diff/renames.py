@@ -7,12 +7,13 @@ What proves that two names are one function is in places.py. Here the places are
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 
 from hotreload.diff.correlation import Correlation
 from hotreload.diff.layouts import Layouts
-from hotreload.diff.places import Reference, Referrer, Step, steps_of, successors
+from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
+from hotreload.diff.places import Answer, Question, Reference, Referrer, Step, steps_of
 from hotreload.diff.special_sections import is_entry_section, is_inert, is_init
 from hotreload.elf.constants import PC_RELATIVE
 from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef
@@ -49,11 +50,11 @@ class Renames:
 
     def pair_by_places(self) -> None:
         """Pair those whose addresses are taken at the same places."""
-        while found := self._found():
-            for one in found.keys() & self.result.patched_of.keys():
+        while (found := self._found()).successors:
+            for one in found.successors.keys() & self.result.patched_of.keys():
                 assert isinstance(one, Symbol)
                 self.result.unpair(one)
-            for one, other in found.items():
+            for one, other in found.successors.items():
                 self._pair(one, other)
 
     def _pair(self, one: Function, other: Function) -> None:
@@ -63,18 +64,49 @@ class Renames:
         elif isinstance(one, str) and isinstance(other, str):
             self.result.elsewhere[one] = other
 
-    def _found(self) -> dict[Function, Function]:
-        result = self.result
-        names, others = _named_elsewhere(self.original), _named_elsewhere(self.patched)
-        foreign = (names ^ others) - {*result.elsewhere, *result.elsewhere.values()}
-        places = _Places(result, foreign)
+    def _found(self) -> Answer[Function]:
+        result, places = self.result, self._places()
         if not places.may_have_moved():
-            return {}
-        gone = {*_running(self.original, result.patched_of), *(foreign & names)}
-        new = {*_running(self.patched, result.original_of), *(foreign & others)}
-        steps = [step for twins in result.original_of.items() for step in places.steps(*twins)]
-        found = successors(steps, gone, new, self._have_equal_prototypes)
-        return {one: self._as_patched(other) for one, other in found.items()}
+            return Answer({}, frozenset())
+        names, others = _named_elsewhere(self.original), _named_elsewhere(self.patched)
+        question: Question[Function] = Question(
+            {*_running(self.original, result.patched_of), *(places.foreign & names)},
+            {*_running(self.patched, result.original_of), *(places.foreign & others)},
+            self._have_equal_prototypes,
+            lambda one, other: places.are_the_same_code(one, self._as_patched(other)),
+        )
+        found = question.answer(step for twins in result.original_of.items() for step in places.steps(*twins))
+        return replace(
+            found, successors={one: self._as_patched(other) for one, other in found.successors.items()}
+        )
+
+    def _places(self) -> _Places:
+        names, others = _named_elsewhere(self.original), _named_elsewhere(self.patched)
+        elsewhere = self.result.elsewhere
+        return _Places(self.result, (names ^ others) - {*elsewhere, *elsewhere.values()})
+
+    def refuse_other_meanings(self) -> None:
+        """Refuse functions whose name means another function now, while somebody may hold the old one."""
+        doubtful = sorted(_symbols(self._found().doubtful), key=lambda symbol: symbol.name)
+        for one in doubtful:
+            message = f"{one.name} changed, and where its address was taken is another function's now"
+            self._refuse(one, f"{message}: which of the two whoever holds it is to run cannot be told")
+        places = self._places()
+        for one, other in list(self.result.patched_of.items()):
+            if one in doubtful or not self._has_another_prototype(one, other):
+                continue
+            if places.are_lost(one, self.original):
+                message = f"{one.name} has other parameters now, and somebody may hold its address"
+                self._refuse(one, f"{message}, and call it as it was")
+
+    def _refuse(self, one: Symbol, message: str) -> None:
+        self.result.obstacles.append(Obstacle("HR2207", one.name, message, RELOAD_MODULE))
+
+    def _has_another_prototype(self, one: Symbol, other: Symbol) -> bool:
+        if not one.is_function or one in self.result.renamed or self.before is None or self.after is None:
+            return False
+        prototypes = self.before.functions.get(one.name), self.after.functions.get(other.name)
+        return None not in prototypes and prototypes[0] != prototypes[1]
 
     def _as_patched(self, function: Function) -> Function:
         """What stands in the source now: one that stays is known by its original until here."""
@@ -90,6 +122,10 @@ class Renames:
             return False
         prototypes = self.before.functions.get(one.name, ())
         return bool(prototypes) and prototypes == self.after.functions.get(other.name, ())
+
+
+def _symbols(functions: Iterable[Function]) -> Iterator[Symbol]:
+    return (one for one in functions if isinstance(one, Symbol))
 
 
 def _running(obj: ObjectFile, paired: Mapping[Symbol, Symbol]) -> Iterator[Function]:
@@ -120,6 +156,34 @@ class _Places:
         """What became of the places of two twins."""
         if any(True for _ in self._loose(original)):
             yield from steps_of(self._referrer(original), self._referrer(patched))
+
+    def are_the_same_code(self, one: Function, other: Function) -> bool:
+        """Whether a function of the original does what one of the patched object does."""
+        if isinstance(one, str) or isinstance(other, str):
+            return False
+        return self._code(one) == self._code(other)
+
+    def _code(self, function: Symbol) -> Hashable:
+        return function.content, tuple(
+            (r.offset, r.type, r.addend, "itself" if r.target == SymbolRef(function) else self._text(r))
+            for r in function.relocations
+        )
+
+    def are_lost(self, function: Symbol, original: ObjectFile) -> bool:
+        """Whether a place that took the address of a function does not take it any more."""
+        holders = [
+            s for s in original.symbols if any(r.target == SymbolRef(function) for r in self._loose(s))
+        ]
+        return any(self._is_lost(function, holder) for holder in holders)
+
+    def _is_lost(self, function: Symbol, holder: Symbol) -> bool:
+        referrer, patched = self._referrer(holder), self.result.patched_of.get(holder)
+        if not any(reference.function is function for reference in referrer.references):
+            return False
+        if patched is None:
+            return True
+        steps = steps_of(referrer, self._referrer(patched))
+        return any(step.old is function and step.new is not function for step in steps)
 
     def _loose(self, symbol: Symbol) -> Iterator[Relocation]:
         """The relocations to functions that are no direct calls."""

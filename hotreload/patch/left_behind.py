@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from hotreload.diff.obstacles import Obstacle
-from hotreload.diff.places import Reference, Referrer, steps_of, successors
+from hotreload.diff.places import Question, Reference, Referrer, steps_of
 from hotreload.elf.constants import STT_FUNC
 from hotreload.elf.references import start_of_instruction
 from hotreload.patch.homes import Home, Settlement
@@ -116,8 +116,9 @@ def renamed(before: PatchPlan | None, now: PatchPlan | None) -> Renamed:
     def equal_prototypes(one: Identity, other: Identity) -> bool:
         return ours[one].type == theirs[other].type != ""
 
-    found = successors(steps, gone, new, equal_prototypes)
-    return Renamed({now: then for then, now in found.items() if then in gone and now in new})
+    # One that keeps its name is the same one: whoever has it calls the newest of that name.
+    found = Question(gone, new, equal_prototypes, same_code=Identity.__eq__).answer(steps)
+    return Renamed({now: then for then, now in found.successors.items() if then in gone and now in new})
 
 
 def _functions(plan: PatchPlan) -> dict[Identity, Piece]:
