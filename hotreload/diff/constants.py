@@ -8,11 +8,18 @@ not see is never made.
 
 from __future__ import annotations
 
-from hotreload.diff.correlate import base_name, is_constant, is_function_name, is_place_static
-from hotreload.diff.holders import has_labels, who_copies, who_holds, who_holds_label, who_tells_strings
+from hotreload.diff.correlate import base_name, is_constant, is_function_name, is_literal, is_place_static
+from hotreload.diff.holders import (
+    has_labels,
+    who_compares_string,
+    who_copies,
+    who_holds,
+    who_holds_label,
+    who_tells_strings,
+)
 from hotreload.diff.pair import Pair, is_for_init, referrers_of
 from hotreload.diff.special_sections import is_ordinary
-from hotreload.elf.model import Relocation, Symbol
+from hotreload.elf.model import Relocation, StringRef, Symbol
 
 
 def let_constants_travel(pair: Pair) -> None:
@@ -42,6 +49,39 @@ def let_constants_travel(pair: Pair) -> None:
         else:
             pair.held[original] = how
     pair.compare_anew()
+
+
+def refuse_gone_constants(pair: Pair) -> None:
+    """Whoever has the address of a constant that is gone would go on with what no source has any more."""
+    if pair.layouts is None or pair.types is None:
+        return
+    declared = {one.symbol: (one.function, one.name) for one in pair.layouts.declared}
+    # What no code needs has no storage; who holds it finds it as it was.
+    still = {(one.function, one.name) for one in pair.types.declared}
+    users = None
+    for original in pair.original.symbols:
+        if original in pair.correlation.patched_of or not is_constant(original):
+            continue
+        if _is_read_at_load(original) or not (original in declared or is_literal(original)):
+            continue
+        if declared.get(original) in still:
+            continue
+        users = users or referrers_of(pair.original)
+        if how := _who_has(pair, original, users[original]):
+            message = f"'{base_name(original.name)}' is not there any more, and somebody may use it: {how}"
+            pair.refuse("HR2103", original.name, message)
+
+
+def _who_has(pair: Pair, constant: Symbol, users: set[Symbol]) -> str | None:
+    """Who may have the address of a constant: from code, or from what points at it."""
+    functions = {user for user in users if user.is_function}
+    if how := who_holds(pair.flow_before, constant, functions):
+        return how
+    readers = referrers_of(pair.original)
+    for holder in users - functions:
+        if how := who_copies(pair.flow_before, holder, constant, readers[holder]):
+            return how
+    return None
 
 
 def _memory_stays(original: Symbol, patched: Symbol) -> bool:
@@ -100,6 +140,17 @@ def keep_names_that_are_held(pair: Pair) -> None:
             held = who_holds(pair.flow_before, original, readers[0][original])
             if not held and not who_holds(pair.flow_after, target, readers[1][target]):
                 pair.correlation.unpair(original)
+
+
+def refuse_compared_strings(pair: Pair) -> None:
+    """A patch has strings of its own: who tells one by its address would not know those that live objects
+    have."""
+    for function in (*pair.changed, *pair.new_functions):
+        texts = {r.target for r in function.relocations if isinstance(r.target, StringRef)}
+        for text in sorted(texts, key=lambda text: text.text):
+            if how := who_compares_string(pair.flow_after, text, function):
+                message = f"the address of the string {text.text.decode(errors='replace')!r} is not the one of before: {how}"
+                pair.refuse("HR2103", function.name, message)
 
 
 def refuse_held_labels(pair: Pair) -> None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from hotreload.diff.correlation import Correlation
@@ -122,13 +123,17 @@ def correlate(
     renamed.pair_by_hint()
     renamed.pair_by_places()
     renamed.refuse_other_meanings()
+    renamed.pair_by_code()
     pair_trace_strings(result, original, patched)
     declared: set[Symbol] = set()
     if before is not None and after is not None:
-        pair_variables(result, before, after, is_place_static, _may_have_twin)
+        pair_variables(
+            result, before, after, is_place_static, _may_have_twin, _UsedAlike(result, original, patched)
+        )
         declared = {one.symbol for one in (*before.declared, *after.declared) if one.symbol is not None}
     pair_function_names(result, original, patched)
     pair_static_locals(result, original, patched, declared)
+    pair_constants(result, original, patched, declared)
     # A static local may be a table that holds functions.
     renamed.pair_by_places()
     return result
@@ -167,6 +172,49 @@ def pair_trace_strings(result: Correlation, original: ObjectFile, patched: Objec
     for symbol in patched.symbols:
         if (text := _traced_text(symbol)) is not None and known[text]:
             result.pair(known[text].pop(0), symbol)
+
+
+@dataclass(frozen=True, slots=True)
+class _UsedAlike:
+    """Whether two variables are used by the same code: by twins that differ in nothing but their names."""
+
+    result: Correlation
+    original: ObjectFile
+    patched: ObjectFile
+
+    def __call__(self, one: Symbol, other: Symbol) -> bool:
+        before = {(self.result.patched_of.get(user), *use) for user, *use in _uses(self.original, one)}
+        return bool(before) and before == {(user, *use) for user, *use in _uses(self.patched, other)}
+
+
+def _uses(obj: ObjectFile, variable: Symbol) -> Iterator[tuple[Symbol, bytes, int, int]]:
+    """Who refers to a variable, with its code, where in it, and what is added."""
+    for symbol in obj.symbols:
+        section = symbol.section
+        for relocation in symbol.relocations if section is not None and section.is_allocated else ():
+            if relocation.target == SymbolRef(variable):
+                yield symbol, symbol.content, relocation.offset, relocation.addend
+
+
+def pair_constants(
+    result: Correlation, original: ObjectFile, patched: ObjectFile, declared: Collection[Symbol]
+) -> None:
+    """Pair the constants that have another name, or another function, and nothing else that is new."""
+
+    def key(symbol: Symbol) -> tuple[object, ...] | None:
+        if symbol not in declared or not is_constant(symbol) or is_place_static(symbol):
+            return None
+        to = [(r.offset, r.type, r.addend, _meant(r.target, result.original_of)) for r in symbol.relocations]
+        return symbol.content, tuple(to)
+
+    before = _unique_by(key, [s for s in original.symbols if s not in result.patched_of])
+    after = _unique_by(key, [s for s in patched.symbols if s not in result.original_of])
+    for content in before.keys() & after.keys():
+        result.pair(before[content], after[content])
+
+
+def _meant(target: object, original_of: Mapping[Symbol, Symbol]) -> object:
+    return original_of.get(target.symbol, target.symbol) if isinstance(target, SymbolRef) else target
 
 
 def pair_function_names(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
@@ -237,12 +285,19 @@ def pair_static_locals(
     referrers = list(result.original_of.items())
     doubtful: dict[str, str] = {}
     disputed: dict[str, str] = {}
+    # A constant without a name is told by its content; where that changed, by its place.
+    _pair_by_content(result, original, patched, declared, is_constant)
+    numbers = [
+        sum(is_literal(s) and is_constant(s) and s not in paired for s in obj.symbols)
+        for obj, paired in ((original, result.patched_of), (patched, result.original_of))
+    ]
     while referrers:
         found: list[tuple[Symbol, Symbol]] = []
         for after, before in referrers:
-            found += _pairs_below(result, before, after, doubtful, disputed, declared)
+            have_places = numbers[0] == numbers[1] or (before.is_object and before.size == after.size)
+            found += _pairs_below(result, before, after, doubtful, disputed, declared, have_places)
         referrers = [(after, before) for before, after in found]
-    _pair_by_content(result, original, patched, declared)
+    _pair_by_content(result, original, patched, declared, lambda _: True)
     result.obstacles += [_doubt(name, why) for name, why in disputed.items()]
     for name, why in doubtful.items():
         open_before = [s for s in original.symbols if _is_open(s, name, result.patched_of, declared)]
@@ -253,19 +308,29 @@ def pair_static_locals(
 
 
 def _pair_by_content(
-    result: Correlation, original: ObjectFile, patched: ObjectFile, declared: Collection[Symbol]
+    result: Correlation,
+    original: ObjectFile,
+    patched: ObjectFile,
+    declared: Collection[Symbol],
+    counts: Callable[[Symbol], bool],
 ) -> None:
     """Pair the compound literals that are left by their initial values, where each is there once."""
     keys = [
-        _unique_by(_content_key, [s for s in obj.symbols if s not in paired and s not in declared])
+        _unique_by(
+            _content_key, [s for s in obj.symbols if s not in paired and s not in declared and counts(s)]
+        )
         for obj, paired in ((original, result.patched_of), (patched, result.original_of))
     ]
     for key in keys[0].keys() & keys[1].keys():
         result.pair(keys[0][key], keys[1][key])
 
 
+def is_literal(symbol: Symbol) -> bool:
+    return symbol.is_defined and base_name(symbol.name) == COMPOUND_LITERAL
+
+
 def _content_key(symbol: Symbol) -> tuple[object, ...] | None:
-    if not symbol.is_defined or base_name(symbol.name) != COMPOUND_LITERAL:
+    if not is_literal(symbol):
         return None
     pointers = [
         (r.offset, r.addend, r.target.symbol.name if isinstance(r.target, SymbolRef) else r.target)
@@ -281,11 +346,13 @@ def _pairs_below(
     doubtful: dict[str, str],
     disputed: dict[str, str],
     declared: Collection[Symbol],
+    have_places: bool,
 ) -> list[tuple[Symbol, Symbol]]:
     """New pairs among the static locals that two twins refer to.
 
     ``doubtful`` are names that other twins may still settle; ``disputed`` those on which two pairs of twins
-    disagree, so that at least one of them is wrong.
+    disagree, so that at least one of them is wrong. ``have_places``: whether the place where a constant
+    without a name is referred to tells which one it is.
     """
     found = []
     ours, theirs = _locals_of(before, declared), _locals_of(after, declared)
@@ -296,7 +363,7 @@ def _pairs_below(
             continue
         for one, other in zip(left, right, strict=True):
             known = result.patched_of.get(one)
-            if known is other:
+            if known is other or (not have_places and is_literal(one) and is_constant(one)):
                 continue
             if known is not None or other in result.original_of:
                 if not (is_constant(one) and is_constant(other)):

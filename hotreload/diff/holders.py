@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hotreload.diff.correlate import is_constant
 from hotreload.diff.special_sections import Entry, is_explained_elsewhere
 from hotreload.elf.address_flow import NEVER, AddressFlow, Detours, Sought
-from hotreload.elf.model import Relocation, Symbol, SymbolRef
+from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
 from hotreload.elf.readers import forgets
 from hotreload.elf.references import is_direct_branch, points_at_start, takes_address
 
@@ -65,6 +65,11 @@ def who_tells_strings(flow: AddressFlow, table: Symbol, users: Iterable[Symbol])
         return None
     sought = Sought(SymbolRef(table), depth=1, least=NEVER, least_compared=1, places=places)
     return flow.gets_away(sought, users)
+
+
+def who_compares_string(flow: AddressFlow, text: StringRef, user: Symbol) -> str | None:
+    """Who compares the address of a string with one from elsewhere; of those who get it from ``user``."""
+    return flow.gets_away(Sought(text, least=NEVER, least_compared=0), [user])
 
 
 def who_copies(flow: AddressFlow, holder: Symbol, constant: Symbol, users: Iterable[Symbol]) -> str | None:

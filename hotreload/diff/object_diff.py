@@ -12,7 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hotreload.diff.allocations import refuse_other_sizes
-from hotreload.diff.constants import keep_names_that_are_held, let_constants_travel, refuse_held_labels
+from hotreload.diff.constants import (
+    keep_names_that_are_held,
+    let_constants_travel,
+    refuse_compared_strings,
+    refuse_gone_constants,
+    refuse_held_labels,
+)
 from hotreload.diff.correlate import base_name, is_place_static, parent_name
 from hotreload.diff.data import (
     refuse_changed_common,
@@ -167,6 +173,7 @@ def diff_objects(
     take_over_doubts(pair)
 
     # Constants have no identity: one that nobody holds changes with its readers.
+    refuse_gone_constants(pair)
     let_constants_travel(pair)
 
     # Functions: what differs, what belongs to it, and how it can be reached.
@@ -175,6 +182,7 @@ def diff_objects(
     promote_callers(pair)
     keep_names_that_are_held(pair)
     refuse_held_labels(pair)
+    refuse_compared_strings(pair)
     bring_labels(pair)
     find_callbacks(pair)
     refuse_gone(pair)

@@ -34,7 +34,7 @@ class Pair:
     """What every pass reads and fills in.
 
     ``before``, ``after``  the special-section entries of the original and of the patched object
-    ``layouts``            the types of the original, where its object tells them
+    ``layouts``, ``types`` the types of the original and of the patched object, where they tell them
     ``changed``            patched function -> the original that it replaces
     ``copied``             those of ``changed`` that are reached through their callers only
     ``promoted``           functions that did not change themselves, and why they travel
@@ -58,6 +58,7 @@ class Pair:
     flow_before: AddressFlow
     flow_after: AddressFlow
     layouts: Layouts | None = None
+    types: Layouts | None = None
     changed: dict[Symbol, Symbol] = field(default_factory=dict)
     copied: set[Symbol] = field(default_factory=set)
     promoted: dict[str, str] = field(default_factory=dict)
@@ -122,7 +123,7 @@ def pair_objects(
     correlation = correlate(original, patched, layouts, types, renames)
     comparison = Comparison(correlation, before, after)
     flows = [address_flow(o.symbols, e.of, is_own) for o, e in ((original, before), (patched, after))]
-    return Pair(original, patched, before, after, correlation, comparison, flows[0], flows[1], layouts)
+    return Pair(original, patched, before, after, correlation, comparison, flows[0], flows[1], layouts, types)
 
 
 def referrers_of(obj: ObjectFile) -> dict[Symbol, set[Symbol]]:

@@ -38,6 +38,7 @@ class VariablePairing:
     correlation: Correlation
     types: TypePair
     is_place: Callable[[Symbol], bool]
+    are_used_alike: Callable[[Symbol, Symbol], bool]
     refused: set[str] = field(default_factory=set)
 
     def run(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
@@ -96,6 +97,7 @@ class VariablePairing:
     def _pair_moved(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
         before = _by_name(self._left(ours, self.correlation.patched_of))
         after = _by_name(self._left(theirs, self.correlation.original_of))
+        self._pair_moved_constants(ours, theirs)
         declared = set(self.types.patched.functions)
         for name in before.keys() & after.keys() - self.refused:
             gone, come = before[name], after[name]
@@ -105,25 +107,46 @@ class VariablePairing:
                 self._refuse(name, f"cannot tell which variable '{name}' keeps the value of which: one moved,"
                              " and several have that name", DOUBT)  # fmt: skip
 
+    def _pair_moved_constants(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
+        """Who has the address of a constant finds it where it was, whichever function declares it now."""
+        before = _by_name(v for v in self._free(ours, self.correlation.patched_of) if self._is_constant(v))
+        after = _by_name(v for v in self._free(theirs, self.correlation.original_of) if self._is_constant(v))
+        for name in before.keys() & after.keys():
+            (one, *others), (other, *more) = before[name], after[name]
+            if not others and not more and self._mean_the_same(one, other):
+                assert one.symbol is not None
+                assert other.symbol is not None
+                self.correlation.pair(one.symbol, other.symbol)
+
+    def _is_constant(self, one: Variable) -> bool:
+        assert one.symbol is not None
+        return not _is_writable(one.symbol) and not self.is_place(one.symbol)
+
     def _weigh_move(self, one: Variable, other: Variable, declared: set[str]) -> None:
         assert one.symbol is not None
         assert other.symbol is not None
         if one.function and other.function:
-            # Of another function: another variable, unless a part of the first function was moved out of it.
+            # Of another function: another variable, unless a part of the first function was moved out of it,
+            # or that has another name only.
             if one.function in declared:
                 places = f"from {one.function} to {other.function}"
                 self._refuse(one.name, f"the static variable '{one.name}' moved {places}: whether it is the"
                              " same one cannot be told", DOUBT)  # fmt: skip
+            elif self._mean_the_same(one, other) and self.are_used_alike(one.symbol, other.symbol):
+                self.correlation.pair(one.symbol, other.symbol)
+                self._tell(one, f"of {other.function} now, and keeps its value: the code is the same")
         elif self._mean_the_same(one, other):
             self.correlation.pair(one.symbol, other.symbol)
             where = f"of {other.function}" if other.function else "of the file"
-            message = f"'{one.name}' is a variable {where} now, and keeps its value"
-            self.correlation.notes.append(Note("HR2104", one.name, message))
+            self._tell(one, f"{where} now, and keeps its value")
         else:
             self._refuse(one.name, f"'{one.name}' moved between a function and the file, and changed its type"
                          f" from {spelled(one.shape)} to {spelled(other.shape)}", None)  # fmt: skip
 
     # --- small things ---
+
+    def _tell(self, one: Variable, what: str) -> None:
+        self.correlation.notes.append(Note("HR2104", one.name, f"'{one.name}' is a variable {what}"))
 
     def _left(self, variables: Iterable[Variable], paired: dict[Symbol, Symbol]) -> list[Variable]:
         """Those that have a value to keep and no twin."""
@@ -149,6 +172,7 @@ def pair_variables(
     after: Layouts,
     is_place: Callable[[Symbol], bool],
     may_have_twin: Callable[[Symbol], bool],
+    are_used_alike: Callable[[Symbol, Symbol], bool],
 ) -> None:
     """Pair the variables of functions, and those that moved; those of the file are paired by their names."""
 
@@ -158,7 +182,7 @@ def pair_variables(
 
     names = {one.name: other.name for one, other in correlation.renamed.items()}
     ours = [replace(v, function=names.get(v.function, v.function)) for v in chosen(before)]
-    VariablePairing(correlation, TypePair(before, after), is_place).run(ours, chosen(after))
+    VariablePairing(correlation, TypePair(before, after), is_place, are_used_alike).run(ours, chosen(after))
 
 
 def _by_declaration(variables: Iterable[Variable]) -> dict[tuple[str, str], list[Variable]]:

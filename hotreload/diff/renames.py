@@ -7,6 +7,7 @@ What proves that two names are one function is in places.py. Here the places are
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 
@@ -56,6 +57,23 @@ class Renames:
                 self.result.unpair(one)
             for one, other in found.successors.items():
                 self._pair(one, other)
+
+    def pair_by_code(self) -> None:
+        """Pair static functions that are only called, and whose code is the same: so are their variables."""
+        result, places = self.result, self._places()
+
+        def only_called(obj: ObjectFile, paired: Mapping[Symbol, Symbol]) -> dict[Hashable, Symbol]:
+            free = [s for s in _symbols(_running(obj, paired)) if s.is_local]
+            held = places.held(obj) if free else set()
+            codes = [(places.code(s), s) for s in free if s not in held]
+            count = Counter(code for code, _ in codes)
+            return {code: s for code, s in codes if count[code] == 1}
+
+        before = only_called(self.original, result.patched_of)
+        after = only_called(self.patched, result.original_of) if before else {}
+        for code in before.keys() & after.keys():
+            if self._have_equal_prototypes(before[code], after[code]):
+                result.pair(before[code], after[code])
 
     def _pair(self, one: Function, other: Function) -> None:
         if isinstance(one, Symbol) and isinstance(other, Symbol):
@@ -161,9 +179,14 @@ class _Places:
         """Whether a function of the original does what one of the patched object does."""
         if isinstance(one, str) or isinstance(other, str):
             return False
-        return self._code(one) == self._code(other)
+        return self.code(one) == self.code(other)
 
-    def _code(self, function: Symbol) -> Hashable:
+    def held(self, obj: ObjectFile) -> set[Symbol]:
+        """The functions of which anything but a call is made."""
+        targets = (r.target for symbol in obj.symbols for r in self._loose(symbol))
+        return {target.symbol for target in targets if isinstance(target, SymbolRef)}
+
+    def code(self, function: Symbol) -> Hashable:
         return function.content, tuple(
             (r.offset, r.type, r.addend, "itself" if r.target == SymbolRef(function) else self._text(r))
             for r in function.relocations
