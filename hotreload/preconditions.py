@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ QEMU = "qemu-system-x86_64"
 QEMU_NEEDED = (7, 2)
 SYSTEM_FOLDERS = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))
 APT_LISTS = Path("/var/lib/apt/lists")
+LISTS_DAYS = 14  # an archive replaces the packages of older lists
 INOTIFY = Path("/proc/sys/fs/inotify")
 INOTIFY_NEEDED = {"max_user_watches": 65_536, "max_user_instances": 64}
 
@@ -60,6 +62,7 @@ class Finding:
     code: str | None = None
 
 
+UPDATE = Mend(command=("apt-get", "update"))
 Look = Callable[[Config], Awaitable[Finding]]
 
 
@@ -137,8 +140,17 @@ async def _apt(config: Config) -> Finding:
     if missing:
         return fail(f"no {', '.join(missing)} here: name a kernel with -K", "HR5106")
     if not any(APT_LISTS.glob("*_Packages*")):
-        return Finding("fail", "apt has no package lists yet", Mend(command=("apt-get", "update")), "HR5109")
+        return Finding("fail", "apt has no package lists yet", UPDATE, "HR5109")
+    days = _days_since_update()
+    if days > LISTS_DAYS:
+        return Finding("warn", f"the package lists are {days} days old", UPDATE, "HR5109")
     return ok("has package lists")
+
+
+def _days_since_update() -> int:
+    """`apt-get update` downloads into this folder, even if the archive has nothing new."""
+    partial = APT_LISTS / "partial"
+    return int((time.time() - (partial if partial.exists() else APT_LISTS).stat().st_mtime) / 86_400)
 
 
 async def _kernel(config: Config) -> Finding:

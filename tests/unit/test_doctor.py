@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -249,6 +250,14 @@ def test_apt_without_lists_is_mended_by_an_update(tmp_path: Path, monkeypatch: p
         assert finding("apt").mend == Mend(command=("apt-get", "update"))
         (tmp_path / "debian_dists_bookworm_main_binary-amd64_Packages").touch()
         assert finding("apt").state == "ok"
+        (tmp_path / "partial").mkdir()
+        os.utime(tmp_path / "partial", (time.time() - 20 * 86_400,) * 2)
+        old = finding("apt")
+        assert (old.state, old.fact, old.mend) == (
+            "warn",
+            "the package lists are 20 days old",
+            Mend(command=("apt-get", "update")),
+        )
 
 
 def test_kvm_is_not_tried_when_it_is_not_wanted() -> None:
