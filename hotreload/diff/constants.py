@@ -68,7 +68,7 @@ def refuse_gone_constants(pair: Pair) -> None:
             continue
         users = users or referrers_of(pair.original)
         if how := _who_has(pair, original, users[original]):
-            message = f"'{base_name(original.name)}' is not there any more, and somebody may use it: {how}"
+            message = f"'{base_name(original.name)}' was removed, and something may hold its address: {how}"
             pair.refuse("HR2103", original.name, message)
 
 
@@ -149,7 +149,8 @@ def refuse_compared_strings(pair: Pair) -> None:
         texts = {r.target for r in function.relocations if isinstance(r.target, StringRef)}
         for text in sorted(texts, key=lambda text: text.text):
             if how := who_compares_string(pair.flow_after, text, function):
-                message = f"the address of the string {text.text.decode(errors='replace')!r} is not the one of before: {how}"
+                said = repr(text.text.decode(errors="replace"))
+                message = f"the string {said} has another address in a patch: {how}"
                 pair.refuse("HR2103", function.name, message)
 
 

@@ -633,7 +633,7 @@ def test_running_code_must_not_use_what_is_freed_after_init(tmp_path: Path) -> N
     assert "HR2201" in codes(difference(tmp_path, before, after))
 
 
-UNTRACED = "static noinline notrace int low(int i) { return i * STEP; } int f(int i) { return low(i) + 1; } int g(int i) { return i; }"
+UNTRACED = "int seen; static noinline notrace int low(int i) { seen = i; return i * STEP; } int f(int i) { return low(i) + 1; } int g(int i) { return i; }"
 
 
 def test_a_changed_function_that_cannot_be_traced_travels_with_its_callers(tmp_path: Path) -> None:
