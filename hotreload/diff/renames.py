@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from hotreload.diff.correlation import Correlation
 from hotreload.diff.layouts import Layouts
-from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
+from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
 from hotreload.diff.places import Answer, Question, Reference, Referrer, Step, steps_of
 from hotreload.diff.special_sections import is_entry_section, is_inert, is_init
 from hotreload.elf.constants import PC_RELATIVE
@@ -72,8 +72,11 @@ class Renames:
         before = only_called(self.original, result.patched_of)
         after = only_called(self.patched, result.original_of) if before else {}
         for code in before.keys() & after.keys():
-            if self._have_equal_prototypes(before[code], after[code]):
-                result.pair(before[code], after[code])
+            one, other = before[code], after[code]
+            if self._have_equal_prototypes(one, other):
+                result.pair(one, other)
+                message = f"{one.name} was renamed to {other.name}, with the same code: traces show the old name"
+                result.notes.append(Note("HR2207", one.name, message))
 
     def _pair(self, one: Function, other: Function) -> None:
         if isinstance(one, Symbol) and isinstance(other, Symbol):
