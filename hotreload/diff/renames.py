@@ -75,8 +75,8 @@ class Renames:
             one, other = before[code], after[code]
             if self._have_equal_prototypes(one, other):
                 result.pair(one, other)
-                message = f"{one.name} was renamed to {other.name}, with the same code: traces show the old name"
-                result.notes.append(Note("HR2207", one.name, message))
+                message = f"{one.name} was renamed to {other.name}, with the same code"
+                result.notes.append(Note("HR2207", one.name, f"{message}: traces show the old name"))
 
     def _pair(self, one: Function, other: Function) -> None:
         if isinstance(one, Symbol) and isinstance(other, Symbol):
