@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Whether a module's units could still be linked: what each needs of the others, and what each defines. Pure.
+"""Whether a module's units could still be linked: what each defines, and what it needs of the others. Pure.
 
-The guest has every function that it booted with, and would go on to call one that is in no source any more;
-make would not. So it is asked here what the linker would ask.
+The guest still has every function that it booted with, and would keep calling one that no source has any
+more. make could not link that. So this module checks what the linker would check.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def unlinkable(
     plain: Callable[[TranslationUnit], ObjectFile],
     has_global: HasGlobal,
 ) -> Iterator[Obstacle]:
-    """What is used and defined nowhere any more (HR2209), or defined twice (HR2208).
+    """Symbols that are used and no longer defined (HR2209), or defined twice (HR2208).
 
     ``plain`` reads the object that kbuild made of a unit; ``has_global``: does a module that the guest booted
     define a name?
@@ -47,7 +47,7 @@ def unlinkable(
             # What the guest has, and no edited unit defined, another unit goes on to define.
             for name in sorted(now[key].defines - before[key].defines):
                 if name in others or (name not in _defined(before) and has_global(module.name, name)):
-                    message = f"{name} is defined in another unit of {module.name}, too: it cannot be linked"
+                    message = f"{name} is also defined in another unit of {module.name}: they cannot be linked"
                     yield Obstacle("HR2208", name, message, where=str(one.pair.unit.source))
 
 
@@ -61,5 +61,5 @@ def _missed(
     for key, each in units.items():
         for name in sorted(each.needs & gone):
             where = known[key].source
-            message = f"{name} is defined nowhere any more, and {where.name} uses it"
-            yield Obstacle("HR2209", name, message, "define it, or mend who uses it", where=str(where))
+            message = f"{name} is no longer defined, and {where.name} uses it"
+            yield Obstacle("HR2209", name, message, "define it, or change the code that uses it", where=str(where))

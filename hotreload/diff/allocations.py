@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Objects that were allocated with another size than the code counts on now. Pure.
+"""Objects that were allocated with a size that the new code no longer expects. Pure.
 
-``#define SLOTS 4`` becomes 8, in a probe or open function that allocates and in one that goes along all of
-them: what was allocated before has 4. No structure tells of it, only the numbers in the code: one that is
-passed to an allocator has changed, and others have changed as if they were made of the same. A short loop
-has none: it is unrolled, and there is one more or one less.
+``#define SLOTS 4`` becomes 8. A probe or open function allocates that many slots, and another function walks
+all of them; but what was allocated before has 4. No type shows this, only the numbers in the code: one that
+is passed to an allocator has changed, and others have changed in proportion to it. A short loop has no such
+number, because the compiler unrolls it; it shows as one loop more or less.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Resized:
 
 
 def refuse_other_sizes(pair: Pair) -> None:
-    """Code that counts on another size of what was allocated before is not patched in."""
+    """Refuse code that expects another size of what was allocated before."""
     changed = [(original, patched) for patched, original in pair.changed.items()]
     for resized, user in users_of_other_sizes(changed, changed):
         pair.refuse("HR2101", parent_name(resized.function.name), message_of(resized, user))
@@ -41,21 +41,21 @@ def message_of(resized: Resized, user: Symbol) -> str:
     name = parent_name(resized.function.name)
     return (
         f"{name} allocates {resized.after} bytes instead of {resized.before}, and {parent_name(user.name)}"
-        " counts on that: what was allocated before is as it was"
+        " relies on that: what was allocated before keeps its size"
     )
 
 
 def users_of_other_sizes(
     allocating: Iterable[tuple[Symbol, Symbol]], using: Iterable[tuple[Symbol, Symbol]]
 ) -> Iterator[tuple[Resized, Symbol]]:
-    """Who counts on each size that has changed. Functions are given as (original, patched)."""
+    """Which functions rely on each size that has changed. Functions are given as (original, patched)."""
     found = [each for twins in allocating for each in _resized(*twins)]
     for original, patched in using if found else ():
         before, after = numbers_in(original), numbers_in(patched)
         before -= allocated_sizes(original)
         after -= allocated_sizes(patched)
         for each in found:
-            # A buffer that lives as long as the call is of the size that all of the call knows.
+            # A buffer that is freed in the same call has the size that this call knows.
             if each.function is patched and frees(patched):
                 continue
             moved = _moves_with(each, before - after, after - before)
@@ -69,8 +69,8 @@ def _resized(original: Symbol, patched: Symbol) -> list[Resized]:
 
 
 def _moves_with(size: Resized, gone: Counter[int], come: Counter[int]) -> bool:
-    """Whether a number goes with the new size: it lies between the old and the new one, or has changed by a
-    fraction of what the size has, or as its power of 2."""
+    """Whether a number changed along with the size: it lies between the old and the new size, or its change
+    divides the change of the size, or it is the logarithm of the size's factor."""
     grown = size.after - size.before
     low, high = sorted((size.before, size.after))
     if any(low <= number <= high for number in (come if grown > 0 else gone)):

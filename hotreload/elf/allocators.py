@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The sizes of what code allocates, where they are numbers in the code.
 
-The kernel marks its allocators for the compiler (``__alloc_size``, include/linux/compiler_attributes.h); an
-object does not tell, so they stand here, each with the argument that is the size.
+The kernel marks its allocators for the compiler (``__alloc_size``, include/linux/compiler_attributes.h). An
+object file does not keep these marks, so the allocators are listed here, each with its size argument.
 """
 
 from __future__ import annotations
