@@ -47,7 +47,7 @@ def unlinkable(
             # What the guest has, and no edited unit defined, another unit goes on to define.
             for name in sorted(now[key].defines - before[key].defines):
                 if name in others or (name not in _defined(before) and has_global(module.name, name)):
-                    message = f"{name} is also defined in another unit of {module.name}: they cannot be linked"
+                    message = f"{name} is defined in another unit of {module.name}, too"
                     yield Obstacle("HR2208", name, message, where=str(one.pair.unit.source))
 
 
@@ -62,4 +62,4 @@ def _missed(
         for name in sorted(each.needs & gone):
             where = known[key].source
             message = f"{name} is no longer defined, and {where.name} uses it"
-            yield Obstacle("HR2209", name, message, "define it, or change the code that uses it", where=str(where))
+            yield Obstacle("HR2209", name, message, "define it, or do not use it", where=str(where))
