@@ -15,7 +15,7 @@ from hotreload.diff.correlation import Correlation
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
 from hotreload.diff.places import Answer, Question, Reference, Referrer, Step, steps_of
-from hotreload.diff.special_sections import is_entry_section, is_inert, is_init
+from hotreload.diff.special_sections import is_entry_section, is_export_table, is_inert, is_init
 from hotreload.elf.constants import PC_RELATIVE
 from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef
 from hotreload.elf.references import (
@@ -110,15 +110,15 @@ class Renames:
         """Refuse functions whose name means another function now, while somebody may hold the old one."""
         doubtful = sorted(_symbols(self._found().doubtful), key=lambda symbol: symbol.name)
         for one in doubtful:
-            message = f"{one.name} changed, and where its address was taken is another function's now"
-            self._refuse(one, f"{message}: which of the two whoever holds it is to run cannot be told")
+            message = f"{one.name} changed, and its address was taken where another function's is taken now"
+            self._refuse(one, f"{message}: which of the two a holder of it should run cannot be told")
         places = self._places()
         for one, other in list(self.result.patched_of.items()):
             if one in doubtful or not self._has_another_prototype(one, other):
                 continue
             if places.are_lost(one, self.original):
-                message = f"{one.name} has other parameters now, and somebody may hold its address"
-                self._refuse(one, f"{message}, and call it as it was")
+                message = f"the parameters of {one.name} changed, and something may hold its address"
+                self._refuse(one, f"{message} and call it with the old ones")
 
     def _refuse(self, one: Symbol, message: str) -> None:
         self.result.obstacles.append(Obstacle("HR2207", one.name, message, RELOAD_MODULE))
@@ -212,9 +212,11 @@ class _Places:
         return any(step.old is function and step.new is not function for step in steps)
 
     def _loose(self, symbol: Symbol) -> Iterator[Relocation]:
-        """The relocations to functions that are no direct calls."""
+        """The relocations to functions that are no direct calls, and no exports: those have names."""
         section = symbol.section
         if section is None or is_inert(section) or is_entry_section(section):
+            return
+        if is_export_table(section.name):
             return
         for relocation in symbol.relocations:
             target = relocation.target

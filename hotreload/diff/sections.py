@@ -11,6 +11,7 @@ from hotreload.diff.special_sections import (
     AUXILIARY,
     EntryTable,
     is_explained_elsewhere,
+    is_export_table,
     is_init,
     is_ordinary,
 )
@@ -18,12 +19,9 @@ from hotreload.elf.constants import SHF_MERGE
 from hotreload.elf.model import ObjectFile, Section, StringRef, Symbol
 
 DESCRIPTION = ".modinfo"
-# What EXPORT_SYMBOL leaves (include/asm-generic/export.h, include/linux/export.h): up to v6.4 a section each,
-# named for the table it is going to; then a label each in one section, which modpost reads and no kernel has
-# (Linux commit ddb5cdbafaaa "kbuild: generate KSYMTAB entries by modpost", in v6.5).
+# How the sections and labels of is_export_table() name what they export.
 EXPORT = re.compile(r"___ksymtab(?:_gpl)?\+(\w+)$")
 EXPORT_LABEL = "__export_symbol_"
-EXPORT_TABLES = re.compile(r"__ksymtab_strings$|___?k(?:symtab|crctab)|\.export_symbol$")
 
 
 def explain_other_sections(pair: Pair) -> None:
@@ -37,7 +35,7 @@ def explain_other_sections(pair: Pair) -> None:
         section = (before or after)[0].section
         if section is not None and is_init(section):
             pair.init_changed.append(name)
-        elif not EXPORT_TABLES.match(name):
+        elif not is_export_table(name):
             pair.refuse("HR2208", name, f"section {name} changed, and what it means is not known")
 
 

@@ -9,6 +9,7 @@ their relocations at the same places is not understood (HR2208).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -186,6 +187,17 @@ def _replacement(
 def is_entry_section(section: Section) -> bool:
     """Whether a section holds entries or what only entries point at: it is explained by them."""
     return section.name in _BY_NAME or section.name in _COMPANIONS or section.name == REPLACEMENTS
+
+
+# What EXPORT_SYMBOL leaves (include/asm-generic/export.h, include/linux/export.h): up to v6.4 a section each,
+# named for the table it is going to; then a label each in one section, which modpost reads and no kernel has
+# (Linux commit ddb5cdbafaaa "kbuild: generate KSYMTAB entries by modpost", in v6.5).
+_EXPORT_TABLE = re.compile(r"__ksymtab_strings$|___?k(?:symtab|crctab)|\.export_symbol$")
+
+
+def is_export_table(name: str) -> bool:
+    """Whether a section of this name tells the loader what other modules may use."""
+    return _EXPORT_TABLE.match(name) is not None
 
 
 def is_inert(section: Section) -> bool:

@@ -249,6 +249,14 @@ def test_a_function_that_is_not_registered_any_more_goes_on_under_its_name_with_
     assert codes(diff(tmp_path, before, other)) == [("HR2207", "tick")]
 
 
+@pytest.mark.parametrize("section", ["___ksymtab_gpl+hash", ".export_symbol"])
+def test_an_export_holds_no_address_of_a_function(section: str, tmp_path: Path) -> None:
+    # Up to v6.4 each export has a section of its own, without a symbol.
+    before = f"""int hash(int n) {{ return n; }}
+        __asm__(".section \\"{section}\\", \\"a\\"; .long hash - ., 0; .previous");"""
+    assert codes(diff(tmp_path, before, before.replace("int hash", "long hash"))) == []
+
+
 def test_callbacks_may_get_another_parameter_where_they_are_registered(tmp_path: Path) -> None:
     before = "typedef int (*cb)(void *); void reg(void *); static int one(int *i) { return sizeof(*i); } void start(void) { reg(one); }"
     found = diff(
