@@ -8,7 +8,7 @@ guest has not run, the exit code of before is the one for what init has made: it
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Hashable, Iterator, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from hotreload.build.built import VMLINUX
 from hotreload.compared import Compared
 from hotreload.diff.load_time import written_name
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
-from hotreload.elf.model import Symbol, SymbolRef
+from hotreload.elf.model import Symbol, SymbolRef, Target
 from hotreload.elf.readers import forgets
 
 WAIT = "wait"
@@ -86,6 +86,38 @@ def refuse_unstopped(
                 " with this edit: the exit code of before would run"
             )
             raise NotPatchableError([Obstacle("HR2201", exits[0], message, EXIT_FIRST)])
+
+
+def unloaded_by_the_old(
+    live: Mapping[Path, Compared], pending: Mapping[Path, Compared], names: Set[str]
+) -> Iterator[str]:
+    """Notes on modules whose new exit code comes with what needs the reload: the old code ends by its own."""
+    running = {key: _exit_code(each) for key, each in with_init(live).items()}
+    changed: dict[str, set[str]] = defaultdict(set)
+    for key, each in (*live.items(), *pending.items()):
+        wanted = _exit_code(pending[key]) if key in pending else frozenset()
+        if wanted != running.get(key, frozenset()):
+            changed[each.pair.unit.module].update(each.diff.exit_changed)
+    for name in sorted(names):
+        if exits := changed.get(name):
+            what = ", ".join(sorted(exits))
+            yield f"HR2201 {name} is unloaded by its exit code from before this edit, which changed {what}"
+
+
+def _exit_code(edited: Compared) -> frozenset[Hashable]:
+    """The exit code that an edit brings, by what it says; what cannot go live, by its names."""
+    diff = edited.diff
+    new = [s for s in diff.carried if s in diff.original_of] if diff.exit_changed else []
+    code = {
+        (function.content, tuple((r.offset, r.addend, _meaning(r.target)) for r in function.relocations))
+        for function in new
+        if written_name(diff.original_of[function]) in diff.exit_changed
+    }
+    return frozenset(code or diff.exit_changed)
+
+
+def _meaning(target: Target) -> Hashable:
+    return target.symbol.name if isinstance(target, SymbolRef) else target
 
 
 def _starts_something(live: Compared) -> bool:

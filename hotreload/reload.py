@@ -46,7 +46,7 @@ from hotreload.errors import (
 from hotreload.fault_line import SourceLine, base_line, fault_line
 from hotreload.history import History, Step
 from hotreload.ladder import modules_in_the_way
-from hotreload.load_time import refuse_unstopped
+from hotreload.load_time import refuse_unstopped, unloaded_by_the_old
 from hotreload.module_rung import ModuleRung
 from hotreload.patch.homes import Home, continued
 from hotreload.patch.left_behind import LeftBehind, renamed
@@ -577,7 +577,7 @@ class Reloader:
         if not names:  # a comment in a Makefile
             self._take_base(names, base)
             return await self._as_patch(cycle)
-        refuse_unstopped(self._guest.known.edited, self._edits.compared, names)
+        self._before_unloading(cycle, names)
         if pushed := self._edits.pushed_into(names):
             files = ", ".join(file.name for file in pushed)
             cycle.notes.append(f"{files}: built as the file is, without the source patch that was pushed")
@@ -591,9 +591,15 @@ class Reloader:
         await self._save_checkpoint(cycle)
         with cycle.stage("build"):
             base, names = await self._module_rung.build_these(self._guest.guest, self.base, wanted)
-        refuse_unstopped(self._guest.known.edited, self._edits.compared, names)
+        self._before_unloading(cycle, names)
         await self._load_anew(cycle, base, names, self._guest.known.edited)
         return cycle.went_anew(self._add_step(self._guest.known.plan), names)
+
+    def _before_unloading(self, cycle: Cycle, names: frozenset[str]) -> None:
+        """Tell of exit code that does not run, or refuse. Raises NotPatchableError."""
+        live, pending = self._guest.known.edited, self._edits.compared
+        refuse_unstopped(live, pending, names)
+        cycle.notes += unloaded_by_the_old(live, pending, names)
 
     def _in_the_way(self, refusal: NotPatchableError) -> frozenset[str]:
         """The modules without whose edits, and without what was added to them, the rest can be patched."""

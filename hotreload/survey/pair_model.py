@@ -127,16 +127,18 @@ class Model:
             for state in self.states[each.name]
         )
 
-    def leaving(self, after: Sources) -> list[tuple[str, ...]]:
+    def leaving(self, after: Sources, said: str) -> list[tuple[str, ...]]:
         """What the exit code may log where these sources are loaded instead.
 
-        It is the code of now, or, where init code has changed as well, what the old init code goes with.
+        It is the code of now. Where init code has changed as well, or the answer ``said`` so, it may be the
+        code that goes with the init code that ran.
         """
         old, new = ({each.name: each for each in of.elements} for of in (self.sources, after))
-        said = [tuple(sorted(each.leaves for each in new.values() if each.leaves))]
-        if any((new[it].of_init, new[it].start) != (old[it].of_init, old[it].start) for it in new):
-            said.append(tuple(sorted(each.leaves for each in old.values() if each.leaves)))
-        return said
+        logged = [tuple(sorted(each.leaves for each in new.values() if each.leaves))]
+        other_init = any((new[it].of_init, new[it].start) != (old[it].of_init, old[it].start) for it in new)
+        if other_init or "exit code from before" in said:
+            logged.append(tuple(sorted(each.leaves for each in old.values() if each.leaves)))
+        return logged
 
     def look(self, printed: Mapping[str, str]) -> list[str]:
         """What is wrong with what the guest printed; the states that it may be in after that."""

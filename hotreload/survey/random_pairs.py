@@ -174,7 +174,7 @@ class Run:
             model.went_on(after, pushed.text)
         elif pushed.outcome in CLAIMS:
             if pushed.outcome == "reloaded" and (said := tuple(sorted(LEAVES.findall(log)))) not in (
-                expected := model.leaving(after)
+                expected := model.leaving(after, pushed.text)
             ):
                 wrong = [f"the exit code says {said}, and not {expected}"]
             model.sources = after

@@ -5,16 +5,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from hotreload.build.compile import ObjectPair
+from hotreload.compared import Compared
 from hotreload.diff.init_reads import Use, called_at_load, uses_of_init
 from hotreload.diff.object_diff import ObjectDiff, diff_objects
 from hotreload.elf.constants import R_X86_64_PC8, R_X86_64_PC32
 from hotreload.elf.model import Relocation, SymbolRef
 from hotreload.elf.reader import read_object
+from hotreload.load_time import unloaded_by_the_old
 from hotreload.patch.far_jumps import far_jumps
 from tests.objects.compiling import compiled, difference, object_of
+
+if TYPE_CHECKING:
+    from hotreload.build.cmd_files import TranslationUnit
+    from hotreload.compared import Original
 
 HEAD = """
 #define __exit __section(".exit.text") notrace
@@ -43,6 +52,31 @@ def test_another_exit_function_travels_and_the_kernel_is_pointed_at_it(tmp_path:
     assert (diff.verdict, told(diff), diff.changed_functions) == ("patchable", [], ("stop",))
     assert diff.exit is not None
     assert diff.exit.patched in diff.carried
+
+
+def edited(tmp_path: Path, source: str) -> dict[Path, Compared]:
+    unit = cast("TranslationUnit", SimpleNamespace(source=Path("a.c"), module="drv"))
+    diff = difference(tmp_path, driver(), source)
+    return {Path("a.o"): Compared(ObjectPair(unit, Path(), Path()), cast("Original", None), diff)}
+
+
+@pytest.mark.parametrize(
+    ("live", "pending", "names"),
+    [
+        pytest.param("", 'register_it("new")', "stop", id="new"),
+        pytest.param('register_it("old")', 'register_it("new")', "stop", id="another string"),
+        pytest.param('register_it("old")', "", "stop", id="taken back"),
+        pytest.param('register_it("old")', 'register_it("old")', "", id="live already"),
+        pytest.param("", "", "", id="not changed"),
+    ],
+)
+def test_it_is_told_that_a_module_is_unloaded_by_the_exit_code_of_before(
+    live: str, pending: str, names: str, tmp_path: Path
+) -> None:
+    edits = [edited(tmp_path / str(n), driver(exit=code)) for n, code in enumerate((live, pending))]
+    notes = list(unloaded_by_the_old(*edits, {"drv"}))
+    said = f"HR2201 drv is unloaded by its exit code from before this edit, which changed {names}"
+    assert notes == ([said] if names else [])
 
 
 @pytest.mark.parametrize(
