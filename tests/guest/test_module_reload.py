@@ -616,6 +616,11 @@ def test_what_an_edit_started_its_exit_code_stops_though_the_guest_booted_with_a
         assert "Call Trace" not in log
         # What stayed loaded for the module that is gone went with it.
         assert "/sys/module/hotreload_1" not in log
+        assert not any("exit code from before" in note for note in grown.notes)
+        both = await save(main_c=STOPPED.replace("pair: %d", "pair ended: %d"))
+        assert both.outcome is Outcome.RELOADED
+        assert [note for note in both.notes if "exit code from before this edit" in note], both.notes
+        assert "pair ended" not in (await watch.run("dmesg")).text
 
     in_session(story, max_rung="module", options=("-K", kernel))
 
