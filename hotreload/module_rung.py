@@ -115,7 +115,7 @@ class ModuleRung:
         self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
     ) -> tuple[GuestBase, frozenset[str]]:
         names |= frozenset().union(*base.carried_otherwise().values())
-        await asyncio.to_thread(_forget_stale, base)
+        await asyncio.to_thread(forget_stale, base)
         build, built = await build_base(base.tree, base.build.folder, variables=base.build.variables)
         try:
             # Whoever builds the kernel while its guest runs has modules of other layouts from then on.
@@ -150,16 +150,17 @@ class ModuleRung:
         )
 
 
-def _forget_stale(base: GuestBase) -> None:
+def forget_stale(base: GuestBase) -> None:
     """Remove objects that make would take for fresh: of files that say something else, and are older.
 
-    A file may have been moved here, or unpacked, with the time that it had elsewhere.
+    A file may have been moved here with its folder, or be what the guest runs again, since an edit that was
+    undone or did not load was compiled.
     """
     for part in base.parts:
         edited = {file for file, digest in part.digests.items() if sha256(file) != digest}
-        for target in part.inputs.users(edited):
-            made = saved_ns(target)
-            if any(saved_ns(file) <= made for file in edited.intersection(part.inputs[target])):
+        for target, digest in part.objects.items():
+            made, others = saved_ns(target), edited.intersection(part.inputs[target])
+            if any(saved_ns(file) <= made for file in others) or (not others and sha256(target) != digest):
                 target.unlink(missing_ok=True)
 
 

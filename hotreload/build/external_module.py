@@ -73,6 +73,7 @@ async def build_modules(
         others = await asyncio.to_thread(stamps, folder)
         await _make(tree, folder, progress, words)
         module, stale = await _with_embedded(_read_build(tree, folder, makefiles))
+        stale |= await asyncio.to_thread(_older_than_inputs, module)
         if stale:
             for target in stale:
                 target.unlink()
@@ -95,11 +96,23 @@ async def build_modules(
 
 def changed_ns(file: Path) -> int:
     """When a file was changed, moved or put here last, in ns of Unix time; now if it has gone."""
-    # ctime, unlike mtime, also tells of a file moved or copied here with its old time.
+    # ctime, unlike mtime, also tells of a file moved or copied here with its old time. A link has its own.
     try:
-        return file.stat().st_ctime_ns
+        return max(file.stat().st_ctime_ns, file.lstat().st_ctime_ns)
     except FileNotFoundError:
         return time.time_ns()
+
+
+def _older_than_inputs(module: Build) -> set[Path]:
+    """The objects that are older than what was put in the place of a file that they are made of.
+
+    make takes them for fresh where that file has kept the time that it had elsewhere (mv, cp -p, rsync -a).
+    """
+    return {
+        unit.object
+        for unit in module.units
+        if any(changed_ns(file) > saved_ns(unit.object) for file in module.inputs[unit.object])
+    }
 
 
 def _forget(module: Build, late: Iterable[Path]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -18,10 +19,12 @@ from elftools.elf.elffile import ELFFile
 from hotreload.build.base import Base, SourceMovedError, base_object, build_base, open_base, record_base
 from hotreload.build.built import Build
 from hotreload.build.compile import compile_patched, rebuild
-from hotreload.build.external_module import build_modules
+from hotreload.build.external_module import TICK_NS, build_modules
+from hotreload.build.guest_base import GuestBase
 from hotreload.build.kernel_tree import KernelTree, check_fit, kernel_compiler
 from hotreload.build.units import units_for
 from hotreload.errors import CompileError, InputError
+from hotreload.module_rung import forget_stale
 
 HEAD = '#include <linux/module.h>\nMODULE_LICENSE("GPL");\n'
 ONE = HEAD + "static int n;\nint one(int a);\nint one(int a)\n{\n\treturn n += a;\n}\n"
@@ -297,6 +300,53 @@ esac
     assert (tmp_path / "saved").exists()
     assert set(functions(base.plain_object(base.units[0]))) == {"uno"}
     assert set(functions(asyncio.run(base_object(base, base.units[0])))) == {"uno"}
+
+
+@pytest.mark.parametrize("name", ["m.c", "names.h"])
+def test_an_older_file_that_takes_the_place_of_a_source_is_compiled(
+    debian_kernel: KernelTree, tmp_path: Path, name: str
+) -> None:
+    files = {"m.c": '#include "names.h"\n' + ONE.replace("one", "NAME"), "names.h": "#define NAME one\n"}
+    folder = write(tmp_path / "drv", {"Kbuild": "obj-m := m.o\n", **files})
+    built(debian_kernel, folder)
+    # As mv, cp -p, rsync -a and tar leave it: make goes by this time, and takes the object for fresh.
+    write(tmp_path, {"old": files[name].replace("one", "uno").replace("NAME(", "uno(")})
+    os.utime(tmp_path / "old", (1_000_000_000, 1_000_000_000))
+    (tmp_path / "old").rename(folder / name)
+    time.sleep(2 * TICK_NS / 1e9)
+    _, base = built(debian_kernel, folder)
+    assert set(functions(base.plain_object(base.units[0]))) == {"uno"}
+    # Once is enough.
+    made = base.units[0].object.stat().st_mtime_ns
+    built(debian_kernel, folder)
+    assert base.units[0].object.stat().st_mtime_ns == made
+
+
+def test_what_was_compiled_of_an_edit_is_not_linked_when_its_folder_is_that_of_before_again(
+    debian_kernel: KernelTree, tmp_path: Path
+) -> None:
+    folder = write(
+        tmp_path / "drv",
+        {
+            "Kbuild": "obj-m := m.o\nccflags-y := -I$(src)/include\n",
+            "m.c": "#include <names.h>\n" + ONE.replace("one", "NAME"),
+            "include/names.h": "#define NAME one\n",
+        },
+    )
+    guest = GuestBase.booted(*built(debian_kernel, folder))
+    (folder / "include").rename(tmp_path / "kept")
+    write(folder, {"include/names.h": "#define NAME uno\n"})
+    assert set(functions(built(debian_kernel, folder)[1].plain_object(guest.units[0]))) == {"uno"}
+    # It was undone, or did not load; and no file has a new time.
+    shutil.rmtree(folder / "include")
+    (tmp_path / "kept").rename(folder / "include")
+    time.sleep(2 * TICK_NS / 1e9)
+    forget_stale(guest)
+    assert set(functions(built(debian_kernel, folder)[1].plain_object(guest.units[0]))) == {"one"}
+    # What is as the guest has it stays.
+    made = guest.units[0].object.stat().st_mtime_ns
+    forget_stale(guest)
+    assert guest.units[0].object.stat().st_mtime_ns == made
 
 
 def test_a_source_saved_between_build_and_record_is_noticed(
