@@ -15,6 +15,7 @@ from hotreload.build.built import VMLINUX
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.compared import Compared, Original
+from hotreload.deploy.module_reload import depends_of
 from hotreload.diff.allocations import message_of, users_of_other_sizes
 from hotreload.diff.init_reads import (
     called_at_load,
@@ -86,8 +87,9 @@ def plan_units(
 
     Raises NotPatchableError with the obstacles of all of them, and ``further`` ones, at once.
     """
-    of_modules = (*_linked_twice(base, compared), *_read_elsewhere(base, compared))
-    of_modules += (*held_across_units(base, compared), *sizes_across_units(compared))
+    joined = joined_modules(base, (each.pair.unit.module for each in compared.values()))
+    of_modules = (*_linked_twice(base, compared), *_read_elsewhere(base, compared, joined))
+    of_modules += (*held_across_units(base, compared), *sizes_across_units(compared, joined))
     of_modules += tuple(
         unlinkable(
             base,
@@ -128,23 +130,44 @@ def _linked_twice(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[
             yield Obstacle("HR2208", target.name, message, where=str(compared[target].pair.unit.source))
 
 
-def _read_elsewhere(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[Obstacle]:
-    """New values of what init or exit code of a module has used in another unit of it: of variables, and of
-    functions that compute nothing else."""
+def joined_modules(base: AnyBase, edited: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Each module with those that exports join it to, itself too: what one uses of another is like what one
+    unit uses of another. Of a kernel's thousands of modules those that are ``edited``."""
+    known = frozenset(edited) if base.is_kernel else frozenset(built.name for built in base.modules)
+    joined = {name: {name} for name in known - {VMLINUX}}
+    for built in base.modules if len(joined) > 1 else ():
+        for used in _depends(built.ko) if built.name in joined else ():
+            if used in joined:
+                both = joined[built.name] | joined[used]
+                joined |= dict.fromkeys(both, both)
+    return {name: frozenset(group) for name, group in joined.items()}
+
+
+def _read_elsewhere(
+    base: AnyBase, compared: Mapping[Path, Compared], joined: Mapping[str, frozenset[str]]
+) -> Iterator[Obstacle]:
+    """New values of what init or exit code has used in another unit of the module, or in a module that is
+    joined to it: of variables, and of functions that compute nothing else."""
     edited = [e for e in compared.values() if not e.diff.obstacles and (e.diff.rewrites or _new_values(e))]
-    for module in {each.pair.unit.module for each in edited} - {VMLINUX}:
-        units = next(built.units for built in base.modules if built.name == module)
+    for group in {joined[e.pair.unit.module] for e in edited if e.pair.unit.module != VMLINUX}:
+        modules = {
+            unit.object: built.name
+            for built in base.modules
+            if built.name in group
+            for unit in built.units
+            if unit.source.suffix == ".c"
+        }
         objects = {
             unit.object: one.original.base.object
             if (one := compared.get(unit.object)) is not None
             else _plain(base.of(unit).plain_object(unit))
-            for unit in units
-            if unit.source.suffix == ".c"
+            for unit in base.units
+            if modules.get(unit.object) == unit.module
         }
-        uses = uses_of_init(objects) if len(objects) > 1 else {}
-        called = called_at_load(objects)
+        uses = uses_of_init(objects, modules) if len(objects) > 1 else {}
+        called = called_at_load(objects, modules)
         for each in edited:
-            if each.pair.unit.module != module:
+            if each.pair.unit.module not in group:
                 continue
             for function in _new_values(each):
                 if (each.pair.unit.object, function) in called:
@@ -157,13 +180,17 @@ def _read_elsewhere(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterato
                     yield Obstacle("HR2103", name, tied_message(rewrite, use), where=where)
 
 
-def sizes_across_units(compared: Mapping[Path, Compared]) -> Iterator[Obstacle]:
-    """Code that counts on another size of what another unit of its module has allocated."""
+def sizes_across_units(
+    compared: Mapping[Path, Compared], joined: Mapping[str, frozenset[str]]
+) -> Iterator[Obstacle]:
+    """Code that counts on another size of what another unit of its module, or of one that is joined to it,
+    has allocated."""
     changed = {key: [(t.original, t.patched) for t in one.diff.changed] for key, one in compared.items()}
     for key, one in compared.items():
         module, where = one.pair.unit.module, str(one.pair.unit.source)
-        others = (other for other in compared if other != key and compared[other].pair.unit.module == module)
-        users = [twins for other in others for twins in changed[other]] if module != VMLINUX else []
+        group = joined.get(module, frozenset())  # none for vmlinux
+        others = (o for o in compared if o != key and compared[o].pair.unit.module in group)
+        users = [twins for other in others for twins in changed[other]]
         for resized, user in users_of_other_sizes(changed[key], users) if users else ():
             yield Obstacle("HR2101", resized.function.name, message_of(resized, user), where=where)
 
@@ -172,6 +199,12 @@ def _new_values(each: Compared) -> list[Symbol]:
     """The global functions that have changed, and do nothing but to compute a value."""
     originals = (twins.original for twins in each.diff.changed)
     return [function for function in originals if not function.is_local and is_value(function)]
+
+
+@functools.lru_cache(maxsize=256)
+def _depends(ko: Path) -> tuple[str, ...]:
+    """The modules that a file of the base uses; its path is that of its content."""
+    return depends_of(ko)
 
 
 @functools.lru_cache(maxsize=32)

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, Generic, TypeVar
 
 from hotreload.diff.correlate import base_name
 from hotreload.diff.load_time import EXIT_NAME, INIT_NAME, written_name
@@ -30,6 +31,7 @@ from hotreload.elf.value_uses import access_of, called_with, is_only_printed
 K = TypeVar("K")
 
 LOAD_NAMES: Final = frozenset((INIT_NAME, EXIT_NAME))
+ONE_MODULE: Final[Mapping[Any, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,11 @@ def value_message(function: Symbol) -> str:
     return f"{name} changed, and code that ran at load has used its value: what came of the old one stays"
 
 
-def called_at_load(objects: Mapping[K, ObjectFile]) -> set[tuple[K, Symbol]]:
-    """The functions that init and exit are, or reach by calls; ``objects``: of a module's units."""
-    return set(_Linked(objects).code_of_load())
+def called_at_load(
+    objects: Mapping[K, ObjectFile], modules: Mapping[K, str] = ONE_MODULE
+) -> set[tuple[K, Symbol]]:
+    """The functions that init and exit are, or reach by calls; as uses_of_init."""
+    return set(_Linked(objects, modules).code_of_load())
 
 
 def tied_message(rewrite: Rewrite, use: Use) -> str:
@@ -93,9 +97,13 @@ def tied_message(rewrite: Rewrite, use: Use) -> str:
     return f"the initial value of '{name}' changed, and {use.function} {how}: what came of the old one stays"
 
 
-def uses_of_init(objects: Mapping[K, ObjectFile]) -> Uses[K]:
-    """The uses of each variable, by (unit, name), by what runs at load; ``objects``: of a module's units."""
-    linked = _Linked(objects)
+def uses_of_init(objects: Mapping[K, ObjectFile], modules: Mapping[K, str] = ONE_MODULE) -> Uses[K]:
+    """The uses of each variable, by (unit, name), by what runs at load.
+
+    ``objects``: of the units of a module, or of several that use each other's exports: then ``modules`` are
+    their names.
+    """
+    linked = _Linked(objects, modules)
     uses: dict[tuple[K, str], list[Use]] = defaultdict(list)
     for unit, function in linked.code_of_load():
         for relocation in function.relocations:
@@ -150,20 +158,20 @@ def _use_of(function: Symbol, relocation: Relocation, variable: Symbol, is_hande
 
 
 class _Linked(Generic[K]):
-    """The units of a module as the linker joins them."""
+    """The units of a module as the linker joins them, and several modules as the kernel does."""
 
-    def __init__(self, objects: Mapping[K, ObjectFile]) -> None:
+    def __init__(self, objects: Mapping[K, ObjectFile], modules: Mapping[K, str]) -> None:
         self._objects = objects
+        self._modules = modules
         self._functions = {
             name for obj in objects.values() for f in obj.functions for name in (f.name, *f.aliases)
         }
-        self._globals = {
-            name: (unit, symbol)
-            for unit, obj in objects.items()
-            for symbol in obj.symbols
-            if symbol.is_defined and not symbol.is_local
-            for name in (symbol.name, *symbol.aliases)
-        }
+        self._globals: dict[str, dict[str, tuple[K, Symbol]]] = defaultdict(dict)
+        for unit, obj in objects.items():
+            for symbol in obj.symbols:
+                if symbol.is_defined and not symbol.is_local:
+                    for name in (symbol.name, *symbol.aliases):
+                        self._globals[name][modules.get(unit, "")] = unit, symbol
 
     def is_printer(self, name: str) -> bool:
         """Whether this is one of the kernel's printing functions, and not one of the module's own."""
@@ -217,4 +225,8 @@ class _Linked(Generic[K]):
         if not isinstance(relocation.target, SymbolRef):
             return None
         symbol = relocation.target.symbol
-        return (unit, symbol) if symbol.is_defined else self._globals.get(symbol.name)
+        if symbol.is_defined:
+            return unit, symbol
+        # What a module does not define itself it has from one that exports it.
+        found = self._globals.get(symbol.name, {})
+        return found.get(self._modules.get(unit, "")) or next(iter(found.values()), None)

@@ -81,8 +81,8 @@ def test_a_new_size_that_nothing_else_depends_on_is_live(before: str, after: str
     assert difference(tmp_path, *pair).verdict == "patchable"
 
 
-@pytest.mark.parametrize(("module", "is_refused"), [("drv", True), ("other", False)])
-def test_another_unit_of_the_module_may_count_on_the_size(
+@pytest.mark.parametrize(("module", "is_refused"), [("drv", True), ("user", True), ("other", False)])
+def test_another_unit_of_the_module_or_of_one_joined_to_it_may_count_on_the_size(
     module: str, is_refused: bool, tmp_path: Path
 ) -> None:
     compared = {}
@@ -92,7 +92,8 @@ def test_another_unit_of_the_module_may_count_on_the_size(
         pair = ObjectPair(unit, Path(), Path())
         diff = difference(tmp_path / name, *texts)
         compared[Path(name)] = Compared(pair, cast("Original", None), diff)
-    found = [(o.code, o.symbol, o.where) for o in sizes_across_units(compared)]
+    joined = {name: frozenset(group) for group in (("drv", "user"), ("other",)) for name in group}
+    found = [(o.code, o.symbol, o.where) for o in sizes_across_units(compared, joined)]
     assert found == ([("HR2101", "probe", "a.c")] if is_refused else [])
 
 

@@ -25,6 +25,7 @@ from hotreload.build.kernel_tree import KernelTree, check_fit, kernel_compiler
 from hotreload.build.units import units_for
 from hotreload.errors import CompileError, InputError
 from hotreload.module_rung import forget_stale
+from hotreload.plan_units import joined_modules
 
 HEAD = '#include <linux/module.h>\nMODULE_LICENSE("GPL");\n'
 ONE = HEAD + "static int n;\nint one(int a);\nint one(int a)\n{\n\treturn n += a;\n}\n"
@@ -185,6 +186,19 @@ def test_a_base_object_is_compiled_once_and_found_again_by_the_next_session(
     assert reopened == base
     assert asyncio.run(base_object(reopened, reopened.units[0])) == first
     assert first.stat().st_ino == written
+
+
+def test_modules_are_joined_by_what_they_use_of_each_other(debian_kernel: KernelTree, tmp_path: Path) -> None:
+    sources = {
+        "a.c": HEAD + "int one(void);\nint one(void) { return 1; }\nEXPORT_SYMBOL_GPL(one);\n",
+        "b.c": HEAD
+        + "int one(void);\nint two(void);\nint two(void) { return one(); }\nEXPORT_SYMBOL_GPL(two);\n",
+        "c.c": HEAD + "int two(void);\nint three(void);\nint three(void) { return two(); }\n",
+        "d.c": HEAD + "int four(void);\nint four(void) { return 4; }\n",
+    }
+    folder = write(tmp_path / "drv", {"Kbuild": "obj-m := a.o b.o c.o d.o\n", **sources})
+    _, base = built(debian_kernel, folder)
+    assert joined_modules(base, ()) == {**dict.fromkeys("abc", frozenset("abc")), "d": frozenset("d")}
 
 
 def test_a_compile_error_is_gccs_own_text_about_the_users_own_path(

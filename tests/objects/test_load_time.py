@@ -270,6 +270,26 @@ def test_a_value_that_init_of_another_unit_has_asked_for_is_tied_to_it(tmp_path:
     assert ("more", "other") not in called
 
 
+def test_init_code_of_a_module_uses_what_another_exports_and_not_its_namesakes(tmp_path: Path) -> None:
+    main = object_of(
+        driver("more() + own()", before="int more(void); int own(void);"),
+        tmp_path / "a",
+    )
+    own = object_of("int nr = 3; int own(void) { return nr; }", tmp_path / "b")
+    more = object_of(
+        "int nr = 3, rate = 4; int own(void) { return nr; } int more(void) { return rate; }", tmp_path / "c"
+    )
+    objects = {"main": main, "own": own, "more": more}
+    modules = {"main": "user", "own": "user", "more": "provider"}
+    assert uses_of_init(objects, modules) == {
+        ("more", "rate"): [Use("more", 0, 4)],
+        ("own", "nr"): [Use("own", 0, 4)],
+    }
+    called = {(unit, function.name) for unit, function in called_at_load(objects, modules)}
+    assert called >= {("more", "more"), ("own", "own")}
+    assert ("more", "own") not in called
+
+
 def test_a_change_of_init_code_is_judged_elsewhere_if_so_asked(tmp_path: Path) -> None:
     before, after = (
         read_object(compiled(driver(init), tmp_path / name))
