@@ -55,6 +55,7 @@ class Cycle:
     milliseconds: dict[str, float] = field(default_factory=dict)
     is_saved: bool = False  # there is a checkpoint of the guest as it was before
     notes: list[str] = field(default_factory=list)
+    moved: frozenset[str] = frozenset()  # as PatchPlan has it
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -120,6 +121,11 @@ class Cycle:
         if names:
             self.notes.append(f"HR2104 not there any more, and new if it returns: {', '.join(names)}")
 
+    def notes_of_units(self) -> list[str]:
+        """What is told of the units. What one of them has lost another one may have."""
+        notes = (note for each in self.compared for note in each.diff.notes)
+        return [note.message for note in notes if note.code != "HR2104" or note.symbol not in self.moved]
+
     # --- endings ---
 
     def went_live(self, step: Step, before: Step) -> ReloadReport:
@@ -127,7 +133,7 @@ class Cycle:
         live_ms = (time.monotonic() - self.saved_at) * 1000
         undone = [name for name in before.symbols if name not in step.symbols]
         changed = self._of_this_edit(step, before)
-        notes = [note.message for each in self.compared for note in each.diff.notes]
+        notes = self.notes_of_units()
         notes += [
             f"{fn} travels: it {why}"
             for each in self.compared
@@ -176,7 +182,7 @@ class Cycle:
 
     def no_change(self, still_runs: int | None) -> ReloadReport:
         """The compiler made the same code of it."""
-        notes = [note.message for each in self.compared for note in each.diff.notes] + self.notes
+        notes = self.notes_of_units() + self.notes
         return ReloadReport(
             Outcome.NO_CHANGE,
             None,

@@ -141,6 +141,7 @@ async def _through(
         plan = plan_units(base, compared, knowledge.symbols)
         if plan is None:
             return None
+        cycle.moved = plan.moved
         _note_what_stays(plan, cycle)
         return write_module(plan, order.name, knowledge.glue)
 
@@ -284,7 +285,7 @@ def require_other_name(name: str, base: Base) -> None:
 def _built(cycle: Cycle) -> ReloadReport:
     milliseconds = (time.monotonic() - cycle.saved_at) * 1000
     diffs = [each.diff for each in cycle.compared]
-    notes = [note.message for diff in diffs for note in diff.notes]
+    notes = cycle.notes_of_units()
     notes += [f"{fn} travels: it {why}" for diff in diffs for fn, why in diff.callers_promoted.items()]
     return ReloadReport(
         Outcome.PATCHABLE,

@@ -789,7 +789,9 @@ class Reloader:
     def _plan(self, cycle: Cycle) -> PatchPlan | None:
         """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""
         with cycle.stage("link"):
-            return self._edits.plan(self._edits.compared)
+            plan = self._edits.plan(self._edits.compared)
+        cycle.moved = plan.moved if plan is not None else frozenset()
+        return plan
 
     async def _check_running(self, cycle: Cycle, edited: Mapping[Path, Compared]) -> None:
         """Raises NotPatchableError (HR3101)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from hotreload.diff.allocations import refuse_other_sizes
 from hotreload.diff.constants import (
@@ -54,6 +55,8 @@ from hotreload.diff.special_sections import Entry
 from hotreload.diff.travel import collect_carried, tell_lost_statics
 from hotreload.elf.model import ObjectFile, Symbol
 
+Declared = tuple[str, str, tuple[Any, ...]]
+
 
 @dataclass(frozen=True, slots=True)
 class Twins:
@@ -90,6 +93,7 @@ class ObjectDiff:
     ``declared_in``       the function that declares a new static local, by symbol
     ``without_storage``   function and name of the variables that gcc has folded away
     ``folded``            those of them that have storage in the guest, and a value
+    ``lost``, ``come``    the variables that only one side declares, by function, name and type (layouts.py)
     """
 
     changed: tuple[Twins, ...]
@@ -117,6 +121,8 @@ class ObjectDiff:
     declared_in: Mapping[str, str] = field(default_factory=dict)
     without_storage: frozenset[tuple[str, str]] = frozenset()
     folded: frozenset[tuple[str, str]] = frozenset()
+    lost: Mapping[Declared, Symbol] = field(default_factory=dict)
+    come: Mapping[Declared, Symbol] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from hotreload.diff.correlate import base_name
 from hotreload.diff.definitions import located
 from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts, parse
-from hotreload.diff.object_diff import ObjectDiff, diff_objects
+from hotreload.diff.object_diff import Declared, ObjectDiff, diff_objects
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.rewrites import Rewrite, name_of_place
 from hotreload.diff.spelling import spelled
@@ -129,7 +130,29 @@ def _with_declarations(
         declared_in={v.symbol.name: v.function for v in after.declared if v.symbol and v.function},
         without_storage=unstored,
         folded=unstored & (stored | frozenset(added)) | _without_initial_value(diff, after),
+        lost=_lost(diff, before, after) if before is not None else {},
+        come=_by_declaration(after, diff.new_data),
     )
+
+
+def _lost(diff: ObjectDiff, before: Layouts, after: Layouts) -> dict[Declared, Symbol]:
+    """The variables that the source declares no more."""
+    there = {(one.function, one.name) for one in after.declared}
+    kept = frozenset(diff.original_of.values())
+    symbols = [one.symbol for one in before.declared if one.symbol is not None and one.symbol not in kept]
+    found = _by_declaration(before, symbols)
+    return {declared: symbol for declared, symbol in found.items() if declared[:2] not in there}
+
+
+def _by_declaration(layouts: Layouts, symbols: Iterable[Symbol]) -> dict[Declared, Symbol]:
+    """Those of these that can be written, and that no other one has the declaration of."""
+    among = {symbol for symbol in symbols if symbol.section is not None and symbol.section.is_writable}
+    count = Counter((one.function, one.name) for one in layouts.declared)
+    return {
+        (one.function, one.name, one.shape): one.symbol
+        for one in layouts.declared
+        if one.symbol in among and count[one.function, one.name] == 1
+    }
 
 
 def _without_initial_value(diff: ObjectDiff, after: Layouts) -> frozenset[tuple[str, str]]:

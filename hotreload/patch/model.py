@@ -159,6 +159,7 @@ class PatchPlan:
     """A whole patch. ``strings``: those that the kernel may keep the address of, told for people.
 
     ``dormant``: variables that the sources declare, and that no code uses: they keep the values they have.
+    ``moved``: the names of those that went to another unit, and are where they were in the guest.
     """
 
     pieces: tuple[Piece, ...]
@@ -167,6 +168,7 @@ class PatchPlan:
     writes: tuple[Write, ...] = ()
     callbacks: tuple[Callback, ...] = ()
     dormant: frozenset[Identity] = field(default=frozenset(), compare=False)
+    moved: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def changed_objects(self) -> frozenset[str]:

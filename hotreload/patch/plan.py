@@ -57,6 +57,7 @@ from hotreload.patch.model import (
     Value,
     Write,
 )
+from hotreload.patch.moved import moved_variables
 from hotreload.patch.never_left import NEVER_LEFT
 from hotreload.patch.symbols import VMLINUX, SymbolPosition
 
@@ -80,7 +81,8 @@ def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:
         for kind, function in unit.diff.callbacks
     )
     strings = tuple(dict.fromkeys(planner.strings))
-    return PatchPlan(pieces, objects, strings, writes, callbacks, dormant(units))
+    moved = frozenset(base_name(symbol.name) for symbol in planner.moved)
+    return PatchPlan(pieces, objects, strings, writes, callbacks, dormant(units), moved)
 
 
 @dataclass(slots=True)
@@ -96,13 +98,16 @@ class _Planner:
     exported: dict[str, tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # names that are exported now
     renamed: dict[tuple[str, str], tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # as globals
     unit_of: dict[Symbol, UnitDiff] = field(default_factory=dict)
+    moved: Mapping[Symbol, tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # as moved_variables
     escapes: dict[int, Escapes] = field(default_factory=dict)  # by id() of a unit
     at_work: UnitDiff | None = None  # whom an obstacle is blamed on
 
     def __post_init__(self) -> None:
+        self.moved = moved_variables(self.units)
         for unit in self.units:
             for symbol in unit.diff.carried:
-                self.numbers[symbol] = len(self.numbers)
+                if symbol not in self.moved:
+                    self.numbers[symbol] = len(self.numbers)
                 self.unit_of[symbol] = unit
                 if not symbol.is_local:
                     self._refuse_second(unit, symbol)
@@ -320,6 +325,8 @@ class _Planner:
     def _defined(
         self, unit: UnitDiff, holder: Symbol | None, relocation: Relocation, symbol: Symbol
     ) -> PlannedTarget:
+        if symbol in self.moved:
+            return self._original_or_refuse(*self.moved[symbol])
         original = self.unit_of.get(symbol, unit).diff.original_of.get(symbol)
         if symbol in self.numbers:
             if holder is not None and takes_address(holder, relocation):
