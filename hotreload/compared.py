@@ -6,14 +6,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hotreload.build.compile import ObjectPair
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.running_code import RunningCode, match_running
+from hotreload.diff.types import global_functions
 from hotreload.diff.unit_diff import UnitObject, unit_object_of
 from hotreload.elf.linkage import Linkage
 from hotreload.elf.reader import read_object
+
+Prototypes = Mapping[str, tuple[Any, ...]]
+
+
+def prototypes_of(unit: UnitObject) -> Prototypes:
+    """The prototypes of a unit's global functions, as layouts.py has them."""
+    known = unit.layouts.functions if unit.layouts is not None else {}
+    return {name: known[name] for name in global_functions(unit.object) if name in known}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,7 @@ class Compared:
 
     ``types``: of the patched one, if it has any that the base has not; ``digest``: of its file; ``edited``:
     the digests of those files that it was made of and that were not as in the base. ``renames``: as diff_unit
-    took them. ``linkage``: of the patched one.
+    took them. ``linkage``, ``prototypes``: of the patched one, these of its global functions.
     """
 
     pair: ObjectPair
@@ -47,3 +57,9 @@ class Compared:
     edited: Mapping[Path, str] = field(default_factory=dict)
     renames: Mapping[str, str] = field(default_factory=dict)
     linkage: Linkage = field(default_factory=Linkage)
+    prototypes: Prototypes = field(default_factory=dict)
+
+    @property
+    def original_prototypes(self) -> Prototypes:
+        """Those of the base."""
+        return prototypes_of(self.original.base)

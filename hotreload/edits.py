@@ -29,7 +29,7 @@ from hotreload.load_time import init_obstacles, waiting, with_init
 from hotreload.patch.kernel_symbols import own_names
 from hotreload.patch.model import PatchPlan
 from hotreload.patch.writes import Place, Written
-from hotreload.plan_units import compare_unit, plan_units
+from hotreload.plan_units import compare_unit, linkage_of_plain, plan_units
 from hotreload.renamed_across import renames_across
 from hotreload.running_check import RunningCheck
 from hotreload.source_texts import SourceTexts
@@ -241,6 +241,19 @@ class Edits:
                 for name in found
             )
         return plan
+
+    def require_callers(self, failed: Collection[TranslationUnit], before: Mapping[Path, Compared]) -> None:
+        """Raise NotPatchableError (HR2205) where one of these, which stay as they are, calls what has another
+        prototype now than ``before`` this save."""
+        for unit in failed:
+            one = before.get(unit.object)
+            needs = one.linkage.needs if one is not None else linkage_of_plain(self.base, unit).needs
+            for key, other in self.compared.items():
+                was = before[key].prototypes if key in before else other.original_prototypes
+                for name in sorted(needs & was.keys() & other.prototypes.keys()):
+                    if was[name] != other.prototypes[name] and other.pair.unit.module == unit.module:
+                        message = f"{unit.source.name} calls {name} with the prototype of before"
+                        raise NotPatchableError([Obstacle("HR2205", name, message, where=str(unit.source))])
 
     async def require_running(self, compared: Mapping[Path, Compared]) -> None:
         """Raise NotPatchableError (HR3101) where the guest does not run what would be replaced."""

@@ -14,7 +14,7 @@ from hotreload.build.base import AnyBase
 from hotreload.build.built import VMLINUX
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
-from hotreload.compared import Compared, Original
+from hotreload.compared import Compared, Original, prototypes_of
 from hotreload.deploy.module_reload import depends_of
 from hotreload.diff.allocations import message_of, users_of_other_sizes
 from hotreload.diff.init_reads import (
@@ -28,7 +28,7 @@ from hotreload.diff.init_reads import (
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import NOTHING_ELSE, UnitContext, diff_unit, unit_object_of
-from hotreload.elf.linkage import linkage_of
+from hotreload.elf.linkage import Linkage, linkage_of
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.reader import read_object
 from hotreload.linkable import unlinkable
@@ -57,7 +57,7 @@ def compare_unit(
         diff = replace(diff, obstacles=(*diff.obstacles, Obstacle("HR2206", name, message)))
     types = _new_types(original.base.layouts, patched.layouts)
     digest, linkage = _digest(patched.object), linkage_of(patched.object)
-    return Compared(pair, original, diff, types, digest, renames=context.renames, linkage=linkage)
+    return Compared(pair, original, diff, types, digest, {}, context.renames, linkage, prototypes_of(patched))
 
 
 def _digest(obj: ObjectFile) -> bytes:
@@ -205,6 +205,11 @@ def _new_values(each: Compared) -> list[Symbol]:
 def _depends(ko: Path) -> tuple[str, ...]:
     """The modules that a file of the base uses; its path is that of its content."""
     return depends_of(ko)
+
+
+def linkage_of_plain(base: AnyBase, unit: TranslationUnit) -> Linkage:
+    """What a unit needs of the others, as the guest booted it."""
+    return linkage_of(_plain(base.of(unit).plain_object(unit)))
 
 
 @functools.lru_cache(maxsize=32)

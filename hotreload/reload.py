@@ -469,7 +469,8 @@ class Reloader:
     async def _beside_failed(self, cycle: Cycle, error: SomeFailedError) -> None:
         """Bring those units that have compiled, and tell it, before the others are told of.
 
-        Only where their own source is all that was edited of them: a header says something to both.
+        Only where their own source is all that was edited of them: a header says something to both. And where
+        the others, which go on as they are, can go on to call them.
         """
         pairs = tuple(pair for pair in error.pairs if self._edits.units.is_edited_alone(pair.unit))
         if not pairs:
@@ -478,7 +479,7 @@ class Reloader:
         await self._edits.learn(self._guest.guest)
         beside = replace(cycle, files=tuple(dict.fromkeys(pair.unit.source for pair in pairs)), notes=[])
         try:
-            report = await self._from(beside, pairs, {}, partial(self._build, beside))
+            report = await self._from(beside, pairs, {}, partial(self._build, beside), error.failed)
         except NotPatchableError:
             return  # told when all of them compile
         if report.number is not None:
@@ -512,12 +513,15 @@ class Reloader:
         pairs: tuple[ObjectPair, ...],
         instead: Mapping[Path, bytes | None],
         again: Callable[[list[TranslationUnit]], Awaitable[tuple[ObjectPair, ...]]],
+        failed: Collection[TranslationUnit] = (),
     ) -> ReloadReport:
         """From the objects on; ``instead``: what files say, whatever is on disk (by real path).
 
-        ``again`` compiles units once more, so that all of their variables have storage.
+        ``again`` compiles units once more, so that all of their variables have storage. ``failed``: the units
+        that were edited, too, and have no new object.
         """
         # What changed? Strings, constants and special sections are compared by content, not by place.
+        known = dict(self._edits.compared)
         self._compare(cycle, pairs, instead)
 
         # A variable that nothing writes any more, or nothing reads, has a value all the same.
@@ -528,6 +532,7 @@ class Reloader:
 
         # Which of it can be patched, over all units edited since boot? All obstacles are told at once.
         plan = self._plan(cycle)
+        self._edits.require_callers(failed, known)
 
         if changed := self._edits.units.changed_makefiles():
             cycle.notes.append(f"HR1004 {changed} changed; the build is still the one before")

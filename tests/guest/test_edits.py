@@ -122,6 +122,29 @@ def test_a_refused_unit_holds_up_the_others_and_is_named(in_session: Callable[..
     in_session(story)
 
 
+def test_a_unit_is_not_brought_alone_while_who_calls_it_otherwise_does_not_compile(
+    in_session: Callable[..., None],
+) -> None:
+    """Each of the two declares the function itself, so that no header holds them together."""
+    main = MAIN.replace("static int reads;", "static int reads;\nint thrice(int *n);")
+    main = main.replace("twice(reads)", "thrice(&reads)")
+    by_value = main.replace("int *n", "int n").replace("&reads", "reads")
+    thrice = "int thrice(int *n);\nint thrice(int *n)\n{\n\treturn 3 * *n;\n}\n"
+
+    async def story(save: Save, read: Read) -> None:
+        added = await save(main_c=by_value, help_c=HELP + thrice.replace("*n)", "n)").replace("* *n", "* n"))
+        assert added.outcome is Outcome.LIVE, added
+        assert await read() == "hello 1 3\n"
+        half = await save(main_c=main.replace("reads++;", "reads++"), help_c=HELP + thrice)
+        assert half.outcome is Outcome.COMPILE_ERROR
+        assert await read() == "hello 2 6\n"
+        whole = await save(main_c=main)
+        assert whole.outcome is Outcome.LIVE, whole
+        assert await read() == "hello 3 9\n"
+
+    in_session(story)
+
+
 GIVER = (
     FILES["main.c"]
     .replace(
