@@ -32,11 +32,14 @@ def unlinkable(
     ``plain`` reads the object that kbuild made of a unit; ``has_global``: does a module that the guest booted
     define a name?
     """
+    exported = {name: one.pair.unit.module for one in compared.values() for name in one.diff.new_exports}
     for module in base.modules:
         edited = {unit.object: compared[unit.object] for unit in module.units if unit.object in compared}
         before = {key: linkage_of(one.original.base.object) for key, one in edited.items()}
         now = {key: one.linkage for key, one in edited.items()}
-        gone = _defined(before) - _defined(now)
+        # What another module exports from now on is found there.
+        elsewhere = {name for name, exporter in exported.items() if exporter != module.name}
+        gone = _defined(before) - _defined(now) - elsewhere
         if gone:
             # The other units of vmlinux are too many to be read.
             units = module.units if module.name != VMLINUX else ()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -24,8 +25,11 @@ PART = "int level = 2; int part(int x) { return x + 1; }"
 NAMES = ("user.c", "part.c", "spare.c")
 
 
-def found(tmp_path: Path, edits: Mapping[str, str], module: str = "drv") -> list[tuple[str, str, str]]:
-    """What stands in the way of these edits, of a module of three units."""
+def found(
+    tmp_path: Path, edits: Mapping[str, str], module: str = "drv", exporter: str = ""
+) -> list[tuple[str, str, str]]:
+    """What stands in the way of these edits, of a module of three units; ``exporter``: where the last one,
+    which exports ``part`` now, is."""
     before = dict(zip(NAMES, (USER, PART, "int spare(void) { return 3; }"), strict=True))
     objects = {name: object_of(text, tmp_path / f"old-{name}") for name, text in before.items()}
     units = {name: SimpleNamespace(source=Path(name), object=Path(name), module=module) for name in NAMES}
@@ -40,6 +44,11 @@ def found(tmp_path: Path, edits: Mapping[str, str], module: str = "drv") -> list
             linkage=linkage_of(object_of(text, tmp_path / f"new-{name}")),
         )
     names = {name for obj in objects.values() for name in linkage_of(obj).defines}
+    if exporter:
+        diff = replace(difference(tmp_path, "int n;", "int n;"), new_exports=frozenset({"part"}))
+        unit = cast("TranslationUnit", SimpleNamespace(module=exporter))
+        pair = ObjectPair(unit, Path(), Path())
+        compared[Path("other.c")] = Compared(pair, cast("Original", None), diff)
     obstacles = unlinkable(
         cast("AnyBase", base),
         compared,
@@ -47,6 +56,14 @@ def found(tmp_path: Path, edits: Mapping[str, str], module: str = "drv") -> list
         lambda _, name: name in names,
     )
     return [(each.code, each.symbol, each.where) for each in obstacles]
+
+
+@pytest.mark.parametrize(("exporter", "is_missed"), [("", True), ("drv", True), ("other", False)])
+def test_what_another_module_exports_from_now_on_is_found_there(
+    exporter: str, is_missed: bool, tmp_path: Path
+) -> None:
+    missed = found(tmp_path, {"part.c": "int level = 2;"}, exporter=exporter)
+    assert missed == ([("HR2209", "part", "user.c")] if is_missed else [])
 
 
 @pytest.mark.parametrize(
