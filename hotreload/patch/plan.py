@@ -152,7 +152,9 @@ class _Planner:
                     if position is not None:
                         self._refuse_never_left(unit, position.name)
                         funcs.append(KlpFunc(position.name, position.sympos, self.numbers[twins.patched]))
-            if funcs or any(_has_other(u.diff) for u in self.units if u.module == module):
+            # The kernel applies livepatch relocations of what travels for a module with its object.
+            travels = module != VMLINUX and any(self.unit_of[s].module == module for s in self.numbers)
+            if funcs or travels or any(_has_other(u.diff) for u in self.units if u.module == module):
                 yield KlpObject(None if module == VMLINUX else module, tuple(funcs))
 
     def writes(self) -> Iterator[Write]:

@@ -8,6 +8,7 @@ import asyncio
 import shutil
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,32 @@ def test_two_definitions_of_one_name_are_refused_as_a_linker_would(tmp_path: Pat
     )
     units = {name: tuple(s.replace("NAME", name[0]) for s in header) for name in ("a.c", "b.c")}
     assert refusal(tmp_path, units) == ["HR2208"]  # type: ignore[arg-type]
+
+
+def test_a_module_of_which_only_something_new_travels_is_an_object_of_the_patch(tmp_path: Path) -> None:
+    """Or the kernel would not let what is new there refer to what the module has."""
+    total = "static int total; int add(int v) { total += v; return total; } "
+    show = "int add(int v); int twice(int v); int show(void) { return NAME(1); }"
+    texts = {
+        "prov": (total, total + "int twice(int v) { total += 2 * v; return total; }"),
+        "user": (show.replace("NAME", "add"), show.replace("NAME", "twice")),
+    }
+    units, symbols = [], {}
+    for module, (before, after) in texts.items():
+        name = f"{module}.c"
+        plain = compiled(
+            before, tmp_path / "plain", "-fno-function-sections", "-fno-data-sections", name=name
+        )
+        symbols[module] = ModuleSymbols(module, linked(tmp_path, plain, name=f"{module}.ko"))
+        base = read_object(compiled(before, tmp_path / "base", name=name))
+        diff = diff_objects(base, read_object(compiled(after, tmp_path / "patched", name=name)))
+        diff = replace(diff, new_exports=frozenset({"twice"} if module == "prov" else ()))
+        block = symbols[module].block_of(name, 0)
+        units.append(UnitDiff(module, name, block, diff, match_running(read_object(plain), base)))
+    plan = plan_patch(units, KernelSymbols(EXPORTS, symbols))
+    assert SymbolPosition("prov", "total", 1) in targets(plan, "twice")
+    found = {obj.name: [func.old_name for func in obj.funcs] for obj in plan.objects}
+    assert found == {"prov": [], "user": ["show"]}
 
 
 def test_what_is_not_exported_is_refused(tmp_path: Path) -> None:
