@@ -44,7 +44,9 @@ def unlinkable(
             # The other units of vmlinux are too many to be read.
             units = module.units if module.name != VMLINUX else ()
             all_now = {u.object: linkage_of(plain(u)) for u in units if u.object not in edited} | now
-            yield from _missed(gone - _defined(all_now), all_now, {u.object: u for u in module.units})
+            known = {u.object: u for u in module.units}
+            yield from _weak_now(gone - _defined(all_now), all_now, known)
+            yield from _missed(gone - _defined(all_now) - _weak(all_now), all_now, known)
         for key, one in edited.items():
             others = _defined({other: each for other, each in now.items() if other != key})
             # What the guest has, and no edited unit defined, another unit goes on to define.
@@ -56,6 +58,21 @@ def unlinkable(
 
 def _defined(units: Mapping[Path, Linkage]) -> frozenset[str]:
     return frozenset().union(*(each.defines for each in units.values()))
+
+
+def _weak(units: Mapping[Path, Linkage]) -> frozenset[str]:
+    return frozenset().union(*(each.weak for each in units.values()))
+
+
+def _weak_now(
+    gone: frozenset[str], units: Mapping[Path, Linkage], known: Mapping[Path, TranslationUnit]
+) -> Iterator[Obstacle]:
+    """The linker would take these; in the guest it has taken what is gone."""
+    for key, each in units.items():
+        for name in sorted(each.weak & gone):
+            where = known[key].source
+            message = f"{name} is now what {where.name} has as a weak one, and the guest was linked otherwise"
+            yield Obstacle("HR2208", name, message, where=str(where))
 
 
 def _missed(

@@ -11,16 +11,22 @@ from hotreload.elf.model import ObjectFile
 
 @dataclass(frozen=True, slots=True)
 class Linkage:
-    """The names that a unit defines for the others, and those that it needs of them."""
+    """The names that a unit defines for the others, and those that it needs of them.
+
+    ``weak``: those that it defines unless another one does.
+    """
 
     defines: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
+    weak: frozenset[str] = frozenset()
 
 
 def linkage_of(obj: ObjectFile) -> Linkage:
     """Of an object; what is weak is neither missed nor there twice."""
-    strong = [s for s in obj.symbols if not s.is_local and s.binding != STB_WEAK and not s.anonymous]
+    named = [s for s in obj.symbols if not s.is_local and not s.anonymous]
+    strong = [s for s in named if s.binding != STB_WEAK]
     return Linkage(
         frozenset(name for s in strong if s.is_defined for name in (s.name, *s.aliases)),
         frozenset(s.name for s in strong if not s.is_defined),
+        frozenset(s.name for s in named if s.binding == STB_WEAK and s.is_defined),
     )

@@ -190,6 +190,27 @@ def test_a_new_export_is_used_by_another_module_in_the_same_patch(in_session: Ca
     in_session(story, TWO_MODULES)
 
 
+def test_a_new_export_that_is_all_that_its_module_brings_uses_what_the_module_has(
+    in_session: Callable[..., None],
+) -> None:
+    counted = (
+        "int counted(void);\nint counted(void)\n{\n\treturn reads += 10;\n}\nEXPORT_SYMBOL_GPL(counted);\n"
+    )
+
+    async def story(save: Save, _read: Read, watch: Driven) -> None:
+        assert (await watch.run("cat /proc/pair")).text.startswith("giver 1 ")
+        taker = TAKER.replace(", reads, 0", ", reads, counted()").replace("given(int n)", "counted(void)")
+        used = await save(giver_c=GIVER + counted, taker_c=taker)
+        assert used.outcome is Outcome.LIVE, used
+        assert (await watch.run("cat /proc/taker")).text == "hello 1 11\n"
+        # The taker alone is loaded anew, and needs what is in no module that the guest has loaded.
+        grown = await save(taker_c=taker.replace("int reads;", "long reads;").replace(" %d %d", " %ld %d"))
+        assert grown.outcome is Outcome.RELOADED, grown
+        assert (await watch.run("cat /proc/taker")).text in ("hello 1 10\n", "hello 1 21\n")
+
+    in_session(story, TWO_MODULES)
+
+
 NUMBERED = MAIN.replace(
     "\treads++;\n", '\treads++;\n\tWARN(reads == 3, "three");\n\tpr_debug("read %d times\\n", reads);\n'
 )

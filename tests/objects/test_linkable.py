@@ -58,6 +58,14 @@ def found(
     return [(each.code, each.symbol, each.where) for each in obstacles]
 
 
+def test_what_is_weak_in_another_unit_takes_the_place_of_what_is_gone(tmp_path: Path) -> None:
+    edits = {
+        "part.c": "int level = 2;",
+        "spare.c": "__attribute__((weak)) int part(int x) { return x + 9; }",
+    }
+    assert found(tmp_path, edits) == [("HR2208", "part", "spare.c")]
+
+
 @pytest.mark.parametrize(("exporter", "is_missed"), [("", True), ("drv", True), ("other", False)])
 def test_what_another_module_exports_from_now_on_is_found_there(
     exporter: str, is_missed: bool, tmp_path: Path
