@@ -17,6 +17,7 @@ from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair, rebuild
 from hotreload.build.guest_base import GuestBase
 from hotreload.build.make_question import MakeQuestion
+from hotreload.build.rule_inputs import may_ask_the_world
 from hotreload.build.units import UnitSelection, units_for
 from hotreload.compared import Compared, Original, read_original
 from hotreload.deploy.guest import Guest
@@ -97,6 +98,16 @@ class Edits:
     def is_open(self, others: Collection[Path]) -> bool:
         """Does make have to be asked about them?"""
         return self._question.is_open(others)
+
+    async def is_made_otherwise(self, taken: Callable[[Collection[Path]], None]) -> bool:
+        """Does make make something else of the folder, although no file of it has changed?
+
+        A commit's name may be on the command line. ``taken`` is told what make wrote. Raises as ask_make.
+        """
+        if self.base.is_kernel or not may_ask_the_world(self.base.makefiles):
+            return False
+        taken(await self.ask_make(()))
+        return self.has_new(())
 
     async def ask_make(self, others: Collection[Path]) -> frozenset[Path]:
         """Have made what depends on these files; what make wrote. Then ``of`` knows it.

@@ -432,7 +432,14 @@ class Reloader:
     async def _through(self, cycle: Cycle) -> ReloadReport:
         await self._follow_unloading()
         try:
-            return await self._as_patch(cycle)
+            report = await self._as_patch(cycle)
+            if report.outcome is Outcome.NO_CHANGE and not cycle.files and not self.dry_run:
+                # Nothing of the folder says anything else; make may.
+                with cycle.stage("build"):
+                    is_made_otherwise = await self._edits.is_made_otherwise(self.taken)
+                if is_made_otherwise:
+                    report = await self._as_patch(cycle)
+            return report
         except NotPatchableError as refusal:
             if self.dry_run or not self._module_rung.leads_past(refusal, self.base):
                 raise

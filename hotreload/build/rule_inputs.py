@@ -20,11 +20,18 @@ TARGETS = re.compile(r"([^\s#:=%][^#:=%]*?)\s*::?\s+(?!=)(.*)")
 # Targets that are made of sources by a compile, which is followed anyway.
 COMPILED = (".o", ".ko", ".mod", ".i", ".s", ".lst", ".ll", ".symtypes")
 ASK_LIMIT = 60.0
+# Text that a program makes, of which nobody knows what it looks at: the name of a commit, mostly.
+SHELL = re.compile(r"\$[({]shell\s|^[^#]*!=", re.MULTILINE)
 
 
 def may_have_rules(makefiles: Iterable[Path]) -> bool:
     """Does one of them have a rule of its own?"""
     return any(RULE.search(_text(file)) for file in makefiles)
+
+
+def may_ask_the_world(makefiles: Iterable[Path]) -> bool:
+    """May one of them say something else although no file of the folder has changed?"""
+    return any(SHELL.search(_text(file)) for file in makefiles)
 
 
 async def rule_inputs(

@@ -155,6 +155,23 @@ def test_flags_that_are_read_from_a_file_are_a_change_of_the_recipe(
         driver.save({"VERSION": "2\n"})
 
 
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_flags_that_a_program_says_may_change_though_no_file_of_the_folder_does(
+    is_asked: bool, debian_kernel: KernelTree, tmp_path: Path
+) -> None:
+    """As those of `git describe` do with each commit."""
+    (tmp_path / "commit").write_text("1\n")
+    flag = f"ccflags-y := -DCOMMIT=$(shell cat {tmp_path}/commit)\n" if is_asked else ""
+    source = HEAD + "#ifndef COMMIT\n#define COMMIT 1\n#endif\nint c(void);\nint c(void) { return COMMIT; }\n"
+    driver = Driver(debian_kernel, tmp_path / "drv", {"Kbuild": f"obj-m := m.o\n{flag}", "m.c": source})
+    assert not asyncio.run(driver.edits.is_made_otherwise(lambda _made: None))
+    (tmp_path / "commit").write_text("2\n")
+    assert asyncio.run(driver.edits.is_made_otherwise(lambda _made: None)) is is_asked
+    if is_asked:
+        with pytest.raises(NotPatchableError, match="by the same command"):
+            driver.push({})
+
+
 def test_a_clock_among_the_flags_is_no_change(debian_kernel: KernelTree, tmp_path: Path) -> None:
     kbuild = "obj-m := m.o\nccflags-y := -DBUILT=$(shell date +%s)\n"
     source = HEAD + "long m(void);\nlong m(void) { return BUILT; }\n"
