@@ -20,8 +20,9 @@ TARGETS = re.compile(r"([^\s#:=%][^#:=%]*?)\s*::?\s+(?!=)(.*)")
 # Targets that are made of sources by a compile, which is followed anyway.
 COMPILED = (".o", ".ko", ".mod", ".i", ".s", ".lst", ".ll", ".symtypes")
 ASK_LIMIT = 60.0
-# Text that a program makes, of which nobody knows what it looks at: the name of a commit, mostly.
-SHELL = re.compile(r"\$[({]shell\s|^[^#]*!=", re.MULTILINE)
+# Text that a program makes, of which nobody knows what it looks at: the name of a commit, mostly. Nearly each
+# Makefile of a module asks for the running kernel and the folder, which are what they are.
+SHELL = re.compile(r"\$[({]shell\s+(?!(?:uname|pwd)\b)", re.MULTILINE)
 
 
 def may_have_rules(makefiles: Iterable[Path]) -> bool:

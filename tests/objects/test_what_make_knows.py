@@ -161,7 +161,8 @@ def test_flags_that_a_program_says_may_change_though_no_file_of_the_folder_does(
 ) -> None:
     """As those of `git describe` do with each commit."""
     (tmp_path / "commit").write_text("1\n")
-    flag = f"ccflags-y := -DCOMMIT=$(shell cat {tmp_path}/commit)\n" if is_asked else ""
+    flag = f"ccflags-y := -DCOMMIT=$(shell cat {tmp_path}/commit)\n"
+    flag = flag if is_asked else "KDIR := /lib/modules/$(shell uname -r)/build\n"
     source = HEAD + "#ifndef COMMIT\n#define COMMIT 1\n#endif\nint c(void);\nint c(void) { return COMMIT; }\n"
     driver = Driver(debian_kernel, tmp_path / "drv", {"Kbuild": f"obj-m := m.o\n{flag}", "m.c": source})
     assert not asyncio.run(driver.edits.is_made_otherwise(lambda _made: None))
