@@ -19,7 +19,7 @@ from hotreload.deploy.module_reload import depends_of
 from hotreload.diff.allocations import message_of, users_of_other_sizes
 from hotreload.diff.init_reads import (
     called_at_load,
-    is_value,
+    gives_another_value,
     tied_by,
     tied_message,
     uses_of_init,
@@ -27,6 +27,7 @@ from hotreload.diff.init_reads import (
 )
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
+from hotreload.diff.registered import called_back_at_load
 from hotreload.diff.unit_diff import NOTHING_ELSE, UnitContext, diff_unit, unit_object_of
 from hotreload.elf.linkage import Linkage, linkage_of
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
@@ -164,8 +165,14 @@ def _read_elsewhere(
             for unit in base.units
             if modules.get(unit.object) == unit.module
         }
-        uses = uses_of_init(objects, modules) if len(objects) > 1 else {}
-        called = called_at_load(objects, modules)
+        also = [
+            (key, function)
+            for key, obj in objects.items()
+            if key in compared
+            for function in called_back_at_load(obj, compared[key].original.base.layouts)
+        ]
+        uses = uses_of_init(objects, modules, also) if len(objects) > 1 else {}
+        called = called_at_load(objects, modules, also)
         for each in edited:
             if each.pair.unit.module not in group:
                 continue
@@ -197,8 +204,8 @@ def sizes_across_units(
 
 def _new_values(each: Compared) -> list[Symbol]:
     """The global functions that have changed, and do nothing but to compute a value."""
-    originals = (twins.original for twins in each.diff.changed)
-    return [function for function in originals if not function.is_local and is_value(function)]
+    changed = (t for t in each.diff.changed if not t.original.is_local)
+    return [twins.original for twins in changed if gives_another_value(twins.original, twins.patched)]
 
 
 @functools.lru_cache(maxsize=256)

@@ -8,6 +8,8 @@ not see is never made.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from hotreload.diff.correlate import base_name, is_constant, is_function_name, is_literal, is_place_static
 from hotreload.diff.holders import (
     has_labels,
@@ -17,7 +19,9 @@ from hotreload.diff.holders import (
     who_holds_label,
     who_tells_strings,
 )
+from hotreload.diff.init_reads import Uses, uses_of_init
 from hotreload.diff.pair import Pair, is_for_init, referrers_of
+from hotreload.diff.registered import called_back_at_load
 from hotreload.diff.special_sections import is_ordinary
 from hotreload.elf.model import Relocation, StringRef, Symbol
 
@@ -28,12 +32,15 @@ def let_constants_travel(pair: Pair) -> None:
     So does a table that has outgrown its place, and that only variables point at: their pointers change.
     """
     before, after = referrers_of(pair.original), referrers_of(pair.patched)
+    at_load = _ReadAtLoad(pair)
     for original, patched in list(pair.correlation.patched_of.items()):
         if not is_constant(original) or _is_read_at_load(original):
             continue
         if is_constant(patched) and pair.comparison.same(original, patched):
             continue
         readers = before[original] | after[patched]
+        if is_constant(patched) and at_load.has_read(original, patched):
+            continue
         if all(reader.is_function and not is_for_init(reader) for reader in readers):
             how = who_holds(pair.flow_before, original, before[original])
             how = how or who_holds(pair.flow_after, patched, after[patched])
@@ -49,6 +56,26 @@ def let_constants_travel(pair: Pair) -> None:
         else:
             pair.held[original] = how
     pair.compare_anew()
+
+
+@dataclass(slots=True)
+class _ReadAtLoad:
+    """What a helper that code of load calls has read of constants, asked for once."""
+
+    pair: Pair
+    _uses: Uses[int] | None = None
+
+    def has_read(self, original: Symbol, patched: Symbol) -> bool:
+        """Whether it has used a number that is another one now: strings and functions are looked up."""
+        bytes_of_both = enumerate(zip(original.content, patched.content, strict=False))
+        differing = [offset for offset, (one, other) in bytes_of_both if one != other]
+        if not differing:
+            return False
+        if self._uses is None:
+            also = called_back_at_load(self.pair.original, self.pair.layouts)
+            self._uses = uses_of_init({0: self.pair.original}, also=[(0, f) for f in also])
+        uses = self._uses.get((0, original.name), [])
+        return any(use.start <= offset < use.end for use in uses for offset in differing)
 
 
 def refuse_gone_constants(pair: Pair) -> None:

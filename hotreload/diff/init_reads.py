@@ -12,19 +12,20 @@ later, and may be another one by then. What is only printed leaves nothing behin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 
 from hotreload.diff.correlate import base_name
+from hotreload.diff.holders import IsOwn
 from hotreload.diff.load_time import EXIT_NAME, INIT_NAME, written_name
 from hotreload.diff.pair import Pair, is_for_init
 from hotreload.diff.rewrites import Rewrite
 from hotreload.elf.constants import R_X86_64_64
-from hotreload.elf.decoded import RAX, Decoded, Memory, Number, body_of
+from hotreload.elf.decoded import RAX, RCX, RDI, RDX, RSI, RSP, Decoded, Memory, Number, Register, body_of
 from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef
-from hotreload.elf.readers import PRINTERS
+from hotreload.elf.readers import PRINTERS, forgets
 from hotreload.elf.references import takes_address
 from hotreload.elf.value_uses import access_of, called_with, is_only_printed
 
@@ -32,6 +33,15 @@ K = TypeVar("K")
 
 LOAD_NAMES: Final = frozenset((INIT_NAME, EXIT_NAME))
 ONE_MODULE: Final[Mapping[Any, str]] = MappingProxyType({})
+# How far a value is followed through the functions that it is made of.
+_DEPTH: Final = 4
+_ARGUMENTS: Final = frozenset((RDI, RSI, RDX, RCX, 8, 9))
+_LEAVE_NOTHING: Final = frozenset(
+    """__fentry__ __x86_return_thunk mutex_lock mutex_unlock _raw_spin_lock _raw_spin_unlock
+    _raw_spin_lock_irqsave _raw_spin_unlock_irqrestore _raw_spin_lock_irq _raw_spin_unlock_irq
+    _raw_spin_lock_bh _raw_spin_unlock_bh _raw_read_lock _raw_read_unlock down_read up_read
+    __rcu_read_lock __rcu_read_unlock""".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,34 +57,86 @@ class Use:
 Uses = Mapping[tuple[K, str], list[Use]]
 
 
-def refuse_what_init_read(pair: Pair) -> None:
-    """A variable with a new initial value that code which runs at load has read is not written in place."""
-    uses: Uses[int] = uses_of_init({0: pair.original}) if pair.rewrites else {}
+def refuse_what_init_read(pair: Pair, called_back: Collection[Symbol] = ()) -> None:
+    """A variable with a new initial value that code which runs at load has read is not written in place.
+
+    ``called_back``: the functions that the kernel calls while that code runs.
+    """
+    also = [(0, function) for function in called_back]
+    uses: Uses[int] = uses_of_init({0: pair.original}, also=also) if pair.rewrites else {}
     for rewrite in pair.rewrites:
         if use := tied_by(rewrite, uses.get((0, rewrite.original.name), [])):
             pair.refuse("HR2103", rewrite.original.name, tied_message(rewrite, use))
-    values = [original for original in pair.changed.values() if is_value(original)]
-    called = called_at_load({0: pair.original}) if values else set()
+    values = [
+        original for patched, original in pair.changed.items() if gives_another_value(original, patched)
+    ]
+    called = called_at_load({0: pair.original}, also=also) if values else set()
     for function in values:
         if (0, function) in called:
             pair.refuse("HR2201", function.name, value_message(function))
 
 
-def is_value(function: Symbol) -> bool:
-    """Whether a function does nothing but to compute a value."""
+def gives_another_value(original: Symbol, patched: Symbol) -> bool:
+    """Whether a function that changed does nothing but to compute a value, which is another one now."""
+    says = _says(original) or _says(patched)
+    return is_value(original) and not (says and _steps_of(original) == _steps_of(patched))
+
+
+def _says(function: Symbol) -> bool:
+    names = (r.target.symbol.name for r in function.relocations if isinstance(r.target, SymbolRef))
+    return not PRINTERS.isdisjoint(names)
+
+
+def is_value(function: Symbol, depth: int = _DEPTH) -> bool:
+    """Whether a function does nothing but to compute a value, and to say so, under a lock if need be."""
     body = body_of(function)
     code = body.instructions.values()
-    return body.is_whole and any(RAX in at.writes for at in code) and all(map(_only_computes, code))
+    return (
+        body.is_whole
+        and any(RAX in at.writes for at in code)
+        and all(_only_computes(at, depth) for at in code)
+    )
 
 
-def _only_computes(at: Decoded) -> bool:
+def _only_computes(at: Decoded, depth: int) -> bool:
     if at.mnemonic in ("call", "jmp") or at.mnemonic[0] == "j":
         if at.immediate is None:
             return at.mnemonic != "call" and isinstance(at.operands[0], Number)
         target = at.immediate.target
-        return isinstance(target, SymbolRef) and target.symbol.name in ("__fentry__", "__x86_return_thunk")
+        return isinstance(target, SymbolRef) and _leaves_nothing(target.symbol, depth)
     writes_memory = bool(at.operands) and isinstance(at.operands[0], Memory)
+    if writes_memory and at.mnemonic in ("mov", "movabs") and at.operands[0] == _on_stack(at.operands[0]):
+        return True
     return not writes_memory or at.mnemonic in ("cmp", "test", "nop", "push", "bt")
+
+
+def _leaves_nothing(callee: Symbol, depth: int) -> bool:
+    if callee.is_defined:
+        return depth > 0 and callee.is_function and is_value(callee, depth - 1)
+    return callee.name in _LEAVE_NOTHING or callee.name in PRINTERS
+
+
+def _on_stack(operand: object) -> object:
+    return operand if isinstance(operand, Memory) and operand.base == RSP else None
+
+
+def _steps_of(function: Symbol) -> list[tuple[object, ...]]:
+    """What a function computes with, but for what it passes on."""
+    found: list[tuple[object, ...]] = []
+    for at in body_of(function).instructions.values():
+        into = at.operands[0] if at.operands else None
+        if isinstance(into, Register) and into.number in _ARGUMENTS:
+            continue
+        relocation = at.immediate or at.displacement
+        if relocation is not None:
+            target = relocation.target
+            named = target.symbol.name if isinstance(target, SymbolRef) else repr(target)
+            found.append((at.mnemonic, named, relocation.addend))
+        elif at.mnemonic[0] == "j":  # wherever it leads
+            found.append((at.mnemonic,))
+        else:
+            found.append((function.content[at.start : at.end],))
+    return found
 
 
 def value_message(function: Symbol) -> str:
@@ -84,10 +146,30 @@ def value_message(function: Symbol) -> str:
 
 
 def called_at_load(
-    objects: Mapping[K, ObjectFile], modules: Mapping[K, str] = ONE_MODULE
+    objects: Mapping[K, ObjectFile],
+    modules: Mapping[K, str] = ONE_MODULE,
+    also: Collection[tuple[K, Symbol]] = (),
 ) -> set[tuple[K, Symbol]]:
-    """The functions that init and exit are, or reach by calls; as uses_of_init."""
-    return set(_Linked(objects, modules).code_of_load())
+    """The functions that init and exit are, or reach by calls; the arguments are those of uses_of_init."""
+    return set(_Linked(objects, modules).code_of_load(also))
+
+
+def handed_to_the_kernel(obj: ObjectFile, is_own: IsOwn) -> dict[str, list[Use]]:
+    """The variables, by name, of which any code has given the kernel the address, or stored it."""
+    linked = _Linked({0: obj}, ONE_MODULE)
+    found: dict[str, list[Use]] = defaultdict(list)
+    for function in obj.functions:
+        for relocation in function.relocations:
+            variable = linked.variable(0, relocation)
+            if variable is None or not takes_address(function, relocation):
+                continue
+            name = called_with(function, relocation)
+            if name is not None and (forgets(name) or is_own(name) or not linked.is_foreign(name)):
+                continue
+            use = Use(written_name(function), 0, variable[1].size, handed_on=True)
+            for (_, reached), each in linked.reached_by(variable, use, is_handed_on=True):
+                found[reached].append(each)
+    return found
 
 
 def tied_message(rewrite: Rewrite, use: Use) -> str:
@@ -97,15 +179,19 @@ def tied_message(rewrite: Rewrite, use: Use) -> str:
     return f"the initial value of '{name}' changed, and {use.function} {how}: what came of the old one stays"
 
 
-def uses_of_init(objects: Mapping[K, ObjectFile], modules: Mapping[K, str] = ONE_MODULE) -> Uses[K]:
+def uses_of_init(
+    objects: Mapping[K, ObjectFile],
+    modules: Mapping[K, str] = ONE_MODULE,
+    also: Collection[tuple[K, Symbol]] = (),
+) -> Uses[K]:
     """The uses of each variable, by (unit, name), by what runs at load.
 
     ``objects``: of the units of a module, or of several that use each other's exports: then ``modules`` are
-    their names.
+    their names. ``also``: functions that the kernel calls back meanwhile.
     """
     linked = _Linked(objects, modules)
     uses: dict[tuple[K, str], list[Use]] = defaultdict(list)
-    for unit, function in linked.code_of_load():
+    for unit, function in linked.code_of_load(also):
         for relocation in function.relocations:
             found = linked.variable(unit, relocation)
             if found is None or is_only_printed(function, relocation, linked.is_printer):
@@ -120,7 +206,7 @@ def uses_of_init(objects: Mapping[K, ObjectFile], modules: Mapping[K, str] = ONE
 def tied_by(rewrite: Rewrite, uses: list[Use]) -> Use | None:
     """The use that makes a new initial value one for the next load, if there is one."""
     for offset, size in rewrite.changed_places:
-        is_function = _points_at_function(rewrite, offset)
+        is_function = points_at_function(rewrite, offset)
         for use in uses:
             if use.handed_on and is_function:
                 continue
@@ -129,7 +215,7 @@ def tied_by(rewrite: Rewrite, uses: list[Use]) -> Use | None:
     return None
 
 
-def _points_at_function(rewrite: Rewrite, offset: int) -> bool:
+def points_at_function(rewrite: Rewrite, offset: int) -> bool:
     """Whether what differs there is which function it is, or whether there is one."""
     targets = [
         relocation.target
@@ -177,14 +263,19 @@ class _Linked(Generic[K]):
         """Whether this is one of the kernel's printing functions, and not one of the module's own."""
         return name in PRINTERS and name not in self._functions
 
-    def code_of_load(self) -> Iterator[tuple[K, Symbol]]:
-        """The functions that init and exit are, or reach by calls."""
+    def is_foreign(self, name: str) -> bool:
+        """Whether none of these units defines a function of that name."""
+        return name not in self._functions
+
+    def code_of_load(self, also: Collection[tuple[K, Symbol]] = ()) -> Iterator[tuple[K, Symbol]]:
+        """The functions that init and exit are, or reach by calls, and ``also`` these."""
         todo = [
             (unit, function)
             for unit, obj in self._objects.items()
             for function in obj.functions
             if is_for_init(function) or {function.name, *function.aliases} & LOAD_NAMES
         ]
+        todo += [each for each in dict.fromkeys(also) if each not in todo]
         reached = set(todo)
         while todo:
             unit, function = todo.pop()

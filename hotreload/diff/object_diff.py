@@ -44,6 +44,7 @@ from hotreload.diff.layouts import Layouts
 from hotreload.diff.load_time import exit_code, settle_exit, weigh_init, written_name
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.pair import Pair, is_exit_code, pair_objects
+from hotreload.diff.registered import asked_once, binding, called_back_at_load
 from hotreload.diff.rewrites import Rewrite
 from hotreload.diff.sections import (
     explain_other_sections,
@@ -206,7 +207,8 @@ def diff_objects(
     tell_description(pair)
     explain_stray_entries(pair)
     weigh_exports(pair)
-    refuse_what_init_read(pair)
+    refuse_what_init_read(pair, called_back_at_load(pair.original, pair.layouts) if pair.is_patch else ())
+    weigh_called_back(pair)
     settle_exit(pair)
     if judge_init:
         weigh_init(pair)
@@ -225,6 +227,20 @@ def _other_exit_code(pair: Pair) -> Iterator[str]:
     for original in (*pair.exit_changed.values(), *pair.changed.values()):
         if original in run or is_exit_code(original):
             yield written_name(original)
+
+
+def weigh_called_back(pair: Pair) -> None:
+    """What the kernel has asked a function while init registered something stays as it was answered."""
+    told = {obstacle.symbol for obstacle in pair.obstacles}
+    changed = {original for original in pair.changed.values() if original.name not in told}
+    for function, slot in asked_once(pair.original, pair.layouts, changed).items():
+        name = written_name(function)
+        message = f"{name} changed, and the kernel asks {slot} when it is registered: what it answered stays"
+        pair.refuse("HR2201", function.name, message)
+    for function in binding(pair.original, pair.layouts, changed):
+        name = written_name(function)
+        message = f"{name} changed, and has run for the devices that are bound: what it made stays"
+        pair.tell("HR2201", function.name, message)
 
 
 def take_over_doubts(pair: Pair) -> None:

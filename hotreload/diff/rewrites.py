@@ -275,3 +275,16 @@ def name_of_place(layouts: Layouts | None, symbol: Symbol, name: str, offset: in
         told += part
         base += inside
     return told
+
+
+def member_of_place(layouts: Layouts, symbol: Symbol, offset: int) -> tuple[str, str] | None:
+    """The innermost struct that has a name and holds the value at ``offset``: that name, and the member's."""
+    shape = layouts.shapes.get(symbol.name)
+    found, base = None, 0
+    while shape is not None and (step := _step(layouts, shape, offset - base)) is not None:
+        part, inside, inner, _ = step
+        if shape[0] in ("struct", "union", "typedef"):
+            found = str(shape[1]), part.removeprefix(".")
+        base += inside
+        shape = inner
+    return found

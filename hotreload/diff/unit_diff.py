@@ -13,6 +13,7 @@ from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts, parse
 from hotreload.diff.object_diff import Declared, ObjectDiff, diff_objects
 from hotreload.diff.obstacles import Note, Obstacle
+from hotreload.diff.registered import decided_once
 from hotreload.diff.rewrites import Rewrite, name_of_place
 from hotreload.diff.spelling import spelled
 from hotreload.diff.type_pair import LayoutDiff
@@ -105,6 +106,9 @@ def diff_unit(
         types = replace(types, obstacles=refusals, notes=())
     for live in context.live_types if types.compared else ():
         types = replace(types, obstacles=types.obstacles + _changed_since(live, patched.layouts, types))
+    if before is not None and diff.rewrites:
+        decided = decided_once(original.object, before, diff.rewrites, sources, context.is_own)
+        diff = replace(diff, obstacles=(*diff.obstacles, *decided))
     # A variable that grew with its type has been told of by its type.
     grown = {obstacle.code for obstacle in types.obstacles}
     kept = tuple(o for o in diff.obstacles if o.code != "HR2101" or "HR2101" not in grown)

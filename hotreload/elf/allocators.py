@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from hotreload.elf.decoded import RCX, RDI, RDX, RSI, RSP, Decoded, Memory, Number, Register, body_of
+from hotreload.elf.decoded import R8, RCX, RDI, RDX, RSI, RSP, Decoded, Memory, Number, Register, body_of
 from hotreload.elf.model import Symbol, SymbolRef
 
 _SIZE_IN: Final = {
@@ -20,15 +20,23 @@ _SIZE_IN: Final = {
             RDI,
             """__kmalloc __kmalloc_node kmalloc_large kmalloc_large_node kvmalloc_node __kvmalloc_node vmalloc
             vzalloc vmalloc_node vzalloc_node vmalloc_user vmalloc_32 __vmalloc alloc_pages_exact
-            __kmalloc_large __kmalloc_large_node __alloc_percpu __alloc_percpu_gfp pcpu_alloc""",
+            __kmalloc_large __kmalloc_large_node __alloc_percpu __alloc_percpu_gfp pcpu_alloc bitmap_alloc
+            bitmap_zalloc bitmap_alloc_node bitmap_zalloc_node""",
         ),
         (
             RSI,
             """krealloc kvrealloc devm_kmalloc dma_alloc_attrs dmam_alloc_attrs kmem_cache_create
-            kmem_cache_create_usercopy __kmem_cache_create_args __kfifo_alloc""",
+            kmem_cache_create_usercopy __kmem_cache_create_args __kfifo_alloc devm_bitmap_alloc
+            devm_bitmap_zalloc""",
         ),
-        (RDX, "kmalloc_trace kmem_cache_alloc_trace __kmalloc_cache devm_krealloc"),
-        (RCX, "kmalloc_node_trace kmem_cache_alloc_node_trace __kmalloc_cache_node"),
+        (RDX, "kmalloc_trace kmem_cache_alloc_trace __kmalloc_cache devm_krealloc dma_pool_create"),
+        # What a pool is made of is a size where mempool_kmalloc() makes its items.
+        (
+            RCX,
+            """kmalloc_node_trace kmem_cache_alloc_node_trace __kmalloc_cache_node mempool_create
+            mempool_create_node""",
+        ),
+        (R8, "mempool_init mempool_init_node"),
     )
     for name in names.split()
 }

@@ -15,7 +15,7 @@ from typing import Any, Final
 from hotreload.elf.model import Relocation, Symbol
 
 # The 16 registers by their numbers in the instruction set, whatever part of one an operand names.
-RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
+RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 = range(9)
 _FAMILIES: Final = (
     "rax eax ax al ah", "rcx ecx cx cl ch", "rdx edx dx dl dh", "rbx ebx bx bl bh",
     "rsp esp sp spl", "rbp ebp bp bpl", "rsi esi si sil", "rdi edi di dil",

@@ -60,6 +60,26 @@ def test_what_is_allocated_at_its_first_use_is_there_when_the_size_changes(tmp_p
 
 
 @pytest.mark.parametrize(
+    "call",
+    [
+        "mempool_create(2, mempool_kmalloc, mempool_kfree, (void *) SLOTS)",
+        "mempool_init(&dev, 2, mempool_kmalloc, mempool_kfree, (void *) SLOTS)",
+        "bitmap_zalloc(SLOTS, 3)",
+        'dma_pool_create("x", &dev, SLOTS, 8, 0)',
+    ],
+)
+def test_pools_and_bitmaps_have_a_size(call: str, tmp_path: Path) -> None:
+    body = """void *mempool_create(int, void *, void *, void *); void *mempool_init(void *, int, void *, void *, void *);
+    void mempool_kmalloc(), mempool_kfree(); void *bitmap_zalloc(int, int); void *dma_pool_create(void *, void *, long, long, long);"""
+    others = {
+        "alloc": f"void open(void) {{ dev.slots = (void *) (long) {call}; }}",
+        "use": "void all(void) { fill(dev.slots, SLOTS); }",
+    }
+    diff = difference(tmp_path, source(40, body, **others), source(900, body, **others))
+    assert [(o.code, o.symbol) for o in diff.obstacles] == [("HR2101", "open")]
+
+
+@pytest.mark.parametrize(
     ("before", "after"),
     [
         pytest.param("", "", id="nobody counts on it"),

@@ -249,6 +249,23 @@ def test_init_code_of_one_unit_uses_a_variable_of_another(tmp_path: Path) -> Non
     [
         pytest.param("return 4;", "return 400;", True, id="a number"),
         pytest.param("return x > 4 ? 4 : x;", "return x > 9 ? 9 : x;", True, id="a bound"),
+        pytest.param(
+            '_printk("%d", 4); return 4;', '_printk("%d", 6); return 6;', True, id="a number that is told"
+        ),
+        pytest.param(
+            '_printk("%d", 4); return 4;', '_printk("now %d", 4); return 4;', False, id="how it is told"
+        ),
+        pytest.param("return base(x) * 2;", "return base(x) * 4;", True, id="of another one"),
+        pytest.param(
+            "mutex_lock(&kept); x *= 2; mutex_unlock(&kept); return x;",
+            "mutex_lock(&kept); x *= 3; mutex_unlock(&kept); return x;",
+            True,
+            id="under a lock",
+        ),
+        pytest.param(
+            "register_it(f); return 4;", "register_it(f); return 5;", False, id="and something else"
+        ),
+        pytest.param('return (long) "one";', 'return (long) "two";', True, id="a string"),
         pytest.param("kept += x; return 0;", "kept += 2 * x; return 0;", False, id="what has made something"),
         pytest.param("", "kept = 1;", False, id="no value"),
     ],
@@ -256,10 +273,26 @@ def test_init_code_of_one_unit_uses_a_variable_of_another(tmp_path: Path) -> Non
 def test_a_value_that_init_has_asked_for_is_tied_to_it(
     before: str, after: str, is_tied: bool, tmp_path: Path
 ) -> None:
-    head = "int kept; noinline int count(int x) { BODY } int user(int x) { return count(x) + 1; } "
+    head = "int _printk(const char *, ...); void register_it(void *); int kept; int f(void); void mutex_lock(int *); void mutex_unlock(int *); noinline int base(int x) { return x + 3; } noinline long count(int x) { BODY } int user(int x) { return count(x) + 1; } "
     source = driver("register_it((void *)(long) count(7))", before=head)
     diff = difference(tmp_path, source.replace("BODY", before), source.replace("BODY", after))
     assert told(diff) == ([("HR2201", "count")] if is_tied else [])
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "is_tied"),
+    [("8, 16", "64, 256", True), ("8, 16 }", "8, 16, 32 }", False)],
+    ids=["number", "grown"],
+)
+def test_a_number_in_a_table_that_a_helper_of_init_has_read_is_tied_to_it(
+    was: str, now: str, is_tied: bool, tmp_path: Path
+) -> None:
+    head = """static const int sizes[] = { 8, 16 }; void *bufs[2], *kmalloc(long);
+    noinline int make(int i) { bufs[i] = kmalloc(sizes[i]); return 0; }
+    int show(int i) { make(i); return sizes[i]; }"""
+    source = driver("make(0); make(1)", before=head)
+    diff = difference(tmp_path, source, source.replace(was, now))
+    assert told(diff) == ([("HR2103", "sizes")] if is_tied else [])
 
 
 def test_a_value_that_init_of_another_unit_has_asked_for_is_tied_to_it(tmp_path: Path) -> None:

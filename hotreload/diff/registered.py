@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT
+"""Tables that the kernel was handed: what it looks up in them each time, and what it decided by once. Pure.
+
+A new function in a slot that had one is called from the next time on. A slot that had none is another thing:
+sysfs asks ``.is_visible`` when it makes a group, and chooses the operations of a binary file by whether there
+is a ``.write``. So a slot may be filled or emptied in place only where the kernel is known to look at it
+each time. The same holds for a mode or a size in a struct of the kernel's: it may have been copied.
+
+And some functions have run when they change: ``probe``, for each device that is bound, was called back while
+init registered the driver, and ``is_visible`` answers once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final
+
+from hotreload.diff.correlate import base_name
+from hotreload.diff.definitions import find_definition
+from hotreload.diff.holders import IsOwn
+from hotreload.diff.init_reads import handed_to_the_kernel, points_at_function, tied_by
+from hotreload.diff.layouts import Layouts
+from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
+from hotreload.diff.rewrites import Rewrite, member_of_place, name_of_place
+from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
+
+_ALL: Final = frozenset(("*",))
+# Structs whose slots the kernel looks at each time; a "-" is before those by which it decides once.
+_LOOKED_UP: Final = {
+    "file_operations": _ALL,
+    # proc_get_inode() chooses by these, and later kernels keep flags of them. Linux commit ff7ec8dc1b64
+    # ("proc: use the same treatment to check proc_lseek as ones for proc_read_iter et.al") (in v6.16)
+    "proc_ops": frozenset("* -proc_read_iter -proc_compat_ioctl -proc_lseek".split()),
+    "seq_operations": _ALL,
+    "device_attribute": _ALL,
+    "driver_attribute": _ALL,
+    "bus_attribute": _ALL,
+    "class_attribute": _ALL,
+    "kobj_attribute": _ALL,
+    "module_attribute": _ALL,
+    "configfs_attribute": _ALL,
+    "kernel_param_ops": _ALL,
+    # vma_wants_writenotify() asks for the last two when memory is mapped.
+    "vm_operations_struct": frozenset("* -page_mkwrite -pfn_mkwrite".split()),
+    # disk_alloc_events(), and bd_has_submit_bio of later kernels
+    "block_device_operations": frozenset("open release ioctl compat_ioctl getgeo".split()),
+    "net_device_ops": frozenset(
+        """ndo_open ndo_stop ndo_start_xmit ndo_select_queue ndo_change_rx_flags ndo_set_rx_mode
+        ndo_set_mac_address ndo_validate_addr ndo_do_ioctl ndo_eth_ioctl ndo_siocdevprivate ndo_change_mtu
+        ndo_tx_timeout ndo_get_stats64 ndo_get_stats""".split()
+    ),
+    "ethtool_ops": _ALL,
+    # d_flags_for_inode() asks for these when a dentry gets its inode.
+    "inode_operations": frozenset("* -lookup -get_link -permission".split()),
+    "super_operations": _ALL,
+    "address_space_operations": _ALL,
+    "tty_operations": frozenset("* -proc_show".split()),  # proc_tty_register_driver()
+    "tty_port_operations": _ALL,
+    "v4l2_file_operations": _ALL,
+    "vb2_ops": _ALL,
+    "kobj_type": frozenset(("release",)),
+    "device": frozenset(("release",)),
+    "device_type": frozenset(("release",)),
+    "class": frozenset(("dev_release",)),
+    "platform_driver": frozenset("remove remove_new shutdown".split()),
+    "device_driver": frozenset("remove shutdown".split()),
+    "pci_driver": frozenset("remove shutdown".split()),
+    "usb_driver": frozenset(("disconnect",)),
+    "i2c_driver": frozenset("remove shutdown".split()),
+    "spi_driver": frozenset("remove shutdown".split()),
+}
+# Slots of functions that the kernel calls while init registers something, and those that undo it.
+_CALLED_AT_LOAD: Final = frozenset("probe remove remove_new connect disconnect".split())
+_BINDS: Final = frozenset(("probe", "connect"))
+# Slots of functions that are asked once, while something is registered.
+_ASKED_ONCE: Final = {
+    "attribute_group": frozenset("is_visible is_bin_visible".split()),
+    "hwmon_ops": frozenset(("is_visible",)),
+}
+# Headers of the kernel's own: its include/, and those of architectures.
+_KERNEL_HEADER: Final = re.compile(r"(^|/)include/\w+/")
+
+Slot = tuple[Symbol, str, str]  # the table, the struct, the member
+
+
+def slots_of(
+    obj: ObjectFile, layouts: Layouts, function: Symbol | None = None
+) -> Iterator[tuple[Symbol, Slot]]:
+    """The functions that stand in slots of tables, or the one that is asked for, each with its slot."""
+    for table in obj.symbols:
+        if not table.is_object or table.name not in layouts.shapes:
+            continue
+        for relocation in table.relocations:
+            target = relocation.target
+            if not isinstance(target, SymbolRef) or not target.symbol.is_function:
+                continue
+            if function is not None and target.symbol is not function:
+                continue
+            if found := member_of_place(layouts, table, relocation.offset):
+                yield target.symbol, (table, *found)
+
+
+def called_back_at_load(obj: ObjectFile, layouts: Layouts | None) -> frozenset[Symbol]:
+    """The functions that the kernel calls back while init or exit code runs."""
+    if layouts is None:
+        return frozenset()
+    return frozenset(
+        function
+        for function, (_, struct, member) in slots_of(obj, layouts)
+        if member in _CALLED_AT_LOAD or member in _ASKED_ONCE.get(struct, ())
+    )
+
+
+def asked_once(obj: ObjectFile, layouts: Layouts | None, changed: Collection[Symbol]) -> dict[Symbol, str]:
+    """Of functions that changed, those that were asked while something was registered, and as what."""
+    slots = slots_of(obj, layouts) if layouts is not None and changed else ()
+    return {f: f"{s}.{m}" for f, (_, s, m) in slots if f in changed and m in _ASKED_ONCE.get(s, ())}
+
+
+def binding(obj: ObjectFile, layouts: Layouts | None, changed: Collection[Symbol]) -> list[Symbol]:
+    """Of functions that changed, those that have run for each device that is bound."""
+    slots = slots_of(obj, layouts) if layouts is not None and changed else ()
+    return list(dict.fromkeys(f for f, (_, _s, member) in slots if f in changed and member in _BINDS))
+
+
+def decided_once(
+    original: ObjectFile,
+    layouts: Layouts,
+    rewrites: Collection[Rewrite],
+    sources: Mapping[str, str],
+    is_own: IsOwn,
+) -> Iterator[Obstacle]:
+    """Values of structs of the kernel's that it may have looked at for the last time.
+
+    ``sources``: the texts of the unit; a struct that they define is the driver's own.
+    """
+    handed = None
+    for rewrite in rewrites:
+        name = base_name(rewrite.original.name)
+        for offset, size in rewrite.changed_places:
+            found = member_of_place(layouts, rewrite.original, offset)
+            if found is None or _is_the_drivers(found[0], sources):
+                continue
+            struct, member = found
+            told = name_of_place(layouts, rewrite.original, name, offset)
+            if points_at_function(rewrite, offset):
+                if _is_there(rewrite.original, offset) == _is_there(rewrite.patched, offset):
+                    continue
+                if not _is_looked_up(struct, member):
+                    how = "is new" if _is_there(rewrite.patched, offset) else "is gone"
+                    message = f"{told} {how}: the kernel may have decided by it when it was handed the table"
+                    yield Obstacle("HR2103", rewrite.original.name, message, RELOAD_MODULE)
+                    break
+                continue
+            handed = handed_to_the_kernel(original, is_own) if handed is None else handed
+            values = tuple(value for value in rewrite.values if (offset, size) in value.changed)
+            only = Rewrite(rewrite.original, rewrite.patched, values)
+            if use := tied_by(only, handed.get(rewrite.original.name, [])):
+                how = f"{use.function} has handed it to the kernel"
+                message = f"{told} changed, and {how}: what came of the old one stays"
+                yield Obstacle("HR2103", rewrite.original.name, message, RELOAD_MODULE)
+                break
+
+
+def _is_there(table: Symbol, offset: int) -> bool:
+    return any(relocation.offset == offset for relocation in table.relocations)
+
+
+def _is_looked_up(struct: str, member: str) -> bool:
+    members = _LOOKED_UP.get(struct, frozenset())
+    return member in members or ("*" in members and f"-{member}" not in members)
+
+
+def _is_the_drivers(struct: str, sources: Mapping[str, str]) -> bool:
+    """Whether the author's files define a struct; without any, nobody can tell."""
+    if not sources:
+        return True
+    for word in ("struct ", "union ", ""):
+        if where := find_definition(word + struct, sources):
+            return _KERNEL_HEADER.search(where) is None
+    return False

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+# ruff: noqa: E501 - C that stands on one line reads better than C cut into strings.
+"""Tables that the kernel was handed: which slots and values may change in place, and what was asked once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hotreload.diff.object_diff import ObjectDiff
+from hotreload.diff.unit_diff import diff_unit, unit_object_of
+from hotreload.elf.reader import read_object
+from tests.objects.compiling import compiled
+
+HEADER = """
+struct attribute { const char *name; unsigned short mode; };
+struct attribute_group { const char *name; unsigned short (*is_visible)(int); struct attribute **attrs; };
+struct proc_ops { int (*proc_read)(void); int (*proc_read_iter)(void); int (*proc_write)(void); };
+struct file_operations { int (*read)(void); int (*poll)(void); long (*unlocked_ioctl)(void); };
+struct bin_attribute { struct attribute attr; int (*read)(void); int (*write)(void); };
+struct dev_pm_ops { int (*suspend)(void); int (*resume)(void); };
+struct device_driver { const char *name; const struct dev_pm_ops *pm; };
+struct platform_driver { int (*probe)(int); int (*remove)(int); struct device_driver driver; };
+void register_it(const void *); void seq_printf(void *, const char *, ...); void *kmalloc(long); int later(void);
+"""
+MODULE = """
+int init_module(void) __attribute__((alias("start"))); static int __init start(void) { register_it(&table); return 0; }
+"""
+
+
+def diff(tmp_path: Path, before: str, after: str, header: str = "include/linux/all.h") -> ObjectDiff:
+    """``header``: the file that defines the structs."""
+    original, patched = (
+        read_object(compiled(HEADER + source, tmp_path / name, "-g"))
+        for name, source in (("before", before), ("after", after))
+    )
+    sources = {"unit.c": after, header: HEADER}
+    return diff_unit(unit_object_of(original), unit_object_of(patched), sources, types_known=True)
+
+
+def told(found: ObjectDiff) -> list[tuple[str, str]]:
+    return [(each.code, each.symbol) for each in found.obstacles]
+
+
+def table(struct: str, slots: str) -> str:
+    return (
+        "int f(void) { return 1; } int g(void) { return 2; } unsigned short see(int i) { return i; }"
+        f" static {struct} table = {{ {slots} }};" + MODULE
+    )
+
+
+# --- slots ---
+
+
+@pytest.mark.parametrize(
+    ("struct", "was", "now", "is_live"),
+    [
+        ("struct attribute_group", '"a"', '"a", .is_visible = see', False),
+        ("const struct attribute_group", '"a", .is_visible = see', '"a"', False),
+        ("struct bin_attribute", ".read = f", ".read = f, .write = g", False),
+        ("const struct dev_pm_ops", ".suspend = f", ".suspend = f, .resume = g", False),
+        ("const struct proc_ops", ".proc_read = f", ".proc_read_iter = f", False),
+        ("const struct proc_ops", ".proc_read = f", ".proc_read = f, .proc_write = g", True),
+        ("const struct proc_ops", ".proc_read_iter = f", ".proc_read_iter = g", True),
+        ("struct file_operations", ".read = f", ".read = f, .poll = g", True),
+        ("const struct file_operations", ".read = f, .unlocked_ioctl = (void *)g", ".read = f", True),
+        ("struct bin_attribute", ".read = f", ".read = g", True),
+        ("struct bin_attribute", ".read = f", ".read = later", True),
+        ("struct platform_driver", ".probe = (void *)f", ".probe = (void *)f, .remove = (void *)g", True),
+        ("struct platform_driver", ".remove = (void *)f", ".remove = (void *)f, .probe = (void *)g", False),
+    ],
+)
+def test_a_slot_is_filled_or_emptied_in_place_only_where_the_kernel_looks_each_time(
+    struct: str, was: str, now: str, is_live: bool, tmp_path: Path
+) -> None:
+    found = diff(tmp_path, table(struct, was), table(struct, now))
+    assert told(found) == ([] if is_live else [("HR2103", "table")])
+
+
+def test_slots_of_the_drivers_own_structs_are_looked_up_by_the_driver(tmp_path: Path) -> None:
+    sources = (
+        table("struct bin_attribute", ".read = f"),
+        table("struct bin_attribute", ".read = f, .write = g"),
+    )
+    assert told(diff(tmp_path, *sources, header="drv.h")) == []
+
+
+# --- values in tables that probe handed on ---
+
+PROBE = """
+static struct attribute attr = { "level", MODE }; static struct attribute *attrs[] = { &attr, 0 };
+static struct attribute_group group = { .attrs = attrs }; static int limit = LIMIT; static int unused = UNUSED;
+static void *buffer;
+static int probe(int i) { register_it(&group); buffer = kmalloc(limit); return 0; }
+int show(void *m) { seq_printf(m, "%d", limit + unused); return 0; } void set(int v) { limit = v; unused = v; }
+static struct platform_driver table = { .probe = probe, .driver = { "drv" } };
+"""
+
+
+def driver(mode: str = "0444", limit: int = 4, unused: int = 1) -> str:
+    source = PROBE.replace("MODE", mode).replace("LIMIT", str(limit)).replace("UNUSED", str(unused))
+    return source + MODULE
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        (driver(mode="0600"), ["attr"]),
+        (driver(limit=8), ["limit"]),
+        (driver(unused=2), []),
+    ],
+    ids=["mode", "size", "shown"],
+)
+def test_probe_has_run_with_the_values_that_it_read(after: str, expected: list[str], tmp_path: Path) -> None:
+    assert sorted({symbol for _, symbol in told(diff(tmp_path, driver(), after))}) == expected
+
+
+def test_a_mode_that_was_handed_on_when_somebody_wrote_is_not_written(tmp_path: Path) -> None:
+    before = 'static struct attribute attr = { "level", 0444 }; void write(void) { register_it(&attr); } int read(void) { return attr.mode; }'
+    assert told(diff(tmp_path, before, before.replace("0444", "0600"))) == [("HR2103", "attr")]
+    own = before.replace("register_it(&attr)", "attr.mode = 1")
+    assert told(diff(tmp_path, own, own.replace("0444", "0600"))) == []
+
+
+# --- functions that were asked ---
+
+
+def test_another_answer_of_is_visible_comes_too_late(tmp_path: Path) -> None:
+    before = (
+        "static int level; static unsigned short see(int i) { level++; return 0444; } static struct attribute_group table = { .is_visible = see };"
+        + MODULE
+    )
+    assert told(diff(tmp_path, before, before.replace("0444", "0400"))) == [("HR2201", "see")]
+
+
+def test_of_probe_it_is_told_that_it_has_run(tmp_path: Path) -> None:
+    found = diff(
+        tmp_path, driver(), driver().replace("register_it(&group);", "register_it(&group); later();")
+    )
+    assert told(found) == []
+    assert [(note.code, note.symbol) for note in found.notes] == [("HR2201", "probe")]
