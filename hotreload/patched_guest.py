@@ -248,6 +248,7 @@ class PatchedGuest:
             base=base,
             edited={key: each for key, each in self.known.edited.items() if key not in objects},
             live_types={key: each for key, each in self.known.live_types.items() if key not in objects},
+            handed={key: each for key, each in self.known.handed.items() if key not in objects},
         )
 
     async def _exchange(
@@ -321,7 +322,11 @@ class PatchedGuest:
             if each.types and not (key in types and self.known.edited.get(key) is each):
                 others = (one for one in self.types_of(key) if not each.types.has_types_of(one))
                 types[key] = (*others, each.types)
-        self.known = replace(self.known, edited=dict(edited), live_types=types)
+        handed = dict(self.known.handed)
+        for key, each in edited.items():
+            if each.diff.handed:
+                handed[key] = handed.get(key, frozenset()) | each.diff.handed
+        self.known = replace(self.known, edited=dict(edited), live_types=types, handed=handed)
 
     def types_of(self, key: Path) -> tuple[Layouts, ...]:
         """The types of a unit, by object, in each reload since the boot."""
@@ -334,7 +339,9 @@ class PatchedGuest:
             for identity in self.known.homes
             if (identity.module, identity.source) == (unit.module, str(unit.source))
         )
-        return UnitContext(self.types_of(unit.object), added)
+        handed, live = self.known.handed.get(unit.object, frozenset()), self.known.edited.get(unit.object)
+        diff = live.diff if live is not None else None
+        return UnitContext(self.types_of(unit.object), added, handed=handed, live=diff)
 
     def is_made_of(self, edited: Mapping[Path, Compared]) -> None:
         """What it runs again, after an undo, was made of these."""

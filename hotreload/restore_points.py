@@ -61,6 +61,7 @@ class Known:
     ``written``     values that the live patch wrote into data
     ``kept``        patch modules that must stay loaded, and why
     ``live_types``  the types of a unit, by object, in each reload since the boot; undo takes none back
+    ``handed``      what each of them gave somebody the address of, and the base has, likewise
     """
 
     base: GuestBase
@@ -71,6 +72,7 @@ class Known:
     written: Mapping[Place, Written] = field(default_factory=dict)
     kept: Mapping[str, Kept] = field(default_factory=dict)
     live_types: Mapping[Path, tuple[Layouts, ...]] = field(default_factory=dict)
+    handed: Mapping[Path, frozenset[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

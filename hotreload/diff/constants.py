@@ -25,6 +25,8 @@ from hotreload.diff.registered import called_back_at_load
 from hotreload.diff.special_sections import is_ordinary
 from hotreload.elf.model import Relocation, StringRef, Symbol
 
+EARLIER_EDIT = "an earlier edit has handed it on"
+
 
 def let_constants_travel(pair: Pair) -> None:
     """A changed constant that nobody holds is another one now: its readers change, and bring it.
@@ -42,7 +44,8 @@ def let_constants_travel(pair: Pair) -> None:
         if is_constant(patched) and at_load.has_read(original, patched):
             continue
         if all(reader.is_function and not is_for_init(reader) for reader in readers):
-            how = who_holds(pair.flow_before, original, before[original])
+            how = EARLIER_EDIT if original.name in pair.handed else None
+            how = how or who_holds(pair.flow_before, original, before[original])
             how = how or who_holds(pair.flow_after, patched, after[patched])
             if how is None and _memory_stays(original, patched):
                 how = who_tells_strings(pair.flow_before, original, before[original])
@@ -101,6 +104,8 @@ def refuse_gone_constants(pair: Pair) -> None:
 
 def _who_has(pair: Pair, constant: Symbol, users: set[Symbol]) -> str | None:
     """Who may have the address of a constant: from code, or from what points at it."""
+    if constant.name in pair.handed:
+        return EARLIER_EDIT
     functions = {user for user in users if user.is_function}
     if how := who_holds(pair.flow_before, constant, functions):
         return how

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from hotreload.diff.correlate import is_child, is_constant, parent_name
+from hotreload.diff.holders import who_holds
 from hotreload.diff.load_time import written_name
 from hotreload.diff.pair import (
     Pair,
@@ -165,9 +166,48 @@ def refuse_gone(pair: Pair) -> None:
     """Whoever holds the address of a function that is gone would run it for ever."""
     referrers = referrers_of(pair.original)
     for function in pair.removed_functions:
-        if any(takes_address_of(referrer, function) for referrer in referrers[function]):
+        if function.name in pair.handed or any(
+            takes_address_of(referrer, function) for referrer in referrers[function]
+        ):
             message = gone_message(function.name)
             pair.refuse("HR2207", function.name, message)
+
+
+def refuse_other_parameters(pair: Pair) -> None:
+    """Whoever got the address of a function from an earlier edit calls it as it was declared then."""
+    if pair.layouts is None or pair.types is None or not pair.handed:
+        return
+    for patched, original in pair.changed.items():
+        if original.name not in pair.handed:
+            continue
+        before, after = pair.layouts.functions.get(original.name), pair.types.functions.get(patched.name)
+        if before is not None and after is not None and before != after:
+            message = f"{original.name} has other parameters now, and somebody may hold its address"
+            pair.refuse("HR2207", original.name, message)
+
+
+def handed_out(pair: Pair) -> Iterator[str]:
+    """The functions and constants of the original whose address new code may give somebody."""
+    twins = pair.correlation.original_of
+    code = {*pair.changed, *pair.new_functions}
+    users = referrers_of(pair.original) if code or pair.rewrites else {}
+    tables = {s for s in pair.patched.symbols if s.is_object and s not in twins} if code else set()
+    for holder in (*code, *tables, *(rewrite.patched for rewrite in pair.rewrites)):
+        for target in set(defined_targets(holder.relocations)) & twins.keys():
+            original = twins[target]
+            if not takes_address_of(holder, target):
+                continue
+            if target.is_function:
+                # What the original gives away itself is known by where it does.
+                is_new = not any(takes_address_of(user, original) for user in users.get(original, ()))
+            else:
+                is_new = is_constant(target) and _gets_away(pair, target, holder)
+            if is_new:
+                yield original.name
+
+
+def _gets_away(pair: Pair, constant: Symbol, holder: Symbol) -> bool:
+    return not holder.is_function or who_holds(pair.flow_after, constant, [holder]) is not None
 
 
 def gone_message(name: str) -> str:

@@ -8,7 +8,7 @@ may look at is either the same, or explained by a change that a patch can carry,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,11 +31,13 @@ from hotreload.diff.functions import (
     bring_labels,
     find_callbacks,
     find_changed_functions,
+    handed_out,
     held_elsewhere,
     join_children,
     promote_callers,
     refuse_gone,
     refuse_other_names,
+    refuse_other_parameters,
     tell_renamed,
 )
 from hotreload.diff.holders import IsOwn, nothing_own
@@ -84,6 +86,7 @@ class ObjectDiff:
     ``renamed_by_others`` those of which other units of the module knew
     ``renamed_elsewhere`` the same of what another unit defines, as far as this one can tell
     ``held_elsewhere``    what another unit defines, and only the original takes the address of
+    ``handed``            what the guest has, by name, and changed or new code gives somebody the address of
     ``exit``              the module's exit function, which is exchanged
     ``exit_changed``      what exit runs and differs, whether a patch brings it or not
     ``init_changed``      what differs, and waits for the next load
@@ -115,6 +118,7 @@ class ObjectDiff:
     renamed_by_others: Mapping[str, str] = field(default_factory=dict)
     renamed_elsewhere: Mapping[str, str] = field(default_factory=dict)
     held_elsewhere: frozenset[str] = frozenset()
+    handed: frozenset[str] = frozenset()
     exit: Twins | None = None
     exit_changed: tuple[str, ...] = ()
     init_changed: tuple[str, ...] = ()
@@ -164,6 +168,7 @@ def diff_objects(
     is_own: IsOwn = nothing_own,
     renames: Mapping[str, str] | None = None,
     *,
+    handed: Collection[str] = (),
     judge_init: bool = True,
 ) -> ObjectDiff:
     """Compare the object the guest booted with the one of the source as it is now. Pure.
@@ -171,10 +176,12 @@ def diff_objects(
     ``before`` and ``after``: the types and variables of both, which tell one variable from another, and where
     in it one value ends and the next begins. ``is_own``: whether another file of the module defines a
     function of that name. ``renames``: global functions of the module that go on under another name, as all
-    its units together say. ``judge_init``: tell of what waits for the next load, and refuse it where it is
+    its units together say. ``handed``: names of the original's symbols that earlier edits have given
+    somebody the address of. ``judge_init``: tell of what waits for the next load, and refuse it where it is
     all that changed.
     """
     pair = pair_objects(original, patched, before, after, is_own, renames)
+    pair.handed = handed
 
     # What could not be read or paired without doubt stops everything that would build on it.
     take_over_doubts(pair)
@@ -193,6 +200,7 @@ def diff_objects(
     bring_labels(pair)
     find_callbacks(pair)
     refuse_gone(pair)
+    refuse_other_parameters(pair)
     tell_renamed(pair)
     refuse_other_names(pair)
 
@@ -273,6 +281,7 @@ def _result(pair: Pair) -> ObjectDiff:
         renamed_by_others=pair.correlation.renamed_globals(by_hint=True),
         renamed_elsewhere=pair.correlation.elsewhere,
         held_elsewhere=held_elsewhere(pair),
+        handed=frozenset(handed_out(pair)),
         notes=tuple(pair.notes),
         obstacles=tuple(dict.fromkeys(pair.obstacles)),
         exit=Twins(*pair.exit) if pair.exit else None,

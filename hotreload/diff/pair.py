@@ -7,7 +7,7 @@ The predicates that several passes share stand below: who refers to whom, and wh
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from hotreload.diff.compare import Comparison
@@ -45,6 +45,7 @@ class Pair:
     ``callbacks``          patched functions that the livepatch core is to call, with the kind of call
     ``rewrites``           variables with another initial value, to be written where they are
     ``held``               changed constants that somebody may have the address of, and who
+    ``handed``             names of what earlier edits have given somebody the address of
     ``flow_before``, ``flow_after``  where addresses go in the code of the original, and of the patched object
     ``carried``            the patched symbols that travel
     """
@@ -69,6 +70,7 @@ class Pair:
     callbacks: list[tuple[str, Symbol]] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
     held: dict[Symbol, str] = field(default_factory=dict)
+    handed: Collection[str] = ()
     carried: set[Symbol] = field(default_factory=set)
     notes: list[Note] = field(default_factory=list)
     obstacles: list[Obstacle] = field(default_factory=list)

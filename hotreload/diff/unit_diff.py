@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from hotreload.diff.correlate import base_name
+from hotreload.diff.allocations import message_of, users_of_other_sizes
+from hotreload.diff.correlate import base_name, parent_name
 from hotreload.diff.definitions import located
 from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts, parse
@@ -44,6 +45,8 @@ class UnitContext:
     ``added``       function and name of the variables that reloads have added to it
     ``is_own``      whether another file of its module defines a function of that name
     ``renames``     global functions of its module that go on under another name
+    ``handed``      see diff_objects
+    ``live``        what the guest runs of it, if that is not the original
     ``judge_init``  see diff_objects
     """
 
@@ -51,6 +54,8 @@ class UnitContext:
     added: Collection[tuple[str, str]] = ()
     is_own: IsOwn = nothing_own
     renames: Mapping[str, str] = field(default_factory=dict)
+    handed: Collection[str] = ()
+    live: ObjectDiff | None = None
     judge_init: bool = True
 
 
@@ -93,8 +98,11 @@ def diff_unit(
         after,
         context.is_own,
         context.renames,
+        handed=context.handed,
         judge_init=context.judge_init,
     )
+    if context.live is not None:
+        diff = replace(diff, obstacles=(*diff.obstacles, *_sizes_since(context.live, diff)))
     diff = _with_declarations(diff, before, after, context.added)
     if diff.verdict == "unchanged":
         # No code of this unit knows of the new layouts; another unit whose code does is told there. What is
@@ -118,6 +126,26 @@ def diff_unit(
         obstacles=types.obstacles,
         notes=diff.notes + types.notes + tuple(_rewritten(diff.rewrites, original.layouts)),
     )
+
+
+def _sizes_since(live: ObjectDiff, diff: ObjectDiff) -> Iterator[Obstacle]:
+    """Code that counts on another size of what code of an earlier edit has allocated."""
+    told = {obstacle.symbol for obstacle in diff.obstacles}
+    base = {twins.patched.name: twins.original for twins in (*live.changed, *diff.changed)}
+    before, after = _code_of(live), _code_of(diff)
+    names = dict.fromkeys((*before, *after))
+    twins = [(before.get(name, base.get(name)), after.get(name, base.get(name))) for name in names]
+    pairs = [(one, other) for one, other in twins if one is not None and other is not None]
+    allocating = [(one, other) for one, other in pairs if one.name in before]
+    for resized, user in users_of_other_sizes(allocating, pairs):
+        name = parent_name(resized.function.name)
+        if name not in told:
+            yield Obstacle("HR2101", name, message_of(resized, user))
+
+
+def _code_of(diff: ObjectDiff) -> dict[str, Symbol]:
+    symbols = (*(twins.patched for twins in diff.changed), *diff.new_functions)
+    return {symbol.name: symbol for symbol in symbols}
 
 
 def _with_declarations(

@@ -66,6 +66,7 @@ class Settlement:
     ``settling``    pieces that will have their home in this patch, with their meaning
     ``at_home``     the homes of those elsewhere, by the identity that they have in this plan
     ``anew``        variables that had a home, and are other ones now
+    ``moved``       those of them that are known for sure to be of the same name and place in the source
     ``stranded``    functions that changed and cannot be traced: whoever has their address runs what was
     ``redeclared``  functions that have another prototype, and so, too
     """
@@ -75,6 +76,7 @@ class Settlement:
     settling: Mapping[int, bytes] = field(default_factory=dict)
     at_home: Mapping[Identity, Home] = field(default_factory=dict)
     anew: tuple[str, ...] = ()
+    moved: tuple[Identity, ...] = ()
     stranded: tuple[Identity, ...] = ()
     redeclared: tuple[Identity, ...] = ()
 
@@ -116,6 +118,7 @@ def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settl
         settling,
         {_identity(told[n]): known[n] for n in elsewhere},
         tuple(_identity(data[n]).name for n in settling if n in data and _has_namesake(data[n], homes)),
+        tuple(_identity(data[n]) for n in settling if n in data and n in known),
         tuple(stranded),
         tuple(_identity(functions[n]) for n in sorted(redeclared)),
     )

@@ -5,6 +5,7 @@ A function that an edit added has its home in a patch module (homes.py), and who
 timer or an ops table, keeps it. Later patches redirect the home to the newest version. Where they cannot, the
 old code would run on: the function is gone, cannot be traced, or is called with other arguments now. Then the
 module has to go, and what it handed out with it. A function that only has another name keeps its home.
+The same holds for a table or variable that begins anew while the kernel has the address of the old one.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ def left_behind(
     ]
     dormant = now.dormant if now else frozenset()
     variables = tuple(i for piece, i in held if piece.kind != STT_FUNC and piece.escapes and i not in dormant)
+    # Whoever has the address of a table or variable goes on with the one before.
+    shown = {identity for piece, identity in _identified(before) if piece.is_held}
+    obstacles += [(i.module, _another(i)) for i in settlement.moved if i in shown]
     obstacles += [(i.module, _stale(i, "cannot be traced")) for i in settlement.stranded]
     obstacles += [(i.module, _stale(i, "is declared in another way")) for i in settlement.redeclared]
     return LeftBehind(tuple(obstacles), variables)
@@ -74,6 +78,12 @@ def _identified(plan: PatchPlan | None) -> Iterator[tuple[Piece, Identity]]:
 def _stale(identity: Identity, why: str) -> Obstacle:
     message = f"{identity.name} {why}, and somebody may hold its address, and run it as it was"
     return Obstacle("HR2202", identity.name, message, where=identity.source)
+
+
+def _another(identity: Identity) -> Obstacle:
+    what = "has another type or initial value than the reload had that added it"
+    message = f"{identity.name} {what}, and somebody may hold the address of that one"
+    return Obstacle("HR2103", identity.name, message, where=identity.source)
 
 
 def _place(home: Home) -> tuple[str, int]:

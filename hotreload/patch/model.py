@@ -75,6 +75,7 @@ class Piece:
     ``identity``  of what an edit added
     ``type``      of that, where the object tells it
     ``escapes``   whether the kernel may keep its address
+    ``is_held``   whether somebody does, as far as the address can be followed
     """
 
     name: str
@@ -88,6 +89,7 @@ class Piece:
     identity: Identity | None = None
     type: str = ""
     escapes: bool = False
+    is_held: bool = False
 
 
 @dataclass(frozen=True, slots=True)

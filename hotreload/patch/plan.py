@@ -74,7 +74,10 @@ def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:
     if planner.obstacles:
         raise NotPatchableError(planner.obstacles)
     escaped = {planner.numbers[symbol] for symbol in planner.escaped}
-    pieces = tuple(replace(p, escapes=True) if n in escaped else p for n, p in enumerate(pieces))
+    held = {planner.numbers[symbol] for symbol in planner.held}
+    pieces = tuple(
+        replace(p, escapes=True, is_held=n in held) if n in escaped else p for n, p in enumerate(pieces)
+    )
     callbacks = tuple(
         Callback(unit.module, kind, planner.numbers[function])
         for unit in units
@@ -92,6 +95,7 @@ class _Planner:
     obstacles: list[Obstacle] = field(default_factory=list)
     strings: list[str] = field(default_factory=list)
     escaped: set[Symbol] = field(default_factory=set)
+    held: set[Symbol] = field(default_factory=set)
     identities: Mapping[Symbol, Identity] = field(default_factory=dict)
     numbers: dict[Symbol, int] = field(default_factory=dict)  # a carried symbol -> its piece
     globals: dict[tuple[str, str], Symbol] = field(default_factory=dict)  # (module, name) -> carried symbol
@@ -443,7 +447,9 @@ class _Planner:
         if is_child(symbol) or (is_place_static(symbol) and not is_constant(symbol)):
             return  # nobody keeps the address of cold code; a lock class or a rate limit goes with its module
         is_content = symbol.anonymous or is_constant(symbol)
-        if not is_content or self._escapes(unit, holder, relocation):
+        if symbol.is_object and symbol not in self.held and self._escapes(unit, holder, relocation):
+            self.held.add(symbol)
+        if not is_content or symbol in self.held:
             self.escaped.add(symbol)
 
     def _escapes(self, unit: UnitDiff, holder: Symbol, relocation: Relocation) -> bool:
