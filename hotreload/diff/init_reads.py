@@ -87,6 +87,18 @@ def _says(function: Symbol) -> bool:
     return not PRINTERS.isdisjoint(names)
 
 
+def may_leave_something(function: Symbol) -> bool:
+    """Whether a function calls one of the kernel's that may keep something: a registration, a start."""
+    names = {
+        r.target.symbol.name
+        for r in function.relocations
+        if isinstance(r.target, SymbolRef) and not r.target.symbol.is_defined and r.target.symbol.name
+    }
+    return any(
+        not forgets(name) and name not in _LEAVE_NOTHING and not name.startswith("__x86_") for name in names
+    )
+
+
 def is_value(function: Symbol, depth: int = _DEPTH) -> bool:
     """Whether a function does nothing but to compute a value, and to say so, under a lock if need be."""
     body = body_of(function)

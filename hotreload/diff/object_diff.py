@@ -41,7 +41,12 @@ from hotreload.diff.functions import (
     tell_renamed,
 )
 from hotreload.diff.holders import IsOwn, nothing_own
-from hotreload.diff.init_reads import refuse_what_init_read
+from hotreload.diff.init_reads import (
+    LOAD_NAMES,
+    called_at_load,
+    may_leave_something,
+    refuse_what_init_read,
+)
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.load_time import exit_code, settle_exit, weigh_init, written_name
 from hotreload.diff.obstacles import Note, Obstacle
@@ -245,10 +250,18 @@ def weigh_called_back(pair: Pair) -> None:
         name = written_name(function)
         message = f"{name} changed, and the kernel asks {slot} when it is registered: what it answered stays"
         pair.refuse("HR2201", function.name, message)
-    for function in binding(pair.original, pair.layouts, changed):
+    bound = binding(pair.original, pair.layouts, changed)
+    for function in bound:
         name = written_name(function)
-        message = f"{name} changed, and has run for the devices that are bound: what it made stays"
+        message = f"{name} changed, and has run for bound devices: what was made from the old one stays"
         pair.tell("HR2201", function.name, message)
+    makers = [function for function in changed - set(bound) if may_leave_something(function)]
+    at_load = called_at_load({0: pair.original}) if makers else set()
+    for function in sorted(makers, key=lambda function: function.value):
+        name = written_name(function)
+        if (0, function) in at_load and not LOAD_NAMES & {function.name, *function.aliases}:
+            message = f"{name} changed, and has run at load: what was made from the old one stays"
+            pair.tell("HR2201", function.name, message)
 
 
 def take_over_doubts(pair: Pair) -> None:

@@ -134,6 +134,21 @@ def test_another_answer_of_is_visible_comes_too_late(tmp_path: Path) -> None:
     assert told(diff(tmp_path, before, before.replace("0444", "0400"))) == [("HR2201", "see")]
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "is_told"),
+    [("kmalloc(4)", "kmalloc(5)", True), ("x + 3", "x + 4", False)],
+    ids=["what it made", "what it computes"],
+)
+def test_of_a_helper_that_made_something_at_load_it_is_told(
+    was: str, now: str, is_told: bool, tmp_path: Path
+) -> None:
+    before = "int n; void *p; noinline int make(int x) { p = kmalloc(4); return !p; } noinline void add(int x) { n += x + 3; } int use(int x) { add(x); return make(x); }"
+    before += MODULE.replace("register_it(&table);", "make(1); add(2);")
+    found = diff(tmp_path, before, before.replace(was, now))
+    assert told(found) == []
+    assert [(note.code, note.symbol) for note in found.notes] == [("HR2201", "make")] * is_told
+
+
 def test_of_probe_it_is_told_that_it_has_run(tmp_path: Path) -> None:
     found = diff(
         tmp_path, driver(), driver().replace("register_it(&group);", "register_it(&group); later();")
