@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Final
 
 from hotreload.diff.correlate import base_name
@@ -122,6 +123,17 @@ def binding(obj: ObjectFile, layouts: Layouts | None, changed: Collection[Symbol
     """Of functions that changed, those that have run for each device that is bound."""
     slots = slots_of(obj, layouts) if layouts is not None and changed else ()
     return list(dict.fromkeys(f for f, (_, _s, member) in slots if f in changed and member in _BINDS))
+
+
+def with_looked_up(rewrite: Rewrite, layouts: Layouts) -> Rewrite:
+    """The same with the slots in which a function is nobody's but the table's."""
+    found = frozenset(
+        offset
+        for offset, _ in rewrite.changed_places
+        if (slot := member_of_place(layouts, rewrite.original, offset)) and _is_looked_up(*slot)
+        if points_at_function(rewrite, offset)
+    )
+    return replace(rewrite, looked_up=found) if found else rewrite
 
 
 def decided_once(

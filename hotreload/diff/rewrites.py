@@ -48,12 +48,14 @@ class Rewrite:
     """A variable with another initial value: the ``values`` that differ.
 
     ``is_parameter``: of the module, so that somebody may have set it by hand; then it stays as it is set.
+    ``looked_up``: the offsets of functions that the kernel looks for there at each call.
     """
 
     original: Symbol
     patched: Symbol
     values: tuple[Value, ...]
     is_parameter: bool = False
+    looked_up: frozenset[int] = frozenset()
 
     @property
     def places(self) -> tuple[Place, ...]:

@@ -14,7 +14,7 @@ from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts, parse
 from hotreload.diff.object_diff import Declared, ObjectDiff, diff_objects
 from hotreload.diff.obstacles import Note, Obstacle
-from hotreload.diff.registered import decided_once
+from hotreload.diff.registered import decided_once, with_looked_up
 from hotreload.diff.rewrites import Rewrite, name_of_place
 from hotreload.diff.spelling import spelled
 from hotreload.diff.type_pair import LayoutDiff
@@ -115,6 +115,7 @@ def diff_unit(
     for live in context.live_types if types.compared else ():
         types = replace(types, obstacles=types.obstacles + _changed_since(live, patched.layouts, types))
     if before is not None and diff.rewrites:
+        diff = replace(diff, rewrites=tuple(with_looked_up(each, before) for each in diff.rewrites))
         decided = decided_once(original.object, before, diff.rewrites, sources, context.is_own)
         diff = replace(diff, obstacles=(*diff.obstacles, *decided))
     # A variable that grew with its type has been told of by its type.

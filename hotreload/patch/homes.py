@@ -46,7 +46,8 @@ class Home:
     """The place of a function or variable: ``address`` in the patch module ``patch``, which stays loaded.
 
     ``symbol`` and ``sympos`` find it in that module's kallsyms. ``meaning``: a digest of what it is there;
-    ``type``: as C spells it, where the object told.
+    ``type``: as C spells it, where the object told. ``is_held``: whether any plan since then gave somebody
+    the address, beside tables that the kernel looks at for each call.
     """
 
     patch: str
@@ -55,6 +56,7 @@ class Home:
     sympos: int
     meaning: bytes
     type: str
+    is_held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +118,16 @@ def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settl
         elsewhere,
         tuple(KlpObject(name, tuple(funcs)) for name, funcs in redirected.items()),
         settling,
-        {_identity(told[n]): known[n] for n in elsewhere},
+        {_identity(told[n]): _also_held(known[n], told[n]) for n in elsewhere},
         tuple(_identity(data[n]).name for n in settling if n in data and _has_namesake(data[n], homes)),
         tuple(_identity(data[n]) for n in settling if n in data and n in known),
         tuple(stranded),
         tuple(_identity(functions[n]) for n in sorted(redeclared)),
     )
+
+
+def _also_held(home: Home, piece: Piece) -> Home:
+    return replace(home, is_held=True) if piece.is_held else home
 
 
 def _known(told: Mapping[int, Piece], homes: Mapping[Identity, Home]) -> dict[int, Home]:

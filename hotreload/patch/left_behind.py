@@ -52,7 +52,11 @@ def left_behind(
     ``homes``: what that goes on with; ``settlement``: what came of it.
     """
     there = {_place(homes[identity]) for _, identity in _identified(now) if identity in homes}
-    held = [(p, i) for p, i in _identified(before) if i in known and _place(known[i]) not in there]
+    held = [
+        (p, i)
+        for p, i in _identified(before)
+        if i in known and (p.kind != STT_FUNC or known[i].is_held) and _place(known[i]) not in there
+    ]
     gone = "is not there any more, and somebody may hold its address, and run it as it was"
     obstacles = [
         (identity.module, Obstacle("HR2207", identity.name, f"{identity.name} {gone}", where=identity.source))
@@ -62,7 +66,7 @@ def left_behind(
     dormant = now.dormant if now else frozenset()
     variables = tuple(i for piece, i in held if piece.kind != STT_FUNC and piece.escapes and i not in dormant)
     # Whoever has the address of a table or variable goes on with the one before.
-    shown = {identity for piece, identity in _identified(before) if piece.is_held}
+    shown = {i for piece, i in _identified(before) if piece.is_held or (i in known and known[i].is_held)}
     obstacles += [(i.module, _another(i)) for i in settlement.moved if i in shown]
     obstacles += [(i.module, _stale(i, "cannot be traced")) for i in settlement.stranded]
     obstacles += [(i.module, _stale(i, "is declared in another way")) for i in settlement.redeclared]

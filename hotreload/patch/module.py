@@ -56,6 +56,7 @@ class Settler:
     sympos: int
     meaning: bytes
     type: str
+    is_held: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class LivePatch:
         return dict(self.settlement.at_home) | {
             identity: Home(
                 self.name, sections[settler.section] + settler.offset, settler.symbol, settler.sympos,
-                settler.meaning, settler.type,
+                settler.meaning, settler.type, settler.is_held,
             )
             for identity, settler in self.settlers.items()
             if sections.get(settler.section)
@@ -190,5 +191,5 @@ def _settlers(
         sympos = shown.index(symbol) + 1
         yield (
             identity,
-            Settler(place.section.name, place.offset, symbol.name, sympos, meaning, of.type),
+            Settler(place.section.name, place.offset, symbol.name, sympos, meaning, of.type, of.is_held),
         )

@@ -96,6 +96,7 @@ class _Planner:
     strings: list[str] = field(default_factory=list)
     escaped: set[Symbol] = field(default_factory=set)
     held: set[Symbol] = field(default_factory=set)
+    looked_up: dict[Symbol, frozenset[int]] = field(default_factory=dict)  # by the patched table
     identities: Mapping[Symbol, Identity] = field(default_factory=dict)
     numbers: dict[Symbol, int] = field(default_factory=dict)  # a carried symbol -> its piece
     globals: dict[tuple[str, str], Symbol] = field(default_factory=dict)  # (module, name) -> carried symbol
@@ -109,6 +110,7 @@ class _Planner:
     def __post_init__(self) -> None:
         self.moved = moved_variables(self.units)
         for unit in self.units:
+            self.looked_up |= {each.patched: each.looked_up for each in unit.diff.rewrites}
             for symbol in unit.diff.carried:
                 if symbol not in self.moved:
                     self.numbers[symbol] = len(self.numbers)
@@ -447,10 +449,15 @@ class _Planner:
         if is_child(symbol) or (is_place_static(symbol) and not is_constant(symbol)):
             return  # nobody keeps the address of cold code; a lock class or a rate limit goes with its module
         is_content = symbol.anonymous or is_constant(symbol)
-        if symbol.is_object and symbol not in self.held and self._escapes(unit, holder, relocation):
+        is_open = symbol not in self.held and not self._is_looked_up(holder, relocation)
+        if is_open and (symbol.is_function or self._escapes(unit, holder, relocation)):
             self.held.add(symbol)
         if not is_content or symbol in self.held:
             self.escaped.add(symbol)
+
+    def _is_looked_up(self, holder: Symbol, relocation: Relocation) -> bool:
+        """Whether the kernel looks there at each call, so that nobody has what stood there before."""
+        return relocation.offset in self.looked_up.get(holder, ())
 
     def _escapes(self, unit: UnitDiff, holder: Symbol, relocation: Relocation) -> bool:
         if id(unit) not in self.escapes:

@@ -138,3 +138,35 @@ def test_an_added_variable_that_somebody_holds_may_not_become_another_one(
     known = renamed(first, second).homes(continued(homes, first))
     left = left_behind(first, homes, second, known, settle(second, known, "hotreload_2"))
     assert [(o.code, o.symbol) for _, o in left.obstacles] == ([("HR2103", "tab")] if is_refused else [])
+
+
+OPS = """
+    struct file_operations { int (*read)(void); int (*write)(void); }; struct chip { int (*start)(void); };
+    int (*stored)(void); static int other(void) { return 1; }
+    struct file_operations fops = { .read = other }; struct chip chip = { other }; int f(int i) { return i; }
+"""
+WRITER = "int n; static int writer(void) { return ++n; } "
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "is_refused"),
+    [
+        (".read = other", ".read = other, .write = writer", False),
+        (".read = other", ".read = writer", False),
+        ("chip = { other }", "chip = { writer }", True),
+        ("return i;", "stored = writer; return i;", True),
+    ],
+)
+def test_a_function_that_only_a_table_had_which_is_looked_up_each_time_may_go(
+    was: str, now: str, is_refused: bool, tmp_path: Path
+) -> None:
+    added = OPS.replace("struct file_operations fops", WRITER + "struct file_operations fops")
+    assert was in OPS
+    first, second = (
+        planned(tmp_path / name, {"unit.c": (OPS, text)}, "-g")
+        for name, text in (("1", added.replace(was, now)), ("2", added.replace("i; }", "i + 1; }")))
+    )
+    _, homes = settled(first, "hotreload_1", {})
+    known = renamed(first, second).homes(continued(homes, first))
+    left = left_behind(first, homes, second, known, settle(second, known, "hotreload_2"))
+    assert [(o.code, o.symbol) for _, o in left.obstacles] == ([("HR2207", "writer")] if is_refused else [])

@@ -38,7 +38,7 @@ def settled(
     for number, meaning in found.settling.items():
         piece = plan.pieces[number]
         assert piece.identity is not None
-        homes[piece.identity] = Home(patch, 4096 + number, piece.name, 1, meaning, piece.type)
+        homes[piece.identity] = Home(patch, 4096 + number, piece.name, 1, meaning, piece.type, piece.is_held)
     return found, homes
 
 

@@ -17,6 +17,7 @@ from hotreload.build.kernel_tree import KernelTree
 from hotreload.diff.object_diff import diff_objects
 from hotreload.diff.obstacles import NotPatchableError
 from hotreload.diff.running_code import match_running
+from hotreload.diff.unit_diff import diff_unit, unit_object_of
 from hotreload.elf.constants import SHF_RELA_LIVEPATCH, SHN_LIVEPATCH
 from hotreload.elf.model import StringRef, SymbolRef, Target
 from hotreload.elf.reader import parse_object, read_object
@@ -50,7 +51,11 @@ def planned(tmp_path: Path, units: Mapping[str, tuple[str, str]], *flags: str) -
     diffs = []
     for name, (before, after) in units.items():
         base = read_object(compiled(before, tmp_path / "base", *flags, name=name))
-        diff = diff_objects(base, read_object(compiled(after, tmp_path / "patched", *flags, name=name)))
+        patched = read_object(compiled(after, tmp_path / "patched", *flags, name=name))
+        if "-g" in flags:
+            diff = diff_unit(unit_object_of(base), unit_object_of(patched), {}, types_known=True)
+        else:
+            diff = diff_objects(base, patched)
         assert diff.obstacles == ()
         running = match_running(read_object(plain[name]), base)
         diffs.append(UnitDiff("drv", name, symbols.block_of(name, 0), diff, running))
