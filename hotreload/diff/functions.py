@@ -190,7 +190,7 @@ def handed_out(pair: Pair) -> Iterator[str]:
     """The functions and constants of the original whose address new code may give somebody."""
     twins = pair.correlation.original_of
     code = {*pair.changed, *pair.new_functions}
-    users = referrers_of(pair.original) if code or pair.rewrites else {}
+    users: Mapping[Symbol, set[Symbol]] | None = None
     tables = {s for s in pair.patched.symbols if s.is_object and s not in twins} if code else set()
     for holder in (*code, *tables, *(rewrite.patched for rewrite in pair.rewrites)):
         for target in set(defined_targets(holder.relocations)) & twins.keys():
@@ -199,6 +199,7 @@ def handed_out(pair: Pair) -> Iterator[str]:
                 continue
             if target.is_function:
                 # What the original gives away itself is known by where it does.
+                users = referrers_of(pair.original) if users is None else users
                 is_new = not any(takes_address_of(user, original) for user in users.get(original, ()))
             else:
                 is_new = is_constant(target) and _gets_away(pair, target, holder)

@@ -12,7 +12,7 @@ later, and may be another one by then. What is only printed leaves nothing behin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
@@ -57,19 +57,20 @@ class Use:
 Uses = Mapping[tuple[K, str], list[Use]]
 
 
-def refuse_what_init_read(pair: Pair, called_back: Collection[Symbol] = ()) -> None:
+def refuse_what_init_read(pair: Pair, called_back: Callable[[], Collection[Symbol]]) -> None:
     """A variable with a new initial value that code which runs at load has read is not written in place.
 
     ``called_back``: the functions that the kernel calls while that code runs.
     """
-    also = [(0, function) for function in called_back]
+    changed = pair.changed.items()
+    values = [original for patched, original in changed if gives_another_value(original, patched)]
+    if not values and not pair.rewrites:
+        return
+    also = [(0, function) for function in called_back()]
     uses: Uses[int] = uses_of_init({0: pair.original}, also=also) if pair.rewrites else {}
     for rewrite in pair.rewrites:
         if use := tied_by(rewrite, uses.get((0, rewrite.original.name), [])):
             pair.refuse("HR2103", rewrite.original.name, tied_message(rewrite, use))
-    values = [
-        original for patched, original in pair.changed.items() if gives_another_value(original, patched)
-    ]
     called = called_at_load({0: pair.original}, also=also) if values else set()
     for function in values:
         if (0, function) in called:

@@ -220,7 +220,7 @@ def diff_objects(
     tell_description(pair)
     explain_stray_entries(pair)
     weigh_exports(pair)
-    refuse_what_init_read(pair, called_back_at_load(pair.original, pair.layouts) if pair.is_patch else ())
+    refuse_what_init_read(pair, lambda: called_back_at_load(pair.original, pair.layouts))
     weigh_called_back(pair)
     settle_exit(pair)
     if judge_init:
@@ -245,7 +245,7 @@ def _other_exit_code(pair: Pair) -> Iterator[str]:
 def weigh_called_back(pair: Pair) -> None:
     """What the kernel has asked a function while init registered something stays as it was answered."""
     told = {obstacle.symbol for obstacle in pair.obstacles}
-    changed = {original for original in pair.changed.values() if original.name not in told}
+    changed = frozenset(original for original in pair.changed.values() if original.name not in told)
     for function, slot in asked_once(pair.original, pair.layouts, changed).items():
         name = written_name(function)
         message = f"{name} changed, and the kernel asks {slot} when it is registered: what it answered stays"

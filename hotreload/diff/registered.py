@@ -82,13 +82,15 @@ _ASKED_ONCE: Final = {
 # Headers of the kernel's own: its include/, and those of architectures.
 _KERNEL_HEADER: Final = re.compile(r"(^|/)include/\w+/")
 
-Slot = tuple[Symbol, str, str]  # the table, the struct, the member
+Slot = tuple[str, str]  # the struct, the member
 
 
 def slots_of(
-    obj: ObjectFile, layouts: Layouts, function: Symbol | None = None
+    obj: ObjectFile, layouts: Layouts | None, functions: Collection[Symbol] | None = None
 ) -> Iterator[tuple[Symbol, Slot]]:
-    """The functions that stand in slots of tables, or the one that is asked for, each with its slot."""
+    """The functions, or those that are asked for, that stand in slots of tables, each with its slot."""
+    if layouts is None or functions == frozenset():
+        return
     for table in obj.symbols:
         if not table.is_object or table.name not in layouts.shapes:
             continue
@@ -96,33 +98,31 @@ def slots_of(
             target = relocation.target
             if not isinstance(target, SymbolRef) or not target.symbol.is_function:
                 continue
-            if function is not None and target.symbol is not function:
+            if functions is not None and target.symbol not in functions:
                 continue
             if found := member_of_place(layouts, table, relocation.offset):
-                yield target.symbol, (table, *found)
+                yield target.symbol, found
 
 
 def called_back_at_load(obj: ObjectFile, layouts: Layouts | None) -> frozenset[Symbol]:
     """The functions that the kernel calls back while init or exit code runs."""
-    if layouts is None:
-        return frozenset()
     return frozenset(
         function
-        for function, (_, struct, member) in slots_of(obj, layouts)
+        for function, (struct, member) in slots_of(obj, layouts)
         if member in _CALLED_AT_LOAD or member in _ASKED_ONCE.get(struct, ())
     )
 
 
-def asked_once(obj: ObjectFile, layouts: Layouts | None, changed: Collection[Symbol]) -> dict[Symbol, str]:
+def asked_once(obj: ObjectFile, layouts: Layouts | None, changed: frozenset[Symbol]) -> dict[Symbol, str]:
     """Of functions that changed, those that were asked while something was registered, and as what."""
-    slots = slots_of(obj, layouts) if layouts is not None and changed else ()
-    return {f: f"{s}.{m}" for f, (_, s, m) in slots if f in changed and m in _ASKED_ONCE.get(s, ())}
+    slots = slots_of(obj, layouts, changed)
+    return {f: f"{struct}.{m}" for f, (struct, m) in slots if m in _ASKED_ONCE.get(struct, ())}
 
 
-def binding(obj: ObjectFile, layouts: Layouts | None, changed: Collection[Symbol]) -> list[Symbol]:
+def binding(obj: ObjectFile, layouts: Layouts | None, changed: frozenset[Symbol]) -> list[Symbol]:
     """Of functions that changed, those that have run for each device that is bound."""
-    slots = slots_of(obj, layouts) if layouts is not None and changed else ()
-    return list(dict.fromkeys(f for f, (_, _s, member) in slots if f in changed and member in _BINDS))
+    slots = slots_of(obj, layouts, changed)
+    return list(dict.fromkeys(function for function, (_, member) in slots if member in _BINDS))
 
 
 def with_looked_up(rewrite: Rewrite, layouts: Layouts) -> Rewrite:
