@@ -30,8 +30,7 @@ _ALL: Final = frozenset(("*",))
 # Structs whose slots the kernel looks at each time; a "-" is before those by which it decides once.
 _LOOKED_UP: Final = {
     "file_operations": _ALL,
-    # proc_get_inode() chooses by these, and later kernels keep flags of them. Linux commit ff7ec8dc1b64
-    # ("proc: use the same treatment to check proc_lseek as ones for proc_read_iter et.al") (in v6.16)
+    # proc_get_inode() chooses by these; pde_set_flags() of later kernels keeps flags of them.
     "proc_ops": frozenset("* -proc_read_iter -proc_compat_ioctl -proc_lseek".split()),
     "seq_operations": _ALL,
     "device_attribute": _ALL,
@@ -52,8 +51,10 @@ _LOOKED_UP: Final = {
         ndo_tx_timeout ndo_get_stats64 ndo_get_stats""".split()
     ),
     "ethtool_ops": _ALL,
-    # d_flags_for_inode() asks for these when a dentry gets its inode.
-    "inode_operations": frozenset("* -lookup -get_link -permission".split()),
+    # d_flags_for_inode(), do_inode_permission(), vfs_readlink() and the cache of ACLs remember these.
+    "inode_operations": frozenset(
+        "* -lookup -get_link -permission -readlink -get_acl -get_inode_acl".split()
+    ),
     "super_operations": _ALL,
     "address_space_operations": _ALL,
     "tty_operations": frozenset("* -proc_show".split()),  # proc_tty_register_driver()
