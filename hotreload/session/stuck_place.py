@@ -26,7 +26,9 @@ PAGE = 4096
 # The kernel's text and its modules' (Documentation/arch/x86/x86_64/mm.rst).
 CODE = range(0xFFFFFFFF80000000, 0xFFFFFFFFFF000000)
 MOST = 8  # addresses: the guest goes through all of its symbols for each
-LARGEST_FUNCTION = 1 << 18
+MODULES = 0xFFFFFFFFC0000000
+# Further behind the beginning of a function is something else: in a module mostly what has gone with a patch.
+LARGEST_FUNCTION, LARGEST_OF_A_MODULE = 1 << 18, 1 << 12
 
 
 async def addresses_of(stuck: InKernel, read_memory: ReadMemory) -> tuple[int, ...]:
@@ -52,7 +54,7 @@ async def names_of(addresses: Sequence[int], guest: Guest) -> dict[int, str]:
     wanted = " ".join(f"{address:016x}" for address in addresses)
     command = (
         f"awk -v wanted='{wanted}' 'BEGIN {{ count = split(wanted, at) }} {{ for (i = 1; i <= count; i++)"
-        " if ($1 <= at[i] && $1 >= best[i]) { best[i] = $1; name[i] = $3 } }"
+        " if ($2 ~ /[tTwW]/ && $1 <= at[i] && $1 >= best[i]) { best[i] = $1; name[i] = $3 } }"
         " END { for (i = 1; i <= count; i++) print at[i], best[i], name[i] }' /proc/kallsyms"
     )
     try:
@@ -64,8 +66,8 @@ async def names_of(addresses: Sequence[int], guest: Guest) -> dict[int, str]:
 
 def _named(address: int, start: int, name: str) -> tuple[int, str]:
     offset = address - start
-    # What was loaded since is not there any more.
-    return address, f"{name}+{offset:#x}" if offset < LARGEST_FUNCTION else f"a module ({address:#x})"
+    most = LARGEST_FUNCTION if address < MODULES else LARGEST_OF_A_MODULE
+    return address, f"{name}+{offset:#x}" if offset < most else f"a module ({address:#x})"
 
 
 def told(addresses: Sequence[int], names: Mapping[int, str], places: Mapping[int, Place]) -> str:

@@ -5,9 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from pathlib import Path
+from typing import cast
 
+from hotreload import process
+from hotreload.deploy.guest import Guest
 from hotreload.errors import EnvironmentFault
-from hotreload.session.stuck_place import addresses_of, told
+from hotreload.process import CommandResult
+from hotreload.session.stuck_place import addresses_of, names_of, told
 from hotreload.vm.processors import InKernel
 
 SLOW_PATH, LOCK, SHOW, READ = 0xFFFFFFFF81100030, 0xFFFFFFFF81200017, 0xFFFFFFFFC020101C, 0xFFFFFFFF8130011F
@@ -43,3 +48,28 @@ def test_who_takes_a_lock_is_named_before_the_lock() -> None:
 def test_who_loops_by_himself_is_all_there_is_to_name() -> None:
     places = {SHOW: ("hotreload_2", "show", 0x1C)}
     assert told((SHOW, READ - 1), {READ - 1: "seq_read_iter+0x11e"}, places) == "show+0x1c"
+
+
+def test_a_variable_is_no_function_and_what_has_gone_with_a_patch_is_not_what_lies_before_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "kallsyms").write_text(
+        "ffffffff81300000 T seq_read_iter\n"
+        "ffffffffc0200000 t show\t[drv]\n"
+        "ffffffffc0202000 d lock\t[drv]\n"
+        "ffffffffc0203000 r table\t[drv]\n"
+    )
+
+    class Local:
+        async def run(self, command: str, *, timeout: float) -> CommandResult:
+            assert timeout
+            here = command.replace("/proc/kallsyms", f"{tmp_path}/kallsyms")
+            return await process.run(["sh", "-c", here], timeout=timeout)
+
+    there, gone = 0xFFFFFFFFC0200010, 0xFFFFFFFFC0206010
+    found = asyncio.run(names_of((READ - 1, there, gone), cast("Guest", Local())))
+    assert found == {
+        READ - 1: "seq_read_iter+0x11e",
+        there: "show+0x10",
+        gone: "a module (0xffffffffc0206010)",
+    }
