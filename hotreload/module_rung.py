@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from hotreload.build.base import build_base, work_folder
+from hotreload.build.base import Base, build_base, work_folder
 from hotreload.build.built import VMLINUX, Build, BuiltModule, saved_ns, sha256
 from hotreload.build.guest_base import GuestBase
 from hotreload.build.in_tree_modules import build_in_tree
@@ -26,11 +27,14 @@ from hotreload.deploy.module_reload import (
     load_order,
 )
 from hotreload.diff.obstacles import BUILD_KERNEL, NotPatchableError, Obstacle
+from hotreload.elf.linkage import linkage_of
+from hotreload.elf.reader import read_object
 from hotreload.errors import InputError, KernelUnfitError
 from hotreload.ladder import can_be_loaded, is_allowed, with_dependents
 from hotreload.vm.kernel_modules import canonical
 
 RECIPE_CHANGED = "HR1004"
+KSYMTAB = "__ksymtab_"
 NEW_MODULE = "end hotreload and start it again: the guest boots with the modules that there are now"
 
 
@@ -127,6 +131,7 @@ class ModuleRung:
             raise _with_hint(refusal, NEW_MODULE)
         if _is_of_recipes(refusal):
             names |= _made_otherwise(base, build)
+        names |= await asyncio.to_thread(newly_exporting, base, built, names)
         depends = await asyncio.to_thread(_depends, (*base.modules, *built.modules))
         names = with_dependents(names, built.modules, depends)
         return base.with_anew(build, built, names), names
@@ -162,6 +167,28 @@ def forget_stale(base: GuestBase) -> None:
             made, others = saved_ns(target), edited.intersection(part.inputs[target])
             if any(saved_ns(file) <= made for file in others) or (not others and sha256(target) != digest):
                 target.unlink(missing_ok=True)
+
+
+def newly_exporting(base: GuestBase, built: Base, names: Collection[str]) -> frozenset[str]:
+    """The modules that have to be loaded anew with these: what they export to them is at most live, and the
+    loader finds it in no module that the guest has."""
+    then, now = ({module.name: module.ko for module in each.modules} for each in (base, built))
+    found: set[str] = set()
+    due = set(names)
+    while due:
+        name = due.pop()
+        for used in depends_of(now[name]):
+            if used in then and used not in found and used not in names:
+                new = _exports(now[used]) - _exports(then[used])
+                if new & linkage_of(read_object(now[name])).needs:
+                    found.add(used)
+                    due.add(used)
+    return frozenset(found)
+
+
+def _exports(ko: Path) -> frozenset[str]:
+    names = (symbol.name for symbol in read_object(ko).symbols)
+    return frozenset(name.removeprefix(KSYMTAB) for name in names if name.startswith(KSYMTAB))
 
 
 def _shared_with_vmlinux(base: GuestBase) -> frozenset[str]:

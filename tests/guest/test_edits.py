@@ -203,10 +203,10 @@ def test_a_new_export_that_is_all_that_its_module_brings_uses_what_the_module_ha
         used = await save(giver_c=GIVER + counted, taker_c=taker)
         assert used.outcome is Outcome.LIVE, used
         assert (await watch.run("cat /proc/taker")).text == "hello 1 11\n"
-        # The taker alone is loaded anew, and needs what is in no module that the guest has loaded.
+        # The taker has to be loaded anew, and needs what the loader finds only in a new giver.
         grown = await save(taker_c=taker.replace("int reads;", "long reads;").replace(" %d %d", " %ld %d"))
         assert grown.outcome is Outcome.RELOADED, grown
-        assert (await watch.run("cat /proc/taker")).text in ("hello 1 10\n", "hello 1 21\n")
+        assert (await watch.run("cat /proc/taker")).text == "hello 1 10\n"
 
     in_session(story, TWO_MODULES)
 

@@ -24,7 +24,7 @@ from hotreload.build.guest_base import GuestBase
 from hotreload.build.kernel_tree import KernelTree, check_fit, kernel_compiler
 from hotreload.build.units import units_for
 from hotreload.errors import CompileError, InputError
-from hotreload.module_rung import forget_stale
+from hotreload.module_rung import forget_stale, newly_exporting
 from hotreload.plan_units import joined_modules
 
 HEAD = '#include <linux/module.h>\nMODULE_LICENSE("GPL");\n'
@@ -199,6 +199,26 @@ def test_modules_are_joined_by_what_they_use_of_each_other(debian_kernel: Kernel
     folder = write(tmp_path / "drv", {"Kbuild": "obj-m := a.o b.o c.o d.o\n", **sources})
     _, base = built(debian_kernel, folder)
     assert joined_modules(base, ()) == {**dict.fromkeys("abc", frozenset("abc")), "d": frozenset("d")}
+
+
+def test_a_module_that_uses_a_new_export_is_loaded_anew_with_who_exports_it(
+    debian_kernel: KernelTree, tmp_path: Path
+) -> None:
+    one = HEAD + "int one(void);\nint one(void) { return 1; }\nEXPORT_SYMBOL_GPL(one);\n"
+    two = "int two(void);\nint two(void) { return 2; }\nEXPORT_SYMBOL_GPL(two);\n"
+    user = HEAD + "int one(void);\nint three(void);\nint three(void) { return one(); }\n"
+    folder = write(
+        tmp_path / "drv", {"Kbuild": "obj-m := a.o b.o c.o\n", "a.c": one, "b.c": user, "c.c": HEAD}
+    )
+    guest = GuestBase.booted(*built(debian_kernel, folder))
+    time.sleep(2 * TICK_NS / 1e9)
+    write(folder, {"a.c": one + two})
+    _, unused = built(debian_kernel, folder)
+    assert newly_exporting(guest, unused, {"b", "c"}) == set()
+    write(folder, {"b.c": user.replace("one()", "two()").replace("one(", "two(")})
+    _, used = built(debian_kernel, folder)
+    assert newly_exporting(guest, used, {"b", "c"}) == {"a"}
+    assert newly_exporting(guest, used, {"a", "b"}) == set()
 
 
 def test_a_compile_error_is_gccs_own_text_about_the_users_own_path(
