@@ -208,7 +208,7 @@ def test_a_new_export_that_is_all_that_its_module_brings_uses_what_the_module_ha
         assert grown.outcome is Outcome.RELOADED, grown
         assert (await watch.run("cat /proc/taker")).text == "hello 1 10\n"
 
-    in_session(story, TWO_MODULES)
+    in_session(story, TWO_MODULES, max_rung="module")
 
 
 NUMBERED = MAIN.replace(
