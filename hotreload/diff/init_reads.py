@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, TypeVar
 from hotreload.diff.correlate import base_name
 from hotreload.diff.holders import IsOwn
 from hotreload.diff.load_time import EXIT_NAME, INIT_NAME, written_name
-from hotreload.diff.pair import Pair, is_for_init
+from hotreload.diff.pair import Pair, is_exit_code, is_for_init
 from hotreload.diff.rewrites import Rewrite
 from hotreload.elf.constants import R_X86_64_64
 from hotreload.elf.decoded import RAX, RCX, RDI, RDX, RSI, RSP, Decoded, Memory, Number, Register, body_of
@@ -167,6 +167,11 @@ def called_at_load(
     return set(_Linked(objects, modules).code_of_load(also))
 
 
+def ran_at_load(obj: ObjectFile) -> set[Symbol]:
+    """The functions that init is, or reaches by calls."""
+    return {function for _, function in _Linked({0: obj}, ONE_MODULE).code_of_load(with_exit=False)}
+
+
 def handed_to_the_kernel(obj: ObjectFile, is_own: IsOwn) -> dict[str, list[Use]]:
     """The variables, by name, of which any code has given the kernel the address, or stored it."""
     linked = _Linked({0: obj}, ONE_MODULE)
@@ -280,13 +285,16 @@ class _Linked(Generic[K]):
         """Whether none of these units defines a function of that name."""
         return name not in self._functions
 
-    def code_of_load(self, also: Collection[tuple[K, Symbol]] = ()) -> Iterator[tuple[K, Symbol]]:
+    def code_of_load(
+        self, also: Collection[tuple[K, Symbol]] = (), *, with_exit: bool = True
+    ) -> Iterator[tuple[K, Symbol]]:
         """The functions that init and exit are, or reach by calls, and ``also`` these."""
         todo = [
             (unit, function)
             for unit, obj in self._objects.items()
             for function in obj.functions
             if is_for_init(function) or {function.name, *function.aliases} & LOAD_NAMES
+            if with_exit or not (is_exit_code(function) or EXIT_NAME in {function.name, *function.aliases})
         ]
         todo += [each for each in dict.fromkeys(also) if each not in todo]
         reached = set(todo)

@@ -43,8 +43,8 @@ from hotreload.diff.functions import (
 from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.init_reads import (
     LOAD_NAMES,
-    called_at_load,
     may_leave_something,
+    ran_at_load,
     refuse_what_init_read,
 )
 from hotreload.diff.layouts import Layouts
@@ -256,10 +256,10 @@ def weigh_called_back(pair: Pair) -> None:
         message = f"{name} changed, and has run for bound devices: what was made from the old one stays"
         pair.tell("HR2201", function.name, message)
     makers = [function for function in changed - set(bound) if may_leave_something(function)]
-    at_load = called_at_load({0: pair.original}) if makers else set()
+    at_load = ran_at_load(pair.original) if makers else set()
     for function in sorted(makers, key=lambda function: function.value):
         name = written_name(function)
-        if (0, function) in at_load and not LOAD_NAMES & {function.name, *function.aliases}:
+        if function in at_load and not LOAD_NAMES & {function.name, *function.aliases}:
             message = f"{name} changed, and has run at load: what was made from the old one stays"
             pair.tell("HR2201", function.name, message)
 

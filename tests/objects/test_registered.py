@@ -136,13 +136,18 @@ def test_another_answer_of_is_visible_comes_too_late(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("was", "now", "is_told"),
-    [("kmalloc(4)", "kmalloc(5)", True), ("x + 3", "x + 4", False)],
-    ids=["what it made", "what it computes"],
+    [
+        ("kmalloc(4)", "kmalloc(5)", True),
+        ("x + 3", "x + 4", False),
+        ("register_it(0)", "register_it(&n)", False),
+    ],
+    ids=["what it made", "what it computes", "what only exit runs"],
 )
 def test_of_a_helper_that_made_something_at_load_it_is_told(
     was: str, now: str, is_told: bool, tmp_path: Path
 ) -> None:
     before = "int n; void *p; noinline int make(int x) { p = kmalloc(4); return !p; } noinline void add(int x) { n += x + 3; } int use(int x) { add(x); return make(x); }"
+    before += "noinline void end(void) { register_it(0); } void user(void) { end(); } void cleanup_module(void) { end(); }"
     before += MODULE.replace("register_it(&table);", "make(1); add(2);")
     found = diff(tmp_path, before, before.replace(was, now))
     assert told(found) == []
