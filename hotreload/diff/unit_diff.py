@@ -14,6 +14,7 @@ from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts, parse
 from hotreload.diff.object_diff import Declared, ObjectDiff, diff_objects
 from hotreload.diff.obstacles import Note, Obstacle
+from hotreload.diff.other_members import refuse_other_members
 from hotreload.diff.registered import decided_once, with_looked_up
 from hotreload.diff.rewrites import Rewrite, name_of_place
 from hotreload.diff.spelling import spelled
@@ -118,6 +119,9 @@ def diff_unit(
         diff = replace(diff, rewrites=tuple(with_looked_up(each, before) for each in diff.rewrites))
         decided = decided_once(original.object, before, diff.rewrites, sources, context.is_own)
         diff = replace(diff, obstacles=(*diff.obstacles, *decided))
+    if not types.obstacles:  # or the members are where they are because of another layout
+        moved = refuse_other_members(original.object, patched.object, diff.changed)
+        diff = replace(diff, obstacles=(*diff.obstacles, *moved))
     # A variable that grew with its type has been told of by its type.
     grown = {obstacle.code for obstacle in types.obstacles}
     kept = tuple(o for o in diff.obstacles if o.code != "HR2101" or "HR2101" not in grown)
