@@ -33,15 +33,15 @@ class Escapes:
         if section is not None and section.name == TRACE_FORMATS:
             return False  # the kernel reads its copy
         if section is None or not section.is_code:
-            return not is_constant(holder) or self._is_shown(holder)
+            return not is_constant(holder) or self.is_shown(holder)
         key = holder, relocation.offset
         if key not in self._known:
             sought = Sought(relocation.target, at=frozenset((relocation.offset,)))
             self._known[key] = self.flow.gets_away(sought, [holder]) is not None
         return self._known[key]
 
-    def _is_shown(self, table: Symbol) -> bool:
-        """Whether somebody may have a constant's address, or a pointer that was loaded from it."""
+    def is_shown(self, table: Symbol) -> bool:
+        """Whether somebody may have an object's address, or a pointer that was loaded from it."""
         key = table, "content"
         if key not in self._known:
             users = [s for s in self.symbols if any(r.target == SymbolRef(table) for r in s.relocations)]

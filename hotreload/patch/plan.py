@@ -450,9 +450,9 @@ class _Planner:
             return  # nobody keeps the address of cold code; a lock class or a rate limit goes with its module
         is_content = symbol.anonymous or is_constant(symbol)
         is_open = symbol not in self.held and not self._is_looked_up(holder, relocation)
-        if is_open and (symbol.is_function or self._escapes(unit, holder, relocation)):
+        if is_open and (symbol.is_function or self._is_held(unit, holder, relocation)):
             self.held.add(symbol)
-        if not is_content or symbol in self.held:
+        if not is_content or symbol in self.held or self._escapes(unit, holder, relocation):
             self.escaped.add(symbol)
 
     def _is_looked_up(self, holder: Symbol, relocation: Relocation) -> bool:
@@ -460,9 +460,18 @@ class _Planner:
         return relocation.offset in self.looked_up.get(holder, ())
 
     def _escapes(self, unit: UnitDiff, holder: Symbol, relocation: Relocation) -> bool:
+        return self._escapes_of(unit).escapes(holder, relocation)
+
+    def _is_held(self, unit: UnitDiff, holder: Symbol, relocation: Relocation) -> bool:
+        """Whether somebody keeps an address who does not begin anew together with what is there."""
+        if holder.is_object and not is_constant(holder) and holder in self.numbers:
+            return self._escapes_of(unit).is_shown(holder)
+        return self._escapes(unit, holder, relocation)
+
+    def _escapes_of(self, unit: UnitDiff) -> Escapes:
         if id(unit) not in self.escapes:
             self.escapes[id(unit)] = escapes_of(unit.diff, own_names(self.symbols, unit.module))
-        return self.escapes[id(unit)].escapes(holder, relocation)
+        return self.escapes[id(unit)]
 
     def _refuse(self, code: str, symbol: str, message: str, hint: str | None = None) -> None:
         where = self.at_work.source if self.at_work else None

@@ -444,7 +444,7 @@ def test_a_variable_that_points_at_an_edited_table_points_at_the_new_one(
         await save(help_c=CONFIGURED)
         assert await read() == "hello 1 1\n"
         edited = await save(help_c=CONFIGURED.replace("{ 1, 2 }", "{ 9, 2 }"))
-        assert any("starts anew" in note and "config" in note for note in edited.notes)
+        assert any("starts anew" in note and "config" in note for note in edited.notes), edited.reasons
         assert await read() == "hello 2 9\n"
 
     in_session(story)
@@ -506,7 +506,7 @@ def test_a_variable_keeps_its_value_when_a_unit_that_was_only_added_to_is_edited
         )
         assert [await read(), await read()] == ["hello 1 41\n", "hello 2 42\n"]
         edited = await save(help_c=NEW_IN_HELP.replace("return 2 * n", "return 5 * n + 1000"))
-        assert not any("anew" in note for note in edited.notes), edited
+        assert not any("anew" in note for note in edited.notes), edited.reasons
         assert await read() == "hello 3 1043\n"
 
     in_session(story)
