@@ -122,7 +122,7 @@ class Cycle:
             self.notes.append(f"HR2104 not there any more, and new if it returns: {', '.join(names)}")
 
     def notes_of_units(self) -> list[str]:
-        """What is told of the units. What one of them has lost another one may have."""
+        """The notes on all units. A variable that moved from one unit to another is not lost."""
         notes = (note for each in self.compared for note in each.diff.notes)
         return [note.message for note in notes if note.code != "HR2104" or note.symbol not in self.moved]
 

@@ -102,7 +102,8 @@ class Edits:
     async def is_made_otherwise(self, taken: Callable[[Collection[Path]], None]) -> bool:
         """Does make make something else of the folder, although no file of it has changed?
 
-        A commit's name may be on the command line. ``taken`` is told what make wrote. Raises as ask_make.
+        The compiler's command line may hold the name of a commit. ``taken`` gets the files that make wrote.
+        Raises what ask_make raises.
         """
         if self.base.is_kernel or not may_ask_the_world(self.base.makefiles):
             return False

@@ -8,6 +8,7 @@ not see is never made.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hotreload.diff.correlate import base_name, is_constant, is_function_name, is_literal, is_place_static
@@ -97,21 +98,23 @@ def refuse_gone_constants(pair: Pair) -> None:
         if declared.get(original) in still:
             continue
         users = users or referrers_of(pair.original)
-        if how := _who_has(pair, original, users[original]):
+        if how := _who_has(pair, original, users):
             message = f"'{base_name(original.name)}' was removed, and something may hold its address: {how}"
             pair.refuse("HR2103", original.name, message)
 
 
-def _who_has(pair: Pair, constant: Symbol, users: set[Symbol]) -> str | None:
-    """Who may have the address of a constant: from code, or from what points at it."""
+def _who_has(pair: Pair, constant: Symbol, users: Mapping[Symbol, set[Symbol]]) -> str | None:
+    """Who may have the address of a constant: from code, or from what points at it.
+
+    ``users``: who refers to each symbol of the original.
+    """
     if constant.name in pair.handed:
         return EARLIER_EDIT
-    functions = {user for user in users if user.is_function}
+    functions = {user for user in users[constant] if user.is_function}
     if how := who_holds(pair.flow_before, constant, functions):
         return how
-    readers = referrers_of(pair.original)
-    for holder in users - functions:
-        if how := who_copies(pair.flow_before, holder, constant, readers[holder]):
+    for holder in users[constant] - functions:
+        if how := who_copies(pair.flow_before, holder, constant, users[holder]):
             return how
     return None
 

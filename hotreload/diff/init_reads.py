@@ -117,20 +117,16 @@ def _only_computes(at: Decoded, depth: int) -> bool:
             return at.mnemonic != "call" and isinstance(at.operands[0], Number)
         target = at.immediate.target
         return isinstance(target, SymbolRef) and _leaves_nothing(target.symbol, depth)
-    writes_memory = bool(at.operands) and isinstance(at.operands[0], Memory)
-    if writes_memory and at.mnemonic in ("mov", "movabs") and at.operands[0] == _on_stack(at.operands[0]):
+    into = at.operands[0] if at.operands else None
+    if not isinstance(into, Memory) or (into.base == RSP and at.mnemonic in ("mov", "movabs")):
         return True
-    return not writes_memory or at.mnemonic in ("cmp", "test", "nop", "push", "bt")
+    return at.mnemonic in ("cmp", "test", "nop", "push", "bt")
 
 
 def _leaves_nothing(callee: Symbol, depth: int) -> bool:
     if callee.is_defined:
         return depth > 0 and callee.is_function and is_value(callee, depth - 1)
     return callee.name in _LEAVE_NOTHING or callee.name in PRINTERS
-
-
-def _on_stack(operand: object) -> object:
-    return operand if isinstance(operand, Memory) and operand.base == RSP else None
 
 
 def _steps_of(function: Symbol) -> list[tuple[object, ...]]:

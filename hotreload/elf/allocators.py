@@ -104,10 +104,8 @@ def _called(function: Symbol) -> set[str]:
 
 def _destination(at: Decoded) -> str:
     """The function of the kernel that is called."""
-    target = at.immediate.target if at.immediate is not None else None
-    if not isinstance(target, SymbolRef) or target.symbol.is_defined:
-        return ""
-    return target.symbol.name.removesuffix(_TAGGED)
+    callee = at.destination
+    return "" if callee is None or callee.is_defined else callee.name.removesuffix(_TAGGED)
 
 
 def _set_to(at: Decoded) -> tuple[int, int] | None:

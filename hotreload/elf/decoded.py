@@ -12,7 +12,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hotreload.elf.model import Relocation, Symbol
+from hotreload.elf.model import Relocation, Symbol, SymbolRef
 
 # The 16 registers by their numbers in the instruction set, whatever part of one an operand names.
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 = range(9)
@@ -69,6 +69,12 @@ class Decoded:
     writes: frozenset[int]
     displacement: Relocation | None
     immediate: Relocation | None
+
+    @property
+    def destination(self) -> Symbol | None:
+        """The symbol that the immediate stands for: of a direct call or jump, where it goes."""
+        target = self.immediate.target if self.immediate is not None else None
+        return target.symbol if isinstance(target, SymbolRef) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,8 +48,9 @@ def registrations_of(holder: Symbol, function: Symbol) -> Iterator[Registration]
     for place, at in body.items():
         if place in targets:
             known, holding = {}, set()
-        if at.mnemonic in ("call", "jmp") and holding - {RDI} and RDI in known and (name := _name(at)):
-            yield Registration(name, known[RDI].object, known[RDI].offset)
+        callee = at.destination.name if at.destination is not None else ""
+        if at.mnemonic in ("call", "jmp") and holding - {RDI} and RDI in known and callee:
+            yield Registration(callee, known[RDI].object, known[RDI].offset)
         if at.mnemonic == "call":
             known = {register: each for register, each in known.items() if register not in _CALL_USES}
             holding -= _CALL_USES
@@ -109,11 +110,6 @@ def _takes(at: Decoded, function: Symbol) -> bool:
         and relocation.target == SymbolRef(function)
         and relocation.addend == 0
     )
-
-
-def _name(at: Decoded) -> str:
-    target = at.immediate.target if at.immediate is not None else None
-    return target.symbol.name if isinstance(target, SymbolRef) else ""
 
 
 def _jumps_to(at: Decoded) -> int | None:

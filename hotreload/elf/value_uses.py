@@ -14,7 +14,7 @@ from typing import Final
 
 from hotreload.elf.constants import PC_RELATIVE
 from hotreload.elf.decoded import RAX, RCX, RDI, RDX, RSI, Body, Decoded, Memory, Number, Register, body_of
-from hotreload.elf.model import Relocation, Symbol, SymbolRef
+from hotreload.elf.model import Relocation, Symbol
 
 # What a call may leave changed; arguments are among them, and what is put there for a call is gone after it.
 _USED_UP: Final = frozenset((RAX, RCX, RDX, RSI, RDI, 8, 9, 10, 11))
@@ -182,8 +182,7 @@ def _following(body: Body, place: int) -> Iterator[Decoded]:
 
 
 def _destination(at: Decoded) -> str | None:
-    target = at.immediate.target if at.immediate is not None else None
-    return target.symbol.name if isinstance(target, SymbolRef) else None
+    return at.destination.name if at.destination is not None else None
 
 
 def _instruction_of(body: Body, relocation: Relocation) -> Decoded | None:
