@@ -50,24 +50,46 @@ class VariablePairing:
     # --- of one function and name ---
 
     def _pair_group(self, ours: list[Variable], theirs: list[Variable]) -> None:
-        ours, theirs = (
-            self._free(ours, self.correlation.patched_of),
-            self._free(theirs, self.correlation.original_of),
-        )
-        places = [[one.place for one in side] for side in (ours, theirs)]
-        if len(ours) != 1 and places[0] != places[1]:
+        ours, theirs = self._still_free(ours, theirs)
+        if _places(ours) != _places(theirs) and self._is_told_by_place(ours, theirs):
             self._pair_by_place(ours, theirs)
-            ours, theirs = (
-                self._free(ours, self.correlation.patched_of),
-                self._free(theirs, self.correlation.original_of),
-            )
-        if len(ours) == len(theirs) and (len(ours) == 1 or places[0] == places[1]):
+            ours, theirs = self._still_free(ours, theirs)
+        if self._are_in_order(ours, theirs):
             for one, other in zip(ours, theirs, strict=True):
                 self._pair(one, other)
-        elif ours and theirs and not self._is_told_again(ours[0]):
-            why = f"{ours[0].function or 'the file'} has several static variables of that name"
-            self._refuse(ours[0].name, f"cannot tell which static variable '{ours[0].name}' keeps the value"
-                         f" of which: {why}", DOUBT)  # fmt: skip
+        elif ours and theirs:
+            self._leave_open(ours[0])
+
+    def _is_told_by_place(self, ours: list[Variable], theirs: list[Variable]) -> bool:
+        """Whether a line that did not change tells which variable is which.
+
+        A single value whose block got a namesake is not told by its line alone: both lines say the same.
+        """
+        return len(ours) > 1 or (len(theirs) > 1 and bool(ours) and self._is_told_again(ours[0]))
+
+    def _are_in_order(self, ours: list[Variable], theirs: list[Variable]) -> bool:
+        """Whether the first is the first, and so on: nothing moved, or the whole function did."""
+        if len(ours) != len(theirs):
+            return False
+        if len(ours) == 1 or _places(ours) == _places(theirs):
+            return True
+        if all(self._is_told_again(one) for one in ours) and _distances(ours) == _distances(theirs):
+            return True
+        return all(
+            one.symbol and other.symbol and self.are_used_alike(one.symbol, other.symbol)
+            for one, other in zip(ours, theirs, strict=True)
+        )
+
+    def _leave_open(self, one: Variable) -> None:
+        """Several of one name, and nothing tells which is which."""
+        where = one.function or "the file"
+        if not self._is_told_again(one):
+            why = f"{where} has several static variables of that name"
+            message = f"cannot tell which static variable '{one.name}' keeps the value of which: {why}"
+            self._refuse(one.name, message, DOUBT)
+        elif one.symbol and _is_writable(one.symbol):
+            what = f"{where} has several WARN_ON_ONCE() or the like that moved: each may report once more"
+            self.correlation.notes.append(Note("HR2104", one.name, what))
 
     def _pair_by_place(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
         before, after = _once_there(ours), _once_there(theirs)
@@ -156,6 +178,11 @@ class VariablePairing:
     def _free(self, variables: Iterable[Variable], paired: dict[Symbol, Symbol]) -> list[Variable]:
         return [one for one in variables if one.symbol is not None and one.symbol not in paired]
 
+    def _still_free(
+        self, ours: list[Variable], theirs: list[Variable]
+    ) -> tuple[list[Variable], list[Variable]]:
+        return self._free(ours, self.correlation.patched_of), self._free(theirs, self.correlation.original_of)
+
     def _is_told_again(self, one: Variable) -> bool:
         """Whether it does no harm to begin anew: a warning is told once more."""
         assert one.symbol is not None
@@ -200,9 +227,18 @@ def _by_name(variables: Iterable[Variable]) -> dict[str, list[Variable]]:
     return found
 
 
+def _places(variables: Sequence[Variable]) -> list[tuple[int, int]]:
+    return [one.place for one in variables]
+
+
+def _distances(variables: Sequence[Variable]) -> list[tuple[int, int]]:
+    """How many lines below the first one each stands, and in which column."""
+    return [(line - variables[0].place[0], column) for line, column in _places(variables)]
+
+
 def _once_there(variables: Sequence[Variable]) -> dict[tuple[int, int], Variable]:
     """Those that have a place of their own."""
-    count = Counter(one.place for one in variables)
+    count = Counter(_places(variables))
     return {one.place: one for one in variables if count[one.place] == 1 and one.place[0]}
 
 

@@ -154,6 +154,45 @@ def test_a_flag_of_a_macro_is_kept_where_its_place_is_clear(tmp_path: Path) -> N
     assert (diff.verdict, kept(diff)) == ("patchable", {"__already_done.0": "__already_done.0"})
 
 
+ONCE = """
+#define ONCE(text) { \\
+    static _Bool __section(".data.once") __already_done; \\
+    if (!__already_done) { __already_done = 1; printk(text); } \\
+}
+int f(int i)
+{
+    ONCE("first")
+    return i;
+}
+"""
+TWICE = ONCE.replace("    return", '    ONCE("second")\n    return')
+
+
+def test_a_flag_of_a_macro_is_kept_beside_a_new_one(tmp_path: Path) -> None:
+    assert list(kept(compared(tmp_path, ONCE, TWICE)).values()) == ["__already_done.0"]
+    # Of two places one went; the one whose line is there is meant.
+    diff = compared(tmp_path, TWICE, TWICE.replace('    ONCE("first")\n', "\n"))
+    assert kept(diff) == {"__already_done.0": "__already_done.0"}
+
+
+def test_the_flags_of_macros_move_with_their_function(tmp_path: Path) -> None:
+    diff = compared(tmp_path, TWICE, "\n\n" + TWICE.replace("return i", "return i + 1"))
+    both = {"__already_done.0": "__already_done.0", "__already_done.1": "__already_done.1"}
+    assert (kept(diff), diff.notes) == (both, ())
+    # Where they moved apart as well, each may report once more; and that is said.
+    apart = compared(
+        tmp_path, TWICE, "\n\n" + TWICE.replace('    ONCE("second")', '    i *= 3;\n    ONCE("other")')
+    )
+    assert (apart.verdict, kept(apart)) == ("patchable", {})
+    assert ("HR2104", "__already_done") in [(note.code, note.symbol) for note in apart.notes]
+
+
+def test_static_locals_move_with_a_function_whose_code_is_the_same(tmp_path: Path) -> None:
+    moved = compared(tmp_path, BLOCKS, "\n\n" + BLOCKS)
+    assert kept(moved) == {"n.0": "n.0", "n.1": "n.1"}
+    assert refusals(compared(tmp_path, BLOCKS, "\n\n" + BLOCKS.replace("100", "200"))) == [("HR2104", "n")]
+
+
 FOLDED = """
 static int enabled; static int limit = 5; static struct { int a, b; } state;
 int f(void) { static int calls = 3; return enabled + limit + calls + state.a; }
