@@ -19,7 +19,7 @@ from hotreload.build.guest_base import GuestBase
 from hotreload.build.make_question import MakeQuestion
 from hotreload.build.rule_inputs import may_ask_the_world
 from hotreload.build.units import UnitSelection, units_for
-from hotreload.compared import Compared, Original, read_original
+from hotreload.compared import Compared, Original, proved, read_original
 from hotreload.deploy.guest import Guest
 from hotreload.diff.obstacles import BUILD_MODULE, NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import UnitContext
@@ -222,6 +222,14 @@ class Edits:
         self._again[key] = compared
         self.compared[key] = compared({})
         return self.compared[key]
+
+    async def prove(self, compared: Iterable[Compared]) -> list[Compared]:
+        """The same, proved where our flags change the code. Raises InputError, CompilerDiedError."""
+        found = [await proved(self.base.of(each.pair.unit), each) for each in compared]
+        for each in found:
+            self._originals[each.pair.unit.object] = each.original
+            self.compared[each.pair.unit.object] = each
+        return found
 
     def compare_renamed(self) -> None:
         """Compare those units once more to which a function is known under another name now."""

@@ -24,7 +24,7 @@ from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.build.patched_sources import PatchedSources, apply_patches
 from hotreload.build.patched_units import compile_units
 from hotreload.build.units import UnitSelection, units_for
-from hotreload.compared import Compared, Original, read_original
+from hotreload.compared import Compared, Original, proved, read_original
 from hotreload.cycle import Cycle
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import UnitContext
@@ -131,6 +131,8 @@ async def _through(
                 kept = await compile_units(base, again, sources.texts, work / "kept", keep=True)
             for pair, each in zip(kept.pairs, folded, strict=True):
                 compared[pair.unit.object] = compare(pair, each.original)
+        for key, each in compared.items():
+            compared[key] = await proved(base.of(each.pair.unit), each)
         cycle.compared += compared.values()
 
     # Which of it can be patched? All obstacles are told at once.

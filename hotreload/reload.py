@@ -536,6 +536,7 @@ class Reloader:
             kept = await again(folded)
             cycle.compared = [each for each in cycle.compared if each.pair.unit not in folded]
             self._compare(cycle, kept, instead)
+        cycle.compared = await self._edits.prove(cycle.compared)
 
         # Which of it can be patched, over all units edited since boot? All obstacles are told at once.
         plan = self._plan(cycle)

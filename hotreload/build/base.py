@@ -23,7 +23,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -32,7 +32,7 @@ from typing import Any, Protocol
 from hotreload.build.built import Build, BuiltModule, Carried, UnitInputs, is_users, sha256
 from hotreload.build.cmd_files import TranslationUnit, parse_dependency_file, split_command, split_late
 from hotreload.build.external_module import Progress, build_modules
-from hotreload.build.gcc import compile_object, finish_object, program_identity
+from hotreload.build.gcc import compile_as_kbuild, compile_object, finish_object, program_identity
 from hotreload.build.kernel_tree import KernelTree
 from hotreload.build.replay import Shadow, include_folders
 from hotreload.errors import CompileError, CompilerDiedError, InputError
@@ -410,14 +410,31 @@ async def base_object(base: Base, unit: TranslationUnit) -> Path:
     if unit.is_assembly:
         # Its sections and lines are its own; and what it included as bytes is nowhere else.
         return base.plain_object(unit)
-    target = cache_folder() / "base" / "objects" / f"{_object_key(base, unit)}.o"
+    return await _made_once(base, unit, f"{_object_key(base, unit)}.o", compile_object)
+
+
+async def object_as_kbuild(base: Base, unit: TranslationUnit) -> Path:
+    """The same with kbuild's own flags, which proves that the base source and the command are the right ones.
+
+    Raises as base_object.
+    """
+    return await _made_once(base, unit, f"{_object_key(base, unit)}-kbuild.o", compile_as_kbuild)
+
+
+async def _made_once(
+    base: Base,
+    unit: TranslationUnit,
+    name: str,
+    make: Callable[[TranslationUnit, Path, Shadow], Awaitable[str]],
+) -> Path:
+    target = cache_folder() / "base" / "objects" / name
     if target.is_file():
         os.utime(target)
         return target
     # What is found under its final name has passed the check.
     unchecked = target.with_name(f".{target.stem}.{os.getpid()}-unchecked.o")
     try:
-        await compile_object(unit, unchecked, base.shadow)
+        await make(unit, unchecked, base.shadow)
         _require_same_inputs(unchecked, unit, base)
         unchecked.with_suffix(".d").replace(target.with_suffix(".d"))
         unchecked.replace(target)

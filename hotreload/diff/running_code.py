@@ -11,13 +11,16 @@ matching (Arnold and Kaashoek, EuroSys 2009, section 4.3) between two objects.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from hotreload.diff.compare import Comparison
 from hotreload.diff.correlate import correlate
 from hotreload.diff.correlation import Correlation
-from hotreload.diff.special_sections import read_entries
+from hotreload.diff.special_sections import is_init, read_entries
+from hotreload.elf.constants import R_X86_64_32S, R_X86_64_64
 from hotreload.elf.instructions import Instruction, UndecodableError, instructions
 from hotreload.elf.model import (
     ObjectFile,
@@ -28,14 +31,23 @@ from hotreload.elf.model import (
     relocations_between,
 )
 
+_ABSOLUTE = (R_X86_64_64, R_X86_64_32S)
+
 
 @dataclass(frozen=True, slots=True)
 class RunningCode:
     """``symbol_of``: a symbol of the base object -> the one of kbuild's object, whose name and size the
-    running module has. ``different``: functions that do not say the same."""
+    running module has. ``different``: functions that do not say the same. ``holders``: a function -> those
+    of ``different`` that may have a copy of it, or call it in another way, although the base object's do not.
+    """
 
     symbol_of: Mapping[Symbol, Symbol]
     different: frozenset[Symbol]
+    holders: Mapping[Symbol, frozenset[Symbol]] = field(default_factory=dict)
+
+    def without(self, proved: Iterable[Symbol]) -> RunningCode:
+        """The same where these were shown to be made of the base source."""
+        return replace(self, different=self.different.difference(proved))
 
 
 def match_running(plain: ObjectFile, base: ObjectFile) -> RunningCode:
@@ -43,13 +55,55 @@ def match_running(plain: ObjectFile, base: ObjectFile) -> RunningCode:
     correlation = correlate(plain, base)
     _pair_namesakes(correlation, plain, base)
     comparison = Comparison(correlation, read_entries(plain), read_entries(base))
-    matcher = _Matcher(correlation, comparison, {symbol.name: symbol for symbol in plain.symbols})
+    named = {symbol.name: symbol for symbol in plain.symbols}
+    matcher = _Matcher(correlation, comparison, named, {**_starts(plain), **_starts(base)})
     different = frozenset(
         ours
         for ours, running in correlation.original_of.items()
         if ours.is_function and not matcher.same(running, ours)
     )
-    return RunningCode(correlation.original_of, different)
+    return RunningCode(correlation.original_of, different, _holders(correlation.original_of, different))
+
+
+def made_alike(plain: ObjectFile, again: ObjectFile) -> frozenset[str]:
+    """The functions of kbuild's object that the same flags made ``again``, and alike."""
+    matched = match_running(plain, again)
+    return frozenset(s.name for s in matched.symbol_of if s.is_function and s not in matched.different)
+
+
+def _holders(
+    running_of: Mapping[Symbol, Symbol], different: Collection[Symbol]
+) -> Mapping[Symbol, frozenset[Symbol]]:
+    """Flags may change what gcc inlines, and with which parameters it calls a clone (``f.isra.0``)."""
+    found: dict[Symbol, set[Symbol]] = defaultdict(set)
+    for holder in different:
+        if holder.section is not None and is_init(holder.section):
+            continue
+        theirs = set(_functions_in(running_of[holder]))
+        for function in _functions_in(holder):
+            running = running_of.get(function)
+            if running is not None and (running not in theirs or "." in function.name):
+                found[function].add(holder)
+    return {function: frozenset(those) for function, those in found.items()}
+
+
+def _functions_in(symbol: Symbol) -> Iterator[Symbol]:
+    """The functions of the same object that a function calls, or takes the address of."""
+    for relocation in symbol.relocations:
+        target = relocation.target
+        if isinstance(target, SymbolRef) and target.symbol.is_function and target.symbol.is_defined:
+            yield target.symbol
+
+
+def _starts(obj: ObjectFile) -> Mapping[Symbol, Sequence[int]]:
+    """The places in data without symbols whose addresses are somewhere; KASAN lists each of its strings."""
+    found: dict[Symbol, set[int]] = defaultdict(set)
+    for section in obj.sections:
+        for relocation in section.relocations if section.is_allocated else ():
+            target = relocation.target
+            if isinstance(target, SymbolRef) and target.symbol.anonymous and relocation.type in _ABSOLUTE:
+                found[target.symbol].add(relocation.addend)
+    return {symbol: sorted(places) for symbol, places in found.items()}
 
 
 def _pair_namesakes(correlation: Correlation, plain: ObjectFile, base: ObjectFile) -> None:
@@ -66,7 +120,8 @@ class _Matcher:
     correlation: Correlation
     comparison: Comparison
     by_name: Mapping[str, Symbol]  # of kbuild's object
-    parts: dict[tuple[Symbol, int, Symbol, int], bool] = field(default_factory=dict)  # those looked at
+    starts: Mapping[Symbol, Sequence[int]]  # what is referred to in data without symbols, in order
+    parts: dict[tuple[Symbol, int, Symbol, int, int], bool] = field(default_factory=dict)  # those looked at
 
     def same(self, running: Symbol, ours: Symbol) -> bool:
         if running.content == ours.content and self.comparison.same_relocations(
@@ -109,22 +164,27 @@ class _Matcher:
         if isinstance(one.target, SymbolRef) and isinstance(other.target, SymbolRef):
             running, theirs = one.target.symbol, other.target.symbol
             if running.anonymous and theirs.anonymous:
-                if running.size != theirs.size:
-                    return self._same_stretch(running, one.addend + short, theirs, other.addend + long)
-            elif (ours := self._running(theirs)) is not None and ours.section is running.section is not None:
+                at, there = one.addend + short, other.addend + long
+                is_same = at == there and self.comparison.same_target(one.target, other.target)
+                return is_same or self._same_stretch(running, at, theirs, there)
+            if (ours := self._running(theirs)) is not None and ours.section is running.section is not None:
                 return running.value + one.addend + short == ours.value + other.addend + long
-        if one.addend + short == other.addend + long and self.comparison.same_target(
-            one.target, other.target
-        ):
-            return True
+        if one.addend + short == other.addend + long:
+            if isinstance(one.target, StringRef) and isinstance(other.target, StringRef):
+                return _says_the_same(one.target.text, other.target.text)
+            if self.comparison.same_target(one.target, other.target):
+                return True
         return self._is_string(one, other, one.addend + short - other.addend - long)
 
     def _is_string(self, one: Relocation, other: Relocation, start: int) -> bool:
         """KASAN keeps strings apart in kbuild's object, so none is in a section of mergeable ones."""
         if not (isinstance(one.target, SymbolRef) and isinstance(other.target, StringRef)):
             return False
-        text, running = other.target.text + b"\0", one.target.symbol
-        return running.anonymous and start >= 0 and running.content[start : start + len(text)] == text
+        running = one.target.symbol
+        if not running.anonymous or start < 0:
+            return False
+        end = running.content.find(b"\0", start)
+        return end >= 0 and _says_the_same(running.content[start:end], other.target.text)
 
     def _running(self, ours: Symbol) -> Symbol | None:
         """One source gives one set of names; the statics of macros have no twins but by them."""
@@ -135,20 +195,31 @@ class _Matcher:
 
         What has a section of its own here is a part of a longer stretch in kbuild's object; so it is with
         UBSAN's descriptions of places. Where both have others beside it, as KASAN's strings have, what cannot
-        be written is the same as far as both go on.
+        be written is the same up to where something else begins; and so is what can be, at the same place.
         """
         assert running.section is not None
         assert ours.section is not None
         start = at - there
-        if start >= 0 and start + ours.size <= running.size:
-            return self._has_part(running, start, ours, 0, ours.size)
-        size = min(running.size - at, ours.size - there)
+        is_a_part = start >= 0 and start + ours.size <= running.size
+        if is_a_part and self._has_part(running, start, ours, 0, ours.size):
+            return True
         can_be_written = running.section.is_writable or ours.section.is_writable
-        is_inside = at >= 0 and there >= 0 and size > 0
-        return is_inside and not can_be_written and self._has_part(running, at, ours, there, size)
+        if at < 0 or there < 0 or (can_be_written and at != there):
+            return False
+        ends = self._end(running, at), self._end(ours, there)
+        size = min(ends[0] - at, ends[1] - there)
+        if size > 0 and self._has_part(running, at, ours, there, size):
+            return True
+        texts = running.content[at : ends[0]].rstrip(b"\0"), ours.content[there : ends[1]].rstrip(b"\0")
+        return all(text and b"\0" not in text for text in texts) and _says_the_same(*texts)
+
+    def _end(self, symbol: Symbol, at: int) -> int:
+        starts = self.starts.get(symbol, ())
+        behind = bisect_right(starts, at)
+        return starts[behind] if behind < len(starts) else symbol.size
 
     def _has_part(self, running: Symbol, at: int, ours: Symbol, there: int, size: int) -> bool:
-        key = running, at, ours, there
+        key = running, at, ours, there, size
         if key not in self.parts:
             self.parts[key] = True  # where it leads back to itself
             self.parts[key] = running.content[at : at + size] == ours.content[there : there + size] and (
@@ -167,6 +238,16 @@ def _part(symbol: Symbol, at: int, size: int) -> tuple[Relocation, ...]:
     assert symbol.section is not None
     start = symbol.value + at
     return relocations_between(symbol.section, start, start + size)
+
+
+def _says_the_same(running: bytes, ours: bytes) -> bool:
+    """Whether two strings are the same; the name of a file may have the folder of our copy before it.
+
+    The compiler's checks write the names of files as they read them, whatever -fmacro-prefix-map says.
+    """
+    return running == ours or (
+        ours.startswith(b"/") and len(running) > 1 and ours.endswith(b"/" + running.removeprefix(b"/"))
+    )
 
 
 class _Side:

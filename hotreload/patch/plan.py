@@ -153,6 +153,7 @@ class _Planner:
                 for twins in unit.diff.changed:
                     if twins.original in unit.running.different:
                         self._refuse_other_build(unit, twins.original)
+                    self._refuse_copies(unit, twins.original)
                     self._refuse_weak(unit, twins.original, twins.patched, "HR2202")
                     position = self._original(unit, twins.original, is_replaced=True)
                     if position is not None:
@@ -417,6 +418,16 @@ class _Planner:
             message,
             "end hotreload and start it again: the guest boots what is built",
         )
+
+    def _refuse_copies(self, unit: UnitDiff, original: Symbol) -> None:
+        """What the guest has of another function may hold this one, where our base object calls it."""
+        replaced = {twins.original for twins in unit.diff.changed}
+        for holder in sorted(
+            unit.running.holders.get(original, frozenset()) - replaced, key=lambda s: s.name
+        ):
+            message = f"{holder.name} of the guest may have its own copy of {original.name}, which changed"
+            hint = f"change {holder.name}, too, or build it with the debugging checks off"
+            self._refuse("HR3101", original.name, message, hint)
 
     def _refuse_freed(self, unit: UnitDiff, holder: Symbol, target: SymbolPosition) -> None:
         """Whoever referred to init code before the edit knows when; a new reference comes after boot."""

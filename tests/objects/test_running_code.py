@@ -101,3 +101,16 @@ def test_strings_that_kasan_watches_are_the_same_by_what_they_say(tmp_path: Path
     )
     assert names(matched(tmp_path, source, source, *flags)) == set()
     assert names(matched(tmp_path, source, source.replace('"two"', '"TWO"'), *flags)) >= {"p"}
+
+
+COPIED = 'static KEPT int scaled(int a) { printk("%d", a); return a * 7; } int f(int a) { return scaled(a) + 1; } int g(int a) { return scaled(a) - 1; }'
+
+
+def test_a_function_that_kbuild_may_have_put_into_another_one_is_told_with_that_one(tmp_path: Path) -> None:
+    inlined, called = COPIED.replace("KEPT", "inline"), COPIED.replace("KEPT", "noinline")
+    # kbuild's object has the function itself, too, for somebody has its address.
+    keep = "void *keep = (void *)scaled;"
+    found = matched(tmp_path, inlined + keep, called + keep)
+    holders = {one.name: {holder.name for holder in those} for one, those in found.holders.items()}
+    assert holders == {"scaled": {"f", "g"}}
+    assert not matched(tmp_path, called + keep, called + keep).holders

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hotreload.build.replay import SECTION_FLAGS, replayed
 from hotreload.diff.object_diff import ObjectDiff, diff_objects
-from hotreload.diff.running_code import match_running
+from hotreload.diff.running_code import made_alike, match_running
 from hotreload.elf.model import ObjectFile
 from hotreload.elf.reader import read_object
 from tests.objects.compiling import FLAGS, run
@@ -27,12 +27,16 @@ SOURCE = """
 """
 
 
-def as_replayed(tmp_path: Path, text: str) -> ObjectFile:
-    """Compiled as a replay compiles it."""
-    (tmp_path / "unit.c").write_text("int printk(const char *, ...); void take(void *);\n" + text)
+def as_replayed(tmp_path: Path, text: str, *, absolute: bool = False) -> ObjectFile:
+    """Compiled as a replay compiles it; ``absolute``: by the whole name of the file."""
+    source = tmp_path / "unit.c"
+    source.write_text("int printk(const char *, ...); void take(void *);\n" + text)
     target = tmp_path / "replayed.o"
     argv = replayed(
-        ("gcc", *FLAGS, *CHECKS, "-c", "unit.c"), output=target, dependencies=tmp_path / "d", debug=()
+        ("gcc", *FLAGS, *CHECKS, "-c", str(source) if absolute else source.name),
+        output=target,
+        dependencies=tmp_path / "d",
+        debug=(),
     )
     run(list(argv), tmp_path)
     return read_object(target)
@@ -42,11 +46,12 @@ def difference(tmp_path: Path, before: str, after: str) -> ObjectDiff:
     return diff_objects(as_replayed(tmp_path, before), as_replayed(tmp_path, after))
 
 
-def as_kbuild(tmp_path: Path, text: str) -> ObjectFile:
+def as_kbuild(tmp_path: Path, text: str, *, absolute: bool = False) -> ObjectFile:
     """Compiled with its strings and variables side by side."""
-    (tmp_path / "unit.c").write_text("int printk(const char *, ...); void take(void *);\n" + text)
+    source = tmp_path / "unit.c"
+    source.write_text("int printk(const char *, ...); void take(void *);\n" + text)
     flags = [flag for flag in FLAGS if flag not in SECTION_FLAGS]
-    run(["gcc", *flags, *CHECKS, "-c", "unit.c", "-o", "kbuild.o"], tmp_path)
+    run(["gcc", *flags, *CHECKS, "-c", str(source) if absolute else source.name, "-o", "kbuild.o"], tmp_path)
     return read_object(tmp_path / "kbuild.o")
 
 
@@ -97,3 +102,26 @@ def test_code_with_another_string_or_another_record_is_other_code(tmp_path: Path
     for edit in (('"at %d"', '"to %d"'), ("table[8]", "table[9]")):
         running = match_running(as_kbuild(tmp_path, SOURCE), as_replayed(tmp_path, SOURCE.replace(*edit)))
         assert "at" in {symbol.name.removesuffix(".cold") for symbol in running.different}
+
+
+# KASAN looks at accesses to another file's variables only where variables have red zones.
+OTHERS = "extern int others; int f(int i) { return others + i; } int g(int i) { return i * 3; }"
+
+
+def test_code_that_our_flags_change_is_proved_by_the_flags_of_kbuild(tmp_path: Path) -> None:
+    plain, base = as_kbuild(tmp_path, OTHERS), as_replayed(tmp_path, OTHERS)
+    different = match_running(plain, base).different
+    assert {symbol.name for symbol in different} == {"f"}  # else this proves nothing
+    assert made_alike(plain, as_kbuild(tmp_path, OTHERS)) == {"f", "g"}
+    assert made_alike(plain, as_kbuild(tmp_path, OTHERS.replace("+ i", "- i"))) == {"g"}
+
+
+def test_the_name_of_the_file_in_a_record_says_nothing_of_the_code(tmp_path: Path) -> None:
+    """The base is compiled from a copy in a folder of ours, and its records name that."""
+    copy = tmp_path / "shadow" / str(tmp_path).removeprefix("/")
+    copy.mkdir(parents=True)
+    here, there = as_replayed(tmp_path, SOURCE, absolute=True), as_replayed(copy, SOURCE, absolute=True)
+    assert diff_objects(there, here).verdict == "unchanged"
+    plain = as_kbuild(tmp_path, SOURCE, absolute=True)
+    assert not match_running(plain, there).different
+    assert made_alike(plain, as_kbuild(copy, SOURCE, absolute=True)) >= {"at", "at.cold", "name"}
