@@ -75,6 +75,8 @@ class Renames:
             one, other = before[code], after[code]
             if self._have_equal_prototypes(one, other):
                 result.pair(one, other)
+                if {one.name, *one.aliases} & {other.name, *other.aliases}:
+                    continue  # gcc made one function of several alike, and named it after another of them
                 message = f"{one.name} was renamed to {other.name}, with the same code"
                 result.notes.append(Note("HR2207", one.name, f"{message}: traces show the old name"))
 

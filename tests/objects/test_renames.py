@@ -155,6 +155,22 @@ def test_a_function_that_is_only_called_goes_silently(tmp_path: Path) -> None:
     assert (found.verdict, found.notes) == ("patchable", ())
 
 
+ALIKE = (
+    "static noinline int a(int k) { return k * 3 + x; }",
+    "static noinline int b(int k) { return k * 3 + x; }",
+)
+USERS = "int f(int i) { return a(i) + b(i); }"
+
+
+def test_two_functions_that_gcc_made_one_are_not_renamed_when_they_change_places(tmp_path: Path) -> None:
+    before, after = (f"int x; {one} {other} {USERS}" for one, other in (ALIKE, ALIKE[::-1]))
+    found = diff(tmp_path, before, after)
+    assert (found.verdict, found.notes) == ("unchanged", ())
+    renamed = diff(tmp_path, f"int x; {ALIKE[0]} int f(int i) {{ return a(i); }}",
+                   f"int x; {ALIKE[1]} int f(int i) {{ return b(i); }}")  # fmt: skip
+    assert [note.code for note in renamed.notes] == ["HR2207"]
+
+
 def test_two_callbacks_that_are_renamed_in_one_save_keep_their_places(tmp_path: Path) -> None:
     found = diff(tmp_path, TWO, TWO.replace("red", "warm").replace("blue", "cold"))
     assert pairs(found) == {"red": "warm", "blue": "cold"}
