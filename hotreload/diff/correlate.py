@@ -79,6 +79,11 @@ def is_place_static(symbol: Symbol) -> bool:
     return symbol.name.startswith("__UNIQUE_ID_") or (is_static_local(symbol) and _has_form(symbol))
 
 
+def is_flag_of_place(symbol: Symbol) -> bool:
+    """Whether it is what WARN_ON_ONCE() or the like keeps: that it has reported already."""
+    return base_name(symbol.name) in _FLAGS_OF_PLACES and is_place_static(symbol)
+
+
 def _has_form(symbol: Symbol) -> bool:
     """Whether a static local is what one of the kernel's macros makes, by more than its name."""
     name, section = base_name(symbol.name), symbol.section

@@ -119,7 +119,7 @@ def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settl
         tuple(KlpObject(name, tuple(funcs)) for name, funcs in redirected.items()),
         settling,
         {_identity(told[n]): _also_held(known[n], told[n]) for n in elsewhere},
-        tuple(_identity(data[n]).name for n in settling if n in data and _has_namesake(data[n], homes)),
+        tuple(_told(_identity(data[n])) for n in settling if n in data and _has_namesake(data[n], homes)),
         tuple(_identity(data[n]) for n in settling if n in data and n in known),
         tuple(stranded),
         tuple(_identity(functions[n]) for n in sorted(redeclared)),
@@ -196,8 +196,12 @@ def _targets(piece: Piece) -> set[int]:
 
 
 def _has_namesake(piece: Piece, homes: Mapping[Identity, Home]) -> bool:
-    key = _identity(piece).key
-    return any(identity.key == key for identity in homes)
+    mine = _identity(piece)
+    return any(each.key == mine.key and (not mine.place or each.owners == mine.owners) for each in homes)
+
+
+def _told(identity: Identity) -> str:
+    return f"{identity.name} of {' and '.join(identity.owners)}" if identity.place else identity.name
 
 
 def _is_kept(piece: Piece) -> bool:
@@ -252,7 +256,11 @@ def dropped(
     lost = [
         p.identity.name
         for p in before.pieces
-        if p.identity in homes and p.identity and p.kind != STT_FUNC and p.identity.key not in left
+        if p.identity in homes
+        and p.identity
+        and p.kind != STT_FUNC
+        and p.identity.key not in left
+        and not p.identity.place
     ]
     return tuple(dict.fromkeys(lost))
 

@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from hotreload.diff.correlate import base_name, is_child, is_place_static, is_static_local, parent_name
+from hotreload.diff.correlate import (
+    base_name,
+    is_child,
+    is_flag_of_place,
+    is_place_static,
+    is_static_local,
+    parent_name,
+)
 from hotreload.elf.model import Symbol, SymbolRef
 from hotreload.patch.model import Identity, UnitDiff
 
@@ -17,14 +24,36 @@ def identities(units: Sequence[UnitDiff]) -> dict[Symbol, Identity]:
     found: dict[Symbol, Identity] = {}
     for unit in units:
         users = _users(unit.diff.carried)
+        flags: defaultdict[Identity, list[Symbol]] = defaultdict(list)
         for symbol in unit.diff.carried:
-            if symbol not in unit.diff.original_of and can_be_told(symbol):
-                function = unit.diff.declared_in.get(symbol.name)
-                owners = () if not is_static_local(symbol) else _names(users[symbol])
-                owners = (function,) if function else owners
-                found[symbol] = Identity(unit.module, unit.source, owners, base_name(symbol.name))
+            is_flag = is_flag_of_place(symbol)
+            if symbol in unit.diff.original_of or not (is_flag or can_be_told(symbol)):
+                continue
+            function = unit.diff.declared_in.get(symbol.name)
+            owners = () if not is_static_local(symbol) else _names(users[symbol])
+            owners = (function,) if function else owners
+            identity = Identity(unit.module, unit.source, owners, base_name(symbol.name))
+            if is_flag:
+                flags[identity].append(symbol)
+            else:
+                found[symbol] = identity
+        found |= _places(flags)
     count = Counter(found.values())
     return {s: replace(i, shared=True) if count[i] > 1 else i for s, i in found.items()}
+
+
+def _places(flags: Mapping[Identity, list[Symbol]]) -> dict[Symbol, Identity]:
+    """Several flags of one function, by the numbers that gcc deals out in the order of the source."""
+    return {
+        symbol: replace(identity, place=(rank, len(symbols)))
+        for identity, symbols in flags.items()
+        for rank, symbol in enumerate(sorted(symbols, key=_number))
+    }
+
+
+def _number(symbol: Symbol) -> int:
+    number = symbol.name.rpartition(".")[2]
+    return int(number) if number.isdigit() else 0
 
 
 def dormant(units: Sequence[UnitDiff]) -> frozenset[Identity]:

@@ -33,7 +33,8 @@ class Identity:
     """What makes a function or variable that an edit added the same one in the next patch.
 
     ``owners``: the functions that use a static local themselves; empty for all else. ``shared``: several have
-    it, and nothing tells them apart.
+    it, and nothing tells them apart. ``place``: which of how many flags of WARN_ON_ONCE() or the like its
+    owners have got from edits; with another number nobody knows which is which.
     """
 
     module: str
@@ -41,6 +42,7 @@ class Identity:
     owners: tuple[str, ...]
     name: str
     shared: bool = False
+    place: tuple[int, int] | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:

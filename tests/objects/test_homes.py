@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hotreload.diff.correlate import base_name
 from hotreload.patch.homes import Home, Settlement, continued, dropped, reasons_to_stay, settle
 from hotreload.patch.model import Identity, PatchPlan
 from tests.objects.test_module import planned
@@ -157,6 +158,33 @@ def test_what_was_gone_for_a_while_is_new_when_it_returns(tmp_path: Path) -> Non
 
 ONCE = "void *keep; int f(int i) { SHOW return i; } int g(int i) { OTHER return i + 2; }"
 STATIC = "static int once; if (!once++) keep = &i;"
+
+
+WARNS = "int f(int i) { FIRST SECOND return i; }"
+WARN = """{ static _Bool __section(".data.once") __already_done; if (i > 3 && !__already_done) { __already_done = 1; printk(TEXT); } }"""
+
+
+def test_the_flag_of_an_added_warning_is_kept_through_later_patches(tmp_path: Path) -> None:
+    def with_(first: str, second: str, name: str) -> PatchPlan:
+        texts = [WARN.replace("TEXT", f'"{text}"') if text else "" for text in (first, second)]
+        before = WARNS.replace("FIRST", "").replace("SECOND", "")
+        after = WARNS.replace("FIRST", texts[0]).replace("SECOND", texts[1])
+        return planned(tmp_path / name, {"unit.c": (before, after)})
+
+    one = with_("one", "", "1")
+    _, homes = settled(one, "hotreload_1", {})
+    again = with_("another text", "", "2")
+    found, _ = settled(again, "hotreload_2", homes)
+    assert ([base_name(name) for name in told(found, again)], found.anew) == (["__already_done"], ())
+    # Of two nobody knows which is the first; each may report, and that is told.
+    two = with_("one", "two", "3")
+    found, homes = settled(two, "hotreload_3", homes)
+    assert (told(found, two), set(found.anew)) == ({}, {"__already_done of f"})
+    later = with_("one", "three", "4")
+    found, _ = settled(later, "hotreload_4", homes)
+    assert (len(found.elsewhere), found.anew) == (2, ())
+    # That it is gone is what the sources say, and needs no word.
+    assert dropped(later, planned(tmp_path / "5", {"unit.c": (BEFORE, BEAT)}), homes) == ()
 
 
 def test_a_static_local_that_moves_to_another_function_is_another_one(tmp_path: Path) -> None:
