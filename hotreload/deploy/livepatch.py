@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hotreload.deploy.guest import AGENT_PATH as AGENT_PATH
-from hotreload.deploy.guest import Guest, run_in_time
+from hotreload.deploy.guest import PATIENCE, Guest, run_in_time
 from hotreload.deploy.neighbours import blocked_by, foreign_patches
 from hotreload.deploy.transition import PatchStatus, nonsense, parse_answer, parse_status, stalled
 from hotreload.errors import PatchRejectedError, ValueChangedError
@@ -220,10 +220,11 @@ async def build_id(guest: Guest, module: str) -> str | None:
 
 
 async def _ask(
-    guest: Guest, words: Iterable[str], *, stdin: bytes | None = None, timeout: float = PLAIN_LIMIT
+    guest: Guest, words: Iterable[str], *, stdin: bytes | None = None, timeout: float | None = None
 ) -> dict[str, Any]:
     command = f"{guest.agent} {shlex.join(words)}"
-    result = await run_in_time(guest, command, stdin=stdin, timeout=timeout)
+    limit, patience = (PLAIN_LIMIT, PATIENCE) if timeout is None else (timeout, 1)
+    result = await run_in_time(guest, command, stdin=stdin, timeout=limit, patience=patience)
     if not result.stdout.strip():
         raise nonsense(result.complaint or f"status {result.status}")
     return parse_answer(result.text)

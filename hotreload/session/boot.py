@@ -269,7 +269,7 @@ async def _boot_guest(
         checkpoints = Checkpoints(machine, descriptor)
     guest = await owned.enter_async_context(SshGuest(machine.ssh_port, image.client_key, image.host_key))
     # The login is the longest part of the first command.
-    await run_in_time(guest, "true", timeout=config.boot_timeout)
+    await run_in_time(guest, "true", timeout=config.boot_timeout, patience=1)
     if checkpoints and is_allowed("restore", config.max_rung):
         with contextlib.suppress(EnvironmentFault):  # without it the next rung is another boot
             clean = await checkpoints.save(CLEAN)
