@@ -17,6 +17,9 @@ from hotreload.elf.model import ObjectFile, Relocation, Section, StringRef, Symb
 
 # struct kernel_param, one for each module_param() (include/linux/moduleparam.h)
 PARAMETERS = "__param"
+# Where its ``ops`` are, which the kernel looks up with each access in sysfs (param_attr_show() and
+# param_attr_store() of kernel/params.c); all else of it is for the load.
+PARAMETER_OPERATIONS = 16
 # __ro_after_init (include/linux/cache.h)
 READ_ONLY_AFTER_INIT = ".data..ro_after_init"
 
@@ -52,7 +55,8 @@ def _rewrite_or_refuse(pair: Pair, original: Symbol, patched: Symbol) -> None:
     try:
         section = original.section
         assert section is not None
-        if not is_ordinary(section) and section.name != READ_ONLY_AFTER_INIT:
+        is_read_later = is_ordinary(section) or section.name == READ_ONLY_AFTER_INIT
+        if not is_read_later and not _has_other_operations(pair, original, patched):
             raise UnwritableError(f"{section.name} is read when the module is loaded")
         is_parameter = original in _parameters(pair.original)
         rewrite = find_rewrite(original, patched, pair.comparison, pair.layouts, is_parameter)
@@ -61,6 +65,15 @@ def _rewrite_or_refuse(pair: Pair, original: Symbol, patched: Symbol) -> None:
         what = _difference(pair, original, patched)
         message = f"the initial value of '{base_name(original.name)}' changed{what}; {why}"
         pair.refuse("HR2103", original.name, message)
+
+
+def _has_other_operations(pair: Pair, original: Symbol, patched: Symbol) -> bool:
+    """Whether a module parameter has other operations, and nothing else of it changed."""
+    section = original.section
+    if section is None or section.name != PARAMETERS or original.content != patched.content:
+        return False
+    rest = [[r for r in s.relocations if r.offset != PARAMETER_OPERATIONS] for s in (original, patched)]
+    return pair.comparison.same_relocations(*rest)
 
 
 def _parameters(obj: ObjectFile) -> set[Symbol]:

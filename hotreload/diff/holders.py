@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from hotreload.diff.correlate import is_constant
+from hotreload.diff.layouts import VOID, Layouts, Shape
 from hotreload.diff.special_sections import Entry, is_explained_elsewhere
 from hotreload.elf.address_flow import NEVER, AddressFlow, Detours, Sought
 from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
@@ -14,6 +15,8 @@ from hotreload.elf.references import is_direct_branch, points_at_start, takes_ad
 
 # Entries that say where control may go besides where the code says: { code, target, .. }.
 _DETOURS = frozenset(("__jump_table", "__ex_table"))
+
+_REGISTER = 8  # bytes
 
 IsOwn = Callable[[str], bool]
 
@@ -29,13 +32,26 @@ def address_flow(
     is_own: IsOwn = nothing_own,
     *,
     is_whole: bool = True,
+    layouts: Layouts | None = None,
 ) -> AddressFlow:
     """The flow of addresses through these symbols. ``is_own``: whether the module defines a function of that
-    name; ``is_whole``: whether all that refers to one another is among them."""
+    name; ``is_whole``: whether all that refers to one another is among them; ``layouts``: the object's types.
+    """
     seen = [s for s in symbols if s.section is not None and not is_explained_elsewhere(s.section)]
-    return AddressFlow(
-        seen, lambda name: forgets(name) and not is_own(name), _detours(entries), is_whole
-    )  # fmt: skip
+
+    def keeps_nothing(name: str) -> bool:
+        return forgets(name) and not is_own(name)
+
+    def returns_one(name: str) -> bool:
+        # A clone (f.isra.0) returns what the function does, or nothing.
+        prototypes = layouts.functions.get(name.partition(".")[0], ()) if layouts is not None else ()
+        return bool(prototypes) and all(_fits_a_register(layouts, shape[1]) for shape in prototypes)
+
+    return AddressFlow(seen, keeps_nothing, _detours(entries), is_whole, returns_one)
+
+
+def _fits_a_register(layouts: Layouts | None, result: Shape) -> bool:
+    return result == VOID or (layouts is not None and 0 < layouts.size(result) <= _REGISTER)
 
 
 def _detours(entries: Mapping[Symbol, Sequence[Entry]]) -> Detours:

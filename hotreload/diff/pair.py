@@ -124,8 +124,11 @@ def pair_objects(
     before, after = read_entries(original), read_entries(patched)
     correlation = correlate(original, patched, layouts, types, renames)
     comparison = Comparison(correlation, before, after)
-    flows = [address_flow(o.symbols, e.of, is_own) for o, e in ((original, before), (patched, after))]
-    return Pair(original, patched, before, after, correlation, comparison, flows[0], flows[1], layouts, types)
+    flows = (
+        address_flow(original.symbols, before.of, is_own, layouts=layouts),
+        address_flow(patched.symbols, after.of, is_own, layouts=types),
+    )
+    return Pair(original, patched, before, after, correlation, comparison, *flows, layouts, types)
 
 
 def referrers_of(obj: ObjectFile) -> dict[Symbol, set[Symbol]]:

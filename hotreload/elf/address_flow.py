@@ -87,13 +87,14 @@ class AddressFlow:
     """The flows of one object, of which ``symbols`` are all, or not (``is_whole``).
 
     ``forgets``: whether a function of that name, which the object does not define, surely keeps nothing that
-    it is passed.
+    it is passed. ``returns_one``: whether a function of the object surely returns no more than RAX holds.
     """
 
     symbols: Sequence[Symbol]
     forgets: Callable[[str], bool]
     detours: Detours = field(default_factory=dict)
     is_whole: bool = True
+    returns_one: Callable[[str], bool] = lambda _name: False
     _passed: dict[object, _Passed] = field(default_factory=dict)
     _callers: dict[Symbol, list[tuple[Symbol, Relocation]]] | None = None
 
@@ -323,7 +324,8 @@ class _Walk:
     def _return(self, state: State) -> None:
         found = state.of(RAX)
         if is_held(state.of(RDX)) and not is_held(found):
-            found = state.of(RDX)  # in the second half of a struct, or left from before
+            # In the second half of a struct of 16 bytes (System V psABI, 3.2.3), or left from before.
+            found = found if self.search.flow.returns_one(self.function.name) else state.of(RDX)
         self.returned = found if self.returned is None else either(self.returned, found)
 
     def _call(self, function: Symbol, at: Decoded, state: State) -> State:

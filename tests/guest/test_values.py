@@ -184,6 +184,37 @@ def test_a_function_is_added_to_a_table_that_the_kernel_holds(in_session: Callab
     in_session(story, OPS)
 
 
+CHECKED = PAIR.replace(
+    "module_param(limit, int, 0644);\n",
+    """\
+static int limit_set(const char *text, const struct kernel_param *parameter)
+{
+	int n;
+
+	return kstrtoint(text, 0, &n) || n < 3 ? -EINVAL : param_set_int(text, parameter);
+}
+static const struct kernel_param_ops limit_ops = { .set = limit_set, .get = param_get_int };
+module_param_cb(limit, &limit_ops, &limit, 0644);
+""",
+)
+
+
+def test_the_kernel_finds_the_new_operations_of_a_module_parameter(in_session: Callable[..., None]) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        async def write(number: int) -> bool:
+            return (await watch.run(f"echo {number} >/sys/module/pair/parameters/limit")).status == 0
+
+        assert await write(2)
+        live = await save(pair_c=CHECKED)
+        assert live.outcome is Outcome.LIVE, live
+        assert [await write(1), await write(3), await read()] == [False, True, "limit 3 state 1\n"]
+        # Who may read and write it is settled when the module is loaded.
+        mode = await save(pair_c=CHECKED.replace("&limit, 0644", "&limit, 0444"))
+        assert [reason.code for reason in mode.reasons] == ["HR2103"], mode
+
+    in_session(story, OPS)
+
+
 CALLED = PAIR.replace("<linux/uaccess.h>", "<linux/uaccess.h>\n#include <hotreload.h>").replace(
     "static int __init pair_init",
     """\

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hotreload.elf.address_flow import AddressFlow, Sought
+from hotreload.elf.address_flow import NEVER, AddressFlow, Sought
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.reader import read_object
 from hotreload.elf.readers import forgets
@@ -93,6 +93,38 @@ def test_an_address_that_is_stored_compared_or_passed_on_gets_away(
     found = how_it_gets_away(tmp_path, f"{HEAD} long f(int i) {{ {body} }}")
     assert found is not None
     assert how.removeprefix("f") in found, found
+
+
+SEARCH = """
+    int strncasecmp(const char *, const char *, size_t);
+    static noinline const char *search(const char *at, const char *end, const char *what) {
+        for (; at < end; at++) if (!strncasecmp(at, what, 1)) return at;
+        return 0;
+    }
+    const char *f(const char *at, const char *end) {
+        for (at = search(at, end, text); at && at < end; at++) if (*at == 10) return 0;
+        return at;
+    }
+    const char *g(const char *at, const char *end, const char *what) { return search(at, end, what); }
+"""
+
+
+def test_what_is_left_in_rdx_is_returned_only_by_a_function_that_may_return_two(tmp_path: Path) -> None:
+    obj = read_object(
+        compiled(
+            f"typedef unsigned long size_t; static const char text[4] = {{ 1, 2, 3, 4 }}; {SEARCH}", tmp_path
+        )
+    )
+    target, function = obj.symbol("text"), obj.symbol("f")
+    assert target is not None
+    assert function is not None
+    sought = Sought(SymbolRef(target), least=NEVER, least_compared=0)
+    one, two = (
+        AddressFlow(seen(obj), forgets, returns_one=lambda _name, known=known: known)
+        for known in (True, False)
+    )
+    assert one.gets_away(sought, [function]) is None
+    assert two.gets_away(sought, [function]) is not None  # it may be the second half of a struct
 
 
 def test_a_function_of_the_drivers_own_may_keep_what_one_of_the_kernels_forgets(tmp_path: Path) -> None:

@@ -380,6 +380,25 @@ def test_a_changed_size_of_common_storage_is_refused(tmp_path: Path) -> None:
     assert codes(diff) == ["HR2101"]
 
 
+PARAMETER = """
+    struct ops { int flags; }; struct ops one, two; int x;
+    static const struct { const char *name; void *mod; const struct ops *ops; int perm; void *arg; } __param_x
+        __section("__param") __attribute__((used)) = { "x", 0, &one, PERM, &x };
+"""
+
+
+def test_of_a_parameter_the_kernel_looks_up_the_operations_and_nothing_else(tmp_path: Path) -> None:
+    before = PARAMETER.replace("PERM", "0644")
+    diff = difference(tmp_path, before, before.replace("&one", "&two"))
+    assert (diff.verdict, [rewrite.original.name for rewrite in diff.rewrites]) == (
+        "patchable",
+        ["__param_x"],
+    )
+    both = before.replace("&one", "&two").replace("0644", "0444")
+    for after in (PARAMETER.replace("PERM", "0444"), both, before.replace("&x }", "&two }")):
+        assert codes(difference(tmp_path, before, after)) == ["HR2103"]
+
+
 def test_a_message_tells_where_a_value_changed(tmp_path: Path) -> None:
     tables = [
         f'extern int n; struct __attribute__((packed)) {{ char c; int o; }} x __section(".init.data") = {{1, {value}}}; '
