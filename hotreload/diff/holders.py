@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hotreload.diff.correlate import is_constant
 from hotreload.diff.layouts import VOID, Layouts, Shape
 from hotreload.diff.special_sections import Entry, is_explained_elsewhere
-from hotreload.elf.address_flow import NEVER, AddressFlow, Detours, Sought
+from hotreload.elf.address_flow import NEVER, TWO, AddressFlow, Detours, Sought
 from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
 from hotreload.elf.readers import forgets
 from hotreload.elf.references import is_direct_branch, points_at_start, takes_address
@@ -30,28 +30,31 @@ def address_flow(
     symbols: Iterable[Symbol],
     entries: Mapping[Symbol, Sequence[Entry]],
     is_own: IsOwn = nothing_own,
+    layouts: Layouts | None = None,
     *,
     is_whole: bool = True,
-    layouts: Layouts | None = None,
 ) -> AddressFlow:
     """The flow of addresses through these symbols. ``is_own``: whether the module defines a function of that
-    name; ``is_whole``: whether all that refers to one another is among them; ``layouts``: the object's types.
-    """
+    name; ``layouts``: the types of the object; ``is_whole``: whether all that refers to one another is among
+    them."""
     seen = [s for s in symbols if s.section is not None and not is_explained_elsewhere(s.section)]
 
     def keeps_nothing(name: str) -> bool:
         return forgets(name) and not is_own(name)
 
-    def returns_one(name: str) -> bool:
+    def registers(function: Symbol) -> int:
         # A clone (f.isra.0) returns what the function does, or nothing.
-        prototypes = layouts.functions.get(name.partition(".")[0], ()) if layouts is not None else ()
-        return bool(prototypes) and all(_fits_a_register(layouts, shape[1]) for shape in prototypes)
+        shapes = layouts.functions.get(function.name.partition(".")[0], ()) if layouts else ()
+        return max((_registers(layouts, shape[1]) for shape in shapes), default=TWO) if layouts else TWO
 
-    return AddressFlow(seen, keeps_nothing, _detours(entries), is_whole, returns_one)
+    return AddressFlow(seen, keeps_nothing, _detours(entries), is_whole, registers)
 
 
-def _fits_a_register(layouts: Layouts | None, result: Shape) -> bool:
-    return result == VOID or (layouts is not None and 0 < layouts.size(result) <= _REGISTER)
+def _registers(layouts: Layouts, result: Shape) -> int:
+    """How many registers a result of this type takes (System V psABI, 3.2.3)."""
+    if result == VOID:
+        return 0
+    return 1 if 0 < layouts.size(result) <= _REGISTER else TWO
 
 
 def _detours(entries: Mapping[Symbol, Sequence[Entry]]) -> Detours:

@@ -125,8 +125,8 @@ def pair_objects(
     correlation = correlate(original, patched, layouts, types, renames)
     comparison = Comparison(correlation, before, after)
     flows = (
-        address_flow(original.symbols, before.of, is_own, layouts=layouts),
-        address_flow(patched.symbols, after.of, is_own, layouts=types),
+        address_flow(original.symbols, before.of, is_own, layouts),
+        address_flow(patched.symbols, after.of, is_own, types),
     )
     return Pair(original, patched, before, after, correlation, comparison, *flows, layouts, types)
 

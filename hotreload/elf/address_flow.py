@@ -44,6 +44,8 @@ Detours = Mapping[Symbol, Mapping[int, Sequence[tuple[Symbol, int]]]]
 # A function and the registers that it is passed something in -> the levels it returns, or how it loses it.
 _Passed = dict[tuple[Symbol, frozenset[tuple[int, Levels]]], Levels | str]
 NEVER: Final = 99
+# RAX and RDX: a struct of 16 bytes.
+TWO: Final = 2
 _DEEPEST: Final = 5  # calls into functions of the object
 # It keeps all registers (arch/x86/kernel/ftrace_64.S).
 _TRACER: Final = "__fentry__"
@@ -87,14 +89,15 @@ class AddressFlow:
     """The flows of one object, of which ``symbols`` are all, or not (``is_whole``).
 
     ``forgets``: whether a function of that name, which the object does not define, surely keeps nothing that
-    it is passed. ``returns_one``: whether a function of the object surely returns no more than RAX holds.
+    it is passed. ``registers``: how many registers a function of the object returns something in, at most: what
+    is left in others when it ends, no caller looks at.
     """
 
     symbols: Sequence[Symbol]
     forgets: Callable[[str], bool]
     detours: Detours = field(default_factory=dict)
     is_whole: bool = True
-    returns_one: Callable[[str], bool] = lambda _name: False
+    registers: Callable[[Symbol], int] = lambda _function: TWO
     _passed: dict[object, _Passed] = field(default_factory=dict)
     _callers: dict[Symbol, list[tuple[Symbol, Relocation]]] | None = None
 
@@ -260,7 +263,10 @@ class _Walk:
         for other, target in self.search.flow.detours.get(function, {}).get(at.start, ()):
             self._reach(other, target, state)
         if at.mnemonic == "call":
-            self._reach(function, at.end, self._call(function, at, state))
+            after = self._call(function, at, state)
+            # A compiler ends a function with a call only if that does not return: __stack_chk_fail().
+            if at.end < function.size:
+                self._reach(function, at.end, after)
         elif at.mnemonic.startswith("ret"):
             self._return(state)
         elif at.mnemonic.startswith(("j", "loop")):
@@ -322,10 +328,13 @@ class _Walk:
         lose(levels, self.search.sought.least, how, is_sure)
 
     def _return(self, state: State) -> None:
+        registers = self.search.flow.registers(self.function)
+        if not registers:
+            return
         found = state.of(RAX)
         if is_held(state.of(RDX)) and not is_held(found):
             # In the second half of a struct of 16 bytes (System V psABI, 3.2.3), or left from before.
-            found = found if self.search.flow.returns_one(self.function.name) else state.of(RDX)
+            found = state.of(RDX) if registers == TWO else found
         self.returned = found if self.returned is None else either(self.returned, found)
 
     def _call(self, function: Symbol, at: Decoded, state: State) -> State:

@@ -23,10 +23,10 @@ READERS: Final = PRINTERS | frozenset(
     seq_escape seq_escape_mem sysfs_emit sysfs_emit_at scnprintf snprintf sprintf vsnprintf vscnprintf
     vsprintf sscanf kasprintf kvasprintf devm_kasprintf kstrdup kstrndup kmemdup kmemdup_noprof devm_kstrdup
     devm_kmemdup kstrtoint kstrtouint kstrtol kstrtoul kstrtoll kstrtoull kstrtobool kstrtou8 kstrtou16
-    kstrtos8 kstrtos16 strcmp strncmp strcasecmp strncasecmp strlen strnlen strcpy strncpy strscpy
-    sized_strscpy strscpy_pad strlcpy strcat strncat strlcat strspn strcspn sysfs_streq __sysfs_match_string
-    match_string memcmp bcmp memcpy __memcpy memmove __memmove memset __memset memweight crc32_le crc32_be
-    crc32c crc16 crc8 crc_ccitt
+    kstrtos8 kstrtos16 ethtool_sprintf ethtool_puts strcmp strncmp strcasecmp strncasecmp strlen strnlen
+    strcpy strncpy strscpy sized_strscpy strscpy_pad strlcpy strcat strncat strlcat strspn strcspn
+    sysfs_streq __sysfs_match_string match_string memcmp bcmp memcpy __memcpy memmove __memmove memset
+    __memset memweight crc32_le crc32_be crc32c crc16 crc8 crc_ccitt
     _copy_to_user __copy_user_nocache copy_user_generic_unrolled copy_user_generic_string
     copy_user_enhanced_fast_string rep_movs_alternative __check_object_size __get_user_1 __get_user_2
     __get_user_4 __get_user_8 simple_read_from_buffer copy_to_iter _copy_to_iter memcpy_toio iowrite8_rep

@@ -36,9 +36,9 @@ def seen(obj: ObjectFile) -> list[Symbol]:
 
 
 def how_it_gets_away(
-    tmp_path: Path, source: str, name: str = "t", depth: int = 0, least: int = 0
+    tmp_path: Path, source: str, name: str = "t", depth: int = 0, least: int = 0, flags: str = ""
 ) -> str | None:
-    obj = read_object(compiled(source, tmp_path))
+    obj = read_object(compiled(source, tmp_path, *flags.split()))
     target = obj.symbol(name)
     assert target is not None
     flow = AddressFlow(seen(obj), forgets)
@@ -66,6 +66,16 @@ def how_it_gets_away(
 )
 def test_an_address_that_only_feeds_loads_is_held_by_nobody(body: str, tmp_path: Path) -> None:
     assert how_it_gets_away(tmp_path, f"{HEAD} int f(int i) {{ {body} }}") is None
+
+
+def test_a_call_that_ends_a_function_does_not_return(tmp_path: Path) -> None:
+    body = """
+    struct s copy;
+    for (int n = 0; n < i; n++)
+        for (const struct s *p = t; p < t + 4; p++) { fill(&copy); printk("%d", p->a); }
+    """
+    found = how_it_gets_away(tmp_path, f"{HEAD} void f(int i) {{ {body} }}", flags="-fstack-protector-strong")
+    assert found is None
 
 
 @pytest.mark.parametrize(
@@ -120,8 +130,7 @@ def test_what_is_left_in_rdx_is_returned_only_by_a_function_that_may_return_two(
     assert function is not None
     sought = Sought(SymbolRef(target), least=NEVER, least_compared=0)
     one, two = (
-        AddressFlow(seen(obj), forgets, returns_one=lambda _name, known=known: known)
-        for known in (True, False)
+        AddressFlow(seen(obj), forgets, registers=lambda _function, known=known: known) for known in (1, 2)
     )
     assert one.gets_away(sought, [function]) is None
     assert two.gets_away(sought, [function]) is not None  # it may be the second half of a struct

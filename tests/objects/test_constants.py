@@ -112,3 +112,20 @@ def test_a_changed_function_that_knows_a_string_by_its_address_is_refused(
     before = f'const char *held; static noinline const char *name(int i) {{ return i > 4 ? "fast" : "slow"; }} int f(int i) {{ {body} }} void g(int i) {{ held = name(i); }}'
     after = before.replace("{ " + body, "{ if (i > 9) return 7; " + body).replace("i > 4", "i > 5")
     assert [code for code, _ in codes(diff(tmp_path, before, after))][:1] == ["HR2103"] * is_refused
+
+
+def test_what_a_void_function_leaves_in_a_register_is_no_result(tmp_path: Path) -> None:
+    before = """
+    struct stat { char name[16]; int offset; };
+    static const struct stat stats[] = { { "rx", 0 }, { "tx", 4 }, { "drops", 8 }, { "errors", 12 }, { "x", 8 } };
+    static void fill(long *to, const char *from) { for (int i = 0; i < sizeof(stats) / sizeof(*stats); i++) to[i] = from[stats[i].offset]; }
+    void (*const ops[])(long *, const char *) = { fill };
+    """
+    more = diff(tmp_path, before, before.replace('{ "x"', '{ "y", 4 }, { "x"'))
+    assert (more.verdict, codes(more)) == ("patchable", [])
+    kept = (
+        before.replace("static void", "static const void *")
+        .replace("offset]; }", "offset]; return stats; }")
+        .replace("void (*const", "const void *(*const")
+    )
+    assert codes(diff(tmp_path, kept, kept.replace('{ "x"', '{ "y", 4 }, { "x"'))) == [("HR2103", "stats")]
