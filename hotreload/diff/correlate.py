@@ -188,7 +188,9 @@ class _UsedAlike:
     patched: ObjectFile
 
     def __call__(self, one: Symbol, other: Symbol) -> bool:
-        before = {(self.result.patched_of.get(user), *use) for user, *use in _uses(self.original, one)}
+        # The head of a list points at itself.
+        twins = {**self.result.patched_of, one: other}
+        before = {(twins.get(user), *use) for user, *use in _uses(self.original, one)}
         return bool(before) and before == {(user, *use) for user, *use in _uses(self.patched, other)}
 
 

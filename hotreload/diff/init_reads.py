@@ -27,7 +27,7 @@ from hotreload.elf.decoded import RAX, RCX, RDI, RDX, RSI, RSP, Decoded, Memory,
 from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef
 from hotreload.elf.readers import PRINTERS, forgets
 from hotreload.elf.references import takes_address
-from hotreload.elf.value_uses import access_of, called_with, is_only_printed
+from hotreload.elf.value_uses import access_of, called_with, is_only_printed, stores_address
 
 K = TypeVar("K")
 
@@ -46,21 +46,28 @@ _LEAVE_NOTHING: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """``function`` has used ``variable[start:end]``; ``handed_on``: by giving its address to somebody."""
+    """``function`` has used ``variable[start:end]``; ``handed_on``: by giving its address to somebody;
+    ``is_stored``: by keeping its address in an object, for whoever looks there."""
 
     function: str
     start: int
     end: int
     handed_on: bool = False
+    is_stored: bool = False
 
 
 Uses = Mapping[tuple[K, str], list[Use]]
 
 
-def refuse_what_init_read(pair: Pair, called_back: Callable[[], Collection[Symbol]]) -> None:
+def refuse_what_init_read(
+    pair: Pair,
+    called_back: Callable[[], Collection[Symbol]],
+    with_looked_up: Callable[[Rewrite], Rewrite],
+) -> None:
     """A variable with a new initial value that code which runs at load has read is not written in place.
 
-    ``called_back``: the functions that the kernel calls while that code runs.
+    ``called_back``: the functions that the kernel calls while that code runs; ``with_looked_up``: a rewrite
+    with the slots that the kernel looks at each time (registered.py).
     """
     changed = pair.changed.items()
     values = [original for patched, original in changed if gives_another_value(original, patched)]
@@ -69,7 +76,7 @@ def refuse_what_init_read(pair: Pair, called_back: Callable[[], Collection[Symbo
     also = [(0, function) for function in called_back()]
     uses: Uses[int] = uses_of_init({0: pair.original}, also=also) if pair.rewrites else {}
     for rewrite in pair.rewrites:
-        if use := tied_by(rewrite, uses.get((0, rewrite.original.name), [])):
+        if use := tied_by(with_looked_up(rewrite), uses.get((0, rewrite.original.name), [])):
             pair.refuse("HR2103", rewrite.original.name, tied_message(rewrite, use))
     called = called_at_load({0: pair.original}, also=also) if values else set()
     for function in values:
@@ -172,7 +179,7 @@ def handed_to_the_kernel(obj: ObjectFile, is_own: IsOwn) -> dict[str, list[Use]]
     """The variables, by name, of which any code has given the kernel the address, or stored it."""
     linked = _Linked({0: obj}, ONE_MODULE)
     found: dict[str, list[Use]] = defaultdict(list)
-    for function in obj.functions:
+    for function in sorted(obj.functions, key=_is_exit):
         for relocation in function.relocations:
             variable = linked.variable(0, relocation)
             if variable is None or not takes_address(function, relocation):
@@ -189,7 +196,9 @@ def handed_to_the_kernel(obj: ObjectFile, is_own: IsOwn) -> dict[str, list[Use]]
 def tied_message(rewrite: Rewrite, use: Use) -> str:
     """Why a new initial value is not written in place."""
     name = base_name(rewrite.original.name)
-    how = "handed it on" if use.handed_on else "has read it"
+    how = (
+        "has handed it on" if use.handed_on else "has stored its address" if use.is_stored else "has read it"
+    )
     return f"the initial value of '{name}' changed, and {use.function} {how}: what came of the old one stays"
 
 
@@ -222,7 +231,8 @@ def tied_by(rewrite: Rewrite, uses: list[Use]) -> Use | None:
     for offset, size in rewrite.changed_places:
         is_function = points_at_function(rewrite, offset)
         for use in uses:
-            if use.handed_on and is_function:
+            # A function that somebody else calls, and looks for each time, may be another one by then.
+            if is_function and (use.handed_on or (use.is_stored and offset in rewrite.looked_up)):
                 continue
             if offset < use.end and use.start < offset + size:
                 return use
@@ -240,6 +250,10 @@ def points_at_function(rewrite: Rewrite, offset: int) -> bool:
     return bool(targets) and all(isinstance(t, SymbolRef) and _may_be_code(t.symbol) for t in targets)
 
 
+def _is_exit(function: Symbol) -> bool:
+    return is_exit_code(function) or EXIT_NAME in {function.name, *function.aliases}
+
+
 def _may_be_code(symbol: Symbol) -> bool:
     return symbol.is_function or (not symbol.is_defined and not symbol.is_object)
 
@@ -248,7 +262,7 @@ def _use_of(function: Symbol, relocation: Relocation, variable: Symbol, is_hande
     name = written_name(function)
     if takes_address(function, relocation):
         # Who walks along it, or stores it, may read all of it himself.
-        return Use(name, 0, variable.size, is_handed_on)
+        return Use(name, 0, variable.size, is_handed_on, stores_address(function, relocation))
     access = access_of(function, relocation)
     if access.size == 0:
         return None
@@ -290,8 +304,10 @@ class _Linked(Generic[K]):
             for unit, obj in self._objects.items()
             for function in obj.functions
             if is_for_init(function) or {function.name, *function.aliases} & LOAD_NAMES
-            if with_exit or not (is_exit_code(function) or EXIT_NAME in {function.name, *function.aliases})
+            if with_exit or not _is_exit(function)
         ]
+        # The last is the first: what has run is told of.
+        todo.sort(key=lambda each: _is_exit(each[1]), reverse=True)
         todo += [each for each in dict.fromkeys(also) if each not in todo]
         reached = set(todo)
         while todo:
@@ -327,7 +343,8 @@ class _Linked(Generic[K]):
                 target = self.variable(unit, relocation) if use.start <= relocation.offset < use.end else None
                 if target is not None and target not in seen:
                     seen.add(target)
-                    todo.append((target, Use(use.function, 0, target[1].size, is_handed_on)))
+                    whole = Use(use.function, 0, target[1].size, is_handed_on, use.is_stored)
+                    todo.append((target, whole))
 
     def _target(self, unit: K, relocation: Relocation) -> tuple[K, Symbol] | None:
         if not isinstance(relocation.target, SymbolRef):

@@ -51,7 +51,7 @@ from hotreload.diff.layouts import Layouts
 from hotreload.diff.load_time import exit_code, settle_exit, weigh_init, written_name
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.pair import Pair, is_exit_code, pair_objects
-from hotreload.diff.registered import asked_once, binding, called_back_at_load
+from hotreload.diff.registered import asked_once, binding, called_back_at_load, with_looked_up
 from hotreload.diff.rewrites import Rewrite
 from hotreload.diff.sections import (
     explain_other_sections,
@@ -220,7 +220,11 @@ def diff_objects(
     tell_description(pair)
     explain_stray_entries(pair)
     weigh_exports(pair)
-    refuse_what_init_read(pair, lambda: called_back_at_load(pair.original, pair.layouts))
+    refuse_what_init_read(
+        pair,
+        lambda: called_back_at_load(pair.original, pair.layouts),
+        lambda rewrite: with_looked_up(rewrite, pair.layouts) if pair.layouts else rewrite,
+    )
     weigh_called_back(pair)
     settle_exit(pair)
     if judge_init:

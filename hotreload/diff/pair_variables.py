@@ -46,6 +46,8 @@ class VariablePairing:
         for key in before.keys() & after.keys():
             self._pair_group(before[key], after[key])
         self._pair_moved(ours, theirs)
+        while self._pair_renamed(ours, theirs):
+            pass
 
     # --- of one function and name ---
 
@@ -164,6 +166,39 @@ class VariablePairing:
         else:
             self._refuse(one.name, f"'{one.name}' moved between a function and the file, and changed its type"
                          f" from {spelled(one.shape)} to {spelled(other.shape)}", None)  # fmt: skip
+
+    # --- that have another name ---
+
+    def _pair_renamed(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> bool:
+        """A static variable has another name, and all else is as it was: its first value, and the code that
+        uses it. Whether one was found: what points at it may be another."""
+        gone = self._of_one_side(ours, theirs, self.correlation.patched_of)
+        come = self._of_one_side(theirs, ours, self.correlation.original_of)
+        for one in gone:
+            alike = [other for other in come if other.function == one.function and self._goes_on(one, other)]
+            if len(alike) == 1 and one.symbol is not None and alike[0].symbol is not None:
+                self.correlation.pair(one.symbol, alike[0].symbol)
+                how = f"is called '{alike[0].name}' now, and keeps its value: the code is the same"
+                self.correlation.notes.append(Note("HR2104", one.name, f"'{one.name}' {how}"))
+                return True
+        return False
+
+    def _of_one_side(
+        self, ours: Sequence[Variable], theirs: Sequence[Variable], paired: dict[Symbol, Symbol]
+    ) -> list[Variable]:
+        """Static variables of one side that the other has none of the name of."""
+        others = {one.name for one in theirs} | self.refused
+        left = self._left(ours, paired)
+        return [v for v in left if v.symbol and v.symbol.is_local and v.name not in others]
+
+    def _goes_on(self, one: Variable, other: Variable) -> bool:
+        assert one.symbol is not None
+        assert other.symbol is not None
+        return (
+            self._mean_the_same(one, other)
+            and one.symbol.content == other.symbol.content
+            and self.are_used_alike(one.symbol, other.symbol)
+        )
 
     # --- small things ---
 

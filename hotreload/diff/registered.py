@@ -45,10 +45,21 @@ _LOOKED_UP: Final = {
     "vm_operations_struct": frozenset("* -page_mkwrite -pfn_mkwrite".split()),
     # disk_alloc_events(), and bd_has_submit_bio of later kernels
     "block_device_operations": frozenset("open release ioctl compat_ioctl getgeo".split()),
+    # Not those of features (netdev_update_features()) and VLANs, which register_netdevice() decides by.
     "net_device_ops": frozenset(
         """ndo_open ndo_stop ndo_start_xmit ndo_select_queue ndo_change_rx_flags ndo_set_rx_mode
         ndo_set_mac_address ndo_validate_addr ndo_do_ioctl ndo_eth_ioctl ndo_siocdevprivate ndo_change_mtu
-        ndo_tx_timeout ndo_get_stats64 ndo_get_stats""".split()
+        ndo_tx_timeout ndo_get_stats64 ndo_get_stats ndo_features_check ndo_change_carrier ndo_setup_tc
+        ndo_fdb_add ndo_fdb_del ndo_fdb_dump ndo_fdb_get ndo_bridge_getlink ndo_bridge_setlink
+        ndo_bridge_dellink ndo_add_slave ndo_del_slave ndo_get_phys_port_id ndo_get_phys_port_name
+        ndo_set_vf_mac ndo_set_vf_vlan ndo_set_vf_rate ndo_set_vf_spoofchk ndo_set_vf_link_state
+        ndo_set_vf_trust ndo_get_vf_config ndo_get_vf_stats ndo_hwtstamp_get ndo_hwtstamp_set""".split()
+    ),
+    # __rtnl_link_register() decides by .setup and .dellink; rtnetlink.c looks at the others.
+    "rtnl_link_ops": frozenset(
+        """validate newlink changelink get_size fill_info get_xstats_size fill_xstats slave_validate
+        slave_changelink get_slave_size fill_slave_info get_link_net get_linkxstats_size
+        fill_linkxstats""".split()
     ),
     "ethtool_ops": _ALL,
     # d_flags_for_inode(), do_inode_permission(), vfs_readlink() and the cache of ACLs remember these.

@@ -13,7 +13,7 @@ from hotreload.diff.definitions import located
 from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts, parse
 from hotreload.diff.object_diff import Declared, ObjectDiff, diff_objects
-from hotreload.diff.obstacles import Note, Obstacle
+from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
 from hotreload.diff.other_members import refuse_other_members
 from hotreload.diff.registered import decided_once, with_looked_up
 from hotreload.diff.rewrites import Rewrite, name_of_place
@@ -103,7 +103,8 @@ def diff_unit(
         judge_init=context.judge_init,
     )
     if context.live is not None:
-        diff = replace(diff, obstacles=(*diff.obstacles, *_sizes_since(context.live, diff)))
+        since = (*_sizes_since(context.live, diff), *_split_since(context.live, diff))
+        diff = replace(diff, obstacles=(*diff.obstacles, *since))
     diff = _with_declarations(diff, before, after, context.added)
     if diff.verdict == "unchanged":
         # No code of this unit knows of the new layouts; another unit whose code does is told there. What is
@@ -117,8 +118,11 @@ def diff_unit(
         types = replace(types, obstacles=types.obstacles + _changed_since(live, patched.layouts, types))
     if before is not None and diff.rewrites:
         diff = replace(diff, rewrites=tuple(with_looked_up(each, before) for each in diff.rewrites))
-        decided = decided_once(original.object, before, diff.rewrites, sources, context.is_own)
-        diff = replace(diff, obstacles=(*diff.obstacles, *decided))
+        decided = tuple(decided_once(original.object, before, diff.rewrites, sources, context.is_own))
+        # These tell which member of a variable it is.
+        told = {(obstacle.code, obstacle.symbol) for obstacle in decided}
+        others = [o for o in diff.obstacles if (o.code, o.symbol) not in told]
+        diff = replace(diff, obstacles=(*others, *decided))
     if not types.obstacles:  # or the members are where they are because of another layout
         moved = refuse_other_members(original.object, patched.object, diff.changed)
         diff = replace(diff, obstacles=(*diff.obstacles, *moved))
@@ -146,6 +150,19 @@ def _sizes_since(live: ObjectDiff, diff: ObjectDiff) -> Iterator[Obstacle]:
         name = parent_name(resized.function.name)
         if name not in told:
             yield Obstacle("HR2101", name, message_of(resized, user))
+
+
+def _split_since(live: ObjectDiff, diff: ObjectDiff) -> Iterator[Obstacle]:
+    """Variables that an earlier edit has renamed, and of which both names are there now."""
+    new = {base_name(symbol.name) for symbol in diff.new_data}
+    still = {original.name for original in diff.original_of.values()}
+    for patched, original in live.original_of.items():
+        now, was = base_name(patched.name), base_name(original.name)
+        if patched.is_object and now != was and now in new and original.name in still:
+            message = (
+                f"'{was}' and '{now}' are two variables now, and were one in the edit before: whose value"
+            )
+            yield Obstacle("HR2104", now, f"{message} it has cannot be told", RELOAD_MODULE)
 
 
 def _code_of(diff: ObjectDiff) -> dict[str, Symbol]:

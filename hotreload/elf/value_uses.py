@@ -49,6 +49,14 @@ def access_of(function: Symbol, relocation: Relocation) -> Access:
     return Access(offset, 0 if is_stored else max(1, memory.size))
 
 
+def stores_address(function: Symbol, relocation: Relocation) -> bool:
+    """Whether an instruction does nothing with an address but to store it."""
+    at = _instruction_of(body_of(function), relocation)
+    if at is None or at.mnemonic != "mov" or at.immediate != relocation:
+        return False
+    return isinstance(at.operands[0], Memory)
+
+
 def called_with(function: Symbol, relocation: Relocation) -> str | None:
     """The function that an address is handed to at once, in a register; None: it goes another way, too."""
     body = body_of(function)

@@ -254,3 +254,56 @@ def test_the_prototype_of_a_global_function_may_change_with_its_callers(tmp_path
     before = "int twice(int n) { return 2 * n; } int f(void) { return twice(1); }"
     after = "int twice(int n, int m) { return m * n; } int f(void) { return twice(1, 2); }"
     assert compared(tmp_path, before, after).obstacles == ()
+
+
+RENAMED = """
+    struct list { struct list *next; };
+    static struct list devices = { &devices }; static int limit = 4; static int hits;
+    static struct list *const heads[] = { &devices };
+    struct list *first(int i) { hits++; return i < limit ? devices.next : heads[i]; }
+    int told(void) { return hits; }
+    void set(int most) { limit = most; }
+    void add(struct list *one) { static int added; one->next = devices.next; devices.next = one; added++; }
+"""
+
+
+@pytest.mark.parametrize("name", ["devices", "limit", "hits", "added"])
+def test_a_static_variable_with_another_name_and_the_same_uses_keeps_its_value(
+    name: str, tmp_path: Path
+) -> None:
+    diff = compared(tmp_path, RENAMED, RENAMED.replace(name, "other"))
+    assert (diff.verdict, without_numbers(kept(diff))["other"]) == ("unchanged", name)
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ("static int hits;", "static int other; static int hits;"),
+        ("return hits;", "return other + 1;"),
+        ("int limit = 4", "int limit = 4; static int other = 5"),
+        ("return hits;", "return hits + added2;"),
+    ],
+)
+def test_another_variable_beside_it_is_another_one(was: str, now: str, tmp_path: Path) -> None:
+    """One that is new while the old one is there, or whose code changed, begins anew."""
+    after = RENAMED.replace(was, now).replace("hits++", "other++" if "other" in now else "hits++")
+    if "other +" in now:
+        after = after.replace("int hits", "int other")
+    if "added2" in now:
+        after = after.replace("int added", "").replace("static ;", "").replace("added++", "added2++")
+        after = after.replace("static int hits;", "static int hits, added2;")
+    diff = compared(tmp_path, RENAMED, after)
+    assert not {"other", "added2"} & without_numbers(kept(diff)).keys()
+
+
+def test_a_renamed_variable_whose_old_name_comes_back_beside_it_is_refused(tmp_path: Path) -> None:
+    before = "static int a; int f(void) { return ++a; }"
+    live = compared(tmp_path, before, before.replace("a;", "b;").replace("++a", "++b"))
+    assert kept(live) == {"b": "a"}
+    both = "static int a, b; int f(void) { return ++b; } int g(void) { return ++a; }"
+    assert refusals(compared(tmp_path, before, both, live=live)) == [("HR2104", "b")]
+    assert refusals(compared(tmp_path, before, before, live=live)) == []
+    assert (
+        refusals(compared(tmp_path, before, before.replace("a;", "c;").replace("++a", "++c"), live=live))
+        == []
+    )
