@@ -35,7 +35,7 @@ from hotreload.elf.flow_state import (
     lose,
 )
 from hotreload.elf.model import ConstRef, Relocation, Symbol, SymbolRef, Target
-from hotreload.elf.readers import CALLERS, FINDERS
+from hotreload.elf.readers import CALLERS, FINDERS, KEEP_FIRST
 from hotreload.elf.references import is_direct_branch, points_at_start, start_of, takes_address
 
 # Function -> place in it -> where control may go besides the next instruction and by branches: jump labels,
@@ -51,6 +51,8 @@ _DEEPEST: Final = 5  # calls into functions of the object
 _TRACER: Final = "__fentry__"
 _RETURNS: Final = "__x86_return_thunk"
 _INDIRECT: Final = ("__x86_indirect_thunk_", "__x86_indirect_call_thunk_", "__x86_indirect_jump_thunk_")
+# They neither go anywhere else nor ask for flags.
+_ALIGNING: Final = frozenset("mov lea add sub shr shl and xor".split())
 _ENTRY: Final = State(frame=frozenset(((RSP, 0),)))
 
 
@@ -271,6 +273,8 @@ class _Walk:
             self._return(state)
         elif at.mnemonic.startswith(("j", "loop")):
             self._jump(function, at, state)
+        elif _is_aligned_copy(function, at):
+            self._reach(function, at.end, state)
         else:
             self._reach(function, at.end, self._step(function).after(at, state))
 
@@ -370,6 +374,8 @@ class _Walk:
             )
         if callee.is_defined or not (self.search.sought.is_label or self.search.flow.forgets(callee.name)):
             self._lose(_passed(state), how, is_sure=True)
+        if callee.name in KEEP_FIRST and not self.search.sought.is_label:
+            self._lose(state.of(RDI), how, is_sure=True)
         if callee.name in CALLERS:
             self._show_to_callbacks(function, state)
         return state.of(RDI) | state.of(RSI) if callee.name in FINDERS else NONE
@@ -406,6 +412,19 @@ def labels_of(function: Symbol) -> tuple[tuple[Symbol, int], ...]:
                 if isinstance(r.target, SymbolRef) and r.target.symbol.is_function:
                     found[r.target.symbol, r.addend] = None
     return tuple(found)
+
+
+def _is_aligned_copy(function: Symbol, at: Decoded) -> bool:
+    """Whether gcc moves the source of a copy by as much as it has aligned the destination: SUB, and before
+    anybody sees what came of it, REP MOVS."""
+    if at.mnemonic != "sub" or at.operands[0] != Register(RSI, 8):
+        return False
+    following = body_of(function).at(at.end)
+    while following is not None and not following.mnemonic.startswith("rep movs"):
+        if following.mnemonic not in _ALIGNING or RSI in following.reads | following.writes:
+            return False
+        following = body_of(function).at(following.end)
+    return following is not None
 
 
 def _is_call(user: Symbol, relocation: Relocation) -> bool:

@@ -49,10 +49,12 @@ FINDERS: Final = frozenset(
     """bsearch strchr strrchr strnchr strchrnul strstr strnstr strpbrk skip_spaces memchr memscan
     memchr_inv""".split()
 )
+# They keep pointers into their first argument, and into no other one.
+KEEP_FIRST: Final = frozenset(("match_token",))
 # Of these, who shows it to a function that he is passed as well.
 CALLERS: Final = frozenset(("bsearch",))
 
 
 def forgets(name: str) -> bool:
     """Whether the kernel's function of that name keeps no address that it is passed."""
-    return name in READERS or name in FINDERS
+    return name in READERS or name in FINDERS or name in KEEP_FIRST
