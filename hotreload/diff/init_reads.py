@@ -42,6 +42,12 @@ _LEAVE_NOTHING: Final = frozenset(
     _raw_spin_lock_bh _raw_spin_unlock_bh _raw_read_lock _raw_read_unlock down_read up_read
     __rcu_read_lock __rcu_read_unlock""".split()
 )
+# They call a function that they are passed, and have forgotten it when they return.
+_CALL_BACK: Final = frozenset(
+    """alloc_netdev_mqs bus_for_each_dev bus_for_each_drv driver_for_each_device class_for_each_device
+    device_for_each_child idr_for_each pci_walk_bus iterate_supers on_each_cpu_cond_mask
+    smp_call_function smp_call_function_single smp_call_function_many stop_machine""".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +176,13 @@ def called_at_load(
     return set(_Linked(objects, modules).code_of_load(also))
 
 
-def ran_at_load(obj: ObjectFile) -> set[Symbol]:
-    """The functions that init is, or reaches by calls."""
-    return {function for _, function in _Linked({0: obj}, ONE_MODULE).code_of_load(with_exit=False)}
+def ran_at_load(
+    objects: Mapping[K, ObjectFile],
+    modules: Mapping[K, str] = ONE_MODULE,
+    also: Collection[tuple[K, Symbol]] = (),
+) -> set[tuple[K, Symbol]]:
+    """The functions that init is, or reaches by calls; the arguments are those of uses_of_init."""
+    return set(_Linked(objects, modules).code_of_load(also, with_exit=False))
 
 
 def handed_to_the_kernel(obj: ObjectFile, is_own: IsOwn) -> dict[str, list[Use]]:
@@ -317,9 +327,14 @@ class _Linked(Generic[K]):
                 found = self._target(unit, relocation)
                 if found is None or not found[1].is_function or found in reached:
                     continue
-                if not takes_address(function, relocation):
+                if not takes_address(function, relocation) or self._is_called_back(function, relocation):
                     reached.add(found)
                     todo.append(found)
+
+    def _is_called_back(self, function: Symbol, relocation: Relocation) -> bool:
+        """Whether a function is handed to one of the kernel's that calls it before it returns."""
+        name = called_with(function, relocation)
+        return name in _CALL_BACK and self.is_foreign(name)
 
     def variable(self, unit: K, relocation: Relocation) -> tuple[K, Symbol] | None:
         found = self._target(unit, relocation)

@@ -259,13 +259,24 @@ def weigh_called_back(pair: Pair) -> None:
         name = written_name(function)
         message = f"{name} changed, and has run for bound devices: what was made from the old one stays"
         pair.tell("HR2201", function.name, message)
-    makers = [function for function in changed - set(bound) if may_leave_something(function)]
-    at_load = ran_at_load(pair.original) if makers else set()
+    makers = {function for function in changed - set(bound) if may_leave_something(function)}
+    tell_of_makers(pair, makers)
+
+
+def tell_of_makers(pair: Pair, makers: Collection[Symbol]) -> None:
+    """Helpers that changed, and have made something: init called them, or probe for devices that are bound."""
+    if not makers:
+        return
+    one = {0: pair.original}
+    at_load = {function for _, function in ran_at_load(one)}
+    probes = [(0, function) for function in binding(pair.original, pair.layouts)]
+    bound = {function for _, function in ran_at_load(one, also=probes)} if probes else set()
     for function in sorted(makers, key=lambda function: function.value):
-        name = written_name(function)
-        if function in at_load and not LOAD_NAMES & {function.name, *function.aliases}:
-            message = f"{name} changed, and has run at load: what was made from the old one stays"
-            pair.tell("HR2201", function.name, message)
+        if function not in at_load | bound or LOAD_NAMES & {function.name, *function.aliases}:
+            continue
+        when = "has run at load" if function in at_load else "has run for bound devices"
+        message = f"{written_name(function)} changed, and {when}: what was made from the old one stays"
+        pair.tell("HR2201", function.name, message)
 
 
 def take_over_doubts(pair: Pair) -> None:

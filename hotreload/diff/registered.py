@@ -131,8 +131,10 @@ def asked_once(obj: ObjectFile, layouts: Layouts | None, changed: frozenset[Symb
     return {f: f"{struct}.{m}" for f, (struct, m) in slots if m in _ASKED_ONCE.get(struct, ())}
 
 
-def binding(obj: ObjectFile, layouts: Layouts | None, changed: frozenset[Symbol]) -> list[Symbol]:
-    """Of functions that changed, those that have run for each device that is bound."""
+def binding(
+    obj: ObjectFile, layouts: Layouts | None, changed: frozenset[Symbol] | None = None
+) -> list[Symbol]:
+    """Of functions that changed, or of all, those that have run for each device that is bound."""
     slots = slots_of(obj, layouts, changed)
     return list(dict.fromkeys(function for function, (_, member) in slots if member in _BINDS))
 

@@ -160,3 +160,40 @@ def test_of_probe_it_is_told_that_it_has_run(tmp_path: Path) -> None:
     )
     assert told(found) == []
     assert [(note.code, note.symbol) for note in found.notes] == [("HR2201", "probe")]
+
+
+def test_of_a_helper_of_probe_it_is_told_that_it_has_run(tmp_path: Path) -> None:
+    helper = "noinline int make(void) { return !kmalloc(4); } "
+    before = helper + driver().replace("register_it(&group);", "register_it(&group); make();")
+    found = diff(tmp_path, before, before.replace("kmalloc(4)", "kmalloc(4) + later()"))
+    assert [(note.code, note.symbol) for note in found.notes] == [("HR2201", "make")]
+
+
+def test_of_what_the_kernel_calls_back_at_once_it_is_told_that_it_has_run(tmp_path: Path) -> None:
+    before = "int alloc_netdev_mqs(int, const char *, int, void (*)(void *), int, int); static void setup(void *dev) { register_it(dev); }"
+    before += MODULE.replace("register_it(&table);", 'return alloc_netdev_mqs(0, "dummy", 1, setup, 1, 1);')
+    found = diff(tmp_path, before, before.replace("register_it(dev);", "register_it(dev); later();"))
+    assert told(found) == []
+    assert [(note.code, note.symbol) for note in found.notes] == [("HR2201", "setup")]
+
+
+def test_a_table_that_init_stores_the_address_of_is_only_read_by_who_looks_there(tmp_path: Path) -> None:
+    before = "struct box { const struct file_operations *ops; } *box; int f(void) { return 1; } int g(void) { return 2; } static const struct file_operations table = { f };"
+    before += "void later_on(int i) { box[i].ops = &table; }"
+    before += MODULE.replace("register_it(&table);", "box->ops = &table;")
+    assert told(diff(tmp_path, before, before.replace("{ f }", "{ f, g }"))) == []
+    read = before.replace("box->ops = &table;", "box->ops = &table; if (table.poll) register_it(0);").replace(
+        "static const", "static"
+    )
+    assert told(diff(tmp_path, read, read.replace("{ f }", "{ f, g }"))) == [("HR2103", "table")]
+
+
+def test_the_reason_names_the_member_and_who_has_run(tmp_path: Path) -> None:
+    before = (
+        'static struct device_driver table = { "one" }; void cleanup_module(void) { register_it(&table); }'
+        + MODULE
+    )
+    found = diff(tmp_path, before, before.replace('"one"', '"two"'))
+    assert [each.message for each in found.obstacles] == [
+        "table.name changed, and start has handed it to the kernel: what came of the old one stays"
+    ]
