@@ -34,7 +34,7 @@ from hotreload.patch.glue import build_glue
 from hotreload.patch.kernel_symbols import own_names, read_symbols
 from hotreload.patch.model import PatchPlan
 from hotreload.patch.module import LivePatch, write_module
-from hotreload.plan_units import compare_unit, obstacles_of, plan_units
+from hotreload.plan_units import compare_unit, made_at_load, obstacles_of, plan_units
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.source_texts import SourceTexts
 
@@ -144,6 +144,7 @@ async def _through(
         if plan is None:
             return None
         cycle.moved = plan.moved
+        cycle.notes += made_at_load(base, compared.values())
         _note_what_stays(plan, cycle)
         return write_module(plan, order.name, knowledge.glue)
 

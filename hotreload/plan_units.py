@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from hotreload.build.base import AnyBase
 from hotreload.build.built import VMLINUX
@@ -18,8 +19,12 @@ from hotreload.compared import Compared, Original, prototypes_of
 from hotreload.deploy.module_reload import depends_of
 from hotreload.diff.allocations import message_of, users_of_other_sizes
 from hotreload.diff.init_reads import (
+    LOAD_NAMES,
     called_at_load,
     gives_another_value,
+    may_leave_something,
+    ran_at_load,
+    ran_message,
     tied_by,
     tied_message,
     uses_of_init,
@@ -27,7 +32,7 @@ from hotreload.diff.init_reads import (
 )
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
-from hotreload.diff.registered import called_back_at_load
+from hotreload.diff.registered import binding, called_back_at_load
 from hotreload.diff.unit_diff import NOTHING_ELSE, UnitContext, diff_unit, unit_object_of
 from hotreload.elf.linkage import Linkage, linkage_of
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
@@ -37,6 +42,8 @@ from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import PatchPlan, UnitDiff
 from hotreload.patch.plan import plan_patch
 from hotreload.renamed_across import held_across_units
+
+_FEW_UNITS: Final = 16
 
 
 def compare_unit(
@@ -185,6 +192,44 @@ def _read_elsewhere(
                     where = str(each.pair.unit.source)
                     name = rewrite.original.name
                     yield Obstacle("HR2103", name, tied_message(rewrite, use), where=where)
+
+
+def made_at_load(base: AnyBase, compared: Iterable[Compared]) -> Iterator[str]:
+    """Tell of functions that changed, and that made something when init or probe of another unit called them.
+
+    Modules of very many units are left alone: all would have to be read for a note.
+    """
+    edited = {each.pair.unit.object: each for each in compared}
+    for module in base.modules:
+        units = {unit.object: unit for unit in module.units if unit.source.suffix == ".c"}
+        ours = {key: edited[key] for key in units if key in edited}
+        makers = [
+            (key, twins.original)
+            for key, one in ours.items()
+            for twins in one.diff.changed
+            if may_leave_something(twins.original) and not _is_told(one, twins.original)
+        ]
+        if not makers or module.name == VMLINUX or not 1 < len(units) <= _FEW_UNITS:
+            continue
+        objects = {
+            key: ours[key].original.base.object if key in ours else _plain(base.of(unit).plain_object(unit))
+            for key, unit in units.items()
+        }
+        probes = [
+            (key, function)
+            for key, one in ours.items()
+            for function in binding(one.original.base.object, one.original.base.layouts)
+        ]
+        at_load = ran_at_load(objects)
+        bound = ran_at_load(objects, also=probes) if probes else at_load
+        for maker in makers:
+            if maker in bound:
+                yield ran_message(maker[1]) if maker in at_load else ran_message(maker[1], "by probe")
+
+
+def _is_told(one: Compared, function: Symbol) -> bool:
+    known = {note.symbol for note in one.diff.notes if note.code == "HR2201"}
+    return function.name in known or not LOAD_NAMES.isdisjoint((function.name, *function.aliases))
 
 
 def sizes_across_units(

@@ -53,6 +53,7 @@ from hotreload.patch.left_behind import LeftBehind, renamed
 from hotreload.patch.model import Identity, PatchPlan
 from hotreload.patch_build import patched_units, refuse_recipes, require_built
 from hotreload.patched_guest import PatchedGuest
+from hotreload.plan_units import made_at_load
 from hotreload.report.outcome import Outcome, ReloadReport
 from hotreload.report.why import why
 from hotreload.restore_points import Kept, Known, Moment, RolledBack, Saved
@@ -803,6 +804,8 @@ class Reloader:
         """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""
         with cycle.stage("link"):
             plan = self._edits.plan(self._edits.compared)
+            made = made_at_load(self.base, cycle.compared) if plan is not None else ()
+            cycle.notes += made
         cycle.moved = plan.moved if plan is not None else frozenset()
         return plan
 

@@ -10,6 +10,7 @@ from hotreload.diff.pair import (
     is_bystander,
     is_exit_code,
     is_for_init,
+    referrers_of,
 )
 from hotreload.diff.rewrites import UnwritableError, find_rewrite
 from hotreload.diff.special_sections import is_entry_section, is_ordinary
@@ -41,13 +42,25 @@ def refuse_changed_data(pair: Pair) -> None:
             continue
         if refusal := _other_storage(original, patched, pair.held.get(original)):
             code, message = refusal
-            pair.refuse(code, original.name, message)
+            is_told = original in pair.held or not is_constant(original)
+            pair.refuse(
+                code, original.name, message if is_told else message + _who_needs_the_old(pair, original)
+            )
         elif pair.comparison.same(original, patched):
             continue
         elif is_for_init(original):
             pair.init_changed.append(original.name)
         else:
             _rewrite_or_refuse(pair, original, patched)
+
+
+def _who_needs_the_old(pair: Pair, constant: Symbol) -> str:
+    """What goes on with a constant as it is, for a message."""
+    users = referrers_of(pair.original)[constant]
+    tables = sorted(base_name(user.name) for user in users if user.is_object and not is_bystander(user))
+    if tables:
+        return f", and '{tables[0]}' points at the old one"
+    return ", and code that runs at load has used the old one" if users else ""
 
 
 def _rewrite_or_refuse(pair: Pair, original: Symbol, patched: Symbol) -> None:

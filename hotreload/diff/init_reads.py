@@ -185,6 +185,11 @@ def ran_at_load(
     return set(_Linked(objects, modules).code_of_load(also, with_exit=False))
 
 
+def ran_message(function: Symbol, when: str = "when the module is loaded") -> str:
+    """What it means that a function has run, and is another one now."""
+    return f"{written_name(function)} changed, and is called {when}: what the old one made then stays"
+
+
 def handed_to_the_kernel(obj: ObjectFile, is_own: IsOwn) -> dict[str, list[Use]]:
     """The variables, by name, of which any code has given the kernel the address, or stored it."""
     linked = _Linked({0: obj}, ONE_MODULE)

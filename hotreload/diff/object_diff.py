@@ -45,6 +45,7 @@ from hotreload.diff.init_reads import (
     LOAD_NAMES,
     may_leave_something,
     ran_at_load,
+    ran_message,
     refuse_what_init_read,
 )
 from hotreload.diff.layouts import Layouts
@@ -257,14 +258,14 @@ def weigh_called_back(pair: Pair) -> None:
     bound = binding(pair.original, pair.layouts, changed)
     for function in bound:
         name = written_name(function)
-        message = f"{name} changed, and has run for bound devices: what was made from the old one stays"
+        message = f"{name} changed, and has run for bound devices: what the old one made stays"
         pair.tell("HR2201", function.name, message)
     makers = {function for function in changed - set(bound) if may_leave_something(function)}
     tell_of_makers(pair, makers)
 
 
 def tell_of_makers(pair: Pair, makers: Collection[Symbol]) -> None:
-    """Helpers that changed, and have made something: init called them, or probe for devices that are bound."""
+    """Helpers that changed, and that made something when init or probe called them."""
     if not makers:
         return
     one = {0: pair.original}
@@ -274,8 +275,7 @@ def tell_of_makers(pair: Pair, makers: Collection[Symbol]) -> None:
     for function in sorted(makers, key=lambda function: function.value):
         if function not in at_load | bound or LOAD_NAMES & {function.name, *function.aliases}:
             continue
-        when = "has run at load" if function in at_load else "has run for bound devices"
-        message = f"{written_name(function)} changed, and {when}: what was made from the old one stays"
+        message = ran_message(function) if function in at_load else ran_message(function, "by probe")
         pair.tell("HR2201", function.name, message)
 
 

@@ -15,6 +15,7 @@ The tables, where a large object has thousands of entries, are read with struct:
 
 from __future__ import annotations
 
+import re
 import struct
 from bisect import bisect_right
 from pathlib import Path
@@ -71,6 +72,8 @@ _RELA = struct.Struct("<QIIq")
 DEBUG = ".debug"
 # Which of two names of one stretch is the one to call it by.
 _RANK = {STB_GLOBAL: 2, STB_WEAK: 1}
+# What MODULE_DEVICE_TABLE() calls a table besides (include/linux/module.h).
+_DEVICE_TABLE = re.compile(r"__mod_\w+__\w+_device_table|__mod_device_table__\w+")
 
 _RawRelocation = tuple[int, int, int, int]  # offset, type, symbol, addend
 
@@ -445,9 +448,15 @@ class _Reader:
 
 
 def _add_name(known: Symbol, symbol: Symbol) -> None:
-    """Another name of the same stretch. A name that other files can use goes before one that they cannot."""
+    """Another name of the same stretch. A name that other files can use goes before one that they cannot,
+    unless it is for modpost alone."""
     known.size = max(known.size, symbol.size)
-    if _RANK.get(symbol.binding, 0) > _RANK.get(known.binding, 0):
+    if _DEVICE_TABLE.fullmatch(known.name):
+        known.aliases += (known.name,)
+        known.name, known.binding = symbol.name, symbol.binding
+    elif _DEVICE_TABLE.fullmatch(symbol.name):
+        known.aliases += (symbol.name,)
+    elif _RANK.get(symbol.binding, 0) > _RANK.get(known.binding, 0):
         known.aliases += (known.name,)
         known.name, known.binding = symbol.name, symbol.binding
     else:

@@ -308,3 +308,31 @@ def test_a_kernel_that_is_not_built_has_no_base(tmp_path: Path, capsys: pytest.C
     said = capsys.readouterr().err
     assert f"error[HR1009]: the kernel in {tmp_path} is not built" in said
     assert "hotreload kernel build" in said
+
+
+def test_of_a_helper_in_another_unit_that_init_has_called_it_is_told(build: Build, folder: Path) -> None:
+    main_c, help_c = folder / "main.c", folder / "src/help.c"
+    init = (
+        "int prepare(void);\nstatic int __init start(void)\n{\n\treturn prepare();\n}\nmodule_init(start);\n"
+    )
+    main_c.write_text(main_c.read_text() + init)
+    helper = """\
+#include <linux/slab.h>
+void *made;
+int prepare(void);
+int prepare(void)
+{
+	made = kmalloc(8, GFP_KERNEL);
+	return made ? 0 : -ENOMEM;
+}
+"""
+    before = help_c.read_text() + helper
+    help_c.write_text(before)
+    after = before.replace("GFP_KERNEL", "GFP_NOWAIT").replace("2 * n", "3 * n")
+    lines = (before.splitlines(keepends=True), after.splitlines(keepends=True))
+    status, answer, told = build("".join(difflib.unified_diff(*lines, "a/src/help.c", "b/src/help.c")))
+    assert (status, answer["verdict"]) == (0, "patchable")
+    assert (
+        "prepare changed, and is called when the module is loaded: what the old one made then stays" in told
+    )
+    assert "twice changed, and is called" not in told
