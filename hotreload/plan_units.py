@@ -224,7 +224,7 @@ def made_at_load(base: AnyBase, compared: Iterable[Compared]) -> Iterator[str]:
         bound = ran_at_load(objects, also=probes) if probes else at_load
         for maker in makers:
             if maker in bound:
-                yield ran_message(maker[1]) if maker in at_load else ran_message(maker[1], "by probe")
+                yield ran_message(maker[1]) if maker in at_load else ran_message(maker[1], "for each device")
 
 
 def _is_told(one: Compared, function: Symbol) -> bool:

@@ -60,6 +60,11 @@ def base_name(name: str) -> str:
     return _NUMBER.sub("", name)
 
 
+def source_name(name: str) -> str:
+    """The function of the source that a clone or a child is made of: ``foo.isra.0.cold`` -> ``foo``."""
+    return name.partition(".")[0] or name
+
+
 def parent_name(name: str) -> str:
     """The function of the source that a child belongs to: ``foo.cold``, ``foo.part.0`` -> ``foo``."""
     return _CHILD.sub("", name)

@@ -21,6 +21,12 @@ PARAMETERS = "__param"
 # Where its ``ops`` are, which the kernel looks up with each access in sysfs (param_attr_show() and
 # param_attr_store() of kernel/params.c); all else of it is for the load.
 PARAMETER_OPERATIONS = 16
+# DEFINE_TRACE() (include/linux/tracepoint.h), and where the kernel finds all of a module's
+TRACEPOINT = "__tracepoint_"
+TRACEPOINTS = "__tracepoints"
+# DEFINE_PER_CPU() (include/linux/percpu-defs.h)
+PER_CPU = ".data..percpu"
+SETTLED = "parameters are settled at load"
 # __ro_after_init (include/linux/cache.h)
 READ_ONLY_AFTER_INIT = ".data..ro_after_init"
 
@@ -77,6 +83,9 @@ def _rewrite_or_refuse(pair: Pair, original: Symbol, patched: Symbol) -> None:
     except UnwritableError as why:
         what = _difference(pair, original, patched)
         message = f"the initial value of '{base_name(original.name)}' changed{what}; {why}"
+        if original.section is not None and original.section.name == PARAMETERS:
+            parameter = original.name.removeprefix("__param_")
+            message = f"the module parameter '{parameter}' has another mode or type: {SETTLED}"
         pair.refuse("HR2103", original.name, message)
 
 
@@ -152,8 +161,29 @@ def _described(relocation: Relocation) -> str:
 
 def refuse_data_out_of_place(pair: Pair) -> None:
     """A symbol that came to, or left, a section which the kernel reads at load only would have no effect."""
+    sides = (
+        (pair.patched, pair.correlation.original_of, "new"),
+        (pair.original, pair.correlation.patched_of, "gone"),
+    )
+    told: set[str] = set()
+    for obj, twins, how in sides:
+        for symbol in obj.symbols:
+            if symbol.name.startswith(TRACEPOINT) and symbol.is_defined and symbol not in twins:
+                name = symbol.name.removeprefix(TRACEPOINT)
+                told.add(name)
+                message = (
+                    f"the tracepoint '{name}' is {how}: the kernel learns of those when it loads a module"
+                )
+                pair.refuse("HR2105", symbol.name, message)
+
+    def is_told(symbol: Symbol) -> bool:
+        """Whether this is one of the many things that a tracepoint is made of."""
+        return any(symbol.name.endswith(f"_{name}") for name in told)
+
     for symbol in pair.patched.symbols:
-        if symbol in pair.correlation.original_of or not (section := _read_at_load(symbol)):
+        if symbol in pair.correlation.original_of or is_told(symbol):
+            continue
+        if not (section := _read_at_load(symbol)):
             continue
         if is_exit_code(symbol):
             continue  # it matters to who calls it, and that is told
@@ -162,7 +192,9 @@ def refuse_data_out_of_place(pair: Pair) -> None:
         else:
             pair.refuse("HR2105", symbol.name, _named_at_load(symbol, section, "new in"))
     for symbol in pair.original.symbols:
-        if symbol in pair.correlation.patched_of or not (section := _read_at_load(symbol)):
+        if symbol in pair.correlation.patched_of or is_told(symbol):
+            continue
+        if not (section := _read_at_load(symbol)):
             continue
         if not is_for_init(symbol):
             pair.refuse("HR2105", symbol.name, _named_at_load(symbol, section, "gone from"))
@@ -208,5 +240,7 @@ def _named_at_load(symbol: Symbol, section: Section, how: str) -> str:
     """What it means that a symbol is new in, or gone from, a section that is read when a module is loaded."""
     if section.name == PARAMETERS:
         parameter = symbol.name.removeprefix("__param_")
-        return f"the module parameter '{parameter}' is {how.split()[0]}: parameters are settled at load"
-    return f"'{symbol.name}' is {how} {section.name}"
+        return f"the module parameter '{parameter}' is {how.split()[0]}: {SETTLED}"
+    if section.name.startswith(PER_CPU):
+        return f"the per-CPU variable '{symbol.name}' is {how.split()[0]}: the kernel allots those at load"
+    return f"'{symbol.name}' is {how} {section.name}, which the kernel reads at load"

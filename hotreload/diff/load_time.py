@@ -10,6 +10,7 @@ undoes: where both change, both wait.
 
 from __future__ import annotations
 
+from hotreload.diff.correlate import source_name
 from hotreload.diff.pair import Pair, defined_targets, is_bystander, is_exit_code, referrers_of
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.references import takes_address
@@ -21,10 +22,10 @@ EXIT_NAME = "cleanup_module"
 
 
 def written_name(function: Symbol) -> str:
-    """The author's name of a function that module_init() or module_exit() has given another one."""
+    """The author's name of a function: module_init(), module_exit() and gcc (``f.isra.0``) give others."""
     if function.name in (INIT_NAME, EXIT_NAME) and function.aliases:
         return function.aliases[0]
-    return function.name
+    return source_name(function.name)
 
 
 def settle_exit(pair: Pair) -> None:

@@ -20,8 +20,10 @@ from hotreload.diff.constants import (
     refuse_gone_constants,
     refuse_held_labels,
 )
-from hotreload.diff.correlate import base_name, is_place_static, parent_name
+from hotreload.diff.correlate import base_name, is_place_static, source_name
 from hotreload.diff.data import (
+    TRACEPOINT,
+    TRACEPOINTS,
     refuse_changed_common,
     refuse_changed_data,
     refuse_data_out_of_place,
@@ -144,8 +146,8 @@ class ObjectDiff:
 
     @property
     def changed_functions(self) -> tuple[str, ...]:
-        """Names as the source has them: a part that gcc split off counts as its parent."""
-        names = [parent_name(twins.original.name) for twins in self.changed]
+        """Names as the source has them: what gcc split off or cloned counts as what it was made of."""
+        names = [source_name(twins.original.name) for twins in self.changed]
         return tuple(dict.fromkeys((*names, *self.exit_names)))
 
     @property
@@ -258,7 +260,7 @@ def weigh_called_back(pair: Pair) -> None:
     bound = binding(pair.original, pair.layouts, changed)
     for function in bound:
         name = written_name(function)
-        message = f"{name} changed, and has run for bound devices: what the old one made stays"
+        message = f"{name} changed, and has run for the devices that are there: what the old one made stays"
         pair.tell("HR2201", function.name, message)
     makers = {function for function in changed - set(bound) if may_leave_something(function)}
     tell_of_makers(pair, makers)
@@ -275,8 +277,16 @@ def tell_of_makers(pair: Pair, makers: Collection[Symbol]) -> None:
     for function in sorted(makers, key=lambda function: function.value):
         if function not in at_load | bound or LOAD_NAMES & {function.name, *function.aliases}:
             continue
-        message = ran_message(function) if function in at_load else ran_message(function, "by probe")
+        message = ran_message(function) if function in at_load else ran_message(function, "for each device")
         pair.tell("HR2201", function.name, message)
+
+
+def _without_consequences(obstacles: Collection[Obstacle]) -> Iterator[Obstacle]:
+    """Without what is so because a tracepoint is new or gone, where that is told."""
+    is_told = any(obstacle.symbol.startswith(TRACEPOINT) for obstacle in obstacles)
+    for obstacle in obstacles:
+        if not is_told or not obstacle.symbol.startswith(TRACEPOINTS):
+            yield obstacle
 
 
 def take_over_doubts(pair: Pair) -> None:
@@ -311,7 +321,7 @@ def _result(pair: Pair) -> ObjectDiff:
         held_elsewhere=held_elsewhere(pair),
         handed=frozenset(handed_out(pair)),
         notes=tuple(pair.notes),
-        obstacles=tuple(dict.fromkeys(pair.obstacles)),
+        obstacles=tuple(_without_consequences(dict.fromkeys(pair.obstacles))),
         exit=Twins(*pair.exit) if pair.exit else None,
         exit_changed=tuple(_other_exit_code(pair)),
         init_changed=tuple(dict.fromkeys(pair.init_changed)),

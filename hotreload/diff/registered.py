@@ -62,6 +62,8 @@ _LOOKED_UP: Final = {
         fill_linkxstats""".split()
     ),
     "ethtool_ops": _ALL,
+    # Not those of requests, contexts and budgets, which are set up with the queue.
+    "blk_mq_ops": frozenset("queue_rq commit_rqs queue_rqs timeout complete busy cleanup_rq show_rq".split()),
     # d_flags_for_inode(), do_inode_permission(), vfs_readlink() and the cache of ACLs remember these.
     "inode_operations": frozenset(
         "* -lookup -get_link -permission -readlink -get_acl -get_inode_acl".split()
@@ -86,6 +88,8 @@ _LOOKED_UP: Final = {
 # Slots of functions that the kernel calls while init registers something, and those that undo it.
 _CALLED_AT_LOAD: Final = frozenset("probe remove remove_new connect disconnect".split())
 _BINDS: Final = frozenset(("probe", "connect"))
+# Those that make a device, but not at load.
+_MAKES: Final = frozenset((("rtnl_link_ops", "setup"), ("rtnl_link_ops", "newlink")))
 # Slots of functions that are asked once, while something is registered.
 _ASKED_ONCE: Final = {
     "attribute_group": frozenset("is_visible is_bin_visible".split()),
@@ -134,9 +138,9 @@ def asked_once(obj: ObjectFile, layouts: Layouts | None, changed: frozenset[Symb
 def binding(
     obj: ObjectFile, layouts: Layouts | None, changed: frozenset[Symbol] | None = None
 ) -> list[Symbol]:
-    """Of functions that changed, or of all, those that have run for each device that is bound."""
+    """Of functions that changed, or of all, those that have run for each device that is there."""
     slots = slots_of(obj, layouts, changed)
-    return list(dict.fromkeys(function for function, (_, member) in slots if member in _BINDS))
+    return list(dict.fromkeys(f for f, slot in slots if slot[1] in _BINDS or slot in _MAKES))
 
 
 def with_looked_up(rewrite: Rewrite, layouts: Layouts) -> Rewrite:

@@ -91,7 +91,7 @@ class AddressFlow:
     """The flows of one object, of which ``symbols`` are all, or not (``is_whole``).
 
     ``forgets``: whether a function of that name, which the object does not define, surely keeps nothing that
-    it is passed. ``registers``: how many registers a function of the object returns something in, at most: what
+    it is passed. ``registers``: in how many a function of the object returns something, at most: what
     is left in others when it ends, no caller looks at.
     """
 
@@ -149,7 +149,7 @@ class _Search:
                     todo += dict.fromkeys((*callers, *failed))
                     self.passed = {}
             except GotAwayError as how:
-                failed[function] = f"{function.name} {how}"
+                failed[function] = f"{_in_source(function)} {how}"
         return next(iter(failed.values()), None)
 
     def _given_back(self, function: Symbol, returned: Levels) -> Iterator[Symbol]:
@@ -171,7 +171,7 @@ class _Search:
                 entry = State(registers=arguments, frame=_ENTRY.frame)
                 self.passed[key] = _Walk(self, function, depth + 1).run(entry)
             except GotAwayError as how:
-                self.passed[key] = f"passes it to {function.name}, which {how}"
+                self.passed[key] = f"passes it to {_in_source(function)}, which {how}"
         known = self.passed[key]
         if isinstance(known, str):
             raise GotAwayError(known, is_sure=True)
@@ -257,7 +257,7 @@ class _Walk:
             function, place = key = self.todo.pop()
             at = body_of(function).at(place)
             if at is None:
-                self._lose(self.states[key].levels, "goes on where nothing was decoded")
+                self._lose(self.states[key].levels, "has code that could not be followed")
                 continue
             self._advance(function, at, self.states[key])
 
@@ -323,7 +323,7 @@ class _Walk:
         if name is not None:
             used = {n for n, _ in state.registers if _thunk_of(name, n)}
         kept = State(frozenset(pair for pair in state.registers if pair[0] not in used), state.slots)
-        self._lose(_passed(kept), "passes it to a function that a pointer tells")
+        self._lose(_passed(kept), "passes it to a function through a pointer")
         for target, place in labels_of(function):
             if target is function or _are_parts(function, target):
                 self._reach(target, place, state)
@@ -348,7 +348,7 @@ class _Walk:
             return state
         result = NONE
         if name is None or name.startswith(_INDIRECT):
-            self._lose(_passed(state), "passes it to a function that a pointer tells", True)
+            self._lose(_passed(state), "passes it to a function through a pointer", True)
         else:
             assert at.immediate is not None
             assert isinstance(at.immediate.target, SymbolRef)
@@ -412,6 +412,11 @@ def labels_of(function: Symbol) -> tuple[tuple[Symbol, int], ...]:
                 if isinstance(r.target, SymbolRef) and r.target.symbol.is_function:
                     found[r.target.symbol, r.addend] = None
     return tuple(found)
+
+
+def _in_source(function: Symbol) -> str:
+    """The name that the author gave it, without what gcc adds (``.isra.0``, ``.cold``)."""
+    return function.name.partition(".")[0] or function.name
 
 
 def _is_aligned_copy(function: Symbol, at: Decoded) -> bool:

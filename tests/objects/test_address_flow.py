@@ -93,7 +93,7 @@ def test_a_call_that_ends_a_function_does_not_return(tmp_path: Path) -> None:
         ("box->of = find(i); return 0;", "f stores it"),
         ("return sum(t, i) + (kept == find(i));", "f compares something with it"),
         ("return (long)&t[i] >> 3;", "f returns it"),
-        ("((void (*)(const void *))box->of)(t); return 0;", "f passes it to a function that a pointer tells"),
+        ("((void (*)(const void *))box->of)(t); return 0;", "f passes it to a function through a pointer"),
         ("int (*volatile see)(const struct s *, int) = sum; const struct s *p = t; return see(p, 3);", "f "),
     ],
 )

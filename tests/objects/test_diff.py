@@ -402,12 +402,24 @@ def test_of_a_parameter_the_kernel_looks_up_the_operations_and_nothing_else(tmp_
 def test_a_message_tells_where_a_value_changed(tmp_path: Path) -> None:
     tables = [
         f'extern int n; struct __attribute__((packed)) {{ char c; int o; }} x __section(".init.data") = {{1, {value}}}; '
-        f'static const int __param_y[2] __section("__param") __attribute__((used)) = {{1, {value}}};'
+        f'static int y[2] __section(".data..percpu") __attribute__((used)) = {{1, {value}}};'
+        f'static const int __param_z __section("__param") __attribute__((used)) = {value};'
         for value in (2, 3)
     ]
-    diff = difference(tmp_path, *tables)
-    changed = "the initial value of '__param_y' changed at offset 4: 0x2 -> 0x3"
-    assert f"{changed}; __param is read when the module is loaded" in [o.message for o in diff.obstacles]
+    told = [obstacle.message for obstacle in difference(tmp_path, *tables).obstacles]
+    changed = "the initial value of 'y' changed at offset 4: 0x2 -> 0x3"
+    assert f"{changed}; .data..percpu is read when the module is loaded" in told
+    assert "the module parameter 'z' has another mode or type: parameters are settled at load" in told
+
+
+def test_a_clone_and_a_per_cpu_variable_are_told_in_the_words_of_the_source(tmp_path: Path) -> None:
+    before = 'static noinline int f(int n, int unused) { return printk("a") + n; } int g(int n) { return f(n, 1); }'
+    diff = difference(tmp_path, before, before.replace('"a"', '"b"'))
+    assert diff.changed[0].original.name.startswith(("f.isra.", "f.constprop."))
+    assert diff.changed_functions == ("f",)
+    counter = 'int y __section(".data..percpu");'
+    told = [o.message for o in difference(tmp_path / "c", before, before + counter).obstacles]
+    assert told == ["the per-CPU variable 'y' is new: the kernel allots those at load"]
 
 
 @pytest.mark.parametrize(
@@ -766,3 +778,13 @@ def test_kernel_modules_do_not_differ_from_themselves(debian_kernel: KernelTree)
         assert (path.name, diff.verdict, told(diff)) == (path.name, "unchanged", "")
         seen += 1
     assert seen > 20
+
+
+def test_a_new_tracepoint_is_told_as_one_thing(tmp_path: Path) -> None:
+    new = (
+        'int __tracepoint_rx __section("__tracepoints") = 1; int __event_rx __section("_ftrace_events") = 1;'
+    )
+    new += '__asm__(".pushsection __tracepoints_ptrs, \\"a\\"\\n.long __tracepoint_rx - .\\n.popsection");'
+    more = difference(tmp_path, f"int x[2]; {ONE}", f"int x[2]; {new} {ONE}")
+    message = "the tracepoint 'rx' is new: the kernel learns of those when it loads a module"
+    assert [(o.code, o.message) for o in more.obstacles] == [("HR2105", message)]
