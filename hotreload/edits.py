@@ -60,6 +60,8 @@ class Edits:
         self._objects = objects
         self._originals: dict[Path, Original] = {}
         self._keeping: set[Path] = set()  # units that are compiled so that every variable has storage
+        # A variable that was renamed is the same one in all edits to come.
+        self._renamed_variables: dict[Path, dict[tuple[str, str], str]] = {}
         self._again: dict[Path, Callable[[Mapping[str, str]], Compared]] = {}
         self._knowledge: KernelKnowledge | None = None
         self._question = MakeQuestion(base.build)
@@ -211,12 +213,19 @@ class Edits:
             plain = self.base.of(pair.unit).plain_object(pair.unit)
             self._originals[key] = read_original(pair.original, plain)
         symbols = self._knowledge.symbols if self._knowledge is not None else None
-        context = replace(context, is_own=own_names(symbols, pair.unit.module), judge_init=False)
+        names = self._renamed_variables.setdefault(key, {})
+        context = replace(
+            context,
+            is_own=own_names(symbols, pair.unit.module),
+            judge_init=False,
+            renamed_variables=dict(names),
+        )
         edited = {file: sha256(file) for file in self.units.edited_inputs(pair.unit)}
         texts = self._texts(pair.unit, instead)
 
         def compared(renames: Mapping[str, str]) -> Compared:
             found = compare_unit(pair, self._originals[key], texts, replace(context, renames=renames))
+            names.update(found.diff.renamed_variables)
             return replace(found, edited=edited)
 
         self._again[key] = compared
@@ -293,6 +302,7 @@ class Edits:
         if base.build is not self._question.build:
             self._question = MakeQuestion(base.build)
         self._again = {key: each for key, each in self._again.items() if key not in anew}
+        self._renamed_variables = {k: v for k, v in self._renamed_variables.items() if k not in anew}
         self._running.forget(base, modules)
         self.units.rebase(base, self.compared)
         self._knowledge = self.knowledge.of(base)

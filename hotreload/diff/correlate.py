@@ -20,7 +20,7 @@ from typing import Final
 from hotreload.diff.correlation import Correlation
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import Obstacle
-from hotreload.diff.pair_variables import ONCE_KEY, pair_variables
+from hotreload.diff.pair_variables import NO_EARLIER_NAMES, ONCE_KEY, EarlierNames, pair_variables
 from hotreload.diff.renames import Renames
 from hotreload.diff.special_sections import LOADED, is_entry_section, is_inert, is_init
 from hotreload.elf.model import ObjectFile, StringRef, Symbol, SymbolRef
@@ -121,11 +121,13 @@ def correlate(
     before: Layouts | None = None,
     after: Layouts | None = None,
     renames: Mapping[str, str] | None = None,
+    earlier: EarlierNames = NO_EARLIER_NAMES,
 ) -> Correlation:
     """Pair the defined functions and objects of two objects.
 
     ``before`` and ``after``: what their debugging information says. ``renames``: global functions of the
-    module that have another name, as all its units together say.
+    module that have another name, as all its units together say. ``earlier``: what edits before have made of
+    variables.
     """
     result = Correlation(known=renames or {})
     renamed = Renames(result, original, patched, before, after)
@@ -137,9 +139,8 @@ def correlate(
     pair_trace_strings(result, original, patched)
     declared: set[Symbol] = set()
     if before is not None and after is not None:
-        pair_variables(
-            result, before, after, is_place_static, _may_have_twin, _UsedAlike(result, original, patched)
-        )
+        are_used_alike = _UsedAlike(result, original, patched)
+        pair_variables(result, before, after, is_place_static, _may_have_twin, are_used_alike, earlier)
         declared = {one.symbol for one in (*before.declared, *after.declared) if one.symbol is not None}
     pair_function_names(result, original, patched)
     pair_static_locals(result, original, patched, declared)

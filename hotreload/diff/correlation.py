@@ -18,6 +18,8 @@ class Correlation:
     ``elsewhere``  names of what another unit defines, where the places that took the address of one now
                    take that of the other: whether it is the same function, that unit knows
     ``known``      those of which it is settled
+    ``renamed_variables``  static variables that have another name: the function and the name now -> the name
+                           in the original
     """
 
     original_of: dict[Symbol, Symbol] = field(default_factory=dict)
@@ -27,6 +29,7 @@ class Correlation:
     renamed: dict[Symbol, Symbol] = field(default_factory=dict)
     elsewhere: dict[str, str] = field(default_factory=dict)
     known: Mapping[str, str] = field(default_factory=dict)
+    renamed_variables: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def renamed_globals(self, *, by_hint: bool) -> dict[str, str]:
         """Those of the renamed functions that other units know: the old name -> the new one."""

@@ -54,6 +54,7 @@ from hotreload.diff.layouts import Layouts
 from hotreload.diff.load_time import exit_code, settle_exit, weigh_init, written_name
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.pair import Pair, is_exit_code, pair_objects
+from hotreload.diff.pair_variables import NO_EARLIER_NAMES, EarlierNames
 from hotreload.diff.registered import asked_once, binding, called_back_at_load, with_looked_up
 from hotreload.diff.rewrites import Rewrite
 from hotreload.diff.sections import (
@@ -95,6 +96,7 @@ class ObjectDiff:
     ``renamed_elsewhere`` the same of what another unit defines, as far as this one can tell
     ``held_elsewhere``    what another unit defines, and only the original takes the address of
     ``handed``            what the guest has, by name, and changed or new code gives somebody the address of
+    ``renamed_variables`` static variables that go on under another name (correlation.py)
     ``exit``              the module's exit function, which is exchanged
     ``exit_changed``      what exit runs and differs, whether a patch brings it or not
     ``init_changed``      what differs, and waits for the next load
@@ -127,6 +129,7 @@ class ObjectDiff:
     renamed_elsewhere: Mapping[str, str] = field(default_factory=dict)
     held_elsewhere: frozenset[str] = frozenset()
     handed: frozenset[str] = frozenset()
+    renamed_variables: Mapping[tuple[str, str], str] = field(default_factory=dict)
     exit: Twins | None = None
     exit_changed: tuple[str, ...] = ()
     init_changed: tuple[str, ...] = ()
@@ -178,6 +181,7 @@ def diff_objects(
     *,
     handed: Collection[str] = (),
     judge_init: bool = True,
+    earlier: EarlierNames = NO_EARLIER_NAMES,
 ) -> ObjectDiff:
     """Compare the object the guest booted with the one of the source as it is now. Pure.
 
@@ -186,9 +190,9 @@ def diff_objects(
     function of that name. ``renames``: global functions of the module that go on under another name, as all
     its units together say. ``handed``: names of the original's symbols that earlier edits have given
     somebody the address of. ``judge_init``: tell of what waits for the next load, and refuse it where it is
-    all that changed.
+    all that changed. ``earlier``: what edits before have made of variables.
     """
-    pair = pair_objects(original, patched, before, after, is_own, renames)
+    pair = pair_objects(original, patched, before, after, is_own, renames, earlier)
     pair.handed = handed
 
     # What could not be read or paired without doubt stops everything that would build on it.
@@ -320,6 +324,7 @@ def _result(pair: Pair) -> ObjectDiff:
         renamed_elsewhere=pair.correlation.elsewhere,
         held_elsewhere=held_elsewhere(pair),
         handed=frozenset(handed_out(pair)),
+        renamed_variables=pair.correlation.renamed_variables,
         notes=tuple(pair.notes),
         obstacles=tuple(_without_consequences(dict.fromkeys(pair.obstacles))),
         exit=Twins(*pair.exit) if pair.exit else None,

@@ -16,6 +16,7 @@ from hotreload.diff.correlation import Correlation
 from hotreload.diff.holders import IsOwn, address_flow, nothing_own
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
+from hotreload.diff.pair_variables import NO_EARLIER_NAMES, EarlierNames
 from hotreload.diff.rewrites import Rewrite
 from hotreload.diff.special_sections import (
     Entry,
@@ -116,13 +117,14 @@ def pair_objects(
     types: Layouts | None = None,
     is_own: IsOwn = nothing_own,
     renames: Mapping[str, str] | None = None,
+    earlier: EarlierNames = NO_EARLIER_NAMES,
 ) -> Pair:
     """Read the entries of two objects and correlate their symbols.
 
     ``types`` are the patched one's, ``layouts`` the original's. ``is_own``: see address_flow.
     """
     before, after = read_entries(original), read_entries(patched)
-    correlation = correlate(original, patched, layouts, types, renames)
+    correlation = correlate(original, patched, layouts, types, renames, earlier)
     comparison = Comparison(correlation, before, after)
     flows = (
         address_flow(original.symbols, before.of, is_own, layouts),

@@ -11,7 +11,7 @@ if it is the only one of that name. What stays open is an obstacle: nothing is g
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -31,6 +31,18 @@ _ONCE_FLAG: Final = "___done"
 DOUBT: Final = "give the variables different names, or reload the module"
 
 
+@dataclass(frozen=True, slots=True)
+class EarlierNames:
+    """What earlier edits have made of variables, by function and name: ``renamed`` those of the original that
+    go on under that name, with the name there; ``added`` those that have a value of their own."""
+
+    renamed: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    added: Collection[tuple[str, str]] = ()
+
+
+NO_EARLIER_NAMES: Final = EarlierNames()
+
+
 @dataclass(slots=True)
 class VariablePairing:
     """The state of the pass; ``is_place``: whether a macro made a variable for one place of the source."""
@@ -39,12 +51,14 @@ class VariablePairing:
     types: TypePair
     is_place: Callable[[Symbol], bool]
     are_used_alike: Callable[[Symbol, Symbol], bool]
+    known: EarlierNames
     refused: set[str] = field(default_factory=set)
 
     def run(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
         before, after = _by_declaration(ours), _by_declaration(theirs)
         for key in before.keys() & after.keys():
             self._pair_group(before[key], after[key])
+        self._pair_known(ours, theirs)
         self._pair_moved(ours, theirs)
         while self._pair_renamed(ours, theirs):
             pass
@@ -169,6 +183,23 @@ class VariablePairing:
 
     # --- that have another name ---
 
+    def _pair_known(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
+        """An earlier edit has given a variable another name: it keeps its value, whatever else changes."""
+        for other in self._left(theirs, self.correlation.original_of):
+            was = self.known.renamed.get((other.function, other.name))
+            for one in ours if was is not None else ():
+                if one.name != was or one.function != other.function or one.symbol is None:
+                    continue
+                if one.symbol in self.correlation.patched_of:
+                    message = f"'{was}' and '{other.name}' are two variables now, and were one before"
+                    self._refuse(other.name, f"{message}: whose value it has cannot be told", None)
+                else:
+                    self._pair(one, other)
+                    self._note_renamed(one, other)
+
+    def _note_renamed(self, one: Variable, other: Variable) -> None:
+        self.correlation.renamed_variables[other.function, other.name] = one.name
+
     def _pair_renamed(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> bool:
         """A static variable has another name, and all else is as it was: its first value, and the code that
         uses it. Whether one was found: what points at it may be another."""
@@ -180,6 +211,7 @@ class VariablePairing:
                 self.correlation.pair(one.symbol, alike[0].symbol)
                 how = f"is called '{alike[0].name}' now, and keeps its value: the code is the same"
                 self.correlation.notes.append(Note("HR2104", one.name, f"'{one.name}' {how}"))
+                self._note_renamed(one, alike[0])
                 return True
         return False
 
@@ -189,7 +221,12 @@ class VariablePairing:
         """Static variables of one side that the other has none of the name of."""
         others = {one.name for one in theirs} | self.refused
         left = self._left(ours, paired)
-        return [v for v in left if v.symbol and v.symbol.is_local and v.name not in others]
+        return [
+            v
+            for v in left
+            if v.symbol and v.symbol.is_local and v.name not in others
+            if (v.function, v.name) not in self.known.added
+        ]
 
     def _goes_on(self, one: Variable, other: Variable) -> bool:
         assert one.symbol is not None
@@ -235,6 +272,7 @@ def pair_variables(
     is_place: Callable[[Symbol], bool],
     may_have_twin: Callable[[Symbol], bool],
     are_used_alike: Callable[[Symbol, Symbol], bool],
+    known: EarlierNames = NO_EARLIER_NAMES,
 ) -> None:
     """Pair the variables of functions, and those that moved; those of the file are paired by their names."""
 
@@ -244,7 +282,8 @@ def pair_variables(
 
     names = {one.name: other.name for one, other in correlation.renamed.items()}
     ours = [replace(v, function=names.get(v.function, v.function)) for v in chosen(before)]
-    VariablePairing(correlation, TypePair(before, after), is_place, are_used_alike).run(ours, chosen(after))
+    pairing = VariablePairing(correlation, TypePair(before, after), is_place, are_used_alike, known)
+    pairing.run(ours, chosen(after))
 
 
 def _by_declaration(variables: Iterable[Variable]) -> dict[tuple[str, str], list[Variable]]:

@@ -13,8 +13,9 @@ from hotreload.diff.definitions import located
 from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts, parse
 from hotreload.diff.object_diff import Declared, ObjectDiff, diff_objects
-from hotreload.diff.obstacles import RELOAD_MODULE, Note, Obstacle
+from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.other_members import refuse_other_members
+from hotreload.diff.pair_variables import EarlierNames
 from hotreload.diff.registered import decided_once, with_looked_up
 from hotreload.diff.rewrites import Rewrite, name_of_place
 from hotreload.diff.spelling import spelled
@@ -49,6 +50,7 @@ class UnitContext:
     ``handed``      see diff_objects
     ``live``        what the guest runs of it, if that is not the original
     ``judge_init``  see diff_objects
+    ``renamed_variables``  what earlier comparisons have found (ObjectDiff)
     """
 
     live_types: Sequence[Layouts] = ()
@@ -58,6 +60,7 @@ class UnitContext:
     handed: Collection[str] = ()
     live: ObjectDiff | None = None
     judge_init: bool = True
+    renamed_variables: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
 NOTHING_ELSE = UnitContext()
@@ -101,10 +104,10 @@ def diff_unit(
         context.renames,
         handed=context.handed,
         judge_init=context.judge_init,
+        earlier=EarlierNames(context.renamed_variables, context.added),
     )
     if context.live is not None:
-        since = (*_sizes_since(context.live, diff), *_split_since(context.live, diff))
-        diff = replace(diff, obstacles=(*diff.obstacles, *since))
+        diff = replace(diff, obstacles=(*diff.obstacles, *_sizes_since(context.live, diff)))
     diff = _with_declarations(diff, before, after, context.added)
     if diff.verdict == "unchanged":
         # No code of this unit knows of the new layouts; another unit whose code does is told there. What is
@@ -150,19 +153,6 @@ def _sizes_since(live: ObjectDiff, diff: ObjectDiff) -> Iterator[Obstacle]:
         name = parent_name(resized.function.name)
         if name not in told:
             yield Obstacle("HR2101", name, message_of(resized, user))
-
-
-def _split_since(live: ObjectDiff, diff: ObjectDiff) -> Iterator[Obstacle]:
-    """Variables that an earlier edit has renamed, and of which both names are there now."""
-    new = {base_name(symbol.name) for symbol in diff.new_data}
-    still = {original.name for original in diff.original_of.values()}
-    for patched, original in live.original_of.items():
-        now, was = base_name(patched.name), base_name(original.name)
-        if patched.is_object and now != was and now in new and original.name in still:
-            message = (
-                f"'{was}' and '{now}' are two variables now, and were one in the edit before: whose value"
-            )
-            yield Obstacle("HR2104", now, f"{message} it has cannot be told", RELOAD_MODULE)
 
 
 def _code_of(diff: ObjectDiff) -> dict[str, Symbol]:

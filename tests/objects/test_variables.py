@@ -296,14 +296,27 @@ def test_another_variable_beside_it_is_another_one(was: str, now: str, tmp_path:
     assert not {"other", "added2"} & without_numbers(kept(diff)).keys()
 
 
-def test_a_renamed_variable_whose_old_name_comes_back_beside_it_is_refused(tmp_path: Path) -> None:
+def test_a_renamed_variable_goes_on_in_the_edits_to_come(tmp_path: Path) -> None:
     before = "static int a; int f(void) { return ++a; }"
-    live = compared(tmp_path, before, before.replace("a;", "b;").replace("++a", "++b"))
-    assert kept(live) == {"b": "a"}
+    renamed = before.replace("a;", "b;").replace("++a", "++b")
+    first = compared(tmp_path, before, renamed)
+    assert (kept(first), first.renamed_variables) == ({"b": "a"}, {("", "b"): "a"})
+    known = {"renamed_variables": first.renamed_variables}
+
+    changed = renamed.replace("++b", "(b += 2)")
+    assert kept(compared(tmp_path, before, changed)) == {}
+    assert kept(compared(tmp_path, before, changed, **known)) == {"b": "a"}
+    retyped = changed.replace("static int b", "static char *b")
+    assert refusals(compared(tmp_path, before, retyped, **known)) == [("HR2104", "a")]
+
     both = "static int a, b; int f(void) { return ++b; } int g(void) { return ++a; }"
-    assert refusals(compared(tmp_path, before, both, live=live)) == [("HR2104", "b")]
-    assert refusals(compared(tmp_path, before, before, live=live)) == []
-    assert (
-        refusals(compared(tmp_path, before, before.replace("a;", "c;").replace("++a", "++c"), live=live))
-        == []
-    )
+    assert refusals(compared(tmp_path, before, both, **known)) == [("HR2104", "b")]
+    assert refusals(compared(tmp_path, before, before, **known)) == []
+    third = compared(tmp_path, before, before.replace("a;", "c;").replace("++a", "++c"), **known)
+    assert (refusals(third), kept(third)) == ([], {"c": "a"})
+
+
+def test_a_variable_that_an_edit_has_added_is_none_of_the_originals(tmp_path: Path) -> None:
+    before = "static int a; int f(void) { return ++a; }"
+    renamed = before.replace("a;", "b;").replace("++a", "++b")
+    assert kept(compared(tmp_path, before, renamed, added={("", "b")})) == {}
