@@ -13,6 +13,17 @@ from hotreload.diff.type_pair import LayoutDiff
 _COMMENT: Final = re.compile(r"/\*.*?\*/|//[^\n]*|\"(?:\\.|[^\"\\\n])*\"", re.DOTALL)
 
 
+# Headers of the kernel's own: its include/, and those of architectures.
+KERNEL_HEADER: Final = re.compile(r"(^|/)include/\w+/")
+
+
+def is_gone(name: str, sources: Mapping[str, str]) -> bool:
+    """Whether the author's files do not have a word, but in comments; without any, nobody can tell."""
+    own = {file: text for file, text in sources.items() if not KERNEL_HEADER.search(str(file))}
+    word = re.compile(rf"(?<![.>\w]){re.escape(name)}\b")
+    return bool(own) and not any(name in t and word.search(_COMMENT.sub(" ", t)) for t in own.values())
+
+
 def located(diff: LayoutDiff, sources: Mapping[str, str]) -> LayoutDiff:
     """The diff with ``where`` in its obstacles; ``sources`` are the patched texts by name, nearest first."""
     obstacles = tuple(

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from hotreload.diff.correlate import is_child, is_constant, parent_name
@@ -18,6 +18,7 @@ from hotreload.diff.pair import (
     referrers_of,
     takes_address_of,
 )
+from hotreload.diff.rewrites import Rewrite
 from hotreload.diff.special_sections import CALLBACKS, is_ordinary
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start
@@ -162,13 +163,22 @@ def _holds_labels(pair: Pair, patched: Symbol) -> bool:
     )
 
 
-def refuse_gone(pair: Pair) -> None:
-    """Whoever holds the address of a function that is gone would run it for ever."""
+def refuse_gone(pair: Pair, with_looked_up: Callable[[Rewrite], Rewrite]) -> None:
+    """Whoever holds the address of a function that is gone would run it for ever.
+
+    Nobody does if only tables had it, and the kernel looks at that slot each time, which is written.
+    """
     referrers = referrers_of(pair.original)
+    written = {each.original: with_looked_up(each).looked_up for each in pair.rewrites}
+
+    def may_hold(holder: Symbol, function: Symbol) -> bool:
+        if not takes_address_of(holder, function):
+            return False
+        slots = {r.offset for r in holder.relocations if r.target == SymbolRef(function)}
+        return not slots <= written.get(holder, frozenset())
+
     for function in pair.removed_functions:
-        if function.name in pair.handed or any(
-            takes_address_of(referrer, function) for referrer in referrers[function]
-        ):
+        if function.name in pair.handed or any(may_hold(each, function) for each in referrers[function]):
             message = gone_message(function.name)
             pair.refuse("HR2207", function.name, message)
 

@@ -211,7 +211,6 @@ def diff_objects(
     refuse_compared_strings(pair)
     bring_labels(pair)
     find_callbacks(pair)
-    refuse_gone(pair)
     refuse_other_parameters(pair)
     tell_renamed(pair)
     refuse_other_names(pair)
@@ -222,16 +221,17 @@ def diff_objects(
     refuse_data_out_of_place(pair)
     refuse_other_sizes(pair)
 
+    def looked_up(rewrite: Rewrite) -> Rewrite:
+        return with_looked_up(rewrite, pair.layouts) if pair.layouts else rewrite
+
+    refuse_gone(pair, looked_up)
+
     # All the rest must be explained.
     explain_other_sections(pair)
     tell_description(pair)
     explain_stray_entries(pair)
     weigh_exports(pair)
-    refuse_what_init_read(
-        pair,
-        lambda: called_back_at_load(pair.original, pair.layouts),
-        lambda rewrite: with_looked_up(rewrite, pair.layouts) if pair.layouts else rewrite,
-    )
+    refuse_what_init_read(pair, lambda: called_back_at_load(pair.original, pair.layouts), looked_up)
     weigh_called_back(pair)
     settle_exit(pair)
     if judge_init:

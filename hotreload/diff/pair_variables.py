@@ -34,10 +34,15 @@ DOUBT: Final = "give the variables different names, or reload the module"
 @dataclass(frozen=True, slots=True)
 class EarlierNames:
     """What earlier edits have made of variables, by function and name: ``renamed`` those of the original that
-    go on under that name, with the name there; ``added`` those that have a value of their own."""
+    go on under that name, with the name there; ``added`` those that have a value of their own.
+
+    ``is_gone``: whether the sources have a word no more. What nothing uses may still be declared, and has no
+    debugging information.
+    """
 
     renamed: Mapping[tuple[str, str], str] = field(default_factory=dict)
     added: Collection[tuple[str, str]] = ()
+    is_gone: Callable[[str], bool] = lambda _name: False
 
 
 NO_EARLIER_NAMES: Final = EarlierNames()
@@ -207,6 +212,8 @@ class VariablePairing:
         come = self._of_one_side(theirs, ours, self.correlation.original_of)
         for one in gone:
             alike = [other for other in come if other.function == one.function and self._goes_on(one, other)]
+            if alike and not self.known.is_gone(one.name):
+                continue
             if len(alike) == 1 and one.symbol is not None and alike[0].symbol is not None:
                 self.correlation.pair(one.symbol, alike[0].symbol)
                 how = f"is called '{alike[0].name}' now, and keeps its value: the code is the same"

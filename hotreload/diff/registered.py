@@ -12,13 +12,12 @@ init registered the driver, and ``is_visible`` answers once.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
 from hotreload.diff.correlate import base_name
-from hotreload.diff.definitions import find_definition
+from hotreload.diff.definitions import KERNEL_HEADER, find_definition
 from hotreload.diff.holders import IsOwn
 from hotreload.diff.init_reads import handed_to_the_kernel, points_at_function, tied_by
 from hotreload.diff.layouts import Layouts
@@ -95,8 +94,6 @@ _ASKED_ONCE: Final = {
     "attribute_group": frozenset("is_visible is_bin_visible".split()),
     "hwmon_ops": frozenset(("is_visible",)),
 }
-# Headers of the kernel's own: its include/, and those of architectures.
-_KERNEL_HEADER: Final = re.compile(r"(^|/)include/\w+/")
 
 Slot = tuple[str, str]  # the struct, the member
 
@@ -208,5 +205,5 @@ def _is_the_drivers(struct: str, sources: Mapping[str, str]) -> bool:
         return True
     for word in ("struct ", "union ", ""):
         if where := find_definition(word + struct, sources):
-            return _KERNEL_HEADER.search(where) is None
+            return KERNEL_HEADER.search(where) is None
     return False

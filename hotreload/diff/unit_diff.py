@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from hotreload.diff.allocations import message_of, users_of_other_sizes
 from hotreload.diff.correlate import base_name, parent_name
-from hotreload.diff.definitions import located
+from hotreload.diff.definitions import is_gone, located
 from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts, parse
 from hotreload.diff.object_diff import Declared, ObjectDiff, diff_objects
@@ -104,7 +104,7 @@ def diff_unit(
         context.renames,
         handed=context.handed,
         judge_init=context.judge_init,
-        earlier=EarlierNames(context.renamed_variables, context.added),
+        earlier=EarlierNames(context.renamed_variables, context.added, lambda name: is_gone(name, sources)),
     )
     if context.live is not None:
         diff = replace(diff, obstacles=(*diff.obstacles, *_sizes_since(context.live, diff)))

@@ -197,3 +197,27 @@ def test_the_reason_names_the_member_and_who_has_run(tmp_path: Path) -> None:
     assert [each.message for each in found.obstacles] == [
         "table.name changed, and start has handed it to the kernel: what came of the old one stays"
     ]
+
+
+@pytest.mark.parametrize(
+    ("struct", "also", "is_live"),
+    [
+        ("struct file_operations", "", True),
+        ("struct bin_attribute", "", False),
+        ("struct file_operations", "void (*held)(void); void hold(void) { held = (void *)gone; }", False),
+    ],
+    ids=["looked up", "decided once", "held besides"],
+)
+def test_a_function_that_only_a_looked_up_slot_had_may_go(
+    struct: str, also: str, is_live: bool, tmp_path: Path
+) -> None:
+    slot = ".poll = gone" if "file" in struct else ".write = gone"
+    before = (
+        "int n; static int gone(void) { return ++n; }" + also + table(f"const {struct}", f".read = f, {slot}")
+    )
+    after = (
+        before.replace(f", {slot}", "")
+        .replace("(void *)gone", "0")
+        .replace("static int gone(void) { return ++n; }", "")
+    )
+    assert ("HR2207" not in {code for code, _ in told(diff(tmp_path, before, after))}) == is_live

@@ -21,7 +21,7 @@ def compared(tmp_path: Path, before: str, after: str, *flags: str, **known: obje
         unit_object_of(read_object(compiled(text, tmp_path / name, *DEBUG, *extra)))
         for name, text, extra in (("before", before, ()), ("after", after, flags))
     )
-    return diff_unit(one, other, {}, types_known=True, context=UnitContext(**known))  # type: ignore[arg-type]
+    return diff_unit(one, other, {"unit.c": after}, types_known=True, context=UnitContext(**known))  # type: ignore[arg-type]
 
 
 def kept(diff: ObjectDiff) -> dict[str, str]:
@@ -294,6 +294,13 @@ def test_another_variable_beside_it_is_another_one(was: str, now: str, tmp_path:
         after = after.replace("static int hits;", "static int hits, added2;")
     diff = compared(tmp_path, RENAMED, after)
     assert not {"other", "added2"} & without_numbers(kept(diff)).keys()
+
+
+def test_a_variable_that_nothing_uses_any_more_is_not_the_one_that_is_used_instead(tmp_path: Path) -> None:
+    before = "static int a, b; int f(void) { return ++a; }"
+    assert kept(compared(tmp_path, before, before.replace("++a", "++b"))) == {}
+    told = before.replace("a, b", "b /* was a */").replace("++a", "++b")
+    assert kept(compared(tmp_path / "told", before.replace("a, b", "a"), told)) == {"b": "a"}
 
 
 def test_a_renamed_variable_goes_on_in_the_edits_to_come(tmp_path: Path) -> None:
