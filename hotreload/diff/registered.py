@@ -61,8 +61,9 @@ _LOOKED_UP: Final = {
         fill_linkxstats""".split()
     ),
     "ethtool_ops": _ALL,
-    # Not those of requests, contexts and budgets, which are set up with the queue.
-    "blk_mq_ops": frozenset("queue_rq commit_rqs queue_rqs timeout complete busy cleanup_rq show_rq".split()),
+    # Not those of requests, contexts and budgets, which are set up with the queue; by .timeout it is decided
+    # whether there is an io_timeout in sysfs (queue_attr_visible()).
+    "blk_mq_ops": frozenset("queue_rq commit_rqs queue_rqs complete busy cleanup_rq show_rq".split()),
     # d_flags_for_inode(), do_inode_permission(), vfs_readlink() and the cache of ACLs remember these.
     "inode_operations": frozenset(
         "* -lookup -get_link -permission -readlink -get_acl -get_inode_acl".split()
