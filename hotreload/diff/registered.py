@@ -48,7 +48,7 @@ _LOOKED_UP: Final = {
     "net_device_ops": frozenset(
         """ndo_open ndo_stop ndo_start_xmit ndo_select_queue ndo_change_rx_flags ndo_set_rx_mode
         ndo_set_mac_address ndo_validate_addr ndo_do_ioctl ndo_eth_ioctl ndo_siocdevprivate ndo_change_mtu
-        ndo_tx_timeout ndo_get_stats64 ndo_get_stats ndo_features_check ndo_change_carrier ndo_setup_tc
+        ndo_tx_timeout ndo_get_stats64 ndo_get_stats ndo_features_check ndo_change_carrier
         ndo_fdb_add ndo_fdb_del ndo_fdb_dump ndo_fdb_get ndo_bridge_getlink ndo_bridge_setlink
         ndo_bridge_dellink ndo_add_slave ndo_del_slave ndo_get_phys_port_id ndo_get_phys_port_name
         ndo_set_vf_mac ndo_set_vf_vlan ndo_set_vf_rate ndo_set_vf_spoofchk ndo_set_vf_link_state
