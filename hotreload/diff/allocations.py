@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Objects that were allocated with a size that the new code no longer expects. Pure.
+"""Objects that were allocated in a way, or with a size, that the new code no longer expects. Pure.
 
 ``#define SLOTS 4`` becomes 8. A probe or open function allocates that many slots, and another function walks
 all of them; but what was allocated before has 4. No type shows this, only the numbers in the code: one that
 is passed to an allocator has changed, and others have changed in proportion to it. A short loop has no such
 number, because the compiler unrolls it; it shows as one loop more or less.
+
+Where ``kmalloc()`` and ``kfree()`` become ``vmalloc()`` and ``vfree()``, what was allocated before would be
+given to the wrong one.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from hotreload.diff.correlate import parent_name
+from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
 from hotreload.diff.pair import Pair
 from hotreload.elf.allocators import allocated_sizes, frees, loops_in, numbers_in
+from hotreload.elf.frees import allocators_of, frees_of, takes, usual_kind
 from hotreload.elf.model import Symbol
 
 
@@ -34,6 +39,34 @@ def refuse_other_sizes(pair: Pair) -> None:
     changed = [(original, patched) for patched, original in pair.changed.items()]
     for resized, user in users_of_other_sizes(changed, changed):
         pair.refuse("HR2101", parent_name(resized.function.name), message_of(resized, user))
+    changed += [(original, patched) for patched, original in pair.exit_changed.items()]
+    pair.obstacles += refuse_other_frees(changed, pair.new_functions)
+
+
+def refuse_other_frees(pairs: Iterable[tuple[Symbol, Symbol]], new: Iterable[Symbol]) -> Iterator[Obstacle]:
+    """Refuse code that gives what it finds back to another allocator, which is now where it is from.
+
+    ``pairs``: changed functions as (original, patched); ``new``: others.
+    """
+    twins = list(pairs)
+    freed = [(patched, frees_of(original), frees_of(patched)) for original, patched in twins]
+    freed = [(patched, before - after, after - before) for patched, before, after in freed]
+    if not any(gone and come for _, gone, come in freed):
+        return
+    before: Counter[int] = Counter()
+    after: Counter[int] = Counter()
+    for original, _ in twins:
+        before += allocators_of(original)
+    for patched in (*(patched for _, patched in twins), *new):
+        after += allocators_of(patched)
+    for patched, gone, come in freed:
+        for old, now in itertools.product(gone, come):
+            if takes(now, usual_kind(old)) or not any(takes(now, kind) for kind in after - before):
+                continue
+            name = parent_name(patched.name)
+            message = f"{name} frees with {now}(), and what was allocated before is for {old}()"
+            yield Obstacle("HR2101", name, message, RELOAD_MODULE)
+            break
 
 
 def message_of(resized: Resized, user: Symbol) -> str:

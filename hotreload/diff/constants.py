@@ -24,7 +24,8 @@ from hotreload.diff.init_reads import Uses, uses_of_init
 from hotreload.diff.pair import Pair, is_for_init, referrers_of
 from hotreload.diff.registered import called_back_at_load
 from hotreload.diff.special_sections import is_ordinary
-from hotreload.elf.model import Relocation, StringRef, Symbol
+from hotreload.elf.copied_pointers import who_copies_through
+from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
 
 EARLIER_EDIT = "an earlier edit has handed it on"
 
@@ -51,7 +52,7 @@ def let_constants_travel(pair: Pair) -> None:
             if how is None and _memory_stays(original, patched):
                 how = who_tells_strings(pair.flow_before, original, before[original])
         elif is_constant(patched) and all(map(_can_be_rewritten, readers)) and _continues(original, patched):
-            copies = (who_copies(pair.flow_before, r, original, before[r]) for r in before[original])
+            copies = (_who_copies(pair, r, original, before[r]) for r in before[original])
             how = next((copy for copy in copies if copy), None)
         else:
             continue
@@ -60,6 +61,16 @@ def let_constants_travel(pair: Pair) -> None:
         else:
             pair.held[original] = how
     pair.compare_anew()
+
+
+def _who_copies(pair: Pair, holder: Symbol, constant: Symbol, users: set[Symbol]) -> str | None:
+    """Who may have a copy of the pointer to a table that ``holder`` has, from there or by another one."""
+    if how := who_copies(pair.flow_before, holder, constant, users):
+        return how
+    places = [r.offset for r in holder.relocations if r.target == SymbolRef(constant)]
+    shape = pair.layouts.shapes.get(holder.name) if pair.layouts is not None else None
+    element = pair.layouts.size(shape[2]) if pair.layouts and shape and shape[0] == "[]" else 0
+    return who_copies_through(pair.original.symbols, holder, places, element)
 
 
 @dataclass(slots=True)

@@ -250,7 +250,7 @@ def refuse_other_names(pair: Pair) -> None:
     """Two names of one function or variable that part or join: users of one would need the other.
 
     gcc folds static functions that are the same and whose addresses nobody takes. Who calls those is compiled
-    with the edit, and travels.
+    with the edit, and travels. So does who reads two tables that were the same.
     """
     ours, theirs = _names_of(pair.original), _names_of(pair.patched)
     taken: list[Mapping[Symbol, set[Symbol]]] = []
@@ -265,6 +265,8 @@ def refuse_other_names(pair: Pair) -> None:
         taken = taken or [referrers_of(pair.original), referrers_of(pair.patched)]
         if all(map(_is_only_called, (original, patched), taken)):
             continue
+        if not joined and _is_only_read(pair, original, taken[0]):
+            continue
         for name in (*parted, *joined):
             message = f"'{original.name}' and '{name}' are one on one side of the edit only"
             pair.refuse("HR2208", original.name, message)
@@ -275,6 +277,18 @@ def _is_only_called(symbol: Symbol, referrers: Mapping[Symbol, set[Symbol]]) -> 
     users = referrers.get(symbol, set())
     return (
         symbol.is_function and symbol.is_local and not any(takes_address_of(user, symbol) for user in users)
+    )
+
+
+def _is_only_read(pair: Pair, symbol: Symbol, referrers: Mapping[Symbol, set[Symbol]]) -> bool:
+    """Whether a constant is read by functions of this object, and nobody has its address."""
+    users = referrers.get(symbol, set())
+    return (
+        symbol.is_local
+        and is_constant(symbol)
+        and symbol.name not in pair.handed
+        and all(user.is_function for user in users)
+        and who_holds(pair.flow_before, symbol, users) is None
     )
 
 

@@ -11,8 +11,9 @@ later, and may be another one by then. What is only printed leaves nothing behin
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
@@ -24,8 +25,8 @@ from hotreload.diff.pair import Pair, is_exit_code, is_for_init
 from hotreload.diff.rewrites import Rewrite
 from hotreload.elf.constants import R_X86_64_64
 from hotreload.elf.decoded import RAX, RCX, RDI, RDX, RSI, RSP, Decoded, Memory, Number, Register, body_of
-from hotreload.elf.model import ObjectFile, Relocation, Symbol, SymbolRef
-from hotreload.elf.readers import PRINTERS, forgets
+from hotreload.elf.model import ConstRef, ObjectFile, Relocation, Symbol, SymbolRef
+from hotreload.elf.readers import AT_ONCE, PRINTERS, PURE, TEXT_MAKERS, forgets
 from hotreload.elf.references import takes_address
 from hotreload.elf.value_uses import access_of, called_with, is_only_printed, stores_address
 
@@ -35,18 +36,14 @@ LOAD_NAMES: Final = frozenset((INIT_NAME, EXIT_NAME))
 ONE_MODULE: Final[Mapping[Any, str]] = MappingProxyType({})
 # How far a value is followed through the functions that it is made of.
 _DEPTH: Final = 4
+# Who is called by a pointer: with retpolines, and by a static call that may have been updated.
+_THUNK: Final = ("__x86_indirect_", "__SCT__")
 _ARGUMENTS: Final = frozenset((RDI, RSI, RDX, RCX, 8, 9))
 _LEAVE_NOTHING: Final = frozenset(
     """__fentry__ __x86_return_thunk mutex_lock mutex_unlock _raw_spin_lock _raw_spin_unlock
     _raw_spin_lock_irqsave _raw_spin_unlock_irqrestore _raw_spin_lock_irq _raw_spin_unlock_irq
     _raw_spin_lock_bh _raw_spin_unlock_bh _raw_read_lock _raw_read_unlock down_read up_read
     __rcu_read_lock __rcu_read_unlock""".split()
-)
-# They call a function that they are passed, and have forgotten it when they return.
-_CALL_BACK: Final = frozenset(
-    """alloc_netdev_mqs bus_for_each_dev bus_for_each_drv driver_for_each_device class_for_each_device
-    device_for_each_child idr_for_each pci_walk_bus iterate_supers on_each_cpu_cond_mask
-    smp_call_function smp_call_function_single smp_call_function_many stop_machine""".split()
 )
 
 
@@ -102,15 +99,50 @@ def _says(function: Symbol) -> bool:
 
 
 def may_leave_something(function: Symbol) -> bool:
-    """Whether a function calls one of the kernel's that may keep something: a registration, a start."""
+    """Whether a function calls one of the kernel's that may keep something, a registration or a start, or
+    that makes a text, which may be a name."""
     names = {
         r.target.symbol.name
         for r in function.relocations
         if isinstance(r.target, SymbolRef) and not r.target.symbol.is_defined and r.target.symbol.name
     }
-    return any(
+    return not TEXT_MAKERS.isdisjoint(names) or any(
         not forgets(name) and name not in _LEAVE_NOTHING and not name.startswith("__x86_") for name in names
     )
+
+
+def stores_other_values(original: Symbol, patched: Symbol) -> bool:
+    """Whether a function sets something to another number, or to another string or the like, than before."""
+    return _stored_values(original) != _stored_values(patched)
+
+
+def _stored_values(function: Symbol) -> Counter[Hashable]:
+    """What the code itself says, and stores in memory that is not its stack."""
+    stores = [
+        at
+        for at in body_of(function).instructions.values()
+        if at.mnemonic == "mov" and isinstance(at.operands[0], Memory) and at.operands[0].base != RSP
+    ]
+    registers = {at.operands[1] for at in stores if isinstance(at.operands[1], Register)}
+    numbers = {each.number for each in registers if isinstance(each, Register)}
+    loads = (
+        at
+        for at in body_of(function).instructions.values()
+        if at.mnemonic in ("mov", "movabs") and isinstance(at.operands[0], Register)
+        if at.operands[0].number in numbers
+    )
+    found: Counter[Hashable] = Counter()
+    for at in (*stores, *loads):
+        if at.displacement is not None and isinstance(at.displacement.target, ConstRef):
+            found[_named(at.displacement)] += 1  # several members at once
+        elif isinstance(what := at.operands[1], Number):
+            found[what.value if at.immediate is None else _named(at.immediate)] += 1
+    return found
+
+
+def _named(relocation: Relocation) -> Hashable:
+    target = relocation.target
+    return (target.symbol.name if isinstance(target, SymbolRef) else target), relocation.addend
 
 
 def is_value(function: Symbol, depth: int = _DEPTH) -> bool:
@@ -139,7 +171,7 @@ def _only_computes(at: Decoded, depth: int) -> bool:
 def _leaves_nothing(callee: Symbol, depth: int) -> bool:
     if callee.is_defined:
         return depth > 0 and callee.is_function and is_value(callee, depth - 1)
-    return callee.name in _LEAVE_NOTHING or callee.name in PRINTERS
+    return callee.name in _LEAVE_NOTHING or callee.name in PRINTERS or callee.name in PURE
 
 
 def _steps_of(function: Symbol) -> list[tuple[object, ...]]:
@@ -173,7 +205,7 @@ def called_at_load(
     also: Collection[tuple[K, Symbol]] = (),
 ) -> set[tuple[K, Symbol]]:
     """The functions that init and exit are, or reach by calls; the arguments are those of uses_of_init."""
-    return set(_Linked(objects, modules).code_of_load(also))
+    return set(_Linked(objects, modules).code_of_load(also, with_tables=True))
 
 
 def ran_at_load(
@@ -286,6 +318,18 @@ def _use_of(function: Symbol, relocation: Relocation, variable: Symbol, is_hande
     return Use(name, access.offset, access.offset + access.size)
 
 
+def _calls_what_it_finds(function: Symbol) -> bool:
+    """Whether a function calls one whose address it has read, or was passed."""
+    for at in body_of(function).instructions.values():
+        if at.mnemonic in ("call", "jmp") and at.operands:
+            callee = at.destination
+            if callee is not None and callee.name.startswith(_THUNK):
+                return True
+            if at.immediate is None and not isinstance(at.operands[0], Number):
+                return True
+    return False
+
+
 class _Linked(Generic[K]):
     """The units of a module as the linker joins them, and several modules as the kernel does."""
 
@@ -311,9 +355,10 @@ class _Linked(Generic[K]):
         return name not in self._functions
 
     def code_of_load(
-        self, also: Collection[tuple[K, Symbol]] = (), *, with_exit: bool = True
+        self, also: Collection[tuple[K, Symbol]] = (), *, with_exit: bool = True, with_tables: bool = False
     ) -> Iterator[tuple[K, Symbol]]:
-        """The functions that init and exit are, or reach by calls, and ``also`` these."""
+        """The functions that init and exit are, or reach by calls, and ``also`` these; ``with_tables``: also
+        those that they may find in tables and call."""
         todo = [
             (unit, function)
             for unit, obj in self._objects.items()
@@ -325,21 +370,51 @@ class _Linked(Generic[K]):
         todo.sort(key=lambda each: _is_exit(each[1]), reverse=True)
         todo += [each for each in dict.fromkeys(also) if each not in todo]
         reached = set(todo)
+        done: list[tuple[K, Symbol]] = []
         while todo:
             unit, function = todo.pop()
             yield unit, function
+            done.append((unit, function))
             for relocation in function.relocations:
                 found = self._target(unit, relocation)
                 if found is None or not found[1].is_function or found in reached:
                     continue
-                if not takes_address(function, relocation) or self._is_called_back(function, relocation):
+                if not takes_address(function, relocation) or self._is_called_at_once(function, relocation):
                     reached.add(found)
                     todo.append(found)
+            if with_tables and not todo and any(map(_calls_what_it_finds, (each for _, each in done))):
+                todo += dict.fromkeys(found for each in done for found in self._found_by(*each))
+                todo = [each for each in todo if each not in reached]
+                reached.update(todo)
 
-    def _is_called_back(self, function: Symbol, relocation: Relocation) -> bool:
-        """Whether a function is handed to one of the kernel's that calls it before it returns."""
+    def _found_by(self, unit: K, function: Symbol) -> Iterator[tuple[K, Symbol]]:
+        """The functions that it finds in variables, or passes to others of the module."""
+        for relocation in function.relocations:
+            found = self._target(unit, relocation)
+            if found is None or self.is_handed_on(function, relocation):
+                continue
+            if found[1].is_function:
+                if called_with(function, relocation) in self._functions:
+                    yield found
+                continue
+            use = _use_of(function, relocation, found[1], False) if found[1].is_object else None
+            for (where, name), each in self.reached_by(found, use, False) if use else ():
+                table = self._variables[where].get(name)
+                for pointer in table.relocations if table is not None else ():
+                    target = self._target(where, pointer)
+                    if each.start <= pointer.offset < each.end and target and target[1].is_function:
+                        yield target
+
+    @functools.cached_property
+    def _variables(self) -> dict[K, dict[str, Symbol]]:
+        return {
+            unit: {symbol.name: symbol for symbol in obj.symbols if symbol.is_object}
+            for unit, obj in self._objects.items()
+        }
+
+    def _is_called_at_once(self, function: Symbol, relocation: Relocation) -> bool:
         name = called_with(function, relocation)
-        return name in _CALL_BACK and self.is_foreign(name)
+        return name in AT_ONCE and name not in self._functions
 
     def variable(self, unit: K, relocation: Relocation) -> tuple[K, Symbol] | None:
         found = self._target(unit, relocation)

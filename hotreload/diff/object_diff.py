@@ -49,13 +49,14 @@ from hotreload.diff.init_reads import (
     ran_at_load,
     ran_message,
     refuse_what_init_read,
+    stores_other_values,
 )
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.load_time import exit_code, settle_exit, weigh_init, written_name
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.pair import Pair, is_exit_code, pair_objects
 from hotreload.diff.pair_variables import NO_EARLIER_NAMES, EarlierNames
-from hotreload.diff.registered import asked_once, binding, called_back_at_load, with_looked_up
+from hotreload.diff.registered import asked_once, binding, called_back_at_load, constructors, with_looked_up
 from hotreload.diff.rewrites import Rewrite
 from hotreload.diff.sections import (
     explain_other_sections,
@@ -261,12 +262,23 @@ def weigh_called_back(pair: Pair) -> None:
         name = written_name(function)
         message = f"{name} changed, and the kernel asks {slot} when it is registered: what it answered stays"
         pair.refuse("HR2201", function.name, message)
+    for function in constructors(pair.original, changed):
+        name = written_name(function)
+        message = (
+            f"{name} changed, and makes the objects of a cache: those that are free were made by the old one"
+        )
+        pair.refuse("HR2201", function.name, message)
     bound = binding(pair.original, pair.layouts, changed)
     for function in bound:
         name = written_name(function)
-        message = f"{name} changed, and has run for the devices that are there: what the old one made stays"
+        message = f"{name} changed, and has run for what was there: what was made from the old one stays"
         pair.tell("HR2201", function.name, message)
-    makers = {function for function in changed - set(bound) if may_leave_something(function)}
+    makers = [
+        original
+        for patched, original in pair.changed.items()
+        if original in changed and original not in bound
+        if may_leave_something(original) or stores_other_values(original, patched)
+    ]
     tell_of_makers(pair, makers)
 
 

@@ -1,35 +1,43 @@
 # SPDX-License-Identifier: MIT
-"""Changed callbacks that are registered with another member of their objects. Pure.
+"""Objects that are registered, or linked into a list, with another member than before. Pure.
 
 ``tick`` finds its object by ``from_timer(dev, t, a)``, and the edit makes that ``b``, here and where the
 timer is set up. A timer that was set up before is still ``a``: the new ``tick`` would take what lies beside
-it for the object.
+it for the object. The same holds for a list: what is linked by ``item->by_name`` is not found by ``by_age``.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import Final
 
+from hotreload.diff.correlate import base_name
+from hotreload.diff.layouts import Layouts, Shape
 from hotreload.diff.object_diff import Twins
 from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
-from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
+from hotreload.elf.links import Head, links_of, reads_pointer_at
+from hotreload.elf.model import Symbol, SymbolRef
 from hotreload.elf.references import takes_address
 from hotreload.elf.registrations import registrations_of
 
-Members = dict[tuple[str, str], set[int]]
+Members = dict[tuple[str, int, str], set[int]]
+
+# What objects are linked into by a member of theirs (include/linux/types.h and others).
+_HEADS: Final = frozenset(
+    "list_head hlist_head hlist_bl_head hlist_nulls_head llist_head klist rb_root rb_root_cached".split()
+)
 
 
 def refuse_other_members(
-    original: ObjectFile, patched: ObjectFile, changed: Iterable[Twins]
+    original: Collection[Symbol], patched: Collection[Symbol], changed: Iterable[Twins]
 ) -> Iterator[Obstacle]:
-    """Obstacles (HR2207), one for each such callback."""
+    """Obstacles (HR2207), one for each such callback. ``original`` and ``patched``: all code and tables."""
     twins = list(changed)
     before = _holders(original, {each.original for each in twins})
     after = _holders(patched, {each.patched for each in twins})
     for each in twins:
-        ours = _members(before[each.original], each.original)
-        theirs = _members(after[each.patched], each.patched)
+        ours, theirs = _members(*before[each.original]), _members(*after[each.patched])
         for key in ours.keys() & theirs.keys():
             if ours[key] - theirs[key] and theirs[key] - ours[key]:
                 name = each.original.name
@@ -39,23 +47,82 @@ def refuse_other_members(
                 break
 
 
-def _holders(obj: ObjectFile, functions: set[Symbol]) -> dict[Symbol, list[Symbol]]:
-    """The functions that take the address of each of these."""
-    found: dict[Symbol, list[Symbol]] = defaultdict(list)
-    for holder in obj.functions:
-        for relocation in holder.relocations:
-            target = relocation.target
-            if not isinstance(target, SymbolRef) or target.symbol not in functions:
+def _holders(
+    symbols: Collection[Symbol], functions: set[Symbol]
+) -> dict[Symbol, tuple[set[Symbol], list[Symbol]]]:
+    """For each of these: it and the tables that have its address, and the code that hands out one of them."""
+    found: dict[Symbol, tuple[set[Symbol], list[Symbol]]] = {each: ({each}, []) for each in functions}
+    for table in symbols if functions else ():
+        for target in _targets(table) & functions if table.is_object else ():
+            found[target][0].add(table)
+    of: dict[Symbol, set[Symbol]] = defaultdict(set)
+    for function, (sought, _) in found.items():
+        for each in sought:
+            of[each].add(function)
+    for holder in symbols if functions else ():
+        for relocation in holder.relocations if holder.is_function else ():
+            taken = relocation.target
+            if not isinstance(taken, SymbolRef) or taken.symbol not in of:
                 continue
-            if takes_address(holder, relocation) and holder not in found[target.symbol]:
-                found[target.symbol].append(holder)
+            for function in of[taken.symbol]:
+                if takes_address(holder, relocation) and holder not in found[function][1]:
+                    found[function][1].append(holder)
     return found
 
 
-def _members(holders: Iterable[Symbol], function: Symbol) -> Members:
+def _targets(symbol: Symbol) -> set[Symbol]:
+    return {r.target.symbol for r in symbol.relocations if isinstance(r.target, SymbolRef)}
+
+
+def _members(sought: set[Symbol], holders: Iterable[Symbol]) -> Members:
     """The offsets at which it is registered, by who registers it and of which object."""
     found: Members = defaultdict(set)
     for holder in holders:
-        for each in registrations_of(holder, function):
-            found[each.by, each.object].add(each.offset)
+        for each in registrations_of(holder, frozenset(sought)):
+            found[each.by, each.argument, each.object].add(each.offset)
+    return found
+
+
+def refuse_other_links(layouts: Layouts, changed: Iterable[Twins]) -> Iterator[Obstacle]:
+    """Obstacles (HR2101), one for each function that links objects into a list by another member than before.
+
+    ``layouts``: tell which variables are lists.
+    """
+    heads = frozenset(name for name, shape in layouts.shapes.items() if _is_head(layouts, shape))
+    both = list(changed)
+    before = _links((each.original for each in both), heads)
+    after = _links((each.patched for each in both), heads)
+    told: dict[Symbol, str] = {}
+    for key in before.keys() & after.keys():
+        if before[key].keys() - after[key].keys() and after[key].keys() - before[key].keys():
+            head, function = key[0], next(iter(before[key].values()))
+            if head.is_variable:
+                told[function] = f"links objects into '{base_name(head.came)}' by another member"
+            elif head.is_list:
+                told.setdefault(function, "links objects into a list by another member")
+            elif any(reads_pointer_at(each.patched, head.offset) for each in both):
+                told.setdefault(function, "stores the address of another member")
+    for function, what in told.items():
+        message = f"{function.name} {what} of them: what has the old one would be taken for another object"
+        yield Obstacle("HR2101", function.name, message, RELOAD_MODULE)
+
+
+def _is_head(layouts: Layouts, shape: Shape | None) -> bool:
+    """Whether a variable is such a head, has one as a member, or is a table of them."""
+    if shape is None:
+        return False
+    if shape[0] == "[]":
+        return _is_head(layouts, shape[2])
+    if shape[0] == "struct" and shape[1] in _HEADS:
+        return True
+    fields = shape[2] if shape[0] == "{}" else next((x.fields for x in layouts.aggregates.get(shape, ())), ())
+    return any(field.shape[0] == "struct" and field.shape[1] in _HEADS for field in fields)
+
+
+def _links(functions: Iterable[Symbol], heads: frozenset[str]) -> dict[tuple[Head, str], dict[int, Symbol]]:
+    """By what objects are linked into, and where they are from: the members' offsets, and who links them."""
+    found: dict[tuple[Head, str], dict[int, Symbol]] = defaultdict(dict)
+    for function in functions:
+        for link in links_of(function, heads):
+            found[link.head, link.came].setdefault(link.offset, function)
     return found

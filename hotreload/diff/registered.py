@@ -23,7 +23,11 @@ from hotreload.diff.init_reads import handed_to_the_kernel, points_at_function, 
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
 from hotreload.diff.rewrites import Rewrite, member_of_place, name_of_place
+from hotreload.elf.decoded import Memory, body_of
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
+from hotreload.elf.object_pointers import states_of, stored_at, stored_by
+from hotreload.elf.references import takes_address
+from hotreload.elf.value_uses import handed_to
 
 _ALL: Final = frozenset(("*",))
 # Structs whose slots the kernel looks at each time; a "-" is before those by which it decides once.
@@ -40,8 +44,9 @@ _LOOKED_UP: Final = {
     "module_attribute": _ALL,
     "configfs_attribute": _ALL,
     "kernel_param_ops": _ALL,
-    # vma_wants_writenotify() asks for the last two when memory is mapped.
-    "vm_operations_struct": frozenset("* -page_mkwrite -pfn_mkwrite".split()),
+    # vma_wants_writenotify() asks for two of them when memory is mapped; what was mapped without .open is not
+    # for a new .close to take back.
+    "vm_operations_struct": frozenset("* -page_mkwrite -pfn_mkwrite -open -close".split()),
     # disk_alloc_events(), and bd_has_submit_bio of later kernels
     "block_device_operations": frozenset("open release ioctl compat_ioctl getgeo".split()),
     # Not those of features (netdev_update_features()) and VLANs, which register_netdevice() decides by.
@@ -68,7 +73,8 @@ _LOOKED_UP: Final = {
     "inode_operations": frozenset(
         "* -lookup -get_link -permission -readlink -get_acl -get_inode_acl".split()
     ),
-    "super_operations": _ALL,
+    # The inodes that are there were made by who made them, and so they have to be freed.
+    "super_operations": frozenset("* -alloc_inode -destroy_inode -free_inode".split()),
     "address_space_operations": _ALL,
     "tty_operations": frozenset("* -proc_show".split()),  # proc_tty_register_driver()
     "tty_port_operations": _ALL,
@@ -90,11 +96,51 @@ _CALLED_AT_LOAD: Final = frozenset("probe remove remove_new connect disconnect".
 _BINDS: Final = frozenset(("probe", "connect"))
 # Those that make a device, but not at load.
 _MAKES: Final = frozenset((("rtnl_link_ops", "setup"), ("rtnl_link_ops", "newlink")))
-# Slots of functions that are asked once, while something is registered.
+# Not these: they connect a socket.
+_SOCKETS: Final = frozenset("proto_ops proto".split())
+# Slots of certain structs that the kernel calls for what is there already when they are registered.
+_CALLED_FOR_ALL: Final = {
+    "pernet_operations": frozenset("init exit exit_batch".split()),
+    "net_device_ops": frozenset("ndo_init ndo_uninit".split()),
+    "blk_mq_ops": frozenset("init_hctx exit_hctx init_request exit_request map_queues".split()),
+    "class_interface": frozenset("add_dev remove_dev add remove".split()),
+    "bus_type": frozenset(("match",)),
+    "input_handler": frozenset(("match",)),
+    "irq_domain_ops": frozenset("map unmap alloc free activate".split()),
+    "gpio_chip": frozenset("request free init_valid_mask".split()),
+    "led_trigger": frozenset("activate deactivate".split()),
+    "iommu_ops": frozenset("probe_device release_device".split()),
+    "hid_driver": frozenset(
+        "report_fixup input_mapping input_mapped feature_mapping input_configured".split()
+    ),
+    "i2c_driver": frozenset(("detect",)),
+    "phy_driver": frozenset("get_features match_phy_device config_init".split()),
+    "virtio_driver": frozenset("validate scan".split()),
+    "console": frozenset(("setup",)),
+}
+# Of these, those that undo it.
+_UNDO: Final = frozenset(
+    """exit exit_batch ndo_uninit exit_hctx exit_request remove_dev remove unmap free deactivate
+    release_device""".split()
+)
+# Slots of functions that are asked once, while something is registered, and whose answer the kernel keeps.
 _ASKED_ONCE: Final = {
     "attribute_group": frozenset("is_visible is_bin_visible".split()),
     "hwmon_ops": frozenset(("is_visible",)),
+    "class": frozenset("devnode get_ownership".split()),
+    "kobj_type": frozenset(("get_ownership",)),
+    "device_type": frozenset(("devnode",)),
+    "tty_driver": frozenset(("devnode",)),
+    # __clk_core_init(); clk_get_rate() and clk_get_parent() tell what they found.
+    "clk_ops": frozenset("recalc_rate get_parent get_phase get_duty_cycle recalc_accuracy".split()),
+    "gpio_chip": frozenset(("get_direction",)),
 }
+_MAKES_CACHE: Final = frozenset(
+    "kmem_cache_create kmem_cache_create_usercopy __kmem_cache_create_args".split()
+)
+# Functions of the kernel that return a pointer to such a struct.
+_RETURNS: Final = {"__class_create": "class", "class_create": "class"}
+_NONE: Final[frozenset[str]] = frozenset()
 
 Slot = tuple[str, str]  # the struct, the member
 
@@ -116,6 +162,47 @@ def slots_of(
                 continue
             if found := member_of_place(layouts, table, relocation.offset):
                 yield target.symbol, found
+    yield from _slots_in_code(obj, layouts, functions)
+
+
+def _slots_in_code(
+    obj: ObjectFile, layouts: Layouts, functions: Collection[Symbol] | None
+) -> Iterator[tuple[Symbol, Slot]]:
+    """The same of those that code stores in a struct that it has from the kernel, or by a pointer."""
+    for holder in obj.functions:
+        targets = {r.target.symbol for r in holder.relocations if isinstance(r.target, SymbolRef)}
+        stored = {s for s in targets if s.is_function and (functions is None or s in functions)}
+        if not stored or not any(_points_at(s, layouts) for s in targets):
+            continue
+        body = body_of(holder)
+        for place, known in states_of(body).items():
+            at = body.instructions[place]
+            if at.mnemonic != "mov" or not isinstance(at.operands[0], Memory):
+                continue
+            what, where = stored_by(at, known), stored_at(at, known)
+            if what is None or where is None or what.came not in stored or isinstance(where.came, Symbol):
+                continue
+            source = body.instructions.get(where.came)
+            relocation = source and (source.immediate if source.mnemonic == "call" else source.displacement)
+            target = relocation.target if relocation else None
+            struct = _points_at(target.symbol, layouts) if isinstance(target, SymbolRef) else None
+            member = struct and _member_at(layouts, struct, where.offset)
+            if struct and member and isinstance(what.came, Symbol):
+                yield what.came, (struct, member)
+
+
+def _points_at(symbol: Symbol, layouts: Layouts) -> str | None:
+    """The struct that a pointer variable, or what a function of the kernel returns, points at."""
+    if symbol.name in _RETURNS:
+        return _RETURNS[symbol.name]
+    shape = layouts.shapes.get(symbol.name) if symbol.is_object else None
+    is_pointer = shape is not None and shape[0] == "*" and shape[1][:1] == ("struct",)
+    return str(shape[1][1]) if shape is not None and is_pointer else None
+
+
+def _member_at(layouts: Layouts, struct: str, offset: int) -> str | None:
+    fields = (f for layout in layouts.aggregates.get(("struct", struct), ()) for f in layout.fields)
+    return next((field.name for field in fields if field.offset == offset * 8), None)
 
 
 def called_back_at_load(obj: ObjectFile, layouts: Layouts | None) -> frozenset[Symbol]:
@@ -123,7 +210,8 @@ def called_back_at_load(obj: ObjectFile, layouts: Layouts | None) -> frozenset[S
     return frozenset(
         function
         for function, (struct, member) in slots_of(obj, layouts)
-        if member in _CALLED_AT_LOAD or member in _ASKED_ONCE.get(struct, ())
+        if struct not in _SOCKETS
+        and member in _CALLED_AT_LOAD | _CALLED_FOR_ALL.get(struct, _NONE) | _ASKED_ONCE.get(struct, _NONE)
     )
 
 
@@ -133,12 +221,29 @@ def asked_once(obj: ObjectFile, layouts: Layouts | None, changed: frozenset[Symb
     return {f: f"{struct}.{m}" for f, (struct, m) in slots if m in _ASKED_ONCE.get(struct, ())}
 
 
+def constructors(obj: ObjectFile, changed: frozenset[Symbol]) -> list[Symbol]:
+    """Of functions that changed, those that have made the objects of a cache that are free."""
+    return list(
+        dict.fromkeys(
+            relocation.target.symbol
+            for holder in (obj.functions if changed else ())
+            for relocation in holder.relocations
+            if isinstance(relocation.target, SymbolRef) and relocation.target.symbol in changed
+            if takes_address(holder, relocation) and handed_to(holder, relocation) in _MAKES_CACHE
+        )
+    )
+
+
 def binding(
     obj: ObjectFile, layouts: Layouts | None, changed: frozenset[Symbol] | None = None
 ) -> list[Symbol]:
-    """Of functions that changed, or of all, those that have run for each device that is there."""
+    """Of functions that changed, or of all, those that have run for each device or network that was there."""
     slots = slots_of(obj, layouts, changed)
-    return list(dict.fromkeys(f for f, slot in slots if slot[1] in _BINDS or slot in _MAKES))
+    return list(dict.fromkeys(function for function, slot in slots if slot in _MAKES or _binds(*slot)))
+
+
+def _binds(struct: str, member: str) -> bool:
+    return struct not in _SOCKETS and member in _BINDS | _CALLED_FOR_ALL.get(struct, _NONE) - _UNDO
 
 
 def with_looked_up(rewrite: Rewrite, layouts: Layouts) -> Rewrite:

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from hotreload.diff.allocations import message_of, users_of_other_sizes
+from hotreload.diff.allocations import message_of, refuse_other_frees, users_of_other_sizes
 from hotreload.diff.correlate import base_name, parent_name
 from hotreload.diff.definitions import is_gone, located
 from hotreload.diff.holders import IsOwn, nothing_own
 from hotreload.diff.layouts import Layouts, parse
-from hotreload.diff.object_diff import Declared, ObjectDiff, diff_objects
+from hotreload.diff.object_diff import Declared, ObjectDiff, Twins, diff_objects
 from hotreload.diff.obstacles import Note, Obstacle
-from hotreload.diff.other_members import refuse_other_members
+from hotreload.diff.other_members import refuse_other_links, refuse_other_members
 from hotreload.diff.pair_variables import EarlierNames
 from hotreload.diff.registered import decided_once, with_looked_up
 from hotreload.diff.rewrites import Rewrite, name_of_place
@@ -127,8 +127,11 @@ def diff_unit(
         others = [o for o in diff.obstacles if (o.code, o.symbol) not in told]
         diff = replace(diff, obstacles=(*others, *decided))
     if not types.obstacles:  # or the members are where they are because of another layout
-        moved = refuse_other_members(original.object, patched.object, diff.changed)
-        diff = replace(diff, obstacles=(*diff.obstacles, *moved))
+        members = refuse_other_members(original.object.symbols, patched.object.symbols, diff.changed)
+        found = [*members, *(refuse_other_links(before, diff.changed) if before is not None else ())]
+        if context.live is not None:
+            found += _members_since(context.live, diff, original.object, patched)
+        diff = replace(diff, obstacles=(*diff.obstacles, *dict.fromkeys(found)))
     # A variable that grew with its type has been told of by its type.
     grown = {obstacle.code for obstacle in types.obstacles}
     kept = tuple(o for o in diff.obstacles if o.code != "HR2101" or "HR2101" not in grown)
@@ -153,6 +156,22 @@ def _sizes_since(live: ObjectDiff, diff: ObjectDiff) -> Iterator[Obstacle]:
         name = parent_name(resized.function.name)
         if name not in told:
             yield Obstacle("HR2101", name, message_of(resized, user))
+    new = [after[name] for name in after.keys() - before.keys() - base.keys()]
+    yield from (each for each in refuse_other_frees(pairs, new) if each.symbol not in told)
+
+
+def _members_since(
+    live: ObjectDiff, diff: ObjectDiff, original: ObjectFile, patched: UnitObject
+) -> Iterator[Obstacle]:
+    """What code of an earlier edit has registered, or linked into a list, by another member."""
+    before, after = _code_of(live), _code_of(diff)
+    twins = [Twins(one, after[name]) for name, one in before.items() if name in after]
+    still = {symbol.name: symbol for symbol in (*original.symbols, *live.carried)}
+    told = {obstacle.symbol for obstacle in diff.obstacles}
+    found = [*refuse_other_members(list(still.values()), patched.object.symbols, twins)]
+    if patched.layouts is not None:
+        found += refuse_other_links(patched.layouts, twins)
+    return (obstacle for obstacle in found if obstacle.symbol not in told)
 
 
 def _code_of(diff: ObjectDiff) -> dict[str, Symbol]:

@@ -50,7 +50,13 @@ _DEEPEST: Final = 5  # calls into functions of the object
 # It keeps all registers (arch/x86/kernel/ftrace_64.S).
 _TRACER: Final = "__fentry__"
 _RETURNS: Final = "__x86_return_thunk"
-_INDIRECT: Final = ("__x86_indirect_thunk_", "__x86_indirect_call_thunk_", "__x86_indirect_jump_thunk_")
+# Calls by a register with retpolines, and static calls, which may have been updated.
+_INDIRECT: Final = (
+    "__x86_indirect_thunk_",
+    "__x86_indirect_call_thunk_",
+    "__x86_indirect_jump_thunk_",
+    "__SCT__",
+)
 # They neither go anywhere else nor ask for flags.
 _ALIGNING: Final = frozenset("mov lea add sub shr shl and xor".split())
 _ENTRY: Final = State(frame=frozenset(((RSP, 0),)))

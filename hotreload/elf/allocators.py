@@ -21,15 +21,25 @@ _SIZE_IN: Final = {
             """__kmalloc __kmalloc_node kmalloc_large kmalloc_large_node kvmalloc_node __kvmalloc_node vmalloc
             vzalloc vmalloc_node vzalloc_node vmalloc_user vmalloc_32 __vmalloc alloc_pages_exact
             __kmalloc_large __kmalloc_large_node __alloc_percpu __alloc_percpu_gfp pcpu_alloc bitmap_alloc
-            bitmap_zalloc bitmap_alloc_node bitmap_zalloc_node""",
+            bitmap_zalloc bitmap_alloc_node bitmap_zalloc_node alloc_netdev_mqs alloc_etherdev_mqs
+            ieee80211_alloc_hw_nm""",
         ),
         (
             RSI,
-            """krealloc kvrealloc devm_kmalloc dma_alloc_attrs dmam_alloc_attrs kmem_cache_create
-            kmem_cache_create_usercopy __kmem_cache_create_args __kfifo_alloc devm_bitmap_alloc
-            devm_bitmap_zalloc""",
+            """krealloc kvrealloc devm_kmalloc dma_alloc_attrs dmam_alloc_attrs dma_alloc_pages
+            dma_alloc_noncontiguous kmem_cache_create kmem_cache_create_usercopy __kmem_cache_create_args
+            __kfifo_alloc devm_bitmap_alloc devm_bitmap_zalloc kmemdup kmemdup_array kvmemdup memdup_user
+            vmemdup_user __devres_alloc_node alloc_pages_exact_nid devm_alloc_percpu __devm_alloc_percpu
+            devm_alloc_etherdev_mqs scsi_host_alloc iio_device_alloc devm_iio_device_alloc
+            __spi_alloc_controller __devm_spi_alloc_controller wiphy_new_nm ioremap ioremap_wc ioremap_uc
+            ioremap_cache memremap""",
         ),
-        (RDX, "kmalloc_trace kmem_cache_alloc_trace __kmalloc_cache devm_krealloc dma_pool_create"),
+        (
+            RDX,
+            """kmalloc_trace kmem_cache_alloc_trace __kmalloc_cache devm_krealloc dma_pool_create devm_kmemdup
+            __seq_open_private seq_open_private platform_device_add_data devm_ioremap devm_ioremap_wc
+            devm_memremap""",
+        ),
         # What a pool is made of is a size where mempool_kmalloc() makes its items.
         (
             RCX,
@@ -40,7 +50,22 @@ _SIZE_IN: Final = {
     )
     for name in names.split()
 }
-_FREED_BY: Final = frozenset("kfree kvfree vfree kfree_sensitive kvfree_sensitive devm_kfree".split())
+# These are told the logarithm of how many pages it is to be.
+_ORDER_IN: Final = {
+    name: register
+    for register, names in (
+        (RSI, "__get_free_pages get_free_pages alloc_pages __alloc_pages folio_alloc __folio_alloc"),
+        (RDX, "devm_get_free_pages"),
+    )
+    for name in names.split()
+}
+# asm/page_types.h of x86, and include/linux/mmzone.h: no order is larger.
+_PAGE_SHIFT: Final = 12
+_ORDERS: Final = 16
+_FREED_BY: Final = frozenset(
+    """kfree kvfree vfree kfree_sensitive kvfree_sensitive devm_kfree free_pages __free_pages
+    free_pages_exact free_percpu bitmap_free dma_free_attrs""".split()
+)
 # Linux commit 7bd230a26648 ("mm/slab: enable slab allocation tagging for kmalloc and friends") (in v6.10)
 _TAGGED: Final = "_noprof"
 
@@ -48,7 +73,7 @@ _TAGGED: Final = "_noprof"
 def allocated_sizes(function: Symbol) -> Counter[int]:
     """The sizes that it passes to the kernel's allocators as numbers."""
     sizes: Counter[int] = Counter()
-    if not any(name in _SIZE_IN for name in _called(function)):
+    if not any(name in _SIZE_IN or name in _ORDER_IN for name in _called(function)):
         return sizes
     known: dict[int, int] = {}
     for at in body_of(function).instructions.values():
@@ -56,6 +81,9 @@ def allocated_sizes(function: Symbol) -> Counter[int]:
             register = _SIZE_IN.get(_destination(at))
             if register in known:
                 sizes[known[register]] += 1
+            register = _ORDER_IN.get(_destination(at))
+            if register in known and 0 <= known[register] < _ORDERS:
+                sizes[1 << known[register] + _PAGE_SHIFT] += 1
         if at.mnemonic == "call":
             known.clear()
             continue

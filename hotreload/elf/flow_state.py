@@ -205,6 +205,9 @@ class Step:
         offset = self._slot(state, operand)
         if offset is not None:
             return state.slot(offset)
+        if state.offset_of(operand.base) is not None or state.offset_of(operand.index) is not None:
+            # An element of an array on the stack, who knows which.
+            return either(NONE.union(*(levels for _, levels in state.slots)), NONE)
         if operand.size != 8 or not operand.plain:
             return NONE
         direct = at.displacement is not None and operand.base is None and operand.index is None

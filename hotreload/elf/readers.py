@@ -54,6 +54,29 @@ KEEP_FIRST: Final = frozenset(("match_token",))
 # Of these, who shows it to a function that he is passed as well.
 CALLERS: Final = frozenset(("bsearch",))
 
+# Of these, those that only return a value; and those that make a text of what they are passed.
+PURE: Final = frozenset(
+    """strcmp strncmp strcasecmp strncasecmp strlen strnlen strspn strcspn sysfs_streq match_string
+    __sysfs_match_string memcmp bcmp memweight crc32_le crc32_be crc32c crc16 crc8 crc_ccitt xxhash xxh32
+    xxh64 jhash full_name_hash""".split()
+)
+TEXT_MAKERS: Final = frozenset(
+    """snprintf scnprintf sprintf vsnprintf vscnprintf vsprintf kasprintf kvasprintf devm_kasprintf kstrdup
+    kstrndup devm_kstrdup""".split()
+)
+# They call the function that they are passed before they return.
+AT_ONCE: Final = frozenset(
+    """sort sort_r list_sort bsearch idr_for_each bus_for_each_dev bus_for_each_drv bus_find_device
+    class_for_each_device class_find_device driver_for_each_device driver_find_device device_for_each_child
+    device_for_each_child_reverse device_find_child on_each_cpu_cond_mask smp_call_function
+    smp_call_function_many smp_call_function_single smp_call_function_any work_on_cpu work_on_cpu_key
+    work_on_cpu_safe work_on_cpu_safe_key stop_machine stop_machine_cpuslocked __cpuhp_setup_state
+    __cpuhp_setup_state_cpuslocked __cpuhp_state_add_instance alloc_netdev_mqs for_each_kernel_tracepoint
+    kallsyms_on_each_symbol pci_walk_bus walk_iomem_res_desc walk_system_ram_range iterate_supers
+    iterate_supers_type
+    apply_to_page_range""".split()
+)
+
 
 def forgets(name: str) -> bool:
     """Whether the kernel's function of that name keeps no address that it is passed."""

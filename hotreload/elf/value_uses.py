@@ -13,12 +13,28 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from hotreload.elf.constants import PC_RELATIVE
-from hotreload.elf.decoded import RAX, RCX, RDI, RDX, RSI, Body, Decoded, Memory, Number, Register, body_of
+from hotreload.elf.decoded import (
+    RAX,
+    RCX,
+    RDI,
+    RDX,
+    RSI,
+    RSP,
+    Body,
+    Decoded,
+    Memory,
+    Number,
+    Register,
+    body_of,
+)
 from hotreload.elf.model import Relocation, Symbol
 
 # What a call may leave changed; arguments are among them, and what is put there for a call is gone after it.
 _USED_UP: Final = frozenset((RAX, RCX, RDX, RSI, RDI, 8, 9, 10, 11))
 _COPIES: Final = ("mov", "movabs", "movzx", "movsx", "movsxd", "lea", "xor", "cdqe", "movaps")
+# With retpolines, who is called by a register: its name, by its number.
+_THUNKS: Final = ("__x86_indirect_thunk_", "__x86_indirect_call_thunk_", "__x86_indirect_jump_thunk_")
+_NAMES: Final = dict(enumerate("rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()))
 _RETURN: Final = "__x86_return_thunk"
 NOWHERE: Final = -1
 _ENOUGH: Final = 40  # instructions, of a branch that only prints
@@ -66,10 +82,22 @@ def called_with(function: Symbol, relocation: Relocation) -> str | None:
     register = at.operands[0].number
     for each in _following(body, at.end):
         if each.mnemonic in ("call", "jmp"):
-            return _destination(each) if register in _USED_UP else None
+            name = _destination(each) if register in _USED_UP else None
+            is_callee = name in [f"{thunk}{_NAMES.get(register)}" for thunk in _THUNKS]
+            return None if is_callee else name
         if register in each.reads | each.writes or each.mnemonic[0] == "j":
             return None
     return None
+
+
+def handed_to(function: Symbol, relocation: Relocation) -> str | None:
+    """The function that is called next with an address, in a register or in a struct on the stack."""
+    body = body_of(function)
+    at = _instruction_of(body, relocation)
+    into = at.operands[0] if at is not None and at.operands else None
+    if at is None or not isinstance(into, Memory) or into.base != RSP:
+        return called_with(function, relocation)
+    return next((_destination(each) for each in _following(body, at.end) if each.mnemonic == "call"), None)
 
 
 def is_only_printed(function: Symbol, relocation: Relocation, is_printer: IsPrinter) -> bool:

@@ -126,3 +126,67 @@ def test_sizes_and_numbers_of_a_function(tmp_path: Path) -> None:
     assert function is not None
     assert allocated_sizes(function) == {24: 1}
     assert numbers_in(function)[100] == 1
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "(char *)__get_free_pages(3, ORDER)",
+        "alloc_pages(3, ORDER)",
+        "kmemdup(from, PAGES * 4096, 3)",
+        "__devres_alloc_node(0, PAGES * 4096, 3, 0, 0)",
+        "alloc_netdev_mqs(PAGES * 4096, 0, 0, 0, 1, 1)",
+        "ioremap(0x1000, PAGES * 4096)",
+    ],
+)
+def test_pages_copies_and_private_parts_have_a_size_too(how: str, tmp_path: Path) -> None:
+    text = f"""unsigned long __get_free_pages(int, int); void *alloc_pages(int, int); void *kmemdup(void *, long, int);
+        void *__devres_alloc_node(void *, long, int, int, void *); void *alloc_netdev_mqs(int, void *, int, void *, int, int);
+        void *ioremap(long, long); char *buf, *from; void show(long);
+        void write(void) {{ if (!buf) buf = {how}; }}
+        void read(void) {{ for (int i = 0; i < PAGES * 4096; i++) show(buf[i]); }}"""
+    before, after = (f"#define ORDER {order}\n#define PAGES {1 << order}\n{text}" for order in (0, 2))
+    assert [(o.code, o.symbol) for o in difference(tmp_path, before, after).obstacles] == [
+        ("HR2101", "write")
+    ]
+
+
+FREES = """void *__kmalloc(long, int); void kfree(void *); void *vmalloc(long); void vfree(void *); void kvfree(void *); void show(long);
+    void *kmem_cache_alloc(void *, int); void kmem_cache_free(void *, void *); extern void *cache; static char *buf, *other;
+    void fill(int c) { if (!buf) buf = ALLOC; other = vmalloc(c); buf[0] = other[0]; }
+    static noinline void give(void *p) { FREE(p); }"""
+DROPS = {
+    "where it is": "void drop(void) { FREE(buf); buf = 0; }",
+    "anew": "void anew(void) { FREE(buf); buf = ALLOC; }",
+    "a helper": "void drop(void) { give(buf); }",
+    "the end": "void cleanup_module(void) { FREE(buf); }",
+}
+
+
+@pytest.mark.parametrize("how", DROPS)
+def test_what_was_allocated_before_is_given_back_where_it_is_from(how: str, tmp_path: Path) -> None:
+    text = FREES + DROPS[how]
+    slab, pages, slab_or_pages, cache = (
+        text.replace("ALLOC", alloc).replace("FREE(", free)
+        for alloc, free in (
+            ("__kmalloc(64, 3)", "kfree("),
+            ("vmalloc(64)", "vfree("),
+            ("__kmalloc(64, 3)", "kvfree("),
+            ("kmem_cache_alloc(cache, 3)", "kmem_cache_free(cache, "),
+        )
+    )
+    for number, (after, codes) in enumerate(
+        [(pages, {"HR2101"}), (cache, {"HR2101"}), (slab_or_pages, set())]
+    ):
+        found = difference(tmp_path / str(number), slab, after).obstacles
+        assert {o.code for o in found if "frees with" in o.message} == codes
+
+
+def test_another_free_is_no_new_allocator(tmp_path: Path) -> None:
+    before = (FREES + DROPS["where it is"]).replace("ALLOC", "__kmalloc(64, 3)").replace("FREE(", "kfree(")
+    mended = before.replace("{ kfree(buf); buf = 0", "{ vfree(other); buf = 0")
+    assert difference(tmp_path / "1", before, mended).obstacles == ()
+    temporary = "void use(int c) { char *t = __kmalloc(c, 3); if (t) show(t[c]); kfree(t); }"
+    large = temporary.replace("__kmalloc(c, 3)", "vmalloc(c)").replace("kfree", "vfree")
+    head = FREES.replace("ALLOC", "__kmalloc(64, 3)").replace("FREE(", "kfree(")
+    assert difference(tmp_path / "2", head + temporary, head + large).obstacles == ()

@@ -49,6 +49,30 @@ def test_a_held_constant_that_is_gone_is_refused_and_one_that_nothing_uses_is_no
     assert codes(diff(tmp_path, HELD, after)) == ([("HR2103", "slow")] if "slow" not in after else [])
 
 
+TABLE = """
+    static const int tab[] = { 1, 2, 3, 4 }; const int *keep; void *list[4]; struct pair { const int *p; long n; } *obj; void show(int);
+    int once(const int *p); int op(const int *p) __asm__("__SCT__op"); static int reads(const int *p) { show(*p); return 0; }
+    __asm__(".pushsection .static_call.text, \\"ax\\"; .globl __SCT__op; .type __SCT__op, @function; __SCT__op: jmp reads; .size __SCT__op, . - __SCT__op; .popsection");
+    int (*held)(const int *) = reads; void read(int c) { show(tab[c & 3] + sizeof(tab)); }
+"""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "const int *v[3] = { tab, 0, tab + 1 }; for (int i = 0; i < 3; i++) list[i] = (void *)v[(i + c) % 3];",
+        "struct pair v[3] = { { tab, c }, { 0, 1 }, { tab + 1, 2 } }; *obj = v[c & 1];",
+        "op(tab);",
+    ],
+    ids=["from an array on the stack", "from structs on the stack", "by a static call"],
+)
+def test_an_address_that_gets_away_by_a_detour_is_held(how: str, tmp_path: Path) -> None:
+    before = TABLE + f"void write(int c) {{ {how} }}"
+    changed = diff(tmp_path / "1", before, before.replace("3, 4", "9, 4"))
+    assert (written(changed), [s.name for s in changed.new_data]) == (["tab"], [])
+    assert codes(diff(tmp_path / "2", before, before.replace("3, 4", "3, 4, 5"))) == [("HR2103", "tab")]
+
+
 def test_a_held_constant_that_is_renamed_is_the_same_one_unless_it_changes(tmp_path: Path) -> None:
     after = HELD.replace("slow", "lazy")
     assert diff(tmp_path, HELD, after).verdict == "unchanged"
@@ -129,3 +153,32 @@ def test_what_a_void_function_leaves_in_a_register_is_no_result(tmp_path: Path) 
         .replace("void (*const", "const void *(*const")
     )
     assert codes(diff(tmp_path, kept, kept.replace('{ "x"', '{ "y", 4 }, { "x"'))) == [("HR2103", "stats")]
+
+
+GROWS = """
+    static const int rates[] = { 1, 2, 3 }; struct mode { long id; const int *rates; int n; }; void show(int);
+    static const struct mode modes[] = { { 1, rates, NR }, { 2 } }; struct part { const struct mode *mode; }; static const struct part part = { modes };
+    struct dev { long id; const struct mode *mode; const int *rates; const struct part *part; } *dev; const struct mode *current = modes; const int *kept;
+    void choose(int c) { dev->mode = &modes[c]; dev->part = &part; current = c ? modes : 0; }
+    void walk(int c) { for (int i = 0; i < dev->mode->n; i++) show(dev->mode->rates[i] + c); }
+"""
+
+
+@pytest.mark.parametrize(
+    ("copies", "is_copied"),
+    [
+        ("dev->rates = dev->mode->rates;", True),
+        ("kept = current->rates;", True),
+        ("dev->rates = dev->part->mode->rates;", True),
+        ("kept = kept ? kept + 1 : dev->mode->rates;", True),
+        ("show(current->rates[c]);", False),
+        ("dev->rates = dev->rates + 1; kept = dev->rates;", False),
+        ("dev->id = dev->mode->id;", False),
+    ],
+)
+def test_a_table_grows_unless_somebody_has_copied_the_pointer_to_it(
+    copies: str, is_copied: bool, tmp_path: Path
+) -> None:
+    before = GROWS.replace("NR", "3") + f"void use(int c) {{ {copies} }}"
+    after = before.replace("1, 2, 3 }", "1, 2, 3, 4 }").replace("rates, 3", "rates, 4")
+    assert codes(diff(tmp_path, before, after)) == [("HR2103", "rates")] * is_copied

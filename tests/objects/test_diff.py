@@ -745,6 +745,14 @@ def test_names_that_part_or_join_are_refused(way: str, tmp_path: Path) -> None:
     assert codes(difference(tmp_path, *pair)) == ["HR2208"]
 
 
+def test_tables_that_were_the_same_may_become_two(tmp_path: Path) -> None:
+    before = "void show(int); static const int a[] = { 1, 2, 3 }, b[] = { 1, 2, 3 }; void one(int i) { show(a[i]); } void two(int i) { show(b[i]); }"
+    for number, (was, now) in enumerate([("b[] = { 1", "b[] = { 7"), (" a[] = { 1", " a[] = { 7")]):
+        diff = difference(tmp_path / str(number), before, before.replace(was, now))
+        assert (diff.verdict, codes(diff)) == ("patchable", [])
+        assert "two" in diff.changed_functions
+
+
 def test_code_that_nothing_names_cannot_change_unseen(tmp_path: Path) -> None:
     source = '__asm__(".text\\n.globl stub\\nstub: mov $VALUE, %eax\\nret"); int f(void) { return 1; }'
     assert codes(difference(tmp_path, source.replace("VALUE", "1"), source.replace("VALUE", "2"))) == [

@@ -170,3 +170,32 @@ def test_a_function_that_only_a_table_had_which_is_looked_up_each_time_may_go(
     known = renamed(first, second).homes(continued(homes, first))
     left = left_behind(first, homes, second, known, settle(second, known, "hotreload_2"))
     assert [(o.code, o.symbol) for _, o in left.obstacles] == ([("HR2207", "writer")] if is_refused else [])
+
+
+LISTED = """
+    struct list_head { struct list_head *next, *prev; }; struct item { struct list_head a; int n; struct list_head b; };
+    struct timer { void (*fn)(struct timer *); }; struct dev { struct timer a; int n; struct timer b; };
+    struct item *alloc(int); struct dev *find(int); void setup(struct timer *, void (*)(struct timer *)); void show(int);
+"""
+ADDS = """
+    static struct list_head items = { &items, &items };
+    static inline void link(struct list_head *new, struct list_head *prev, struct list_head *next) { next->prev = new; new->next = next; new->prev = prev; prev->next = new; }
+    void write(int c) { struct item *i = alloc(c); if (i) { i->n = c; link(&i->A, items.prev, &items); } }
+"""
+STARTS = """
+    static void tick(struct timer *t) { struct dev *d = (struct dev *)((char *)t - __builtin_offsetof(struct dev, A)); d->n++; }
+    void write(int c) { struct dev *d = find(c); if (d) setup(&d->A, tick); }
+"""
+
+
+@pytest.mark.parametrize(
+    ("adds", "code", "symbol"), [(ADDS, "HR2101", "write"), (STARTS, "HR2207", "tick")], ids=["list", "timer"]
+)
+def test_what_an_edit_linked_or_registered_is_that_member_for_the_next_one(
+    adds: str, code: str, symbol: str, tmp_path: Path
+) -> None:
+    base = LISTED + "void write(int c) { show(c); }"
+    by_a, by_b = (LISTED + adds.replace("A", member) for member in "ab")
+    assert told(diffs(tmp_path, base, by_a, by_b)[-1]) == [(code, symbol)]
+    other = by_a.replace("d->n++", "d->n += 2").replace("i->n = c", "i->n = c + 1")
+    assert told(diffs(tmp_path / "other", base, by_a, other)[-1]) == []

@@ -266,6 +266,7 @@ def test_init_code_of_one_unit_uses_a_variable_of_another(tmp_path: Path) -> Non
             "register_it(f); return 4;", "register_it(f); return 5;", False, id="and something else"
         ),
         pytest.param('return (long) "one";', 'return (long) "two";', True, id="a string"),
+        pytest.param("return strlen(name) + 4;", "return strlen(name) + 5;", True, id="of a string"),
         pytest.param("kept += x; return 0;", "kept += 2 * x; return 0;", False, id="what has made something"),
         pytest.param("", "kept = 1;", False, id="no value"),
     ],
@@ -273,7 +274,7 @@ def test_init_code_of_one_unit_uses_a_variable_of_another(tmp_path: Path) -> Non
 def test_a_value_that_init_has_asked_for_is_tied_to_it(
     before: str, after: str, is_tied: bool, tmp_path: Path
 ) -> None:
-    head = "int _printk(const char *, ...); void register_it(void *); int kept; int f(void); void mutex_lock(int *); void mutex_unlock(int *); noinline int base(int x) { return x + 3; } noinline long count(int x) { BODY } int user(int x) { return count(x) + 1; } "
+    head = "int _printk(const char *, ...); void register_it(void *); int kept; const char *name; unsigned long strlen(const char *); int f(void); void mutex_lock(int *); void mutex_unlock(int *); noinline int base(int x) { return x + 3; } noinline long count(int x) { BODY } int user(int x) { return count(x) + 1; } "
     source = driver("register_it((void *)(long) count(7))", before=head)
     diff = difference(tmp_path, source.replace("BODY", before), source.replace("BODY", after))
     assert [(o.code, o.symbol) for o in diff.obstacles] == ([("HR2201", "count")] if is_tied else [])
@@ -367,3 +368,34 @@ def test_a_parameter_that_somebody_has_set_stays_as_set(tmp_path: Path) -> None:
         for n, text in enumerate((source, source.replace("&nr }", "n }")))
     ]
     assert [[rewrite.is_parameter for rewrite in diff.rewrites] for diff in diffs] == [[True], [False]]
+
+
+OPS = """struct ops { int (*count)(void); int (*rate)(void); }; static int count(void) { return 4; } static int rate(void) { return 8; }
+    static struct ops ops = { count, rate }; struct ops *current = &ops; void *buf, *kmalloc(long); void set(void *p) { ops.count = ops.rate = p; }
+    noinline int make(int (*how)(void)) { buf = kmalloc(how()); return 0; } noinline int make_of(struct ops *o) { buf = kmalloc(o->count()); return 0; }
+    void again(void *p) { make(p); make_of(p); ops.rate(); }"""
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["-mindirect-branch=thunk-extern", "-mindirect-branch-register"]], ids=["plain", "thunks"]
+)
+@pytest.mark.parametrize(
+    ("init", "changed", "is_tied"),
+    [
+        ("buf = kmalloc(ops.count())", "4", True),
+        ("buf = kmalloc(ops.count())", "8", False),
+        ("buf = kmalloc(current->count())", "4", True),
+        ("make_of(&ops)", "4", True),
+        ("make(count)", "4", True),
+        ("make(count)", "8", False),
+        ("register_it(&ops)", "4", False),
+        ("register_it(count)", "4", False),
+    ],
+)
+def test_a_value_that_init_has_asked_for_by_a_pointer_is_tied_to_it(
+    init: str, changed: str, is_tied: bool, flags: list[str], tmp_path: Path
+) -> None:
+    source = driver(init, before=OPS)
+    diff = difference(tmp_path, source, source.replace(f"return {changed};", f"return {changed}0;"), *flags)
+    name = "count" if changed == "4" else "rate"
+    assert [(o.code, o.symbol) for o in diff.obstacles] == ([("HR2201", name)] if is_tied else [])

@@ -22,6 +22,8 @@ struct bin_attribute { struct attribute attr; int (*read)(void); int (*write)(vo
 struct dev_pm_ops { int (*suspend)(void); int (*resume)(void); };
 struct device_driver { const char *name; const struct dev_pm_ops *pm; };
 struct platform_driver { int (*probe)(int); int (*remove)(int); struct device_driver driver; };
+struct vm_operations_struct { void *open; void *close; int (*fault)(void); };
+struct super_operations { void *alloc_inode; void *free_inode; int (*statfs)(void); };
 void register_it(const void *); void seq_printf(void *, const char *, ...); void *kmalloc(long); int later(void);
 """
 MODULE = """
@@ -65,6 +67,9 @@ def table(struct: str, slots: str) -> str:
         ("const struct proc_ops", ".proc_read_iter = f", ".proc_read_iter = g", True),
         ("struct file_operations", ".read = f", ".read = f, .poll = g", True),
         ("const struct file_operations", ".read = f, .unlocked_ioctl = (void *)g", ".read = f", True),
+        ("struct vm_operations_struct", ".fault = f", ".fault = f, .close = g", False),
+        ("struct super_operations", "0", "g, f", False),
+        ("struct super_operations", ".statfs = f", "", True),
         ("struct bin_attribute", ".read = f", ".read = g", True),
         ("struct bin_attribute", ".read = f", ".read = later", True),
         ("struct platform_driver", ".probe = (void *)f", ".probe = (void *)f, .remove = (void *)g", True),
@@ -221,3 +226,87 @@ def test_a_function_that_only_a_looked_up_slot_had_may_go(
         .replace("static int gone(void) { return ++n; }", "")
     )
     assert ("HR2207" not in {code for code, _ in told(diff(tmp_path, before, after))}) == is_live
+
+
+@pytest.mark.parametrize(
+    ("struct", "member", "obstacles", "notes"),
+    [
+        ("class", "devnode", ["HR2201"], 0),
+        ("clk_ops", "recalc_rate", ["HR2201"], 0),
+        ("pernet_operations", "init", [], 1),
+        ("net_device_ops", "ndo_init", [], 1),
+        ("input_handler", "connect", [], 1),
+        ("proto_ops", "connect", [], 0),
+        ("pernet_operations", "exit", [], 0),
+        ("seq_operations", "show", [], 0),
+    ],
+)
+def test_what_the_kernel_has_asked_or_run_at_registration_is_refused_or_told(
+    struct: str, member: str, obstacles: list[str], notes: int, tmp_path: Path
+) -> None:
+    source = (
+        f"struct {struct} {{ int a; int (*{member})(int *); }}; int ask(int);"
+        f" static int f(int *x) {{ *x = 5; return ask(0); }} struct {struct} table = {{ 1, f }};" + MODULE
+    )
+    found = diff(tmp_path, source, source.replace("*x = 5", "*x = 6"), "include/linux/x.h")
+    assert [each.code for each in found.obstacles] == obstacles
+    assert len([each for each in found.notes if each.symbol == "f"]) == notes
+
+
+def test_what_init_has_sorted_stays_sorted_as_it_was(tmp_path: Path) -> None:
+    source = """void sort(void *, long, long, int (*)(const void *, const void *), void *); int vals[4] = { 5, 1, 4, 2 };
+        static int cmp(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }
+        int init_module(void) __attribute__((alias("start")));"""
+    at_load = "static int __init start(void) { sort(vals, 4, 4, cmp, 0); return 0; }"
+    later = "static int __init start(void) { return 0; } void write(void) { sort(vals, 4, 4, cmp, 0); }"
+    for when, obstacles in (at_load, [("HR2201", "cmp")]), (later, []):
+        before = source + when
+        after = before.replace("*(const int *)a - *(const int *)b", "*(const int *)b - *(const int *)a")
+        assert told(diff(tmp_path, before, after)) == obstacles
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ("level = 5;", "level = 6;"),
+        ("both->a = 5; both->b = 6;", "both->a = 5; both->b = 7;"),
+        ('name = "old";', 'name = "new";'),
+        ('name = kasprintf(3, "dev%d", level);', 'name = kasprintf(3, "node%d", level);'),
+    ],
+)
+def test_of_a_helper_that_only_sets_something_it_is_told_that_it_has_run_at_load(
+    was: str, now: str, tmp_path: Path
+) -> None:
+    source = """int level; const char *name; struct both { int a, b; } *both; const char *kasprintf(int, const char *, ...);
+        noinline void reset(void) { SET } void write(void) { reset(); }
+        int init_module(void) __attribute__((alias("start"))); static int __init start(void) { CALL return 0; }"""
+    for call, count in ("reset();", 1), ("", 0):
+        before, after = (source.replace("CALL", call).replace("SET", sets) for sets in (was, now))
+        found = diff(tmp_path, before, after)
+        assert (told(found), len(found.notes)) == ([], count)
+
+
+@pytest.mark.parametrize(
+    ("creates", "is_refused"),
+    [
+        ("void *kmem_cache_create(const char *, int, int, int, void *); void make(void) { kmem_cache_create(0, 8, 0, 0, ctor); }", True),
+        ("struct args { long align; void *ctor; }; void *__kmem_cache_create_args(const char *, int, struct args *, int); void make(void) { struct args a = { 8, ctor }; __kmem_cache_create_args(0, 8, &a, 0); }", True),
+        ("void make(void) { register_it(ctor); }", False),
+    ],
+)  # fmt: skip
+def test_free_objects_of_a_cache_are_as_the_old_constructor_made_them(
+    creates: str, is_refused: bool, tmp_path: Path
+) -> None:
+    before = "static void ctor(int *p) { *p = 5; }" + creates
+    found = diff(tmp_path, before, before.replace("5", "6"))
+    assert told(found) == [("HR2201", "ctor")] * is_refused
+
+
+@pytest.mark.parametrize("made", ["class_create(0)", "kept"])
+def test_a_slot_that_code_has_filled_was_asked_too(made: str, tmp_path: Path) -> None:
+    before = f"""struct class {{ long id; char *(*devnode)(int *); long other; }}; struct class *class_create(int), *kept;
+        static char *node(int *mode) {{ *mode = 0600; return 0; }}
+        int make(void) {{ struct class *c = {made}; if (!c) return 1; kept = c; c->devnode = node; return 0; }}"""
+    assert told(diff(tmp_path, before, before.replace("0600", "0666"))) == [("HR2201", "node")]
+    other = before.replace("c->devnode = node", "c->other = (long)node")
+    assert told(diff(tmp_path / "other", other, other.replace("0600", "0666"))) == []

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Which of the kernel's allocators a function uses, and with what it gives back what it finds.
+
+What comes from one allocator may not be given to another: ``vfree()`` of what ``kmalloc()`` made is a leak at
+best. A function that frees what it has allocated itself knows what that is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+from hotreload.elf.decoded import RDI, RDX, RSI, body_of
+from hotreload.elf.model import Symbol
+from hotreload.elf.object_pointers import Origin, origin_of, states_of
+
+SLAB, CACHE, VMALLOC, PAGES, EXACT, PERCPU, POOL, DMA, DMA_POOL = range(9)
+
+_ALLOCATES: Final = {
+    name: kind
+    for kind, names in (
+        (
+            SLAB,
+            """__kmalloc __kmalloc_node kmalloc_trace kmalloc_node_trace kmem_cache_alloc_trace
+            kmem_cache_alloc_node_trace __kmalloc_cache __kmalloc_cache_node kmalloc_large kmalloc_large_node
+            __kmalloc_large __kmalloc_large_node krealloc kmemdup kmemdup_array memdup_user kstrdup kstrndup
+            kasprintf kvasprintf""",
+        ),
+        (CACHE, "kmem_cache_alloc kmem_cache_alloc_node kmem_cache_alloc_lru"),
+        (
+            VMALLOC,
+            """vmalloc vzalloc __vmalloc vmalloc_node vzalloc_node vmalloc_user vmalloc_32 vmalloc_array
+            vcalloc __vcalloc __vmalloc_array""",
+        ),
+        (PAGES, "__get_free_pages get_free_pages get_zeroed_page alloc_pages __alloc_pages"),
+        (EXACT, "alloc_pages_exact"),
+        (PERCPU, "__alloc_percpu __alloc_percpu_gfp pcpu_alloc"),
+        (POOL, "mempool_alloc"),
+        (DMA, "dma_alloc_attrs"),
+        (DMA_POOL, "dma_pool_alloc"),
+    )
+    for name in names.split()
+}
+# What each of these takes, the usual one first, and where it is passed.
+_FREES: Final = {
+    name: (kinds, register)
+    for names, kinds, register in (
+        ("kfree kfree_sensitive bitmap_free", (SLAB, CACHE), RDI),
+        ("kvfree kvfree_sensitive", (SLAB, CACHE, VMALLOC), RDI),
+        ("kvfree_call_rcu", (SLAB, CACHE, VMALLOC), RSI),
+        ("vfree vfree_atomic", (VMALLOC,), RDI),
+        ("kmem_cache_free", (CACHE,), RSI),
+        ("free_pages __free_pages", (PAGES,), RDI),
+        ("free_pages_exact", (EXACT,), RDI),
+        ("free_percpu", (PERCPU,), RDI),
+        ("mempool_free", (POOL,), RDI),
+        ("dma_free_attrs", (DMA,), RDX),
+        ("dma_pool_free", (DMA_POOL,), RSI),
+    )
+    for name in names.split()
+}
+# Linux commit 7bd230a26648 ("mm/slab: enable slab allocation tagging for kmalloc and friends") (in v6.10)
+_TAGGED: Final = "_noprof"
+
+
+def allocators_of(function: Symbol) -> Counter[int]:
+    """The kinds of memory that it allocates."""
+    code = body_of(function).instructions.values()
+    called = (at.destination for at in code if at.mnemonic in ("call", "jmp"))
+    names = (callee.name.removesuffix(_TAGGED) for callee in called if callee is not None)
+    return Counter(_ALLOCATES[name] for name in names if name in _ALLOCATES)
+
+
+def frees_of(function: Symbol) -> Counter[str]:
+    """With what it frees memory that it was passed, or has found."""
+    body = body_of(function)
+    found: Counter[str] = Counter()
+    if not any(
+        at.destination is not None and at.destination.name in _FREES for at in body.instructions.values()
+    ):
+        return found
+    for place, known in states_of(body).items():
+        at = body.instructions[place]
+        name = at.destination.name if at.destination is not None else ""
+        if at.mnemonic not in ("call", "jmp") or name not in _FREES:
+            continue
+        pointer = known.get(_FREES[name][1])
+        if pointer is not None and not _is_allocated(origin_of(body, pointer)):
+            found[name] += 1
+    return found
+
+
+def takes(free: str, kind: int) -> bool:
+    """Whether memory of that kind may be freed so."""
+    return kind in _FREES[free][0]
+
+
+def usual_kind(free: str) -> int:
+    """What is usually freed so."""
+    return _FREES[free][0][0]
+
+
+def _is_allocated(origin: Origin) -> bool:
+    return isinstance(origin, str) and origin.removesuffix(_TAGGED) in _ALLOCATES

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""With which member of an object code links it into a list or a tree, or lets another object point at it.
+
+``list_add(&item->by_name, &items)`` stores the address of a member of ``*item`` in ``items``, and that of
+``items`` in the member; ``rb_insert_color(&node->rb, &root)`` is passed both, and
+``file->private_data = &dev->a`` stores one for whoever reads it later.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from hotreload.elf.decoded import RDI, Body, Memory, body_of
+from hotreload.elf.model import Symbol
+from hotreload.elf.object_pointers import (
+    ARGUMENTS,
+    WORD,
+    Pointer,
+    origin_of,
+    states_of,
+    stored_at,
+    stored_by,
+)
+
+# Functions of the kernel that link the member that they are passed first.
+_LINK: Final = frozenset(
+    """__list_add_valid __list_add_valid_or_report llist_add_batch rb_insert_color __rb_insert_augmented
+    plist_add klist_add_head klist_add_tail""".split()
+)
+# Functions of the kernel that keep the pointer that they are passed in that argument, for who asks for it.
+_KEEP: Final = {
+    name: ARGUMENTS[number]
+    for number, names in (
+        (1, "idr_alloc idr_alloc_u32 idr_alloc_cyclic idr_replace"),
+        (2, "xa_store __xa_store __xa_insert __xa_alloc __xa_alloc_cyclic radix_tree_insert mtree_store"),
+    )
+    for name in names.split()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What objects are linked into: ``offset`` in bytes from where the pointer to it ``came`` from, 0 of a
+    variable, which has its own name; ``is_list``: not just a pointer, whoever reads it."""
+
+    came: str
+    offset: int = 0
+    is_list: bool = True
+    is_variable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """``offset`` of the member that is linked, from where the pointer to its object came from."""
+
+    head: Head
+    came: str
+    offset: int
+
+
+_Stores = dict[Pointer, set[Pointer]]
+
+
+def links_of(function: Symbol, heads: frozenset[str]) -> Iterator[Link]:
+    """What ``function`` links into variables of these names, and into objects that it finds at run time."""
+    body = body_of(function)
+    stored: _Stores = defaultdict(set)
+    for place, known in states_of(body).items():
+        at = body.instructions[place]
+        callee = at.destination.name if at.destination is not None else ""
+        if at.mnemonic in ("call", "jmp") and callee in _KEEP:
+            if (each := known.get(_KEEP[callee])) is not None:
+                yield _link(body, Head(callee), each)
+        elif at.mnemonic in ("call", "jmp") and callee and RDI in known:
+            for into in (known[register] for register in ARGUMENTS[1:] if register in known):
+                if into.came == known[RDI].came:
+                    continue
+                if variable := _variable(into, heads):
+                    yield _link(body, Head(variable, is_variable=True), known[RDI])
+                elif callee in _LINK and not isinstance(into.came, Symbol):
+                    yield _link(body, Head(_origin(body, into), into.offset), known[RDI])
+        elif at.mnemonic == "mov" and isinstance(at.operands[0], Memory):
+            where, what = stored_at(at, known), stored_by(at, known)
+            if where is not None and what is not None and where.came != what.came:
+                stored[where].add(what)
+    for where, values in stored.items():
+        for new in values:
+            if variable := _variable(where, heads):
+                yield _link(body, Head(variable, is_variable=True), new)
+            elif not isinstance(where.came, Symbol):
+                back = _points_back(stored, where, new)
+                offset = where.offset if back is None else back
+                yield _link(body, Head(_origin(body, where), offset, back is not None), new)
+
+
+def reads_pointer_at(function: Symbol, offset: int) -> bool:
+    """Whether code loads a word that lies so far behind a pointer."""
+    return any(
+        isinstance(operand, Memory)
+        and operand.displacement == offset
+        and operand.size == WORD
+        and operand.base is not None
+        for at in body_of(function).instructions.values()
+        if at.mnemonic != "lea" and at.displacement is None
+        for operand in at.operands[1:]
+    )
+
+
+def _points_back(stored: _Stores, where: Pointer, new: Pointer) -> int | None:
+    """The offset of the head, if the object that ``where`` is in is linked to from ``new``, too."""
+    for member in (new.offset, new.offset + WORD):
+        for back in stored.get(Pointer(new.came, member), ()):
+            if back.came == where.came and where.offset - back.offset in (0, WORD):
+                return back.offset
+    return None
+
+
+def _variable(pointer: Pointer, heads: frozenset[str]) -> str:
+    came = pointer.came
+    return came.name if isinstance(came, Symbol) and came.name in heads else ""
+
+
+def _link(body: Body, head: Head, pointer: Pointer) -> Link:
+    return Link(head, _origin(body, pointer), pointer.offset)
+
+
+def _origin(body: Body, pointer: Pointer) -> str:
+    came = origin_of(body, pointer)
+    return came.name if isinstance(came, Symbol) else came

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""Pointers into objects, as code has them in registers: of which object, and how far into it.
+
+``&item->node`` is the pointer that an allocation returned, or a parameter, plus a number. It is followed
+through the registers, over all ways that meet; what two ways disagree about is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from hotreload.elf.constants import PC_RELATIVE
+from hotreload.elf.decoded import RAX, RCX, RDI, RDX, RSI, RSP, Body, Decoded, Memory, Number, Register
+from hotreload.elf.model import Relocation, Symbol, SymbolRef
+
+# psABI, 3.2.3: what a call may change, and where its arguments are.
+_CALL_USES: Final = frozenset((RAX, RCX, RDX, RSI, RDI, 8, 9, 10, 11))
+ARGUMENTS: Final = (RDI, RSI, RDX, RCX, 8, 9)
+WORD: Final = 8
+
+# Where a pointer is from: the symbol itself, or the name of who returned it, and the like.
+Origin = Symbol | str
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """``came``: a place in the code, a parameter's register below 0, or a symbol; ``offset`` from there."""
+
+    came: int | Symbol
+    offset: int
+
+
+State = dict[int, Pointer]
+
+
+def states_of(body: Body) -> dict[int, State]:
+    """What is known of the registers before each instruction that is reached."""
+    first = {register: Pointer(-1 - register, 0) for register in ARGUMENTS}
+    states: dict[int, State] = {}
+    todo: list[tuple[int, State]] = [(0, first)]
+    while todo:
+        place, known = todo.pop()
+        at = body.instructions.get(place)
+        if at is None:
+            continue
+        if place in states:
+            meeting = {r: p for r, p in states[place].items() if known.get(r) == p}
+            if meeting == states[place]:
+                continue
+            known = meeting
+        states[place] = known
+        todo += [(to, _after(at, known)) for to in _next(at)]
+    return states
+
+
+def origin_of(body: Body, pointer: Pointer) -> Origin:
+    """Where a pointer is from, in words that hold for another version of the code, too."""
+    if isinstance(pointer.came, Symbol):
+        return pointer.came
+    at = body.instructions.get(pointer.came) if pointer.came >= 0 else None
+    if at is None:
+        return f"parameter {-1 - pointer.came}"
+    return at.destination.name if at.mnemonic == "call" and at.destination is not None else at.mnemonic
+
+
+def stored_at(at: Decoded, known: State) -> Pointer | None:
+    """Where an instruction stores something."""
+    into = at.operands[0]
+    if not isinstance(into, Memory):
+        return None
+    if at.displacement is not None:
+        symbol = _symbol(at.displacement)
+        return Pointer(symbol, _addend(at, at.displacement)) if symbol is not None else None
+    if into.base is None or into.index is not None:
+        return None
+    return _moved(known.get(into.base), into.displacement)
+
+
+def stored_by(at: Decoded, known: State) -> Pointer | None:
+    """The pointer that an instruction stores."""
+    value = at.operands[1]
+    if at.immediate is not None:
+        symbol = _symbol(at.immediate)
+        return Pointer(symbol, at.immediate.addend) if symbol is not None else None
+    return known.get(value.number) if isinstance(value, Register) and value.size == WORD else None
+
+
+def _next(at: Decoded) -> Iterator[int]:
+    is_jump = at.mnemonic[0] == "j"
+    if is_jump and at.immediate is None and at.operands and isinstance(to := at.operands[0], Number):
+        yield to.value
+    if at.mnemonic not in ("jmp", "ret", "ud2"):
+        yield at.end
+
+
+def _after(at: Decoded, known: State) -> State:
+    if at.mnemonic == "call":
+        if at.destination is not None and at.destination.name == "__fentry__":
+            return known
+        kept = {register: each for register, each in known.items() if register not in _CALL_USES}
+        return {**kept, RAX: Pointer(at.start, 0)}
+    made = _made(at, known)
+    after = {register: each for register, each in known.items() if register not in at.writes}
+    if made is not None and isinstance(at.operands[0], Register):
+        after[at.operands[0].number] = made
+    return after
+
+
+def _made(at: Decoded, known: State) -> Pointer | None:
+    """What a register becomes."""
+    if len(at.operands) != 2 or not isinstance(into := at.operands[0], Register) or into.size < WORD:
+        return None
+    source = at.operands[1]
+    if at.mnemonic in ("mov", "movabs") and at.immediate is not None:
+        symbol = _symbol(at.immediate)
+        return Pointer(symbol, at.immediate.addend) if symbol is not None else None
+    if at.mnemonic == "mov" and isinstance(source, Register):
+        return known.get(source.number)
+    if at.mnemonic == "mov" and isinstance(source, Memory):
+        return Pointer(at.start, 0)
+    if at.mnemonic == "lea" and isinstance(source, Memory):
+        if at.displacement is not None:
+            symbol = _symbol(at.displacement)
+            return Pointer(symbol, _addend(at, at.displacement)) if symbol is not None else None
+        if source.index is None and source.base is not None and source.base != RSP:
+            return _moved(known.get(source.base), source.displacement)
+    if at.mnemonic == "add" and at.immediate is not None:  # an element of a table
+        symbol = _symbol(at.immediate)
+        return Pointer(symbol, at.immediate.addend) if symbol is not None else None
+    if at.mnemonic in ("add", "sub") and isinstance(source, Number) and at.immediate is None:
+        return _moved(known.get(into.number), source.value if at.mnemonic == "add" else -source.value)
+    return None
+
+
+def _moved(pointer: Pointer | None, by: int) -> Pointer | None:
+    return None if pointer is None else Pointer(pointer.came, pointer.offset + by)
+
+
+def _addend(at: Decoded, relocation: Relocation) -> int:
+    is_relative = relocation.type in PC_RELATIVE
+    return relocation.addend + (at.end - relocation.offset if is_relative else 0)
+
+
+def _symbol(relocation: Relocation) -> Symbol | None:
+    return relocation.target.symbol if isinstance(relocation.target, SymbolRef) else None
