@@ -92,6 +92,8 @@ def links_of(function: Symbol, heads: frozenset[str]) -> Iterator[Link]:
                 yield _link(body, Head(variable, is_variable=True), new)
             elif not isinstance(where.came, Symbol):
                 back = _points_back(stored, where, new)
+                if back is None and _points_back(stored, new, where) is not None:
+                    continue  # that is the member, which points at what it is linked into
                 offset = where.offset if back is None else back
                 yield _link(body, Head(_origin(body, where), offset, back is not None), new)
 
@@ -110,12 +112,20 @@ def reads_pointer_at(function: Symbol, offset: int) -> bool:
 
 
 def _points_back(stored: _Stores, where: Pointer, new: Pointer) -> int | None:
-    """The offset of the head, if the object that ``where`` is in is linked to from ``new``, too."""
+    """The offset of the head that ``where`` is in, if ``new`` is a member that is linked into it: both of the
+    member's words are set, and one of them points at the head."""
+    if not _is_stored(stored, new, 0) or not _is_stored(stored, new, WORD):
+        return None
     for member in (new.offset, new.offset + WORD):
-        for back in stored.get(Pointer(new.came, member), ()):
+        for back in stored[Pointer(new.came, member)]:
             if back.came == where.came and where.offset - back.offset in (0, WORD):
-                return back.offset
+                is_member = _is_stored(stored, back, 0) and _is_stored(stored, back, WORD)
+                return None if is_member else back.offset
     return None
+
+
+def _is_stored(stored: _Stores, pointer: Pointer, word: int) -> bool:
+    return Pointer(pointer.came, pointer.offset + word) in stored
 
 
 def _variable(pointer: Pointer, heads: frozenset[str]) -> str:

@@ -151,3 +151,18 @@ def test_what_another_object_points_at_is_the_same_member_for_who_reads_it(tmp_p
     assert codes(tmp_path, *both) == [("HR2101", "open")]
     alone = [COOKIES + opens.replace("COOKIE", c) for c in TAKEN]
     assert codes(tmp_path / "alone", *alone) == []
+
+
+def test_an_object_may_be_linked_into_another_list_of_the_same_object(tmp_path: Path) -> None:
+    host = LISTS.replace(
+        "struct list_head list; struct hlist_head head;",
+        "struct list_head list, more; struct hlist_head head;",
+    )
+    read = "int first(int c) { return container_of(look(c)->list.next, struct item, la)->n; }"
+    source = (
+        host
+        + f"{read} void write(int c) {{ struct host *d = look(c); struct item *i = alloc(c); if (!i) return; {LINKS['a list of an object']} }}"
+    )
+    before = source.replace("A", "a")
+    after = before.replace("d->list.prev, &d->list", "d->more.prev, &d->more").replace(")->n;", ")->n + 1;")
+    assert codes(tmp_path, before, after) == []
