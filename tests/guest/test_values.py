@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from hotreload.demo.driven import Driven
 from hotreload.report.outcome import Outcome
-from tests.guest.story import OPS, PAIR, Read, Save
+from tests.guest.story import MAIN, OPS, PAIR, Read, Save
 
 
 def test_a_new_initial_value_is_written_while_the_old_one_stands_and_goes_back(
@@ -325,3 +325,19 @@ def test_macros_and_shadow_variables_work_in_patched_code(in_session: Callable[.
         assert int(text.split()[3]) > counts[1] > counts[0] > 0
 
     in_session(story, {**OPS, "pair.c": STATIC_CALL})
+
+
+def test_a_variable_that_is_renamed_keeps_its_value_in_the_edits_to_come(
+    in_session: Callable[..., None],
+) -> None:
+    async def story(save: Save, read: Read) -> None:
+        assert [await read(), await read()] == ["hello 1 2\n", "hello 2 4\n"]
+        renamed = MAIN.replace("reads", "calls")
+        assert (await save(main_c=renamed)).outcome is Outcome.NO_CHANGE
+        assert await read() == "hello 3 6\n"
+        await save(main_c=renamed.replace("calls++", "calls += 5").replace("hello", "hey"))
+        assert await read() == "hey 8 16\n"
+        await save(main_c=MAIN)
+        assert await read() == "hello 9 18\n"
+
+    in_session(story)
