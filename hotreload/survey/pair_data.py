@@ -362,6 +362,10 @@ class Once(Element):
             return [state, {**state, "places": min(1, number(state, "places"))}]
         return [state]
 
+    def anew(self, state: State) -> State:
+        # The count is a variable of the driver's, and stays.
+        return {**state, "places": 0}
+
     def read(self, state: State) -> tuple[str, State]:
         fresh = max(0, 1 + self.before - number(state, "places"))
         state = {"done": number(state, "done") + fresh, "places": number(state, "places") + fresh}

@@ -75,6 +75,10 @@ class Element(ABC):
         """
         return [state]
 
+    def anew(self, state: State) -> State:  # noqa: ARG002
+        """What it is if the tool said that something of it begins anew."""
+        return self.loaded()
+
     def must_begin_anew(self, state: State, before: Self) -> bool:
         """Is it true that these sources need a module reload, or honest at least?"""
         return self.of_init != before.of_init or not self.carried(state, before)

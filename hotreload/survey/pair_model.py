@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from hotreload.survey.pair_element import Element, State
 from hotreload.survey.pair_families import FAMILIES
 
-ANEW = "HR2104"  # the tool said of a variable that it begins anew
+# The tool said of a variable, or of a place that reports once, that it begins anew.
+ANEW = re.compile(r"HR2104|may report once more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +115,8 @@ class Model:
         before = {each.name: each for each in self.sources.elements}
         for each in after.elements:
             states = [new for old in self.states[each.name] for new in each.carried(old, before[each.name])]
-            if ANEW in told and each.name in told:
-                states.append(each.loaded())
+            if ANEW.search(told) and each.name in told:
+                states += [each.anew(state) for state in states]
             self.states[each.name] = states
         self.sources = after
 
