@@ -62,6 +62,7 @@ class Edits:
         self._keeping: set[Path] = set()  # units that are compiled so that every variable has storage
         # A variable that was renamed is the same one in all edits to come.
         self._renamed_variables: dict[Path, dict[tuple[str, str], str]] = {}
+        self._used: dict[str, set[str]] = {}  # of other units, by edits since the boot, by module
         self._again: dict[Path, Callable[[Mapping[str, str]], Compared]] = {}
         self._knowledge: KernelKnowledge | None = None
         self._question = MakeQuestion(base.build)
@@ -230,6 +231,7 @@ class Edits:
 
         self._again[key] = compared
         self.compared[key] = compared({})
+        self._used.setdefault(pair.unit.module, set()).update(self.compared[key].linkage.needs)
         return self.compared[key]
 
     async def prove(self, compared: Iterable[Compared]) -> list[Compared]:
@@ -261,7 +263,7 @@ class Edits:
     def plan(self, compared: Mapping[Path, Compared]) -> PatchPlan | None:
         """One plan for all of them; None: nothing differs from the base. Raises NotPatchableError."""
         further = init_obstacles(compared, self.init_changes)
-        plan = plan_units(self.base, with_init(compared), self.knowledge.symbols, further)
+        plan = plan_units(self.base, with_init(compared), self.knowledge.symbols, further, self._used)
         beside = self.base.beside_the_tree
         # The kernel would patch the tree's module, too, should somebody load that instead.
         if plan is not None and (found := sorted(plan.changed_objects & beside)):

@@ -7,7 +7,7 @@ more. make could not link that. So this module checks what the linker would chec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from hotreload.build.base import AnyBase
@@ -26,11 +26,12 @@ def unlinkable(
     compared: Mapping[Path, Compared],
     plain: Callable[[TranslationUnit], ObjectFile],
     has_global: HasGlobal,
+    mentions: Callable[[TranslationUnit, Collection[str]], bool],
 ) -> Iterator[Obstacle]:
     """Symbols that are used and no longer defined (HR2209), or defined twice (HR2208).
 
     ``plain`` reads the object that kbuild made of a unit; ``has_global``: does a module that the guest booted
-    define a name?
+    define a name? ``mentions``: does the object that kbuild made of a unit have one of these names?
     """
     exported = {name: one.pair.unit.module for one in compared.values() for name in one.diff.new_exports}
     for module in base.modules:
@@ -41,8 +42,8 @@ def unlinkable(
         elsewhere = {name for name, exporter in exported.items() if exporter != module.name}
         gone = _defined(before) - _defined(now) - elsewhere
         if gone:
-            # The other units of vmlinux are too many to be read.
-            units = module.units if module.name != VMLINUX else ()
+            # The units of vmlinux are too many to be read.
+            units = [u for u in module.units if module.name != VMLINUX or mentions(u, gone)]
             all_now = {u.object: linkage_of(plain(u)) for u in units if u.object not in edited} | now
             known = {u.object: u for u in module.units}
             yield from _weak_now(gone - _defined(all_now), all_now, known)

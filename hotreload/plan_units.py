@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from hotreload.build.base import AnyBase
@@ -44,6 +46,7 @@ from hotreload.patch.plan import plan_patch
 from hotreload.renamed_across import held_across_units
 
 _FEW_UNITS: Final = 16
+NONE: Final[Mapping[str, Collection[str]]] = MappingProxyType({})
 
 
 def compare_unit(
@@ -90,20 +93,25 @@ def plan_units(
     compared: Mapping[Path, Compared],
     symbols: KernelSymbols,
     further: Iterable[Obstacle] = (),
+    used_by_edits: Mapping[str, Collection[str]] = NONE,
 ) -> PatchPlan | None:
     """One plan for all units, by object, that differ from the base; None: none does.
+
+    ``used_by_edits``: what edits since the boot have needed of other units, by module.
 
     Raises NotPatchableError with the obstacles of all of them, and ``further`` ones, at once.
     """
     joined = joined_modules(base, (each.pair.unit.module for each in compared.values()))
     of_modules = (*_linked_twice(base, compared), *_read_elsewhere(base, compared, joined))
     of_modules += (*held_across_units(base, compared), *sizes_across_units(compared, joined))
+    of_modules += (*_imported_elsewhere(base, compared, used_by_edits),)
     of_modules += tuple(
         unlinkable(
             base,
             compared,
             lambda unit: _plain(base.of(unit).plain_object(unit)),
             lambda module, name: module in symbols.modules and symbols.modules[module].has_global(name),
+            lambda unit, names: _mentions(base.of(unit).plain_object(unit), names),
         )
     )
     obstacles = (*obstacles_of(compared), *further, *of_modules)
@@ -123,6 +131,36 @@ def plan_units(
     ]
     changed = any(unit.diff.verdict == "patchable" for unit in units)
     return plan_patch(units, symbols) if changed else None
+
+
+def _imported_elsewhere(
+    base: AnyBase, compared: Mapping[Path, Compared], used_by_edits: Mapping[str, Collection[str]]
+) -> Iterator[Obstacle]:
+    """Exports that are gone, and that another module has used: even if it does so no more, it may have handed
+    them on."""
+    for one in compared.values():
+        unit = one.pair.unit
+        for built in base.modules if one.diff.gone_exports else ():
+            if built.name in (unit.module, VMLINUX):
+                continue
+            for name in sorted(one.diff.gone_exports & _imports(built.ko)):
+                message = f"{name} is no longer exported, and {built.name} was built to use it"
+                yield Obstacle("HR2105", name, message, where=str(unit.source))
+        others = (names for module, names in used_by_edits.items() if module != unit.module)
+        for name in sorted(one.diff.gone_exports.intersection(itertools.chain.from_iterable(others))):
+            message = f"{name} is no longer exported, and an edit has used it"
+            yield Obstacle("HR2105", name, message, where=str(unit.source))
+
+
+def _mentions(file: Path, names: Collection[str]) -> bool:
+    content = file.read_bytes()
+    return any(b"\0%b\0" % name.encode() in content for name in names)
+
+
+@functools.lru_cache(maxsize=256)
+def _imports(ko: Path) -> frozenset[str]:
+    """The names that a module of the base needs of others; its path is that of its content."""
+    return linkage_of(read_object(ko)).needs
 
 
 def _linked_twice(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[Obstacle]:

@@ -19,7 +19,7 @@ from hotreload.diff.pair import (
     takes_address_of,
 )
 from hotreload.diff.rewrites import Rewrite
-from hotreload.diff.special_sections import CALLBACKS, is_ordinary
+from hotreload.diff.special_sections import CALLBACKS, is_export_table, is_ordinary
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.references import points_at_start
 
@@ -172,7 +172,9 @@ def refuse_gone(pair: Pair, with_looked_up: Callable[[Rewrite], Rewrite]) -> Non
     written = {each.original: with_looked_up(each).looked_up for each in pair.rewrites}
 
     def may_hold(holder: Symbol, function: Symbol) -> bool:
-        if not takes_address_of(holder, function):
+        # An export gives others its name; the linker and modpost tell who uses that.
+        is_export = holder.section is not None and is_export_table(holder.section.name)
+        if is_export or not takes_address_of(holder, function):
             return False
         slots = {r.offset for r in holder.relocations if r.target == SymbolRef(function)}
         return not slots <= written.get(holder, frozenset())

@@ -90,6 +90,7 @@ class ObjectDiff:
     ``rewrites``          variables whose new initial value is written where they are
     ``callbacks``         (kind, patched function) that the livepatch core is to call
     ``new_exports``       names that this unit exports, and did not before
+    ``gone_exports``      names that it does not export any more
     ``now_global``        what was static: other units of the module may use it from now on
     ``callers_promoted``  functions that did not change themselves, and why they travel
     ``renamed``           global functions that go on under another name: the old one -> the new one
@@ -121,6 +122,7 @@ class ObjectDiff:
     rewrites: tuple[Rewrite, ...]
     callbacks: tuple[tuple[str, Symbol], ...]
     new_exports: frozenset[str]
+    gone_exports: frozenset[str]
     now_global: tuple[Symbol, ...]
     callers_promoted: Mapping[str, str]
     notes: tuple[Note, ...]
@@ -329,6 +331,7 @@ def _result(pair: Pair) -> ObjectDiff:
         rewrites=tuple(pair.rewrites),
         callbacks=tuple(pair.callbacks),
         new_exports=pair.new_exports,
+        gone_exports=pair.gone_exports,
         now_global=tuple(p for p, o in twins.items() if o.is_local and not p.is_local),
         callers_promoted=pair.promoted,
         renamed=pair.correlation.renamed_globals(by_hint=False),

@@ -43,6 +43,7 @@ class Pair:
     ``exit_changed``       patched exit code -> the original
     ``exit``               the module's exit function, original and patched, if it is to be exchanged
     ``new_exports``        names that other modules may use from now on
+    ``gone_exports``       names that other modules can use no more, once they are built anew
     ``callbacks``          patched functions that the livepatch core is to call, with the kind of call
     ``rewrites``           variables with another initial value, to be written where they are
     ``held``               changed constants that somebody may have the address of, and who
@@ -68,6 +69,7 @@ class Pair:
     exit_changed: dict[Symbol, Symbol] = field(default_factory=dict)
     exit: tuple[Symbol, Symbol] | None = None
     new_exports: frozenset[str] = frozenset()
+    gone_exports: frozenset[str] = frozenset()
     callbacks: list[tuple[str, Symbol]] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
     held: dict[Symbol, str] = field(default_factory=dict)

@@ -75,15 +75,18 @@ def _other_sections(obj: ObjectFile, entries: EntryTable) -> dict[str, list[Symb
 
 
 def weigh_exports(pair: Pair) -> None:
-    """A new export waits for the next load; one that is gone would leave others without what they use."""
+    """A new export waits for the next load; whether others use one that is gone, the diff cannot know."""
     before, after = _exports(pair.original), _exports(pair.patched)
     pair.new_exports = frozenset(after.keys() - before.keys())
     for name in sorted(pair.new_exports):
         message = f"{name} is exported now; other modules see that after the next load or boot"
         pair.tell("HR2105", name, message)
-    for name in sorted(before.keys() - after.keys()):
-        message = f"{name} is not exported any more, and other modules may be using it"
-        pair.refuse("HR2105", name, message)
+    pair.gone_exports = frozenset(before.keys() - after.keys())
+    for name in sorted(pair.gone_exports):
+        message = (
+            f"{name} is no longer exported; a module that was built elsewhere and uses it goes on to do so"
+        )
+        pair.tell("HR2105", name, message)
     for name in sorted(before.keys() & after.keys()):
         if before[name] != after[name]:
             message = f"{name} is exported to others than before; that is settled at the next load or boot"

@@ -190,6 +190,25 @@ def test_a_new_export_is_used_by_another_module_in_the_same_patch(in_session: Ca
     in_session(story, TWO_MODULES)
 
 
+def test_an_export_goes_if_no_other_module_has_used_it(in_session: Callable[..., None]) -> None:
+    exported = GIVER.replace("\treturn n + 1;\n}\n", "\treturn n + 1;\n}\nEXPORT_SYMBOL_GPL(given);\n")
+    other = exported.replace('"giver', '"Giver')
+
+    async def story(save: Save, read: Read) -> None:
+        assert (await read()).startswith("giver 1 ")
+        gone = await save(giver_c=other.replace("EXPORT_SYMBOL_GPL(given);\n", ""))
+        assert gone.outcome is Outcome.LIVE, gone
+        assert any("given is no longer exported" in note for note in gone.notes)
+        assert (await read()).startswith("Giver 2 ")
+        # An edit uses it, and the next one has neither: who knows what the first did with its address.
+        used = await save(giver_c=other, taker_c=TAKER.replace(", reads, 0", ", reads, given(4)"))
+        assert used.outcome is Outcome.LIVE, used
+        both = await save(giver_c=other.replace("EXPORT_SYMBOL_GPL(given);\n", ""), taker_c=TAKER)
+        assert [reason.code for reason in both.reasons] == ["HR2105"], both
+
+    in_session(story, TWO_MODULES | {"giver.c": exported})
+
+
 def test_a_new_export_that_is_all_that_its_module_brings_uses_what_the_module_has(
     in_session: Callable[..., None],
 ) -> None:

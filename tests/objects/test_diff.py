@@ -619,11 +619,11 @@ TWO = "int f(int i) { return i; } int g(int i) { return END; }"
         ('EXPORT(g, "", "")', 'EXPORT(f, "", "") EXPORT(g, "", "")', "patchable", "f is exported now"),
         ('EXPORT(g, "", "")', 'EXPORT(g, "_gpl", "")', "patchable", "g is exported to others"),
         ('EXPORT(g, "", "ONE")', 'EXPORT(g, "", "TWO")', "patchable", "g is exported to others"),
-        ('EXPORT(f, "", "") EXPORT(g, "", "")', 'EXPORT(g, "", "")', "refused", "f is not exported any more"),
+        ('EXPORT(f, "", "") EXPORT(g, "", "")', 'EXPORT(g, "", "")', "patchable", "f is no longer exported"),
         ('EXPORT(f, "", "") EXPORT(g, "", "")', 'EXPORT(g, "", "") EXPORT(f, "", "")', "patchable", ""),
     ],
 )  # fmt: skip
-def test_a_new_export_waits_and_one_that_is_gone_is_refused(
+def test_a_new_export_waits_and_one_that_is_gone_is_told(
     how: str, before: str, after: str, verdict: str, told: str, tmp_path: Path
 ) -> None:
     diff = difference(tmp_path, how + TWO.replace("END", "1") + before, how + TWO.replace("END", "2") + after)

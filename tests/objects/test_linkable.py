@@ -54,6 +54,7 @@ def found(
         compared,
         lambda unit: objects[unit.source.name],
         lambda _, name: name in names,
+        lambda unit, gone: not linkage_of(objects[unit.source.name]).needs.isdisjoint(gone),
     )
     return [(each.code, each.symbol, each.where) for each in obstacles]
 
@@ -126,7 +127,7 @@ def test_what_make_could_not_link_is_refused(
     assert found(tmp_path, edits) == expected
 
 
-def test_of_the_kernel_only_edited_units_are_looked_at(tmp_path: Path) -> None:
-    assert found(tmp_path, {"part.c": "int level = 2;"}, "vmlinux") == []
-    edits = {"part.c": "int level = 2;", "user.c": USER.replace("part(x)", "part(x + 1)")}
-    assert found(tmp_path / "both", edits, "vmlinux") == [("HR2209", "part", "user.c")]
+def test_of_the_kernel_the_units_are_looked_at_that_mention_what_is_gone(tmp_path: Path) -> None:
+    edits = {"part.c": "int level = 2;"}
+    assert found(tmp_path, edits, "vmlinux") == [("HR2209", "part", "user.c")]
+    assert found(tmp_path / "none", {"spare.c": "static int spare(void) { return 3; }"}, "vmlinux") == []
