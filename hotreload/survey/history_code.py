@@ -23,6 +23,7 @@ from hotreload.survey.history_lines import Lines
 
 PAGE: Final = 0x1000
 KERNEL: Final = 0xFFFF_FFFF_8000_0000  # arch/x86/include/asm/page_64_types.h: __START_KERNEL_map
+LARGEST: Final = 0x10000  # bytes of a function or variable of another module
 OURS = "hotreload_"  # patch modules
 
 SYMBOL = re.compile(r"^([0-9a-f]+) (\w) (\S+)(?:\s+\[(\w+)\])?$", re.MULTILINE)
@@ -139,6 +140,14 @@ class Picture:
             return None
         return self.by_place[place][1]
 
+    def name_elsewhere(self, address: int) -> str | None:
+        """The name of a place in a module of which no memory was read; None: it is in none."""
+        place = bisect.bisect_right(self.by_place, address, key=lambda each: each[0]) - 1
+        if place < 0 or address - self.by_place[place][0] >= LARGEST:
+            return None
+        start, symbol = self.by_place[place]
+        return symbol.name + (f"+{address - start:#x}" if address != start else "")
+
     def end_of(self, address: int) -> int:
         """Where the next symbol or section begins."""
         after = bisect.bisect_right(self.by_place, address, key=lambda each: each[0])
@@ -250,7 +259,7 @@ class Reader:
         """What an address stands for: a name, or for what has none its content."""
         section = self._picture.section_at(address)
         if section is None:
-            return self._names.name_of(address)
+            return self._picture.name_elsewhere(address) or self._names.name_of(address)
         symbol = self._picture.symbol_at(address, section)
         if section.is_text or (section.is_constant and (symbol is None or not _is_named(symbol, address))):
             # A patch has its texts among its other constants; __func__.3 ends where its text does.

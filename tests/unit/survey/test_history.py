@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 from hotreload.survey.debug_kernel import settings_for, wrapper
@@ -69,6 +70,18 @@ def test_code_is_read_as_names_and_texts_wherever_it_lies() -> None:
     ]
     assert here.constants["table"] == {("0500000000000000", "show")}
     assert differences(here, there) == []
+
+
+def test_a_function_of_another_module_has_its_name_wherever_that_lies() -> None:
+    def calling(place: int) -> Reading:
+        base = 0xFFFFFFFFC0000000
+        own = module(base, b"hello")
+        code = (FENTRY + call(base + 5, place + 0x10) + b"\xc3").ljust(0x40, b"\x90")
+        other = read_symbols(f"{place:x} t open\t[videodev]\n{place + 0x10:x} t close\t[videodev]\n")
+        return read(replace(own, symbols=(*own.symbols, *other), pages={base: code.ljust(PAGE, b"\0")}))
+
+    assert calling(0xFFFFFFFFC0400000).functions["show"] == [("fentry", "call <close>", "ret")]
+    assert differences(calling(0xFFFFFFFFC0400000), calling(0xFFFFFFFFC0407000)) == []
 
 
 def test_another_text_another_table_and_a_function_that_is_missing_are_told() -> None:
