@@ -118,6 +118,8 @@ class History:
         """Build a commit with the kernel's own make; None: it does not build."""
         if not await self.check_out(commit):
             return None
+        for ko in self.folder.glob("*.ko"):  # a module may have had another name
+            ko.unlink()
         argv = ["make", "-C", str(kernel.output), f"M={self.folder}", "modules"]
         done = await process.run(argv, env={"MAKEFLAGS": ""}, timeout=BUILD_LIMIT)
         if not done.ok:
