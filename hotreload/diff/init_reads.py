@@ -219,7 +219,7 @@ def ran_at_load(
 
 def ran_message(function: Symbol, when: str = "when the module is loaded") -> str:
     """What it means that a function has run, and is another one now."""
-    return f"{written_name(function)} changed, and is called {when}: what the old one made then stays"
+    return f"{written_name(function)} changed, and is called {when}: what was made from the old one stays"
 
 
 def handed_to_the_kernel(obj: ObjectFile, is_own: IsOwn) -> dict[str, list[Use]]:

@@ -142,6 +142,9 @@ class Picture:
 
     def name_elsewhere(self, address: int) -> str | None:
         """The name of a place in a module of which no memory was read; None: it is in none."""
+        # A patch module lists what it uses of the kernel, too, which lies below all modules.
+        if not self.sections or address < self.sections_by_place[0][0]:
+            return None
         place = bisect.bisect_right(self.by_place, address, key=lambda each: each[0]) - 1
         if place < 0 or address - self.by_place[place][0] >= LARGEST:
             return None

@@ -333,6 +333,7 @@ int prepare(void)
     status, answer, told = build("".join(difflib.unified_diff(*lines, "a/src/help.c", "b/src/help.c")))
     assert (status, answer["verdict"]) == (0, "patchable")
     assert (
-        "prepare changed, and is called when the module is loaded: what the old one made then stays" in told
+        "prepare changed, and is called when the module is loaded: what was made from the old one stays"
+        in told
     )
     assert "twice changed, and is called" not in told

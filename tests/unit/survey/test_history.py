@@ -76,11 +76,16 @@ def test_a_function_of_another_module_has_its_name_wherever_that_lies() -> None:
     def calling(place: int) -> Reading:
         base = 0xFFFFFFFFC0000000
         own = module(base, b"hello")
-        code = (FENTRY + call(base + 5, place + 0x10) + b"\xc3").ljust(0x40, b"\x90")
+        code = (FENTRY + call(base + 5, place + 0x10) + call(base + 10, PRINTK) + b"\xc3").ljust(
+            0x40, b"\x90"
+        )
         other = read_symbols(f"{place:x} t open\t[videodev]\n{place + 0x10:x} t close\t[videodev]\n")
+        other += read_symbols(f"{PRINTK - 0x100:x} U kfree\t[hotreload_1]\n")
         return read(replace(own, symbols=(*own.symbols, *other), pages={base: code.ljust(PAGE, b"\0")}))
 
-    assert calling(0xFFFFFFFFC0400000).functions["show"] == [("fentry", "call <close>", "ret")]
+    assert calling(0xFFFFFFFFC0400000).functions["show"] == [
+        ("fentry", "call <close>", "call <_printk>", "ret")
+    ]
     assert differences(calling(0xFFFFFFFFC0400000), calling(0xFFFFFFFFC0407000)) == []
 
 
