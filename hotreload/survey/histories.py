@@ -224,6 +224,8 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         "--keep", type=Path, metavar="FOLDER", help="what was freshly booted, there for another run"
     )
     given = parser.parse_args(argv)
+    if given.keep is not None and ":" in str(given.keep.absolute()):
+        parser.error(f"--keep {given.keep}: make builds in no folder with a colon in its name")
     source = str(Path(given.source).resolve()) if Path(given.source).exists() else given.source
     workload = given.workload or workload_for(source)
     return Options(source, given.commits, given.kernel, workload, given.until, given.json, given.keep)
