@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from hotreload.diff.correlate import is_constant
+from hotreload.diff.correlate import is_constant, source_name
 from hotreload.diff.layouts import VOID, Layouts, Shape
 from hotreload.diff.special_sections import Entry, is_explained_elsewhere
 from hotreload.elf.address_flow import NEVER, TWO, AddressFlow, Detours, Sought
@@ -44,7 +44,7 @@ def address_flow(
 
     def registers(function: Symbol) -> int:
         # A clone (f.isra.0) returns what the function does, or nothing.
-        shapes = layouts.functions.get(function.name.partition(".")[0], ()) if layouts else ()
+        shapes = layouts.functions.get(source_name(function.name), ()) if layouts else ()
         return max((_registers(layouts, shape[1]) for shape in shapes), default=TWO) if layouts else TWO
 
     return AddressFlow(seen, keeps_nothing, _detours(entries), is_whole, registers)

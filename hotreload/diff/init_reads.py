@@ -366,7 +366,7 @@ class _Linked(Generic[K]):
             if is_for_init(function) or {function.name, *function.aliases} & LOAD_NAMES
             if with_exit or not _is_exit(function)
         ]
-        # The last is the first: what has run is told of.
+        # ``todo`` is taken from its end. Exit code comes last, so that messages name code that has run.
         todo.sort(key=lambda each: _is_exit(each[1]), reverse=True)
         todo += [each for each in dict.fromkeys(also) if each not in todo]
         reached = set(todo)

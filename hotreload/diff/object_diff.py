@@ -300,7 +300,7 @@ def tell_of_makers(pair: Pair, makers: Collection[Symbol]) -> None:
 
 
 def _without_consequences(obstacles: Collection[Obstacle]) -> Iterator[Obstacle]:
-    """Without what is so because a tracepoint is new or gone, where that is told."""
+    """Leave out what follows from a new or removed tracepoint, if there is an obstacle for that itself."""
     is_told = any(obstacle.symbol.startswith(TRACEPOINT) for obstacle in obstacles)
     for obstacle in obstacles:
         if not is_told or not obstacle.symbol.startswith(TRACEPOINTS):

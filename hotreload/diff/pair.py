@@ -43,7 +43,7 @@ class Pair:
     ``exit_changed``       patched exit code -> the original
     ``exit``               the module's exit function, original and patched, if it is to be exchanged
     ``new_exports``        names that other modules may use from now on
-    ``gone_exports``       names that other modules can use no more, once they are built anew
+    ``gone_exports``       names that the unit no longer exports
     ``callbacks``          patched functions that the livepatch core is to call, with the kind of call
     ``rewrites``           variables with another initial value, to be written where they are
     ``held``               changed constants that somebody may have the address of, and who

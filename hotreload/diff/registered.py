@@ -98,7 +98,7 @@ _BINDS: Final = frozenset(("probe", "connect"))
 _MAKES: Final = frozenset((("rtnl_link_ops", "setup"), ("rtnl_link_ops", "newlink")))
 # Not these: they connect a socket.
 _SOCKETS: Final = frozenset("proto_ops proto".split())
-# Slots of certain structs that the kernel calls for what is there already when they are registered.
+# Slots of certain structs that the kernel calls at registration, once for each object that exists by then.
 _CALLED_FOR_ALL: Final = {
     "pernet_operations": frozenset("init exit exit_batch".split()),
     "net_device_ops": frozenset("ndo_init ndo_uninit".split()),

@@ -50,7 +50,7 @@ _SIZE_IN: Final = {
     )
     for name in names.split()
 }
-# These are told the logarithm of how many pages it is to be.
+# These take the order of an allocation: 2 to the power of it is the number of pages.
 _ORDER_IN: Final = {
     name: register
     for register, names in (

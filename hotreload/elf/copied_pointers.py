@@ -35,11 +35,7 @@ def who_copies_through(
     defined = [symbol for symbol in symbols if symbol.is_defined]
     kept = _kept(defined, holder)
     for function in defined:
-        if (
-            function.is_function
-            and function.is_defined
-            and _stores_copy(function, kept, inside | set(places))
-        ):
+        if function.is_function and _stores_copy(function, kept, inside | set(places)):
             return f"{function.name} stores what it has found in {holder.name}"
     return None
 
