@@ -3,10 +3,10 @@
 
 A line number is data: WARN() leaves one in the bug table, pr_debug() in its descriptor, lockdep and
 might_sleep() hand one on. A comment on top of a file would change each function below that has one. So the
-compiler is shown a copy in which ``#line`` gives every unchanged line the number it has in the base, and
-every other line its own. Whatever number a line gets, the code is the same: a directive that is missing, or
-skipped with its branch of an ``#if``, makes more functions differ and none wrong. Where one would become
-part of a literal or a macro's body, behind a backslash, none is ever inserted.
+compiler is shown a copy in which ``#line`` gives every unchanged line the number it has in the base, also
+where it has moved, and every other line its own. Whatever number a line gets, the code is the same: a
+directive that is missing, or skipped with its branch of an ``#if``, makes more functions differ and none
+wrong. Where one would become part of a literal or a macro's body, behind a backslash, none is ever inserted.
 
 Not so where the author makes a name or a value of ``__LINE__``: there no two lines may have one number. A
 new line whose number an unchanged one has gets one that no line has, and that tells its own (57 -> 10057). If
@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -37,6 +37,7 @@ NOT_CODE = re.compile(
 )
 CONDITIONAL = re.compile(r"\s*#\s*(if|else|el|endif)")
 TOP_LEVEL = re.compile(r"[A-Za-z_{}]")
+WORD = re.compile(r"\w")
 # Stands before a line of code that begins in a comment or literal.
 INSIDE = "\0"
 BLANK = f" \t\r\f\v\\{INSIDE}"
@@ -125,7 +126,10 @@ def _is_plain(text: str) -> bool:
 def wanted_numbers(base: Sequence[str], now: Sequence[str]) -> list[int]:
     """The number, from 1, of each line of ``now``: that of its counterpart in ``base``, or else its own."""
     numbers = list(range(1, len(now) + 1))
-    for was, place in _unchanged(base, now):
+    kept = list(_unchanged(base, now))
+    if len(kept) < min(len(base), len(now)):
+        kept += _moved(base, now, kept)
+    for was, place in kept:
         numbers[place] = was + 1
     return numbers
 
@@ -200,6 +204,37 @@ def _all_with_all(
     matcher = SequenceMatcher(None, base[was:was_end], now[place:end], autojunk=False)
     for one, other, size in matcher.get_matching_blocks():
         yield from ((was + one + step, place + other + step) for step in range(size))
+
+
+# --- which lines have moved ---
+
+
+def _moved(
+    base: Sequence[str], now: Sequence[str], kept: Collection[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """Pairs of equal lines, by index, that stand in another order: a function that was put elsewhere.
+
+    No diff tells which of two functions that changed places is the one that moved, and the next edit may turn
+    the answer round. So both keep their numbers, around each line that is left over once in each text.
+    """
+    kept_was, kept_place = {was for was, _ in kept}, {place for _, place in kept}
+    left = {was: line for was, line in enumerate(base) if was not in kept_was}
+    come = {place: line for place, line in enumerate(now) if place not in kept_place}
+    once_come = _once_of(come)
+    anchors = [(was, once_come[line]) for line, was in _once_of(left).items() if line in once_come]
+    for was, place in anchors:
+        for step in (1, -1):
+            one, other = (was, place) if step == 1 else (was - 1, place - 1)
+            while one in left and other in come and left[one] == come[other]:
+                yield one, other
+                del left[one], come[other]
+                one, other = one + step, other + step
+
+
+def _once_of(lines: Mapping[int, str]) -> dict[str, int]:
+    """Those with a word that are there once, with their indices, in order."""
+    count = Counter(lines.values())
+    return {line: place for place, line in lines.items() if count[line] == 1 and WORD.search(line)}
 
 
 # --- where a directive may stand, and which is needed ---

@@ -223,6 +223,14 @@ def test_a_changed_function_does_not_change_its_neighbours(kernel_driver: Driver
     assert kernel_driver.changed() == {"one"}
 
 
+def test_functions_that_change_places_are_no_change(kernel_driver: Driver) -> None:
+    text = KERNEL_DRIVER["m.c"]
+    start, end = text.index("int one(int a);"), text.index("int two(int a);")
+    kernel_driver.write({"m.c": text[:start] + text[end:] + text[start:end]})
+    assert kernel_driver.changed_plainly() == {"one", "two"}
+    assert kernel_driver.changed() == set()
+
+
 # --- where the files are ---
 
 NAMES = {
@@ -428,6 +436,29 @@ def test_a_new_line_that_would_collide_gets_a_number_of_its_own(tmp_path: Path) 
     driver.edit("m.c", "struct", "\n\nstruct")
     driver.edit("m.c", unique, unique + "union NAME(__LINE__) {};\n")
     assert driver.changed() == set()
+
+
+def test_a_name_made_of_a_line_moves_with_its_function(tmp_path: Path) -> None:
+    counts = "#define HITS_(line) hits_##line\n#define HITS(line) HITS_(line)\n"
+    counts += "#define COUNT(who) ({ static int HITS(__LINE__); ++HITS(__LINE__); })\n"
+    counts += "extern int ones, twos;\n"
+    one, two = (
+        f"int {it}(int a)\n{{\n\ta += {it}s;\n\treturn a * COUNT({it});\n}}\n" for it in ("one", "two")
+    )
+    driver = recorded(tmp_path / "drv", {"m.c": counts + one + two})
+    driver.write({"m.c": counts + two + one})
+    assert driver.changed() == set()
+    # The more lines are there, the more does the second function look like the one that moved.
+    driver.write(
+        {"m.c": counts + two.replace("a +=", "a -=") + one.replace("\ta +=", "\ta++;\n" * 9 + "\ta +=")}
+    )
+    assert driver.changed() == {"one", "two"}
+    pair = driver.pair()
+    assert _counters(pair.patched) == _counters(pair.original)
+
+
+def _counters(file: Path) -> set[str]:
+    return {symbol.name.partition(".")[0] for symbol in read_object(file).symbols if "hits_" in symbol.name}
 
 
 def test_a_source_that_numbers_its_lines_itself_is_compiled_as_it_is(tmp_path: Path) -> None:

@@ -41,6 +41,17 @@ def test_removed_lines_move_the_rest_as_added_ones_do() -> None:
     assert directives("a\ngone\ngone too\nb\nchanged", "a\nb\nother") == "a_#line 4_b_#line 3_other"
 
 
+def test_what_moved_keeps_its_numbers_as_what_it_moved_past_does() -> None:
+    first, second = ["one {", "x", "x", "return 1"], ["two {", "x", "return 2"]
+    assert wanted_numbers([*first, *second], [*second, *first]) == [5, 6, 7, 1, 2, 3, 4]
+    # Which of the two counts as the one that moved may change with any further edit; the numbers do not.
+    assert wanted_numbers([*first, *second], [*second, "new", "more", *first]) == [5, 6, 7, 4, 5, 1, 2, 3, 4]
+
+
+def test_a_line_that_the_text_has_twice_does_not_tell_alone_where_it_moved() -> None:
+    assert wanted_numbers(["a", "x", "x", "b"], ["b", "y", "x", "z", "x", "q", "a"]) == [4, 2, 3, 4, 5, 6, 1]
+
+
 @pytest.mark.parametrize(
     ("base", "now"),
     [
