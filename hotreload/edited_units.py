@@ -144,7 +144,7 @@ class EditedUnits:
         new = [file for file, digest in changed.items() if self._asked_of.get(file) != digest]
         self._asked_of = {**self._base.makefiles, **changed}
         if new:
-            raise self._recipe_changed(", ".join(file.name for file in new))
+            raise self._recipe_changed(self._names(new))
 
     @staticmethod
     def _recipe_changed(names: str) -> NotPatchableError:
@@ -190,7 +190,13 @@ class EditedUnits:
 
     def _names_of_changed(self, makefiles: Iterable[Path]) -> str:
         known = self._base.makefiles
-        return ", ".join(path.name for path in makefiles if sha256(path) != known.get(path))
+        return self._names(path for path in makefiles if sha256(path) != known.get(path))
+
+    def _names(self, files: Iterable[Path]) -> str:
+        """A tree may have a Makefile in each folder."""
+        folder = self._base.build.folder
+        inside = (file.relative_to(folder) if file.is_relative_to(folder) else file for file in files)
+        return ", ".join(sorted(map(str, inside)))
 
     def _all_that_may_differ(self) -> list[TranslationUnit]:
         self.pushed.clear()

@@ -146,14 +146,14 @@ class Edits:
         self._question.new -= new
         self.units.may_find_others({unit.object for unit in askers(self.base, new)})
         made, self._made = self._made, set()
-        others = set(filter(self._question.is_only_asked_about, others))
+        asked, others = others, set(filter(self._question.is_only_asked_about, others))
         named = tuple(file for file in files if file not in others)
         units = (
             self.units.of(tuple(dict.fromkeys((*named, *made))), tuple(others))
             if files
             else self.units.of(())
         )
-        self._require_same_commands(others)
+        self._require_same_commands(asked)
         for target in self.units.back_at_base():
             self.compared.pop(target, None)
             self._keeping.discard(target)
@@ -303,6 +303,7 @@ class Edits:
         self._originals = {key: each for key, each in self._originals.items() if key not in anew}
         if base.build is not self._question.build:
             self._question = MakeQuestion(base.build)
+            self._commands = ()  # they are those of this build
         self._again = {key: each for key, each in self._again.items() if key not in anew}
         self._renamed_variables = {k: v for k, v in self._renamed_variables.items() if k not in anew}
         self._running.forget(base, modules)

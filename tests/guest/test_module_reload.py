@@ -239,6 +239,19 @@ def test_a_unit_that_a_new_recipe_adds_is_watched_from_then_on(in_session: InSes
     in_session(story, max_rung="module")
 
 
+def test_what_make_said_of_a_recipe_is_done_with_once_the_module_is_loaded(in_session: InSession) -> None:
+    async def story(save: Save, read: Read) -> None:
+        # Make is asked about the table, and says that it compiles another unit now.
+        more = '#include "pair.h"\nint twice(int n)\n{\n\treturn 4 * n;\n}\n'
+        added = await save(more_c=more, a_table="one\n", Kbuild=FILES["Kbuild"].replace("help.o", "more.o"))
+        assert added.outcome is Outcome.RELOADED, added
+        said = await save(Makefile="# changed, and read by nobody\n")
+        assert said.outcome is Outcome.NO_CHANGE, said
+        assert await read() == "hello 1 4\n"
+
+    in_session(story, {**FILES, "Makefile": "# beside a Kbuild\n"}, max_rung="module")
+
+
 def test_a_crash_of_the_new_module_brings_the_old_one_back(in_session: InSession) -> None:
     async def story(save: Save, read: Read, watch: Driven) -> None:
         assert await read() == "hello 1 2\n"
