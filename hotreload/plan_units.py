@@ -19,7 +19,7 @@ from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.compared import Compared, Original, prototypes_of
 from hotreload.deploy.module_reload import depends_of
-from hotreload.diff.allocations import message_of, users_of_other_sizes
+from hotreload.diff.allocations import message_of, refuse_other_frees, users_of_other_sizes
 from hotreload.diff.init_reads import (
     LOAD_NAMES,
     called_at_load,
@@ -103,7 +103,7 @@ def plan_units(
     """
     joined = joined_modules(base, (each.pair.unit.module for each in compared.values()))
     of_modules = (*_linked_twice(base, compared), *_read_elsewhere(base, compared, joined))
-    of_modules += (*held_across_units(base, compared), *sizes_across_units(compared, joined))
+    of_modules += (*held_across_units(base, compared), *allocations_across_units(compared, joined))
     of_modules += (*_imported_elsewhere(base, compared, used_by_edits),)
     of_modules += tuple(
         unlinkable(
@@ -270,19 +270,27 @@ def _is_told(one: Compared, function: Symbol) -> bool:
     return function.name in known or not LOAD_NAMES.isdisjoint((function.name, *function.aliases))
 
 
-def sizes_across_units(
+def allocations_across_units(
     compared: Mapping[Path, Compared], joined: Mapping[str, frozenset[str]]
 ) -> Iterator[Obstacle]:
-    """Code that counts on another size of what another unit of its module, or of one that is joined to it,
-    has allocated."""
-    changed = {key: [(t.original, t.patched) for t in one.diff.changed] for key, one in compared.items()}
+    """Code that counts on another size, or another allocator, of what another unit of its module, or of one
+    that is joined to it, has allocated."""
+    changed = {
+        key: [(twins.original, twins.patched) for twins in (*one.diff.changed, *one.diff.only_for_exit)]
+        for key, one in compared.items()
+    }
     for key, one in compared.items():
         module, where = one.pair.unit.module, str(one.pair.unit.source)
         group = joined.get(module, frozenset())  # none for vmlinux
-        others = (o for o in compared if o != key and compared[o].pair.unit.module in group)
-        users = [twins for other in others for twins in changed[other]]
-        for resized, user in users_of_other_sizes(changed[key], users) if users else ():
+        others = [o for o in compared if o != key and compared[o].pair.unit.module in group]
+        beside = [twins for other in others for twins in changed[other]]
+        new = [function for other in others for function in compared[other].diff.new_functions]
+        for resized, user in users_of_other_sizes(changed[key], beside) if beside else ():
             yield Obstacle("HR2101", resized.function.name, message_of(resized, user), where=where)
+        told = {obstacle.symbol for obstacle in one.diff.obstacles}
+        for obstacle in refuse_other_frees(changed[key], new, beside) if beside or new else ():
+            if obstacle.symbol not in told:
+                yield replace(obstacle, where=where)
 
 
 def _new_values(each: Compared) -> list[Symbol]:

@@ -43,16 +43,22 @@ def refuse_other_sizes(pair: Pair) -> None:
     pair.obstacles += refuse_other_frees(changed, pair.new_functions)
 
 
-def refuse_other_frees(pairs: Iterable[tuple[Symbol, Symbol]], new: Iterable[Symbol]) -> Iterator[Obstacle]:
+def refuse_other_frees(
+    pairs: Iterable[tuple[Symbol, Symbol]],
+    new: Iterable[Symbol],
+    beside: Iterable[tuple[Symbol, Symbol]] = (),
+) -> Iterator[Obstacle]:
     """Refuse code that gives what it finds back to another allocator, which is now where it is from.
 
-    ``pairs``: changed functions as (original, patched); ``new``: others.
+    ``pairs``: changed functions as (original, patched); ``new``: others; ``beside``: changed functions that
+    are not asked what they free.
     """
     twins = list(pairs)
     freed = [(patched, frees_of(original), frees_of(patched)) for original, patched in twins]
     freed = [(patched, before - after, after - before) for patched, before, after in freed]
     if not any(gone and come for _, gone, come in freed):
         return
+    twins += beside
     before: Counter[int] = Counter()
     after: Counter[int] = Counter()
     for original, _ in twins:

@@ -101,6 +101,7 @@ class ObjectDiff:
     ``renamed_variables`` static variables that go on under another name (correlation.py)
     ``exit``              the module's exit function, which is exchanged
     ``exit_changed``      what exit runs and differs, whether a patch brings it or not
+    ``only_for_exit``     those of these functions that lie in exit code
     ``init_changed``      what differs, and waits for the next load
 
     What the debugging information tells, where there is some (unit_diff.py):
@@ -135,6 +136,7 @@ class ObjectDiff:
     renamed_variables: Mapping[tuple[str, str], str] = field(default_factory=dict)
     exit: Twins | None = None
     exit_changed: tuple[str, ...] = ()
+    only_for_exit: tuple[Twins, ...] = ()
     init_changed: tuple[str, ...] = ()
     types: Mapping[str, str] = field(default_factory=dict)
     declared_in: Mapping[str, str] = field(default_factory=dict)
@@ -344,5 +346,6 @@ def _result(pair: Pair) -> ObjectDiff:
         obstacles=tuple(_without_consequences(dict.fromkeys(pair.obstacles))),
         exit=Twins(*pair.exit) if pair.exit else None,
         exit_changed=tuple(_other_exit_code(pair)),
+        only_for_exit=tuple(Twins(one, other) for other, one in pair.exit_changed.items()),
         init_changed=tuple(dict.fromkeys(pair.init_changed)),
     )

@@ -14,7 +14,7 @@ from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.compared import Compared, Original
 from hotreload.elf.allocators import allocated_sizes, numbers_in
-from hotreload.plan_units import sizes_across_units
+from hotreload.plan_units import allocations_across_units
 from tests.objects.compiling import difference, object_of
 
 HEAD = """
@@ -113,7 +113,7 @@ def test_another_unit_of_the_module_or_of_one_joined_to_it_may_count_on_the_size
         diff = difference(tmp_path / name, *texts)
         compared[Path(name)] = Compared(pair, cast("Original", None), diff)
     joined = {name: frozenset(group) for group in (("drv", "user"), ("other",)) for name in group}
-    found = [(o.code, o.symbol, o.where) for o in sizes_across_units(compared, joined)]
+    found = [(o.code, o.symbol, o.where) for o in allocations_across_units(compared, joined)]
     assert found == ([("HR2101", "probe", "a.c")] if is_refused else [])
 
 
@@ -180,6 +180,26 @@ def test_what_was_allocated_before_is_given_back_where_it_is_from(how: str, tmp_
     ):
         found = difference(tmp_path / str(number), slab, after).obstacles
         assert {o.code for o in found if "frees with" in o.message} == codes
+
+
+@pytest.mark.parametrize("how", ["where it is", "the end", "a helper"])
+@pytest.mark.parametrize("is_also_made", [True, False])
+def test_another_unit_may_give_back_what_was_allocated(how: str, is_also_made: bool, tmp_path: Path) -> None:
+    makes = FREES.replace("FREE(", "kfree(")
+    heads = "void kfree(void *); void vfree(void *); extern char *buf; static noinline void give(void *p) { FREE(p); }"
+    sources = {
+        "a.c": makes if is_also_made else makes.replace("ALLOC", "vmalloc(64)"),
+        "b.c": heads + DROPS[how],
+    }
+    compared = {}
+    for name, text in sources.items():
+        slab = text.replace("ALLOC", "__kmalloc(64, 3)").replace("FREE(", "kfree(")
+        pages = text.replace("ALLOC", "vmalloc(64)").replace("FREE(", "vfree(")
+        unit = cast("TranslationUnit", SimpleNamespace(source=Path(name), module="drv"))
+        diff = difference(tmp_path / name, slab, pages)
+        compared[Path(name)] = Compared(ObjectPair(unit, Path(), Path()), cast("Original", None), diff)
+    found = [(o.code, o.where) for o in allocations_across_units(compared, {"drv": frozenset(("drv",))})]
+    assert found == ([("HR2101", "b.c")] if is_also_made else [])
 
 
 def test_another_free_is_no_new_allocator(tmp_path: Path) -> None:
