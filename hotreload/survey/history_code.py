@@ -6,8 +6,8 @@ before they are loaded; here there are none any more. Bytes of the guest are dec
 gets the name that the guest's own kernel has for it. So two guests compare, wherever their modules lie, and
 whether a function is the module's or a patch's.
 
-Left out is what differs for good reason: the ftrace call at the beginning of a function, how far a jump goes
-within it, and anything that can be written.
+Left out is what differs for good reason: the landing of indirect calls and the ftrace call with which a
+function begins, how far a jump goes within it, and anything that can be written.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ NUMBERED = re.compile(r"(\.\d+)+$")
 PADDING = re.compile(r"nop|int3|add byte ptr \[rax\], al$|xchg ax, ax|data16|cs nop")
 # With the level of a message before it (KERN_SOH, include/linux/kern_levels.h).
 TEXT = re.compile(rb"(?:\x01[0-7cd])?[\t\n\r\x1b -~]+|\x01[0-7cd]")
+# Where an indirect call may land: ENDBR64, and what the kernel puts there if nobody takes the function's
+# address (arch/x86/include/asm/ibt.h: gen_endbr_poison()). A patch keeps the first.
+LANDINGS: Final = (b"\xf3\x0f\x1e\xfa", b"\x66\x0f\x1f\x00")
 TEXT_AHEAD = 96  # bytes of a text that are compared
 CONSTANT_LIMIT = 2048
 
@@ -231,6 +234,8 @@ class Reader:
     def code_at(self, start: int) -> tuple[str, ...]:
         """A function as lines, the padding behind it left out."""
         content = self._picture.bytes_at(start, self._picture.end_of(start) - start)
+        if content.startswith(LANDINGS):
+            content, start = content[4:], start + 4
         decoded = list(self._decoder.disasm_lite(content, start))
         while decoded and PADDING.match(f"{decoded[-1][2]} {decoded[-1][3]}"):
             decoded.pop()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hotreload.survey.debug_kernel import settings_for, wrapper
 from hotreload.survey.history_code import (
+    LANDINGS,
     PAGE,
     Names,
     Picture,
@@ -114,6 +115,13 @@ def test_the_call_of_a_function_that_is_traced_is_no_difference() -> None:
     base = 0xFFFFFFFFC0000000
     hooked = read(module(base, b"hello", hook=call(base, 0xFFFFFFFFC0700000)))
     assert differences(read(module(base, b"hello")), hooked) == []
+
+
+def test_a_landing_of_indirect_calls_that_the_kernel_has_sealed_is_no_difference() -> None:
+    base = 0xFFFFFFFFC0000000
+    kept, sealed = (module(base, b"hello", hook=landing + FENTRY) for landing in LANDINGS)
+    assert differences(read(kept), read(sealed)) == []
+    assert read(kept).functions["show"][0][0] == "fentry"
 
 
 def test_the_function_of_the_live_patch_is_the_one_that_runs() -> None:
