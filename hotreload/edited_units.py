@@ -18,6 +18,7 @@ from hotreload.build.units import new_inputs, units_for
 from hotreload.diff.obstacles import BUILD_KERNEL, BUILD_MODULE, NotPatchableError, Obstacle
 
 SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
+STRAY = "HR1002"
 MANY_UNITS = "hotreload push --max-units N compiles them all; or build the kernel, and start hotreload again"
 
 
@@ -40,6 +41,7 @@ class EditedUnits:
         self._candidates: set[Path] = set()
         self._hidden: frozenset[Path] = frozenset()
         self._left_out: tuple[Path, ...] = ()
+        self._unread: tuple[Path, ...] = ()  # Makefiles and sources of no unit that an error came before
         self._asked_of = dict(base.makefiles)  # as they were when they were refused last
         self._refused: dict[Path, str] = {}  # carried files that were refused once, with their digests
 
@@ -77,6 +79,22 @@ class EditedUnits:
     def new_inputs(self) -> frozenset[Path]:
         """The files of the user's that edits have included."""
         return new_inputs(self._base.build, self._objects)
+
+    def with_unread(self, files: Iterable[Path]) -> tuple[Path, ...]:
+        """These files, and what was saved before and is still unread: a Makefile, say."""
+        files = tuple(files)
+        unread, self._unread = self._unread, ()
+        return tuple(dict.fromkeys((*files, *unread))) if files else ()
+
+    def leave_unread(self, files: Iterable[Path]) -> None:
+        """These were saved with something that did not compile: what no unit names is still to be read."""
+        selection = units_for(files, self._base.build, self._objects)
+        self._unread = (*selection.makefiles_changed, *filter(_is_source, selection.not_part_of_build))
+
+    def refuse_again(self) -> None:
+        """Nothing came of the build that a refusal led to: what was refused once is refused once more."""
+        self._asked_of = dict(self._base.makefiles)
+        self._refused.clear()
 
     @property
     def has_news(self) -> bool:
@@ -249,12 +267,12 @@ class EditedUnits:
     def _not_part_of_build(self, files: Iterable[Path]) -> Obstacle:
         names = ", ".join(path.name for path in files)
         message = f"{names} is not part of this build: no unit includes it"
-        hint = "add it to the module's Makefile and start hotreload again, or include it"
+        hint = "add it to the module's Makefile, or include it"
         if self._base.is_kernel:
             # The vdso, the boot code and the programs that build a kernel are built, and not linked into it.
             message = f"{names}: no unit of vmlinux or of a module was made of it"
             hint = f"if it is new, or goes into the image in another way: {BUILD_KERNEL}"
-        return Obstacle("HR1002", names, message, hint)
+        return Obstacle(STRAY, names, message, hint)
 
     def _too_many(self, objects: Collection[Path]) -> Obstacle:
         files = sorted(file.name for file in self.differing)

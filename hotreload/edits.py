@@ -23,7 +23,7 @@ from hotreload.compared import Compared, Original, proved, read_original
 from hotreload.deploy.guest import Guest
 from hotreload.diff.obstacles import BUILD_MODULE, NotPatchableError, Obstacle
 from hotreload.diff.unit_diff import UnitContext
-from hotreload.edited_units import EditedUnits
+from hotreload.edited_units import STRAY, EditedUnits
 from hotreload.errors import CompileError, InputError
 from hotreload.kernel_knowledge import KernelKnowledge, learn
 from hotreload.load_time import init_obstacles, waiting, with_init
@@ -148,11 +148,17 @@ class Edits:
         made, self._made = self._made, set()
         asked, others = others, set(filter(self._question.is_only_asked_about, others))
         named = tuple(file for file in files if file not in others)
-        units = (
-            self.units.of(tuple(dict.fromkeys((*named, *made))), tuple(others))
-            if files
-            else self.units.of(())
-        )
+        try:
+            units = (
+                self.units.of(tuple(dict.fromkeys((*named, *made))), tuple(others))
+                if files
+                else self.units.of(())
+            )
+        except NotPatchableError as refusal:
+            if any(each.code == STRAY for each in refusal.obstacles):
+                # No unit has the file, but make may have one.
+                self._require_same_commands(asked or files)
+            raise
         self._require_same_commands(asked)
         for target in self.units.back_at_base():
             self.compared.pop(target, None)

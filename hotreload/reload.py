@@ -183,7 +183,7 @@ class Reloader:
         last save. ``started`` is told build.start, diff.done and apply.start as they happen. Raises
         GuestUnreachableError alone; whatever else went wrong is in the report.
         """
-        cycle = Cycle(tuple(paths), saved_at, started)
+        cycle = Cycle(self.units.with_unread(paths), saved_at, started)
         cycle.milliseconds["watch"] = (time.monotonic() - saved_at) * 1000
         return await self._told(cycle, self._through(cycle))
 
@@ -410,6 +410,8 @@ class Reloader:
             if self.base.is_kernel and isinstance(error, NotPatchableError) and self._is_of_vmlinux(error):
                 error = error.of_kernel()
             report = cycle.failed(error, self.running)
+            if isinstance(error, CompileError):
+                self.units.leave_unread(cycle.files)
         except Exception as bug:
             if self._guest.is_changing:
                 raise  # nobody knows what the guest has
@@ -587,7 +589,11 @@ class Reloader:
                 unknown = frozenset(unit.module for unit in due)
         with cycle.stage("build"):
             names = self._in_the_way(refusal) | unknown
-            base, names = await self._module_rung.build(self._guest.guest, self.base, refusal, names)
+            try:
+                base, names = await self._module_rung.build(self._guest.guest, self.base, refusal, names)
+            except CompileError:
+                self.units.refuse_again()
+                raise
         if not names:  # a comment in a Makefile
             self._take_base(names, base)
             return await self._as_patch(cycle)

@@ -239,6 +239,21 @@ def test_a_unit_that_a_new_recipe_adds_is_watched_from_then_on(in_session: InSes
     in_session(story, max_rung="module")
 
 
+def test_a_new_recipe_that_did_not_compile_is_brought_with_the_next_save(in_session: InSession) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        (watch.folder / "help.c").unlink()
+        recipe = FILES["Kbuild"].replace("help.o", "more.o")
+        wrong = await save(
+            more_c='#include "pair.h"\nintt twice(int n)\n{\n\treturn 4 * n;\n}\n', Kbuild=recipe
+        )
+        assert wrong.outcome is Outcome.COMPILE_ERROR, wrong
+        mended = await save(more_c='#include "pair.h"\nint twice(int n)\n{\n\treturn 4 * n;\n}\n')
+        assert mended.outcome is Outcome.RELOADED, mended
+        assert await read() == "hello 1 4\n"
+
+    in_session(story, max_rung="module")
+
+
 def test_what_make_said_of_a_recipe_is_done_with_once_the_module_is_loaded(in_session: InSession) -> None:
     async def story(save: Save, read: Read) -> None:
         # Make is asked about the table, and says that it compiles another unit now.

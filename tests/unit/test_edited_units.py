@@ -129,6 +129,25 @@ def test_a_source_saved_together_with_a_makefile_comes_with_the_next_save(tmp_pa
     assert sources.save("new\n", "c.c") == ["a.c", "c.c"]
 
 
+def test_a_recipe_is_refused_once_and_once_more_when_its_build_has_failed(tmp_path: Path) -> None:
+    sources = Sources(tmp_path)
+    (tmp_path / "Kbuild").write_text("new\n")
+    with pytest.raises(NotPatchableError, match="Kbuild changed"):
+        sources.units.of(())
+    assert sources.units.of(()) == []
+    sources.units.refuse_again()
+    with pytest.raises(NotPatchableError, match="Kbuild changed"):
+        sources.units.of(())
+
+
+def test_what_no_unit_names_is_read_with_the_next_save_if_an_error_came_first(tmp_path: Path) -> None:
+    sources = Sources(tmp_path)
+    kbuild, new, unit, notes = (tmp_path / name for name in ("Kbuild", "new.c", "a.c", "notes"))
+    sources.units.leave_unread((kbuild, new, unit, notes))
+    assert sources.units.with_unread((unit,)) == (unit, kbuild, new)
+    assert sources.units.with_unread((unit,)) == (unit,)
+
+
 def test_a_file_of_no_unit_is_told(tmp_path: Path) -> None:
     with pytest.raises(NotPatchableError, match=r"other\.c is not part of this build"):
         Sources(tmp_path).save("new\n", "other.c")
