@@ -101,6 +101,11 @@ class Names:
         self._addresses = [address for address, _name in ordered]
         self._names = [name for _address, name in ordered]
 
+    @property
+    def last(self) -> int:
+        """Where the kernel's last symbol is."""
+        return self._addresses[-1]
+
     def name_of(self, address: int) -> str:
         place = bisect.bisect_right(self._addresses, address) - 1
         if place < 0:
@@ -145,9 +150,6 @@ class Picture:
 
     def name_elsewhere(self, address: int) -> str | None:
         """The name of a place in a module of which no memory was read; None: it is in none."""
-        # A patch module lists what it uses of the kernel, too, which lies below all modules.
-        if not self.sections or address < self.sections_by_place[0][0]:
-            return None
         place = bisect.bisect_right(self.by_place, address, key=lambda each: each[0]) - 1
         if place < 0 or address - self.by_place[place][0] >= LARGEST:
             return None
@@ -267,7 +269,9 @@ class Reader:
         """What an address stands for: a name, or for what has none its content."""
         section = self._picture.section_at(address)
         if section is None:
-            return self._picture.name_elsewhere(address) or self._names.name_of(address)
+            # A patch module lists what it uses of the kernel, too, which lies below all modules.
+            of_module = self._picture.name_elsewhere(address) if address > self._names.last else None
+            return of_module or self._names.name_of(address)
         symbol = self._picture.symbol_at(address, section)
         if section.is_text or (section.is_constant and (symbol is None or not _is_named(symbol, address))):
             # A patch has its texts among its other constants; __func__.3 ends where its text does.

@@ -75,7 +75,7 @@ def test_code_is_read_as_names_and_texts_wherever_it_lies() -> None:
 
 def test_a_function_of_another_module_has_its_name_wherever_that_lies() -> None:
     def calling(place: int) -> Reading:
-        base = 0xFFFFFFFFC0000000
+        base = 0xFFFFFFFFC0200000
         own = module(base, b"hello")
         code = (FENTRY + call(base + 5, place + 0x10) + call(base + 10, PRINTK) + b"\xc3").ljust(
             0x40, b"\x90"
@@ -87,7 +87,7 @@ def test_a_function_of_another_module_has_its_name_wherever_that_lies() -> None:
     assert calling(0xFFFFFFFFC0400000).functions["show"] == [
         ("fentry", "call <close>", "call <_printk>", "ret")
     ]
-    assert differences(calling(0xFFFFFFFFC0400000), calling(0xFFFFFFFFC0407000)) == []
+    assert differences(calling(0xFFFFFFFFC0400000), calling(0xFFFFFFFFC0007000)) == []
 
 
 def test_another_text_another_table_and_a_function_that_is_missing_are_told() -> None:
