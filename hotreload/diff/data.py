@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from hotreload.diff.correlate import base_name, is_constant, is_place_static
 from hotreload.diff.pair import (
     Pair,
@@ -15,6 +17,8 @@ from hotreload.diff.pair import (
 from hotreload.diff.rewrites import UnwritableError, find_rewrite
 from hotreload.diff.special_sections import is_entry_section, is_ordinary
 from hotreload.elf.model import ObjectFile, Relocation, Section, StringRef, Symbol, SymbolRef
+from hotreload.elf.references import takes_address
+from hotreload.elf.value_uses import access_of
 
 # struct kernel_param, one for each module_param() (include/linux/moduleparam.h)
 PARAMETERS = "__param"
@@ -211,15 +215,27 @@ def _read_at_load(symbol: Symbol) -> Section | None:
 def refuse_shifted_neighbours(pair: Pair) -> None:
     """Where variables share a section, ``a[-1]`` and the end of ``a`` are places in a neighbour.
 
-    That does not matter as long as the neighbours are the same ones.
+    That does not matter as long as the neighbours are the same ones, or if code only reads and writes within
+    variables.
     """
-    used = {target.section for symbol in pair.carried for target in pair.targets(symbol)}
+    used = {
+        target.section
+        for symbol in pair.carried
+        for relocation, target in _targets(symbol)
+        if takes_address(symbol, relocation) or access_of(symbol, relocation).offset is None
+    }
     for section in pair.patched.sections:
         if section not in used or not section.is_writable or is_entry_section(section):
             continue
         if _has_new_neighbours(pair, section):
             message = f"the variables that share section {section.name} are not the same ones any more"
             pair.refuse("HR2105", section.name, message)
+
+
+def _targets(symbol: Symbol) -> Iterator[tuple[Relocation, Symbol]]:
+    for relocation in symbol.relocations:
+        if isinstance(relocation.target, SymbolRef):
+            yield relocation, relocation.target.symbol
 
 
 def _has_new_neighbours(pair: Pair, section: Section) -> bool:

@@ -594,6 +594,22 @@ def test_new_neighbours_in_a_shared_section_are_refused(tmp_path: Path) -> None:
     )
     diff = difference(tmp_path / "2", plain, source.replace("NEW", fresh).replace("START", "1"))
     assert codes(diff) == ["HR2105"]
+    # What only reads and writes within them cannot mean another one.
+    within = source.replace("NEW", fresh).replace("START", "0").replace("a[1]++", "a[2]++")
+    diff = difference(tmp_path / "3", plain, within)
+    assert (diff.verdict, diff.changed_functions) == ("patchable", ("g",)), told(diff)
+
+
+def test_variables_that_share_a_section_may_change_places(tmp_path: Path) -> None:
+    shared = '__section(".data..read_mostly")'
+    one, two = f"static int one {shared} = 1;", f"static long two {shared} = 2;"
+    code = "int f(void) { return one += STEP; } long g(void) { return two++ + one; }"
+    diff = difference(tmp_path, one + two + code.replace("STEP", "1"), two + one + code.replace("STEP", "2"))
+    assert (diff.verdict, diff.changed_functions) == ("patchable", ("f",)), told(diff)
+    assert names(diff.carried) == ["f"]
+    fresh = f"static int three {shared} = 3;" + code.replace("STEP", "three++")
+    diff = difference(tmp_path / "2", one + two + code.replace("STEP", "1"), two + one + fresh)
+    assert (diff.verdict, sorted(names(diff.carried))) == ("patchable", ["f", "three"]), told(diff)
 
 
 # --- exports ---
