@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What changed between two objects of one unit, and whether a live patch can bring it: pure functions."""
+"""Pure functions: what changed between two objects of one unit, and whether a live patch can carry it."""

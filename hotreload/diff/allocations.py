@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Objects that were allocated in a way, or with a size, that the new code no longer expects. Pure.
+"""Refuse code that no longer fits memory allocated before the edit, by its size or its allocator. Pure.
 
-``#define SLOTS 4`` becomes 8. A probe or open function allocates that many slots, and another function walks
-all of them; but what was allocated before has 4. No type shows this, only the numbers in the code: one that
-is passed to an allocator has changed, and others have changed in proportion to it. A short loop has no such
-number, because the compiler unrolls it; it shows as one loop more or less.
+Suppose ``#define SLOTS 4`` becomes 8. A probe or open function allocates that many slots, and another
+function walks all of them, but objects allocated before the edit have 4. No type shows this. Only the numbers
+in the code do: one that is passed to an allocator has changed, and others have changed in proportion to it. A
+short loop has no such number because the compiler unrolls it; it shows as a different number of loops.
 
-Where ``kmalloc()`` and ``kfree()`` become ``vmalloc()`` and ``vfree()``, what was allocated before would be
-given to the wrong one.
+Where ``kmalloc()`` and ``kfree()`` become ``vmalloc()`` and ``vfree()``, memory allocated before the edit
+would be passed to the wrong free function.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hotreload.elf.model import Symbol
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """``function`` allocates ``after`` bytes where it allocated ``before``."""
+    """``function`` allocates ``after`` bytes instead of ``before``."""
 
     function: Symbol
     before: int
@@ -35,7 +35,7 @@ class Resized:
 
 
 def refuse_other_sizes(pair: Pair) -> None:
-    """Refuse code that expects another size of what was allocated before."""
+    """Refuse code that relies on another size or allocator of memory that was allocated before the edit."""
     changed = [(original, patched) for patched, original in pair.changed.items()]
     for resized, user in users_of_other_sizes(changed, changed):
         pair.refuse("HR2101", parent_name(resized.function.name), message_of(resized, user))
@@ -48,10 +48,11 @@ def refuse_other_frees(
     new: Iterable[Symbol],
     beside: Iterable[tuple[Symbol, Symbol]] = (),
 ) -> Iterator[Obstacle]:
-    """Refuse code that gives what it finds back to another allocator, which is now where it is from.
+    """Refuse functions that free memory with a function that does not fit the allocator it came from.
 
-    ``pairs``: changed functions as (original, patched); ``new``: others; ``beside``: changed functions that
-    are not asked what they free.
+    ``pairs``   changed functions as (original, patched)
+    ``new``     new functions
+    ``beside``  changed functions whose allocations count, but whose frees are not checked
     """
     twins = list(pairs)
     freed = [(patched, frees_of(original), frees_of(patched)) for original, patched in twins]
@@ -76,7 +77,7 @@ def refuse_other_frees(
 
 
 def message_of(resized: Resized, user: Symbol) -> str:
-    """Why the edit is refused."""
+    """Return why the edit is refused."""
     name = parent_name(resized.function.name)
     return (
         f"{name} allocates {resized.after} bytes instead of {resized.before}, and {parent_name(user.name)}"
@@ -87,14 +88,17 @@ def message_of(resized: Resized, user: Symbol) -> str:
 def users_of_other_sizes(
     allocating: Iterable[tuple[Symbol, Symbol]], using: Iterable[tuple[Symbol, Symbol]]
 ) -> Iterator[tuple[Resized, Symbol]]:
-    """Which functions rely on each size that has changed. Functions are given as (original, patched)."""
+    """Yield each changed size with a function that relies on it.
+
+    ``allocating`` and ``using``: functions as (original, patched).
+    """
     found = [each for twins in allocating for each in _resized(*twins)]
     for original, patched in using if found else ():
         before, after = numbers_in(original), numbers_in(patched)
         before -= allocated_sizes(original)
         after -= allocated_sizes(patched)
         for each in found:
-            # A buffer that is freed in the same call has the size that this call knows.
+            # Code that also frees memory may free this buffer in the same call, where its size is consistent.
             if each.function is patched and frees(patched):
                 continue
             moved = _moves_with(each, before - after, after - before)
@@ -108,8 +112,11 @@ def _resized(original: Symbol, patched: Symbol) -> list[Resized]:
 
 
 def _moves_with(size: Resized, gone: Counter[int], come: Counter[int]) -> bool:
-    """Whether a number changed along with the size: it lies between the old and the new size, or its change
-    divides the change of the size, or it is the logarithm of the size's factor."""
+    """Return whether another number changed along with the size.
+
+    It did if it lies between the old and the new size, if its change divides the change of the size, or if it
+    is the logarithm of the factor by which the size changed.
+    """
     grown = size.after - size.before
     low, high = sorted((size.before, size.after))
     if any(low <= number <= high for number in (come if grown > 0 else gone)):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Whether two symbols say the same, wherever the compiler put them and whatever it called them.
+"""Compare the content of two symbols, independent of where the compiler put them and how it named them.
 
-Bytes must be equal, and each relocation must have the same type, place and addend and mean the same: the same
-undefined name, a twin, a string or constant of the same content. What has no identity of its
-own (anonymous data, the statics of macros, constants) is the same when its content is.
+The bytes must be equal. Each relocation must have the same type, offset and addend, and a target that means
+the same: the same undefined name, a twin, or a string or constant with the same content. Symbols without an
+identity of their own (anonymous data, the statics of macros, constants) are the same when their content is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef, Target
 
 
 class Comparison:
-    """Compares symbols of two objects under a correlation; remembers what it found."""
+    """Compares symbols of two objects under a correlation, and caches the results."""
 
     def __init__(self, correlation: Correlation, before: EntryTable, after: EntryTable) -> None:
         self.correlation = correlation
@@ -27,14 +27,14 @@ class Comparison:
         self._known: dict[tuple[Symbol, Symbol], bool] = {}
 
     def same(self, original: Symbol, patched: Symbol) -> bool:
-        """Whether two symbols have the same content and, for code, the same entries in special sections."""
+        """Return whether two symbols have the same content and the same special-section entries."""
         key = original, patched
         if key not in self._known:
-            # Data may refer to itself in a circle: equal unless something else says otherwise.
+            # Data may refer to itself in a cycle, so assume equality until a difference is found.
             before = len(self._known)
             self._known[key] = True
             if not self._same(original, patched):
-                # What was found equal meanwhile may have been so because this was taken to be.
+                # Drop results that may rest on this assumption.
                 for later in list(self._known)[before:]:
                     if self._known[later]:
                         del self._known[later]
@@ -55,7 +55,7 @@ class Comparison:
         )
 
     def same_relocations(self, ours: Sequence[Relocation], theirs: Sequence[Relocation]) -> bool:
-        """Whether two lists of relocations say the same, one by one."""
+        """Return whether two lists of relocations are the same, one by one."""
         return len(ours) == len(theirs) and all(
             one.offset == other.offset
             and one.type == other.type
@@ -65,14 +65,14 @@ class Comparison:
         )
 
     def same_target(self, ours: Target, theirs: Target) -> bool:
-        """Whether two relocations point at the same thing."""
+        """Return whether two relocations refer to the same thing."""
         if not isinstance(ours, SymbolRef) or not isinstance(theirs, SymbolRef):
             if isinstance(ours, StringRef) and isinstance(theirs, StringRef):
                 return ours.text == theirs.text
             return ours == theirs
         one, other = ours.symbol, theirs.symbol
         if not one.is_defined or not other.is_defined:
-            # An absolute symbol is its value; one in common storage has a size and an alignment.
+            # An absolute symbol is identified by its value, one in common storage by its size and alignment.
             return (
                 not one.is_defined
                 and not other.is_defined
@@ -96,7 +96,7 @@ class Comparison:
             return False
         if one.replacement is None or other.replacement is None:
             return self.same_relocations(one.relocations, other.relocations)
-        # Where the replacement stands in its section says nothing; what it is does.
+        # The offset of the replacement in its section does not matter; its content does.
         return (
             self.same_relocations(one.relocations[:1], other.relocations[:1])
             and one.relocations[1].type == other.relocations[1].type
@@ -106,10 +106,10 @@ class Comparison:
 
 
 def _name_one_file(original: Symbol, patched: Symbol) -> bool:
-    """Whether two records for UBSAN begin with the name of one file.
+    """Return whether two UBSAN records begin with the name of the same file.
 
-    gcc writes the path that it reads into them, which is our copy's where it reads one, and
-    -fmacro-prefix-map has no say in it (gcc 12). Only UBSAN's reports show it.
+    gcc writes the path that it was given into them. If it compiled our copy of the file, that is the path of
+    the copy, and -fmacro-prefix-map does not change it (gcc 12). Only UBSAN's reports show it.
     """
     names = [_file_of_record(symbol) for symbol in (original, patched)]
     return names[0] is not None and names[0] == names[1]
@@ -119,7 +119,7 @@ def _file_of_record(symbol: Symbol) -> bytes | None:
     if symbol.section is None or not symbol.section.name.startswith(UBSAN_RECORD) or not symbol.relocations:
         return None
     first = symbol.relocations[0]
-    # struct source_location, which begins with the name, is the first member of each record (lib/ubsan.h).
+    # struct source_location begins with the name and is the first member of each record (lib/ubsan.h).
     if first.offset != 0 or not isinstance(first.target, StringRef):
         return None
     return first.target.text.rpartition(b"/")[2]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Passes over constants, which have no identity of their own: what a changed one is to who has the old.
+"""Passes over constants: decide how a changed constant reaches code that uses the old one.
 
-Nobody holds its address: its readers change, and bring the new one. Somebody may: then there is one of it, as
-of a variable, and the new value is written where the old one is (data.py). A second one that live objects do
-not see is never made.
+A constant has no identity of its own. If nothing holds its address, its readers count as changed and bring
+the new constant with them. If something may hold its address, there must be a single copy, as with a
+variable, and the new value is written in place (data.py). A second copy that live objects do not see is never
+made.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ EARLIER_EDIT = "an earlier edit has handed it on"
 
 
 def let_constants_travel(pair: Pair) -> None:
-    """A changed constant that nobody holds is another one now: its readers change, and bring it.
+    """Unpair each changed constant whose address nobody holds.
 
-    So does a table that has outgrown its place, and that only variables point at: their pointers change.
+    Then its readers count as changed and bring the new one. The same is done with a table that grew, if only
+    variables point at it: their pointers change.
     """
     before, after = referrers_of(pair.original), referrers_of(pair.patched)
     at_load = _ReadAtLoad(pair)
@@ -64,7 +66,10 @@ def let_constants_travel(pair: Pair) -> None:
 
 
 def _who_copies(pair: Pair, holder: Symbol, constant: Symbol, users: set[Symbol]) -> str | None:
-    """Who may have a copy of the pointer to a table that ``holder`` has, from there or by another one."""
+    """Return who may have copied a pointer to a table that ``holder`` contains.
+
+    The pointer may have been read from ``holder`` itself or through another pointer.
+    """
     if how := who_copies(pair.flow_before, holder, constant, users):
         return how
     places = [r.offset for r in holder.relocations if r.target == SymbolRef(constant)]
@@ -75,13 +80,16 @@ def _who_copies(pair: Pair, holder: Symbol, constant: Symbol, users: set[Symbol]
 
 @dataclass(slots=True)
 class _ReadAtLoad:
-    """What a helper that code of load calls has read of constants, asked for once."""
+    """The parts of constants that load-time code has used, computed on first use."""
 
     pair: Pair
     _uses: Uses[int] | None = None
 
     def has_read(self, original: Symbol, patched: Symbol) -> bool:
-        """Whether it has used a number that is another one now: strings and functions are looked up."""
+        """Return whether load-time code has used a number that differs in the patched constant.
+
+        Strings and functions do not count, because they are looked up again when they are needed.
+        """
         bytes_of_both = enumerate(zip(original.content, patched.content, strict=False))
         differing = [offset for offset, (one, other) in bytes_of_both if one != other]
         if not differing:
@@ -94,11 +102,14 @@ class _ReadAtLoad:
 
 
 def refuse_gone_constants(pair: Pair) -> None:
-    """Whoever has the address of a constant that is gone would go on with what no source has any more."""
+    """Refuse to remove a constant whose address something may hold.
+
+    The holder would go on with a value that no source contains any more.
+    """
     if pair.layouts is None or pair.types is None:
         return
     declared = {one.symbol: (one.function, one.name) for one in pair.layouts.declared}
-    # What no code needs has no storage; who holds it finds it as it was.
+    # A constant that no code needs has no storage, but the old one stays as it was for its holders.
     still = {(one.function, one.name) for one in pair.types.declared}
     users = None
     for original in pair.original.symbols:
@@ -115,9 +126,9 @@ def refuse_gone_constants(pair: Pair) -> None:
 
 
 def _who_has(pair: Pair, constant: Symbol, users: Mapping[Symbol, set[Symbol]]) -> str | None:
-    """Who may have the address of a constant: from code, or from what points at it.
+    """Return who may have the address of a constant, from code or from data that points at it.
 
-    ``users``: who refers to each symbol of the original.
+    ``users``: the symbols of the original that refer to each symbol.
     """
     if constant.name in pair.handed:
         return EARLIER_EDIT
@@ -131,12 +142,12 @@ def _who_has(pair: Pair, constant: Symbol, users: Mapping[Symbol, set[Symbol]]) 
 
 
 def _memory_stays(original: Symbol, patched: Symbol) -> bool:
-    """Whether the new value can be where the old one is."""
+    """Return whether the new value fits where the old one is."""
     return is_constant(patched) and original.size == patched.size
 
 
 def _is_read_at_load(symbol: Symbol) -> bool:
-    # A module parameter is constant, too, and the kernel has known it since it was loaded.
+    # The description of a module parameter is constant too, but the kernel has read it at load.
     section = symbol.section
     return section is None or is_place_static(symbol) or not is_ordinary(section)
 
@@ -147,9 +158,10 @@ def _can_be_rewritten(reader: Symbol) -> bool:
 
 
 def _continues(original: Symbol, patched: Symbol) -> bool:
-    """Whether a table grew at its end: who has a copy of the pointer finds the old entries as they are.
+    """Return whether a table only grew at its end.
 
-    What ends the old one, zeros, is where the new entries begin.
+    Then whoever has a copy of the pointer still finds the old entries unchanged. The zeros that terminate the
+    old table are where the new entries begin.
     """
     if patched.size <= original.size:
         return False
@@ -166,16 +178,16 @@ def _pointers(symbol: Symbol) -> dict[int, Relocation]:
 
 
 def _means_the_same(one: Relocation, other: Relocation | None) -> bool:
-    """Whether two pointers are the same for all that names say."""
+    """Return whether two pointers are the same as far as names can tell."""
     return other is not None and repr((one.type, one.target, one.addend)) == repr(
         (other.type, other.target, other.addend)
     )
 
 
 def keep_names_that_are_held(pair: Pair) -> None:
-    """``__func__`` of a changed function is the running kernel's where somebody may have its address.
+    """Let changed functions use the running kernel's ``__func__`` if something may hold its address.
 
-    Otherwise a copy travels: it costs the kernel no search for a symbol.
+    Otherwise a copy travels, because then the kernel need not look up a symbol.
     """
     readers = None
     twins = pair.correlation.original_of
@@ -189,8 +201,11 @@ def keep_names_that_are_held(pair: Pair) -> None:
 
 
 def refuse_compared_strings(pair: Pair) -> None:
-    """A patch has strings of its own: who tells one by its address would not know those that live objects
-    have."""
+    """Refuse code that recognizes a string by its address.
+
+    A patch has its own copies of strings, so the comparison would fail with the pointers that live objects
+    have.
+    """
     for function in (*pair.changed, *pair.new_functions):
         texts = {r.target for r in function.relocations if isinstance(r.target, StringRef)}
         for text in sorted(texts, key=lambda text: text.text):
@@ -201,8 +216,10 @@ def refuse_compared_strings(pair: Pair) -> None:
 
 
 def refuse_held_labels(pair: Pair) -> None:
-    """Who has the address of a place in a function would go on in the old one: there is no such place in the
-    new one."""
+    """Refuse to change a function if something may hold the address of a label in it.
+
+    The holder would continue in the old function, because the label has no counterpart in the new one.
+    """
     users = None
     for patched, original in pair.changed.items():
         if not has_labels(original):

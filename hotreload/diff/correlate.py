@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Which symbol of the patched object is which of the original: twins.
+"""Pair the symbols of the original object with those of the patched object: find the twins.
 
-Functions carry no state, so any one-to-one pairing of them is safe: what refers to a function is compared
+Functions carry no state, so any one-to-one pairing of them is safe: references to a function are compared
 through its twin, and a caller whose bytes did not change was compiled for the callee that it calls in the
-patched object. Data is state, and a wrong pair would mix two variables up, so data is paired only
-where one answer is possible: by its exact name, which C makes unique in a file; and a static
-local, whose number gcc deals out anew each time (``count.3``), by the twins that refer to it, in the order in
-which they do. What stays open is told, never guessed.
+patched object. Data is state, and a wrong pair would mix up two variables. So data is paired only where a
+single answer is possible: by its exact name, which C makes unique in a file. A static local, whose number gcc
+assigns anew each time (``count.3``), is paired by the twins that refer to it, in the order in which they do.
+What remains ambiguous is reported, never guessed.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from hotreload.diff.renames import Renames
 from hotreload.diff.special_sections import LOADED, is_entry_section, is_inert, is_init
 from hotreload.elf.model import ObjectFile, StringRef, Symbol, SymbolRef
 
-# Statics that macros make, one for each place in the source: they tell a place, or hold once-only or
-# debugging state. They stand in functions, so gcc gives them a number. A driver may give its own variables
-# such names: those of macros have a form besides.
+# Statics that macros create, one for each place in the source. They describe the place, or hold once-only or
+# debugging state. They are declared inside functions, so gcc numbers them. A driver may give its own
+# variables such names, so the other properties of what the macros create are checked as well.
 _CONSTANTS_OF_PLACES: Final = frozenset(
     "__func__ __FUNCTION__ __PRETTY_FUNCTION__ CSWTCH _entry _entry_ptr __msg".split()
 )
-# Flags of WARN_ON_ONCE(), pr_info_once(), DO_ONCE() and RCU_LOCKDEP_WARN(): one byte in a section for such
+# Flags of WARN_ON_ONCE(), pr_info_once(), DO_ONCE() and RCU_LOCKDEP_WARN(): one byte in a section for flags
 # (include/linux/once_lite.h, once.h, rcupdate.h; .data..once since v6.13).
 _FLAGS_OF_PLACES: Final = frozenset(
     "__already_done __warned __print_once __print_deferred_once ___done".split()
 )
 _FLAG_SECTIONS: Final = (".data.once", ".data..once", ".data.unlikely")
-# struct ratelimit_state and struct lock_class_key, which is empty without lockdep.
+# Minimum sizes of struct ratelimit_state and struct lock_class_key. The latter is empty without lockdep.
 _STATES_OF_PLACES: Final = {"_rs": 16, "__key": 8, ONCE_KEY: 8}
-# What gcc calls an object that the source gives no name.
+# gcc's name for an object without a name in the source.
 COMPOUND_LITERAL: Final = "__compound_literal"
-# C's own: the name of the function, which there is one of (C11 6.4.2.2).
+# The name of the enclosing function, which C declares once per function (C11 6.4.2.2).
 _FUNCTION_NAMES: Final = frozenset(("__func__", "__FUNCTION__", "__PRETTY_FUNCTION__"))
-# What tracepoint_string() makes (include/linux/tracepoint.h).
+# The section of tracepoint_string() (include/linux/tracepoint.h).
 TRACE_STRINGS: Final = "__tracepoint_str"
-# The kernel reads these once and for all; the second is of printk() (include/linux/printk.h).
+# The kernel reads these sections only once. The second is printk()'s (include/linux/printk.h).
 _POINTERS_OF_PLACES: Final = (TRACE_STRINGS, ".printk_index")
 _NUMBER: Final = re.compile(r"\.\d+")
 _UNIQUE: Final = re.compile(r"(__UNIQUE_ID_\w*?)\d+\b")
@@ -54,29 +54,29 @@ _CHILD: Final = re.compile(r"\.(cold|part)\b.*")
 
 
 def base_name(name: str) -> str:
-    """A name without the compiler's numbers: ``count.3`` -> ``count``, ``f.isra.0`` -> ``f.isra``."""
+    """Return a name without the compiler's numbers: ``count.3`` -> ``count``, ``f.isra.0`` -> ``f.isra``."""
     if name.startswith("__UNIQUE_ID_"):
         name = _UNIQUE.sub(r"\1", name)
     return _NUMBER.sub("", name)
 
 
 def source_name(name: str) -> str:
-    """The function of the source that a clone or a child is made of: ``foo.isra.0.cold`` -> ``foo``."""
+    """Return the source function that a clone or a child was made from: ``foo.isra.0.cold`` -> ``foo``."""
     return name.partition(".")[0] or name
 
 
 def parent_name(name: str) -> str:
-    """The function of the source that a child belongs to: ``foo.cold``, ``foo.part.0`` -> ``foo``."""
+    """Return the function that a child belongs to: ``foo.cold``, ``foo.part.0`` -> ``foo``."""
     return _CHILD.sub("", name)
 
 
 def is_child(symbol: Symbol) -> bool:
-    """Whether a function is a part that gcc split off another one (``foo.cold``)."""
+    """Return whether a function is a part that gcc split off another one (``foo.cold``)."""
     return symbol.is_function and ".cold" in symbol.name
 
 
 def is_place_static(symbol: Symbol) -> bool:
-    """Whether a macro made this variable for one place in the source."""
+    """Return whether a macro created this variable for one place in the source."""
     if symbol.section is not None and symbol.section.name in LOADED:
         return True
     if not symbol.is_local or not symbol.is_object:
@@ -85,12 +85,12 @@ def is_place_static(symbol: Symbol) -> bool:
 
 
 def is_flag_of_place(symbol: Symbol) -> bool:
-    """Whether it is what WARN_ON_ONCE() or the like keeps: that it has reported already."""
+    """Return whether this is the flag by which WARN_ON_ONCE() or the like remembers that it fired."""
     return base_name(symbol.name) in _FLAGS_OF_PLACES and is_place_static(symbol)
 
 
 def _has_form(symbol: Symbol) -> bool:
-    """Whether a static local is what one of the kernel's macros makes, by more than its name."""
+    """Return whether a static local looks like one that a kernel macro creates, by more than its name."""
     name, section = base_name(symbol.name), symbol.section
     if section is None:
         return False
@@ -105,12 +105,12 @@ def _has_form(symbol: Symbol) -> bool:
 
 
 def is_static_local(symbol: Symbol) -> bool:
-    """Whether this is a variable of a function that keeps its value (``count.3``)."""
+    """Return whether this is a static variable of a function (``count.3``)."""
     return symbol.is_object and symbol.is_local and _NUMBER.search(symbol.name) is not None
 
 
 def is_constant(symbol: Symbol) -> bool:
-    """Whether a local object can never be written, so that its content is all there is to it."""
+    """Return whether a local object can never be written, so that its content is all that matters."""
     section = symbol.section
     return section is not None and symbol.is_object and symbol.is_local and not section.is_writable
 
@@ -125,9 +125,9 @@ def correlate(
 ) -> Correlation:
     """Pair the defined functions and objects of two objects.
 
-    ``before`` and ``after``: what their debugging information says. ``renames``: global functions of the
-    module that have another name, as all its units together say. ``earlier``: what edits before have made of
-    variables.
+    ``before``, ``after``  what their debugging information says
+    ``renames``            global functions that were renamed, as all units of the module together tell
+    ``earlier``            what earlier edits have done to variables
     """
     result = Correlation(known=renames or {})
     renamed = Renames(result, original, patched, before, after)
@@ -145,13 +145,16 @@ def correlate(
     pair_function_names(result, original, patched)
     pair_static_locals(result, original, patched, declared)
     pair_constants(result, original, patched, declared)
-    # A static local may be a table that holds functions.
+    # A static local may be a table of functions, so try again with the static locals paired.
     renamed.pair_by_places()
     return result
 
 
 def pair_by_name(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
-    """Pair what its name makes unique; then functions whose names differ in the compiler's numbers only."""
+    """Pair symbols by their unique names.
+
+    Then pair functions whose names differ only in the compiler's numbers.
+    """
     for key in (_exact_key, _numberless_key):
         before = _unique_by(key, (s for s in original.symbols if s not in result.patched_of and _is_named(s)))
         after = _unique_by(key, (s for s in patched.symbols if s not in result.original_of and _is_named(s)))
@@ -161,7 +164,7 @@ def pair_by_name(result: Correlation, original: ObjectFile, patched: ObjectFile)
 
 
 def _may_have_twin(symbol: Symbol) -> bool:
-    """Whether code of a patch can go on with a variable of the original, wherever it is."""
+    """Return whether patched code can continue to use a variable of the original, wherever it is."""
     section = symbol.section
     return (
         section is not None
@@ -171,9 +174,9 @@ def _may_have_twin(symbol: Symbol) -> bool:
 
 
 def pair_trace_strings(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
-    """Pair the pointers that tracepoint_string() makes, by their texts: nothing ever writes to them.
+    """Pair the pointers that tracepoint_string() creates by their texts, because nothing ever writes to them.
 
-    The kernel prints such a string of its own; of one in a patch it would warn (trace_safe_str() in
+    The kernel prints its own strings of this kind, but would warn about one in a patch (trace_safe_str() in
     kernel/trace/trace.c).
     """
     known: dict[object, list[Symbol]] = defaultdict(list)
@@ -187,21 +190,21 @@ def pair_trace_strings(result: Correlation, original: ObjectFile, patched: Objec
 
 @dataclass(frozen=True, slots=True)
 class _UsedAlike:
-    """Whether two variables are used by the same code: by twins that differ in nothing but their names."""
+    """Tells whether two variables are used by the same code: by twins that differ only in their names."""
 
     result: Correlation
     original: ObjectFile
     patched: ObjectFile
 
     def __call__(self, one: Symbol, other: Symbol) -> bool:
-        # The head of a list points at itself.
+        # Treat the two as twins, because the head of a list points at itself.
         twins = {**self.result.patched_of, one: other}
         before = {(twins.get(user), *use) for user, *use in _uses(self.original, one)}
         return bool(before) and before == {(user, *use) for user, *use in _uses(self.patched, other)}
 
 
 def _uses(obj: ObjectFile, variable: Symbol) -> Iterator[tuple[Symbol, bytes, int, int]]:
-    """Who refers to a variable, with its code, where in it, and what is added."""
+    """Yield each reference to a variable: the referring symbol, its content, the offset and the addend."""
     for symbol in obj.symbols:
         section = symbol.section
         for relocation in symbol.relocations if section is not None and section.is_allocated else ():
@@ -212,7 +215,7 @@ def _uses(obj: ObjectFile, variable: Symbol) -> Iterator[tuple[Symbol, bytes, in
 def pair_constants(
     result: Correlation, original: ObjectFile, patched: ObjectFile, declared: Collection[Symbol]
 ) -> None:
-    """Pair the constants that have another name, or another function, and nothing else that is new."""
+    """Pair constants that only have another name or another enclosing function."""
 
     def key(symbol: Symbol) -> tuple[object, ...] | None:
         if symbol not in declared or not is_constant(symbol) or is_place_static(symbol):
@@ -231,7 +234,7 @@ def _meant(target: object, original_of: Mapping[Symbol, Symbol]) -> object:
 
 
 def pair_function_names(result: Correlation, original: ObjectFile, patched: ObjectFile) -> None:
-    """Pair each ``__func__`` by what it says, where one function only has that name."""
+    """Pair each ``__func__`` by its text, if only one on each side has that text."""
     before = _unique_by(_function_name, [s for s in original.symbols if s not in result.patched_of])
     after = _unique_by(_function_name, [s for s in patched.symbols if s not in result.original_of])
     for name in before.keys() & after.keys():
@@ -239,7 +242,7 @@ def pair_function_names(result: Correlation, original: ObjectFile, patched: Obje
 
 
 def is_function_name(symbol: Symbol) -> bool:
-    """Whether this is the ``__func__`` of a function."""
+    """Return whether this is the ``__func__`` of a function."""
     return base_name(symbol.name) in _FUNCTION_NAMES and is_static_local(symbol) and is_constant(symbol)
 
 
@@ -265,7 +268,7 @@ def _is_named(symbol: Symbol) -> bool:
 
 
 def _exact_key(symbol: Symbol) -> tuple[str, int, bool]:
-    # Code for loading that became running code has no twin: it is not there any more.
+    # Init code that became normal code has no twin, because the kernel has freed it.
     gone = symbol.is_function and symbol.section is not None and is_init(symbol.section)
     return symbol.name, symbol.kind, gone
 
@@ -290,15 +293,15 @@ def _unique_by(key: object, symbols: Iterable[Symbol]) -> dict[object, Symbol]:
 def pair_static_locals(
     result: Correlation, original: ObjectFile, patched: ObjectFile, declared: Collection[Symbol] = ()
 ) -> None:
-    """Pair static locals by the twins that refer to them, until no new pair is found; tell the doubts.
+    """Pair static locals by the twins that refer to them, until no more pairs are found. Report doubts.
 
-    Those that are ``declared`` in the debugging information are settled. What is left has no declaration:
-    compound literals, and everything in an object without such information.
+    Variables that are ``declared`` in the debugging information are settled. What is left has no declaration:
+    compound literals, and everything in an object without debugging information.
     """
     referrers = list(result.original_of.items())
     doubtful: dict[str, str] = {}
     disputed: dict[str, str] = {}
-    # A constant without a name is told by its content; where that changed, by its place.
+    # A constant without a name is recognized by its content, or by its place if the content changed.
     _pair_by_content(result, original, patched, declared, is_constant)
     numbers = [
         sum(is_literal(s) and is_constant(s) and s not in paired for s in obj.symbols)
@@ -327,7 +330,7 @@ def _pair_by_content(
     declared: Collection[Symbol],
     counts: Callable[[Symbol], bool],
 ) -> None:
-    """Pair the compound literals that are left by their initial values, where each is there once."""
+    """Pair the remaining compound literals by their initial values, where each value is unique."""
     keys = [
         _unique_by(
             _content_key, [s for s in obj.symbols if s not in paired and s not in declared and counts(s)]
@@ -361,11 +364,11 @@ def _pairs_below(
     declared: Collection[Symbol],
     have_places: bool,
 ) -> list[tuple[Symbol, Symbol]]:
-    """New pairs among the static locals that two twins refer to.
+    """Return the new pairs among the static locals that two twins refer to.
 
-    ``doubtful`` are names that other twins may still settle; ``disputed`` those on which two pairs of twins
-    disagree, so that at least one of them is wrong. ``have_places``: whether the place where a constant
-    without a name is referred to tells which one it is.
+    ``doubtful``     names that other twins may still settle
+    ``disputed``     names on which two pairs of twins disagree, so that at least one pair is wrong
+    ``have_places``  whether the place of a reference identifies a constant without a name
     """
     found = []
     ours, theirs = _locals_of(before, declared), _locals_of(after, declared)
@@ -389,10 +392,10 @@ def _pairs_below(
 
 
 def _same_order(before: Symbol, after: Symbol, left: list[Symbol], right: list[Symbol]) -> bool:
-    """Whether two functions refer to several variables of one name in the same order.
+    """Return whether two functions refer to several variables of one name in the same order.
 
-    The code must be the same but for what it refers to, and the numbers, which gcc deals out in the order of
-    the source, must tell the same order: two inlined functions may be alike and have changed places.
+    The code must be the same except for its references, and the numbers, which gcc assigns in source order,
+    must give the same order, because two similar inlined functions may have changed places.
     """
     return before.content == after.content and _ranks(left) == _ranks(right)
 
@@ -403,7 +406,10 @@ def _ranks(symbols: list[Symbol]) -> list[int]:
 
 
 def _locals_of(symbol: Symbol, declared: Collection[Symbol]) -> dict[str, list[Symbol]]:
-    """The open static locals that a symbol refers to, by name, in the order of the first reference."""
+    """Return the unpaired static locals that a symbol refers to.
+
+    They are grouped by name, in the order of the first reference.
+    """
     found: dict[str, dict[Symbol, None]] = defaultdict(dict)
     for relocation in symbol.relocations:
         if isinstance(relocation.target, SymbolRef):
@@ -419,7 +425,7 @@ def _locals_of(symbol: Symbol, declared: Collection[Symbol]) -> dict[str, list[S
 
 
 def _is_open(symbol: Symbol, name: str, paired: dict[Symbol, Symbol], declared: Collection[Symbol]) -> bool:
-    # An empty one (a lock_class_key without lockdep) has no value to keep.
+    # An empty variable (a lock_class_key without lockdep) has no value to keep.
     return (
         symbol.is_defined
         and symbol.size > 0
@@ -435,7 +441,10 @@ def _is_open(symbol: Symbol, name: str, paired: dict[Symbol, Symbol], declared: 
 def _tell_moved(
     result: Correlation, original: ObjectFile, patched: ObjectFile, declared: Collection[Symbol]
 ) -> None:
-    """A static local of one name on both sides that no pair of twins shares: the same, or another?"""
+    """Report each static local whose name is on both sides, but whose users are not twins.
+
+    It may be the same variable or another one.
+    """
     told = {obstacle.symbol for obstacle in result.obstacles}
     for symbol in original.symbols:
         name = base_name(symbol.name)

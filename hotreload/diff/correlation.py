@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which symbols are twins, one to one, as far as the passes of correlate.py have found out."""
+"""The one-to-one pairs of twins that the passes of correlate.py have found so far."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from hotreload.elf.model import Symbol
 
 @dataclass(slots=True)
 class Correlation:
-    """``original_of``: patched symbol -> its twin; ``patched_of`` the other way.
+    """The twins, and what else was found out about symbols that were renamed.
 
-    ``renamed``    functions that have another name now, each with its twin
-    ``elsewhere``  names of what another unit defines, where the places that took the address of one now
-                   take that of the other: whether it is the same function, that unit knows
-    ``known``      those of which it is settled
-    ``renamed_variables``  static variables that have another name: the function and the name now -> the name
-                           in the original
+    ``original_of``  patched symbol -> its twin
+    ``patched_of``   original symbol -> its twin
+    ``renamed``      functions that were renamed: the original one -> its twin
+    ``elsewhere``    name -> name of functions that another unit defines: the places that took the address of
+                     the first take that of the second; only that unit knows whether it is the same function
+    ``known``        old name -> new name of renamed global functions, as all units of the module tell
+    ``renamed_variables``  static variables that were renamed: the function and the name in the patched object
+                           -> the name in the original
     """
 
     original_of: dict[Symbol, Symbol] = field(default_factory=dict)
@@ -32,7 +34,10 @@ class Correlation:
     renamed_variables: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def renamed_globals(self, *, by_hint: bool) -> dict[str, str]:
-        """Those of the renamed functions that other units know: the old name -> the new one."""
+        """Return the renamed functions that other units can see: old name -> new name.
+
+        With ``by_hint``, return those that were known from other units, otherwise all others.
+        """
         return {
             one.name: other.name
             for one, other in self.renamed.items()
@@ -47,5 +52,5 @@ class Correlation:
         del self.original_of[self.patched_of.pop(original)]
 
     def is_free(self, original: Symbol, patched: Symbol) -> bool:
-        """Whether neither of two symbols has a twin yet."""
+        """Return whether neither of two symbols has a twin yet."""
         return original not in self.patched_of and patched not in self.original_of

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Passes over data: what the running kernel holds must stay as it is."""
+"""Passes over data: the state of the running kernel must keep its place and size."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from hotreload.elf.value_uses import access_of
 
 # struct kernel_param, one for each module_param() (include/linux/moduleparam.h)
 PARAMETERS = "__param"
-# Where its ``ops`` are, which the kernel looks up with each access in sysfs (param_attr_show() and
-# param_attr_store() of kernel/params.c); all else of it is for the load.
+# Offset of ``ops`` in it. The kernel looks this member up with each access in sysfs (param_attr_show() and
+# param_attr_store() of kernel/params.c), and reads all others only at load.
 PARAMETER_OPERATIONS = 16
-# DEFINE_TRACE() (include/linux/tracepoint.h), and where the kernel finds all of a module's
+# DEFINE_TRACE() (include/linux/tracepoint.h), and the section where the kernel finds those of a module
 TRACEPOINT = "__tracepoint_"
 TRACEPOINTS = "__tracepoints"
 # DEFINE_PER_CPU() (include/linux/percpu-defs.h)
@@ -36,7 +36,7 @@ READ_ONLY_AFTER_INIT = ".data..ro_after_init"
 
 
 def refuse_changed_common(pair: Pair) -> None:
-    """A variable that the linker allots (-fcommon) has a size, and no section: its size must stay."""
+    """Refuse another size of a variable in common storage (-fcommon). It has a size, but no section yet."""
     sizes = {s.name: s.size for s in pair.original.symbols if not s.is_defined}
     for symbol in pair.patched.symbols:
         if not symbol.is_defined and sizes.get(symbol.name, symbol.size) != symbol.size:
@@ -46,7 +46,7 @@ def refuse_changed_common(pair: Pair) -> None:
 
 
 def refuse_changed_data(pair: Pair) -> None:
-    """Data that the running kernel holds stays where it is: another place or size cannot be brought."""
+    """Refuse another place or size of data that the running kernel holds. Collect new initial values."""
     for patched, original in pair.correlation.original_of.items():
         if not original.is_object or is_bystander(original):
             continue
@@ -65,7 +65,7 @@ def refuse_changed_data(pair: Pair) -> None:
 
 
 def _who_needs_the_old(pair: Pair, constant: Symbol) -> str:
-    """What goes on with a constant as it is, for a message."""
+    """Return what continues to use a constant as it was, for a message."""
     users = referrers_of(pair.original)[constant]
     tables = sorted(base_name(user.name) for user in users if user.is_object and not is_bystander(user))
     if tables:
@@ -74,7 +74,7 @@ def _who_needs_the_old(pair: Pair, constant: Symbol) -> str:
 
 
 def _rewrite_or_refuse(pair: Pair, original: Symbol, patched: Symbol) -> None:
-    """Another initial value is written where the old one stands, if it can be."""
+    """Write a new initial value in place if that is possible. Otherwise refuse it."""
     try:
         section = original.section
         assert section is not None
@@ -94,7 +94,7 @@ def _rewrite_or_refuse(pair: Pair, original: Symbol, patched: Symbol) -> None:
 
 
 def _has_other_operations(pair: Pair, original: Symbol, patched: Symbol) -> bool:
-    """Whether a module parameter has other operations, and nothing else of it changed."""
+    """Return whether a module parameter has other operations, and nothing else of it changed."""
     section = original.section
     if section is None or section.name != PARAMETERS or original.content != patched.content:
         return False
@@ -103,15 +103,18 @@ def _has_other_operations(pair: Pair, original: Symbol, patched: Symbol) -> bool
 
 
 def _parameters(obj: ObjectFile) -> set[Symbol]:
-    """The variables of module parameters, which may be set by hand; those of arrays and strings behind the
-    constants that describe them (struct kparam_array, struct kparam_string)."""
+    """Return the variables of module parameters, which may be set by hand.
+
+    Those of arrays and strings are found through the constants that describe them (struct kparam_array,
+    struct kparam_string).
+    """
     section = obj.section(PARAMETERS)
     found = set(defined_targets(section.relocations)) if section is not None else set()
     return found | {t for s in found if is_constant(s) for t in defined_targets(s.relocations)}
 
 
 def _other_storage(original: Symbol, patched: Symbol, held: str | None) -> tuple[str, str] | None:
-    """The code and message of why the memory of a variable cannot hold it any more, if so.
+    """Return the (code, message) of why the memory of a variable cannot hold it any more, or None if it can.
 
     ``held``: who may have the address of a constant.
     """
@@ -130,20 +133,23 @@ def _other_storage(original: Symbol, patched: Symbol, held: str | None) -> tuple
 
 
 def _memory(symbol: Symbol) -> object:
-    """What kind of memory holds a variable: a section of its own kind counts by its name."""
+    """Return what kind of memory holds a variable. A special section counts by its name."""
     section = symbol.section
     assert section is not None
     return section.is_writable if is_ordinary(section) else section.name
 
 
 def _alignment(symbol: Symbol) -> int:
-    """The alignment in bytes that a variable asks for; 1 where it shares its section, and that is unknown."""
+    """Return the alignment of a variable in bytes.
+
+    It is unknown, and taken as 1, for a variable that shares its section.
+    """
     section = symbol.section
     return section.align if section is not None and section.symbols == [symbol] else 1
 
 
 def _difference(pair: Pair, original: Symbol, patched: Symbol) -> str:
-    """Where two objects of one size first differ, for a message."""
+    """Return where two objects of the same size first differ, for a message."""
     if original.content != patched.content:
         bytes_of_both = zip(original.content, patched.content, strict=True)
         at = next(i for i, (a, b) in enumerate(bytes_of_both) if a != b)
@@ -164,7 +170,10 @@ def _described(relocation: Relocation) -> str:
 
 
 def refuse_data_out_of_place(pair: Pair) -> None:
-    """A symbol that came to, or left, a section which the kernel reads at load only would have no effect."""
+    """Refuse symbols that entered or left a section that the kernel reads only at load.
+
+    The running kernel would not notice the change.
+    """
     sides = (
         (pair.patched, pair.correlation.original_of, "new"),
         (pair.original, pair.correlation.patched_of, "gone"),
@@ -181,7 +190,7 @@ def refuse_data_out_of_place(pair: Pair) -> None:
                 pair.refuse("HR2105", symbol.name, message)
 
     def is_told(symbol: Symbol) -> bool:
-        """Whether this is one of the many things that a tracepoint is made of."""
+        """Return whether this symbol is part of a tracepoint that is already refused."""
         return any(symbol.name.endswith(f"_{name}") for name in told)
 
     for symbol in pair.patched.symbols:
@@ -190,7 +199,7 @@ def refuse_data_out_of_place(pair: Pair) -> None:
         if not (section := _read_at_load(symbol)):
             continue
         if is_exit_code(symbol):
-            continue  # it matters to who calls it, and that is told
+            continue  # it only matters to its callers, and those are reported
         if is_for_init(symbol):
             pair.init_changed.append(symbol.name)
         else:
@@ -205,7 +214,7 @@ def refuse_data_out_of_place(pair: Pair) -> None:
 
 
 def _read_at_load(symbol: Symbol) -> Section | None:
-    """The section of a named symbol where the kernel looks for it while it loads a module, if it does."""
+    """Return the section of a named symbol if the kernel reads it while it loads a module, else None."""
     section = symbol.section
     if section is None or not symbol.size or symbol.anonymous:
         return None
@@ -213,10 +222,10 @@ def _read_at_load(symbol: Symbol) -> Section | None:
 
 
 def refuse_shifted_neighbours(pair: Pair) -> None:
-    """Where variables share a section, ``a[-1]`` and the end of ``a`` are places in a neighbour.
+    """Refuse patched code that uses a section whose variables have other neighbours than before.
 
-    That does not matter as long as the neighbours are the same ones, or if code only reads and writes within
-    variables.
+    Where variables share a section, ``a[-1]`` and the end of ``a`` are addresses in a neighbour. That does
+    not matter as long as the neighbours are the same, or if code only reads and writes within variables.
     """
     used = {
         target.section
@@ -245,7 +254,7 @@ def _has_new_neighbours(pair: Pair, section: Section) -> bool:
     if len(after) < 2 or all(is_place_static(symbol) for symbol in after):
         return False
     twins = pair.correlation.original_of
-    # The statics of macros have no twins, and nothing is counted from them.
+    # The statics of macros have no twins, and no code computes addresses relative to them.
     ours: list[object] = [base_name(s.name) if is_place_static(s) else s for s in before]
     theirs = [base_name(s.name) if is_place_static(s) else twins.get(s) for s in after]
     places = [s.value for s in before] == [s.value for s in after]
@@ -253,7 +262,7 @@ def _has_new_neighbours(pair: Pair, section: Section) -> bool:
 
 
 def _named_at_load(symbol: Symbol, section: Section, how: str) -> str:
-    """What it means that a symbol is new in, or gone from, a section that is read when a module is loaded."""
+    """Return the message for a symbol that is new in, or gone from, a section that is read at load."""
     if section.name == PARAMETERS:
         parameter = symbol.name.removeprefix("__param_")
         return f"the module parameter '{parameter}' is {how.split()[0]}: {SETTLED}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the source defines what an obstacle names. A search of the text, not a parser."""
+"""Find where the source defines what an obstacle names. This searches the text and does not parse it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from hotreload.diff.type_pair import LayoutDiff
 _COMMENT: Final = re.compile(r"/\*.*?\*/|//[^\n]*|\"(?:\\.|[^\"\\\n])*\"", re.DOTALL)
 
 
-# Headers of the kernel's own: its include/, and those of architectures.
+# The kernel's own headers: its include/, and those of architectures.
 KERNEL_HEADER: Final = re.compile(r"(^|/)include/\w+/")
 
 
 def is_gone(name: str, sources: Mapping[str, str]) -> bool:
-    """Whether the author's files do not have a word, but in comments; without any, nobody can tell."""
+    """Return whether a word occurs in none of the author's files, comments apart.
+
+    False if there are no such files, because then nobody can tell.
+    """
     own = {file: text for file, text in sources.items() if not KERNEL_HEADER.search(str(file))}
     word = re.compile(rf"(?<![.>\w]){re.escape(name)}\b")
     return bool(own) and not any(name in t and word.search(_COMMENT.sub(" ", t)) for t in own.values())
 
 
 def located(diff: LayoutDiff, sources: Mapping[str, str]) -> LayoutDiff:
-    """The diff with ``where`` in its obstacles; ``sources`` are the patched texts by name, nearest first."""
+    """Return the diff with ``where`` filled in. ``sources`` are the patched texts by name, nearest first."""
     obstacles = tuple(
         o if o.where else replace(o, where=find_definition(o.symbol, sources, diff.members.get(o.symbol, "")))
         for o in diff.obstacles
@@ -34,10 +37,10 @@ def located(diff: LayoutDiff, sources: Mapping[str, str]) -> LayoutDiff:
 
 
 def find_definition(name: str, sources: Mapping[str, str], member: str = "") -> str | None:
-    """``FILE:LINE`` of a definition: ``struct foo``, ``enum bar``, a typedef's or a function's name.
+    """Return ``FILE:LINE`` of a definition: ``struct foo``, ``enum bar``, a typedef's or a function's name.
 
-    The line is that of ``member`` (``u.x`` counts as ``x``) where the definition has it. A search of the
-    text, not a parser: None where macros make the definition.
+    The line is that of ``member`` (``u.x`` counts as ``x``) if the definition has it. This searches the text
+    and does not parse it, so the result is None if a macro makes the definition.
     """
     for file, source in sources.items():
         if name.split()[-1] not in source:
@@ -53,12 +56,12 @@ def find_definition(name: str, sources: Mapping[str, str], member: str = "") -> 
 
 
 def _definition(name: str, member: str, text: str) -> tuple[int, int] | None:
-    """Where a definition begins and ends in a text without comments."""
+    """Return where a definition begins and ends in a text without comments."""
     word, _, tag = name.partition(" ")
     if word in ("struct", "union", "enum") and tag:
         found = re.search(rf"\b{word}\s+(?:__\w+(?:\([^)]*\))*\s+)*{re.escape(tag)}\s*\{{", text)
         return (found.start(), _closing(text, found.end())) if found else None
-    if word == "the":  # "the enum of FIRST": it has no name but those of its constants
+    if word == "the":  # "the enum of FIRST": it has no name except those of its constants
         found = re.search(rf"\b{re.escape(member or name.split()[-1])}\b\s*[=,}}]", text)
         return found.span() if found else None
     for found in re.finditer(r"\btypedef\s+(?:struct|union)\b[^;{}]*\{", text):
@@ -72,7 +75,7 @@ def _definition(name: str, member: str, text: str) -> tuple[int, int] | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Behind the brace that closes the one before ``start``."""
+    """Return the offset behind the brace that closes the one before ``start``."""
     depth = 1
     for brace in re.finditer(r"[{}]", text[start:]):
         depth += 1 if brace[0] == "{" else -1

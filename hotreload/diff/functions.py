@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Passes over functions: which of them changed, and how the new code of each can be reached."""
+"""Passes over functions: find those that changed, and how their new code can be reached."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from hotreload.elf.references import points_at_start
 
 # struct klp_callbacks (include/linux/livepatch.h)
 CALLBACK_KINDS: Final = ("pre_patch", "post_patch", "pre_unpatch", "post_unpatch")
-# How far a change may climb from a function that cannot be traced to callers that can.
+# How many levels of callers a change may climb from a function that cannot be traced.
 PROMOTION_BOUND: Final = 16
 
 
 def find_changed_functions(pair: Pair) -> None:
-    """A function whose code, or whose entries in special sections, differ is changed."""
+    """Collect the functions whose code, or whose entries in special sections, differ."""
     for patched, original in pair.correlation.original_of.items():
         if original.is_function and not pair.comparison.same(original, patched):
             if is_exit_code(original) and is_exit_code(patched):
@@ -42,9 +42,9 @@ def find_changed_functions(pair: Pair) -> None:
 
 
 def join_children(pair: Pair) -> None:
-    """A part that gcc split off cannot be redirected by itself: its parent changes with it.
+    """Replace changed children by their parents, because ftrace cannot redirect a part that gcc split off.
 
-    Code for loading may have such a part among the running code: it counts as its parent does.
+    A child of init code may lie among normal code. It counts as its parent does.
     """
     twins = pair.correlation.original_of
     parents = {name: symbol for symbol in pair.patched.functions for name in (symbol.name, *symbol.aliases)}
@@ -60,7 +60,7 @@ def join_children(pair: Pair) -> None:
 
 
 def promote_callers(pair: Pair) -> None:
-    """A function without an ftrace site cannot be redirected: its callers are, and call the new one."""
+    """Let the callers of a changed function travel if ftrace cannot redirect it: they call the new one."""
     callers = referrers_of(pair.patched)
     for owner, target in _called_by_entries(pair):
         callers[target].add(owner)
@@ -75,7 +75,10 @@ def promote_callers(pair: Pair) -> None:
 
 
 def find_callbacks(pair: Pair) -> None:
-    """What the author wants the livepatch core to call; the base of a patch calls nothing."""
+    """Collect the functions that the author wants the livepatch core to call.
+
+    The base of a patch calls none.
+    """
     for section in pair.patched.sections:
         if not section.name.startswith(CALLBACKS):
             continue
@@ -88,7 +91,7 @@ def find_callbacks(pair: Pair) -> None:
 
 
 def _called_by_entries(pair: Pair) -> Iterator[tuple[Symbol, Symbol]]:
-    """Each function that an alternative or the like calls for another one."""
+    """Yield (owner, function) for each function that an alternative or the like of the owner calls."""
     for owner, entries in pair.after.of.items():
         for target in {target for entry in entries for target in entry_targets(entry)} - {owner}:
             if target.is_function:
@@ -96,15 +99,15 @@ def _called_by_entries(pair: Pair) -> Iterator[tuple[Symbol, Symbol]]:
 
 
 def _out_of_reach(pair: Pair) -> list[Symbol]:
-    """The changed functions that neither ftrace nor their callers lead to yet."""
+    """Return the changed functions that neither ftrace nor their callers lead to yet."""
     return [p for p, o in pair.changed.items() if p not in pair.copied and not _is_traceable(pair, o)]
 
 
 def _is_traceable(pair: Pair, original: Symbol) -> bool:
-    """Whether ftrace can redirect a function: it begins with a call of __fentry__, or a note of one."""
+    """Return whether ftrace can redirect a function: it has an __mcount_loc entry or a call of __fentry__."""
     if any(entry.row.name == "__mcount_loc" for entry in pair.before.of.get(original, ())):
         return True
-    # Behind ENDBR64 with IBT. Objects that recordmcount is still to see have the call and no note.
+    # With IBT the call comes after ENDBR64. Before recordmcount runs, objects have the call but no entry.
     return any(
         isinstance(r.target, SymbolRef) and r.target.symbol.name == "__fentry__" and r.offset <= 5
         for r in original.relocations[:1]
@@ -140,7 +143,10 @@ def _refuse_untraceable(pair: Pair, original: Symbol, why: str) -> None:
 
 
 def bring_labels(pair: Pair) -> None:
-    """What holds places inside of a changed function, as a computed goto does, means the new one's."""
+    """Let tables of labels in a changed function, as computed gotos use them, travel with it.
+
+    Refuse other data that refers to places inside of a changed function.
+    """
     readers = referrers_of(pair.patched)
     for patched, original in list(pair.correlation.original_of.items()):
         if patched in pair.changed or is_child(patched) or is_for_init(patched):
@@ -164,15 +170,16 @@ def _holds_labels(pair: Pair, patched: Symbol) -> bool:
 
 
 def refuse_gone(pair: Pair, with_looked_up: Callable[[Rewrite], Rewrite]) -> None:
-    """Whoever holds the address of a function that is gone would run it for ever.
+    """Refuse to remove a function whose address something may hold.
 
-    Nobody does if only tables had it, and the kernel looks at that slot each time, which is written.
+    The holder would run the old code for ever. Nobody holds the address if only tables had it, the kernel
+    looks at their slots each time, and these slots are written.
     """
     referrers = referrers_of(pair.original)
     written = {each.original: with_looked_up(each).looked_up for each in pair.rewrites}
 
     def may_hold(holder: Symbol, function: Symbol) -> bool:
-        # An export gives others its name; the linker and modpost tell who uses that.
+        # An export makes the name available to others; the linker and modpost report who uses it.
         is_export = holder.section is not None and is_export_table(holder.section.name)
         if is_export or not takes_address_of(holder, function):
             return False
@@ -186,7 +193,10 @@ def refuse_gone(pair: Pair, with_looked_up: Callable[[Rewrite], Rewrite]) -> Non
 
 
 def refuse_other_parameters(pair: Pair) -> None:
-    """Whoever got the address of a function from an earlier edit calls it as it was declared then."""
+    """Refuse other parameters of a function whose address was given out by an earlier edit.
+
+    Whoever has that address calls the function as it was declared then.
+    """
     if pair.layouts is None or pair.types is None or not pair.handed:
         return
     for patched, original in pair.changed.items():
@@ -199,7 +209,7 @@ def refuse_other_parameters(pair: Pair) -> None:
 
 
 def handed_out(pair: Pair) -> Iterator[str]:
-    """The functions and constants of the original whose address new code may give somebody."""
+    """Yield the functions and constants of the original, by name, whose address new code may give away."""
     twins = pair.correlation.original_of
     code = {*pair.changed, *pair.new_functions}
     users: Mapping[Symbol, set[Symbol]] | None = None
@@ -210,7 +220,7 @@ def handed_out(pair: Pair) -> Iterator[str]:
             if not takes_address_of(holder, target):
                 continue
             if target.is_function:
-                # What the original gives away itself is known by where it does.
+                # If the original gives the address away as well, that is already known.
                 users = referrers_of(pair.original) if users is None else users
                 is_new = not any(takes_address_of(user, original) for user in users.get(original, ()))
             else:
@@ -228,7 +238,7 @@ def gone_message(name: str) -> str:
 
 
 def held_elsewhere(pair: Pair) -> frozenset[str]:
-    """What another unit defines, and only the original takes the address of."""
+    """Return the names of other units' symbols whose address only the original takes."""
     still = {symbol.name for symbol in pair.patched.symbols}
     foreign = {
         symbol for symbol in pair.original.symbols if not symbol.is_defined and symbol.name not in still
@@ -242,17 +252,18 @@ def held_elsewhere(pair: Pair) -> frozenset[str]:
 
 
 def tell_renamed(pair: Pair) -> None:
-    """A function that has another name goes on where the old one was."""
+    """Note each renamed function that takes the place of the old one."""
     for original, patched in pair.correlation.renamed.items():
         message = f"{patched.name} takes the place of {original.name}: whoever holds {original.name} runs it"
         pair.tell("HR2207", original.name, message)
 
 
 def refuse_other_names(pair: Pair) -> None:
-    """Two names of one function or variable that part or join: users of one would need the other.
+    """Refuse names that start or stop being one function or variable.
 
-    gcc folds static functions that are the same and whose addresses nobody takes. Who calls those is compiled
-    with the edit, and travels. So does who reads two tables that were the same.
+    Users of one name would need the other. gcc folds identical static functions whose addresses nobody takes.
+    Their callers are compiled with the edit and travel, so this is harmless. The same holds for readers of
+    two tables that were identical.
     """
     ours, theirs = _names_of(pair.original), _names_of(pair.patched)
     taken: list[Mapping[Symbol, set[Symbol]]] = []
@@ -275,7 +286,7 @@ def refuse_other_names(pair: Pair) -> None:
 
 
 def _is_only_called(symbol: Symbol, referrers: Mapping[Symbol, set[Symbol]]) -> bool:
-    """Whether nobody has the address of a function: its callers are all in this object."""
+    """Return whether nobody has the address of a function, so that all its callers are in this object."""
     users = referrers.get(symbol, set())
     return (
         symbol.is_function and symbol.is_local and not any(takes_address_of(user, symbol) for user in users)
@@ -283,7 +294,7 @@ def _is_only_called(symbol: Symbol, referrers: Mapping[Symbol, set[Symbol]]) -> 
 
 
 def _is_only_read(pair: Pair, symbol: Symbol, referrers: Mapping[Symbol, set[Symbol]]) -> bool:
-    """Whether a constant is read by functions of this object, and nobody has its address."""
+    """Return whether only functions of this object read a constant, and nobody has its address."""
     users = referrers.get(symbol, set())
     return (
         symbol.is_local
@@ -295,7 +306,7 @@ def _is_only_read(pair: Pair, symbol: Symbol, referrers: Mapping[Symbol, set[Sym
 
 
 def _names_of(obj: ObjectFile) -> set[str]:
-    """All names of functions and data."""
+    """Return all names of functions and data."""
     return {
         name
         for symbol in obj.symbols

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Whether a guest runs the code of an object: Ksplice's run-pre matching (Arnold and Kaashoek, EuroSys 2009,
-section 4.3) against the memory of a modern kernel.
+"""Check whether a guest runs the code of an object.
 
-The object is relocated to where the guest has it and compared byte by byte. An address that is known, by
-vmlinux's symbols or kallsyms, must be the one in the field; one that is not is solved from the field, and
-must be the same wherever the unit refers to it: a section lies in one piece, so all that is in it moves
-together. What the kernel rewrites by itself is taken only where the object says so, and only if it is what
-the kernel could have written (rewritten_places.py, kernel_texts.py).
+This is Ksplice's run-pre matching (Arnold and Kaashoek, EuroSys 2009, section 4.3) against the memory of a
+modern kernel.
+
+The object is relocated to where the guest has it and compared byte by byte. An address that is known, from
+vmlinux's symbols or kallsyms, must match the relocated field. An unknown address is solved from the field and
+must be the same wherever the unit refers to it. Sections are contiguous, so one solved address fixes
+everything else in its section. What the kernel rewrites in its own code is accepted only where the object
+says so, and only if the kernel could have written it (rewritten_places.py, kernel_texts.py).
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ _ADDRESSES = 1 << 64
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """``function`` does not run as its object has it: ``offset`` is the first byte, ``why`` one line."""
+    """A difference: ``offset`` is the first byte of ``function`` that differs, ``why`` is one line."""
 
     function: str
     offset: int
@@ -47,14 +49,17 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Pointed:
-    """``content`` must stand at ``address``: a string or constant that code at ``offset`` refers to."""
+    """A condition: ``address`` must contain ``content``, which code at ``offset`` refers to.
+
+    It is a string or a constant.
+    """
 
     offset: int
     address: int
     content: bytes
 
     def mismatch(self, function: str, found: bytes) -> Mismatch:
-        """What to say when something else stands there; nothing, where no memory is mapped."""
+        """Return the mismatch for memory that contains ``found``, which is empty if nothing is mapped."""
         there = repr(found)[1:] if found else "nothing"
         return Mismatch(
             function, self.offset, f"expected {repr(self.content)[1:]} at {self.address:#x}, found {there}"
@@ -63,8 +68,10 @@ class Pointed:
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """``traced``: the function's entry calls somebody, a tracer or a live patch. ``pointed``: what remains to
-    be looked at in memory."""
+    """A function that runs as its object has it, as far as its own bytes tell.
+
+    ``traced``: its entry calls a tracer or a live patch. ``pointed``: what remains to be checked in memory.
+    """
 
     function: str
     traced: bool
@@ -72,17 +79,18 @@ class Matched:
 
 
 class GuestUnit:
-    """A unit as the guest runs it. What one check finds out about addresses, the next ones are held to."""
+    """A unit as the guest runs it. Addresses that one check finds out are binding for later checks."""
 
     def __init__(self, obj: ObjectFile, address_of: AddressOf, name_at: NameAt) -> None:
-        """``name_at``: which function starts at an address, for what a call was redirected to."""
+        """``name_at`` tells which function a redirected call goes to."""
         self.addresses = UnitAddresses(address_of, name_at)
         self.rewritten = rewritten_places(obj, read_entries(obj))
 
     def check(self, function: Symbol, address: int, found: bytes) -> Matched | Mismatch:
-        """Compare a function of the object with the ``function.size`` bytes of the guest at ``address``.
+        """Compare a function with the bytes ``found`` at ``address`` of the guest.
 
-        A mismatch leaves nothing behind that the next check would be held to.
+        ``found`` must have ``function.size`` bytes. After a mismatch, addresses found out by this check are
+        dropped.
         """
         before = self.addresses.solved()
         result = _Check(self, function, address, found).run()
@@ -91,12 +99,12 @@ class GuestUnit:
         return result
 
     def address_of_function(self, function: Symbol) -> int | None:
-        """Where the unit has a function; see UnitAddresses.own."""
+        """Return the address of a function of the unit; see UnitAddresses.own."""
         return self.addresses.own(function)
 
 
 class _Check:
-    """One comparison; made, used once and dropped. ``expected`` becomes what the guest should have."""
+    """One comparison, used once. ``expected`` is turned into what the guest should have."""
 
     def __init__(self, unit: GuestUnit, function: Symbol, address: int, found: bytes) -> None:
         self.guest = unit.addresses
@@ -142,9 +150,9 @@ class _Check:
                 self.expected[relocation.offset : relocation.offset + len(value)] = value
 
     def _value(self, relocation: Relocation, at: int, found: bytes | None) -> bytes | None:
-        """What a relocation writes at ``at`` of the function.
+        """Return what a relocation writes at offset ``at`` of the function.
 
-        An unknown address is solved from ``found``; None where it cannot be.
+        An unknown address is solved from ``found``. The result is None if that is impossible.
         """
         size = WRITES.get(relocation.type, 4)
         relative = self.address + at if relocation.type in PC_RELATIVE else 0
@@ -164,7 +172,7 @@ class _Check:
             return None
         if found is None:
             return None
-        # The linker put one copy of a string or constant somewhere: what counts is what is there.
+        # The linker keeps one copy of a string or constant, anywhere. Only its content matters.
         read = (_read(found, relocation, at, size) + relative) % _ADDRESSES
         content, inside = _merged(relocation, size if relocation.type in PC_RELATIVE else 0)
         self.pointed.append(Pointed(at, (read - relocation.addend + inside) % _ADDRESSES, content))
@@ -176,10 +184,10 @@ class _Check:
     # --- what the kernel rewrote ---
 
     def _accept(self, place: Place) -> None:
-        """Take what stands at a place for what was expected, if it may stand there."""
+        """Accept the bytes found at a place if the kernel may have written them."""
         span = slice(place.start, place.end)
         found = self.found[span]
-        # A lock prefix may stand in what is rewritten as a whole: it is looked at by itself.
+        # A lock prefix inside of a larger place is a place by itself as well.
         if self.expected[span] != found:
             text = Text(bytes(self.expected[span]), found, self.address + place.start, self.guest)
             if not place.accepts(text):
@@ -193,7 +201,7 @@ class _Check:
         return self.guest.name_at(text.destination(5)) == "__fentry__"
 
     def _accept_counted_calls(self) -> None:
-        """Take calls that call depth tracking leads through what stands before each function."""
+        """Accept calls that call depth tracking redirects to the code before each function."""
         for relocation in self.function.relocations:
             span = slice(relocation.offset - 1, relocation.offset + 4)
             expected, found = bytes(self.expected[span]), self.found[span]
@@ -228,7 +236,7 @@ class _Check:
         self.pointed += [Pointed(span.start, address, content) for address, content in text.needs]
 
     def _replaced(self, original: bytes, start: int, alternative: Alternative) -> bytes | None:
-        """The text of a group of alternatives with one of them in place; None when an address is unknown."""
+        """Return a group's text with one alternative applied; None if an address is unknown."""
         code = bytearray(alternative.code)
         for relocation in alternative.relocations:
             value = self._value(relocation, alternative.start + relocation.offset, None)
@@ -239,7 +247,7 @@ class _Check:
         at = alternative.start - start
         return original[:at] + bytes(code).ljust(length, b"\x90") + original[at + length :]
 
-    # --- words ---
+    # --- messages ---
 
     def _explain(self, places: list[Place], alternatives: list[Alternative]) -> Mismatch:
         offset = next(i for i, byte in enumerate(self.expected) if byte != self.found[i])
@@ -280,7 +288,7 @@ class _Check:
 
 
 def _read(code: bytes, relocation: Relocation, at: int, size: int) -> int:
-    """The number in a field, extended as the processor does it."""
+    """Return the number in a field, extended to 64 bits as the processor does it."""
     return int.from_bytes(
         code[at : at + size],
         "little",
@@ -293,8 +301,11 @@ def _is_merged(symbol: Symbol) -> bool:
 
 
 def _merged(relocation: Relocation, field: int) -> tuple[bytes, int]:
-    """What must stand where a relocation into a section of mergeable things points, and how far from the
-    target's start; for one that reaches into the middle of something, up to that thing's end."""
+    """Return the content that a relocation into a mergeable section refers to, and an offset.
+
+    The offset is that of the content from the target's start. If the relocation points into the middle of a
+    string or constant, the content is the rest of it.
+    """
     match relocation.target:
         case StringRef(text):
             return text + b"\0", 0
@@ -313,7 +324,7 @@ def _merged(relocation: Relocation, field: int) -> tuple[bytes, int]:
 
 
 def _groups(alternatives: list[Alternative]) -> list[list[Alternative]]:
-    """Alternatives that overlap, together: nested ones, and several of one place."""
+    """Group alternatives that overlap: nested ones, and several for one place."""
     groups: dict[int, list[Alternative]] = defaultdict(list)
     start = end = -1
     for alternative in alternatives:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who may hold what the running kernel has: the differ's questions about the flow of addresses."""
+"""Find who may hold an address that the running kernel has, by following the flow of addresses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
 from hotreload.elf.readers import forgets
 from hotreload.elf.references import is_direct_branch, points_at_start, takes_address
 
-# Entries that say where control may go besides where the code says: { code, target, .. }.
+# Entries that tell where control may go in addition to what the code says: { code, target, .. }.
 _DETOURS = frozenset(("__jump_table", "__ex_table"))
 
 _REGISTER = 8  # bytes
@@ -22,7 +22,7 @@ IsOwn = Callable[[str], bool]
 
 
 def nothing_own(_name: str) -> bool:
-    """No function of the module has the name of one of the kernel's."""
+    """Default for ``is_own``: no function of the module has the name of a kernel function."""
     return False
 
 
@@ -34,16 +34,19 @@ def address_flow(
     *,
     is_whole: bool = True,
 ) -> AddressFlow:
-    """The flow of addresses through these symbols. ``is_own``: whether the module defines a function of that
-    name; ``layouts``: the types of the object; ``is_whole``: whether all that refers to one another is among
-    them."""
+    """Return the flow of addresses through these symbols.
+
+    ``is_own``    whether the module defines a function of that name
+    ``layouts``   the types of the object
+    ``is_whole``  whether all symbols that refer to one another are included
+    """
     seen = [s for s in symbols if s.section is not None and not is_explained_elsewhere(s.section)]
 
     def keeps_nothing(name: str) -> bool:
         return forgets(name) and not is_own(name)
 
     def registers(function: Symbol) -> int:
-        # A clone (f.isra.0) returns what the function does, or nothing.
+        # A clone (f.isra.0) returns what its function returns, or nothing.
         shapes = layouts.functions.get(source_name(function.name), ()) if layouts else ()
         return max((_registers(layouts, shape[1]) for shape in shapes), default=TWO) if layouts else TWO
 
@@ -51,7 +54,7 @@ def address_flow(
 
 
 def _registers(layouts: Layouts, result: Shape) -> int:
-    """How many registers a result of this type takes (System V psABI, 3.2.3)."""
+    """Return how many registers a result of this type takes (System V psABI, 3.2.3)."""
     if result == VOID:
         return 0
     return 1 if 0 < layouts.size(result) <= _REGISTER else TWO
@@ -69,12 +72,15 @@ def _detours(entries: Mapping[Symbol, Sequence[Entry]]) -> Detours:
 
 
 def who_holds(flow: AddressFlow, constant: Symbol, users: Iterable[Symbol]) -> str | None:
-    """Who may have the address of a constant that only functions refer to, and how; None: nobody has."""
+    """Return who may have the address of a constant that only functions refer to, and how, or None."""
     return flow.gets_away(Sought(SymbolRef(constant)), _makers(constant, users))
 
 
 def who_tells_strings(flow: AddressFlow, table: Symbol, users: Iterable[Symbol]) -> str | None:
-    """Who compares a pointer of a table's to what has no name: in a copy of the table it would be another."""
+    """Return who compares a pointer in a table with something unnamed, such as a string.
+
+    In a copy of the table the pointer would be a different one.
+    """
     places = frozenset(
         r.offset
         for r in table.relocations
@@ -87,19 +93,19 @@ def who_tells_strings(flow: AddressFlow, table: Symbol, users: Iterable[Symbol])
 
 
 def who_compares_string(flow: AddressFlow, text: StringRef, user: Symbol) -> str | None:
-    """Who compares the address of a string with one from elsewhere; of those who get it from ``user``."""
+    """Return who gets the address of a string from ``user`` and compares it with one from elsewhere."""
     return flow.gets_away(Sought(text, least=NEVER, least_compared=0), [user])
 
 
 def who_copies(flow: AddressFlow, holder: Symbol, constant: Symbol, users: Iterable[Symbol]) -> str | None:
-    """Who may have a copy of a pointer to a constant that ``holder``, a variable or table, has."""
+    """Return who may have copied a pointer to a constant out of ``holder``, a variable or table."""
     places = frozenset(r.offset for r in holder.relocations if r.target == SymbolRef(constant))
     sought = Sought(SymbolRef(holder), depth=1, least=1, places=places)
     return flow.gets_away(sought, (user for user in users if user.is_function))
 
 
 def who_holds_label(flow: AddressFlow, function: Symbol, users: Mapping[Symbol, set[Symbol]]) -> str | None:
-    """Who may have the address of a place inside of a function: it is stored, and gone to later."""
+    """Return who may have stored the address of a place inside of a function, to jump there later."""
     if any(_is_label(function, r, function) for r in function.relocations):
         sought = Sought(SymbolRef(function), is_label=True)
         if how := flow.gets_away(sought, [function]):
@@ -112,14 +118,14 @@ def who_holds_label(flow: AddressFlow, function: Symbol, users: Mapping[Symbol, 
 
 
 def _makers(target: Symbol, users: Iterable[Symbol]) -> Iterator[Symbol]:
-    """The functions that make the address of a symbol: the others access it where it is."""
+    """Yield the functions that take the address of a symbol. The others only access it in place."""
     for user in users:
         if any(r.target == SymbolRef(target) and takes_address(user, r) for r in user.relocations):
             yield user
 
 
 def has_labels(function: Symbol) -> bool:
-    """Whether a function makes addresses of places in itself, or has tables of them."""
+    """Return whether a function takes addresses of places in itself, or has tables of them."""
     own = any(_is_label(function, r, function) for r in function.relocations)
     return own or any(True for _ in _tables_of_labels(function))
 
@@ -133,7 +139,7 @@ def _is_label(holder: Symbol, relocation: Relocation, function: Symbol) -> bool:
 
 
 def _tables_of_labels(function: Symbol) -> Iterator[Symbol]:
-    """The tables that a function goes by, and that have a name: gcc makes those of a switch itself."""
+    """Yield the named tables of labels that a function uses. Those of switch statements have no names."""
     for relocation in function.relocations:
         target = relocation.target
         if not isinstance(target, SymbolRef) or not is_constant(target.symbol):

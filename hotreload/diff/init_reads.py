@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What code that runs at load has read of variables, and so made something of. Pure.
+"""Find which values of variables were used by code that runs at load. Pure.
 
-Init allocates a buffer of a size, and exit frees as many as init made: a new initial value that is written in
-the place of the size leaves the buffer as it is. So it counts which values were loaded by the functions that
-init and exit are, or call, and what these handed to others, who may have read all of it: an attribute's mode,
-a driver's name. What they found through a pointer in a variable counts, too: the size in a table that a
-`static const struct variant *variant` points at. A function in a table that the kernel was handed is called
-later, and may be another one by then. What is only printed leaves nothing behind.
+Init allocates a buffer of some size, and exit frees as much as init made. If a new initial value is written
+where the size is, the buffer stays as it is. So this collects the values that init, exit and the functions
+they call have loaded, and what they passed to others, which may have read all of it: an attribute's mode, a
+driver's name. Values found through a pointer in a variable count as well, such as the size in a table that a
+``static const struct variant *variant`` points at. A function in a table that the kernel was given is called
+later, so it may still be replaced. A value that is only printed has no consequences.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ K = TypeVar("K")
 
 LOAD_NAMES: Final = frozenset((INIT_NAME, EXIT_NAME))
 ONE_MODULE: Final[Mapping[Any, str]] = MappingProxyType({})
-# How far a value is followed through the functions that it is made of.
+# How many levels of callees are followed by is_value().
 _DEPTH: Final = 4
-# Who is called by a pointer: with retpolines, and by a static call that may have been updated.
+# Prefixes of functions that call through a pointer: retpolines, and a static call that may have been updated.
 _THUNK: Final = ("__x86_indirect_", "__SCT__")
 _ARGUMENTS: Final = frozenset((RDI, RSI, RDX, RCX, 8, 9))
 _LEAVE_NOTHING: Final = frozenset(
@@ -49,8 +49,11 @@ _LEAVE_NOTHING: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """``function`` has used ``variable[start:end]``; ``handed_on``: by giving its address to somebody;
-    ``is_stored``: by keeping its address in an object, for whoever looks there."""
+    """A use of ``variable[start:end]`` by ``function``.
+
+    ``handed_on``  the function passed its address to somebody
+    ``is_stored``  the function stored its address in an object, where others may find it
+    """
 
     function: str
     start: int
@@ -67,10 +70,10 @@ def refuse_what_init_read(
     called_back: Callable[[], Collection[Symbol]],
     with_looked_up: Callable[[Rewrite], Rewrite],
 ) -> None:
-    """A variable with a new initial value that code which runs at load has read is not written in place.
+    """Refuse a new initial value, or a function's new result, if code that runs at load has used the old one.
 
-    ``called_back``: the functions that the kernel calls while that code runs; ``with_looked_up``: a rewrite
-    with the slots that the kernel looks at each time (registered.py).
+    ``called_back``     returns the functions that the kernel calls while that code runs
+    ``with_looked_up``  adds the slots that the kernel looks at each time to a rewrite (registered.py)
     """
     changed = pair.changed.items()
     values = [original for patched, original in changed if gives_another_value(original, patched)]
@@ -88,7 +91,7 @@ def refuse_what_init_read(
 
 
 def gives_another_value(original: Symbol, patched: Symbol) -> bool:
-    """Whether a function that changed does nothing but to compute a value, which is another one now."""
+    """Return whether a changed function only computes a value, and may compute another one than before."""
     says = _says(original) or _says(patched)
     return is_value(original) and not (says and _steps_of(original) == _steps_of(patched))
 
@@ -99,8 +102,11 @@ def _says(function: Symbol) -> bool:
 
 
 def may_leave_something(function: Symbol) -> bool:
-    """Whether a function calls one of the kernel's that may keep something, a registration or a start, or
-    that makes a text, which may be a name."""
+    """Return whether a function calls a kernel function with lasting effects.
+
+    That is one that may keep something, such as a registration or a start, or one that makes a text, which
+    may be a name.
+    """
     names = {
         r.target.symbol.name
         for r in function.relocations
@@ -112,12 +118,12 @@ def may_leave_something(function: Symbol) -> bool:
 
 
 def stores_other_values(original: Symbol, patched: Symbol) -> bool:
-    """Whether a function sets something to another number, or to another string or the like, than before."""
+    """Return whether a function stores other constants than before: numbers, strings and the like."""
     return _stored_values(original) != _stored_values(patched)
 
 
 def _stored_values(function: Symbol) -> Counter[Hashable]:
-    """What the code itself says, and stores in memory that is not its stack."""
+    """Return the constants in the code that are stored in memory other than its stack."""
     stores = [
         at
         for at in body_of(function).instructions.values()
@@ -146,7 +152,7 @@ def _named(relocation: Relocation) -> Hashable:
 
 
 def is_value(function: Symbol, depth: int = _DEPTH) -> bool:
-    """Whether a function does nothing but to compute a value, and to say so, under a lock if need be."""
+    """Return whether a function only computes a value. It may also print, and take locks."""
     body = body_of(function)
     code = body.instructions.values()
     return (
@@ -175,7 +181,7 @@ def _leaves_nothing(callee: Symbol, depth: int) -> bool:
 
 
 def _steps_of(function: Symbol) -> list[tuple[object, ...]]:
-    """What a function computes with, but for what it passes on."""
+    """Return what a function computes with, arguments of calls excepted."""
     found: list[tuple[object, ...]] = []
     for at in body_of(function).instructions.values():
         into = at.operands[0] if at.operands else None
@@ -186,7 +192,7 @@ def _steps_of(function: Symbol) -> list[tuple[object, ...]]:
             target = relocation.target
             named = target.symbol.name if isinstance(target, SymbolRef) else repr(target)
             found.append((at.mnemonic, named, relocation.addend))
-        elif at.mnemonic[0] == "j":  # wherever it leads
+        elif at.mnemonic[0] == "j":  # its destination does not matter
             found.append((at.mnemonic,))
         else:
             found.append((function.content[at.start : at.end],))
@@ -194,7 +200,7 @@ def _steps_of(function: Symbol) -> list[tuple[object, ...]]:
 
 
 def value_message(function: Symbol) -> str:
-    """Why another value is not made live."""
+    """Return why a function with another result is not made live."""
     name = written_name(function)
     return f"{name} changed, and code that ran at load has used its value: what came of the old one stays"
 
@@ -204,7 +210,10 @@ def called_at_load(
     modules: Mapping[K, str] = ONE_MODULE,
     also: Collection[tuple[K, Symbol]] = (),
 ) -> set[tuple[K, Symbol]]:
-    """The functions that init and exit are, or reach by calls; the arguments are those of uses_of_init."""
+    """Return init, exit, and the functions that they reach by calls, also through tables.
+
+    For the arguments see uses_of_init.
+    """
     return set(_Linked(objects, modules).code_of_load(also, with_tables=True))
 
 
@@ -213,17 +222,17 @@ def ran_at_load(
     modules: Mapping[K, str] = ONE_MODULE,
     also: Collection[tuple[K, Symbol]] = (),
 ) -> set[tuple[K, Symbol]]:
-    """The functions that init is, or reaches by calls; the arguments are those of uses_of_init."""
+    """Return init and the functions that it reaches by calls. For the arguments see uses_of_init."""
     return set(_Linked(objects, modules).code_of_load(also, with_exit=False))
 
 
 def ran_message(function: Symbol, when: str = "when the module is loaded") -> str:
-    """What it means that a function has run, and is another one now."""
+    """Return what it means that a function has run and is then changed."""
     return f"{written_name(function)} changed, and is called {when}: what was made from the old one stays"
 
 
 def handed_to_the_kernel(obj: ObjectFile, is_own: IsOwn) -> dict[str, list[Use]]:
-    """The variables, by name, of which any code has given the kernel the address, or stored it."""
+    """Return the variables, by name, whose address any code has passed to the kernel or stored."""
     linked = _Linked({0: obj}, ONE_MODULE)
     found: dict[str, list[Use]] = defaultdict(list)
     for function in sorted(obj.functions, key=_is_exit):
@@ -241,7 +250,7 @@ def handed_to_the_kernel(obj: ObjectFile, is_own: IsOwn) -> dict[str, list[Use]]
 
 
 def tied_message(rewrite: Rewrite, use: Use) -> str:
-    """Why a new initial value is not written in place."""
+    """Return why a new initial value is not written in place."""
     name = base_name(rewrite.original.name)
     how = (
         "has handed it on" if use.handed_on else "has stored its address" if use.is_stored else "has read it"
@@ -254,10 +263,11 @@ def uses_of_init(
     modules: Mapping[K, str] = ONE_MODULE,
     also: Collection[tuple[K, Symbol]] = (),
 ) -> Uses[K]:
-    """The uses of each variable, by (unit, name), by what runs at load.
+    """Return the uses of each variable by code that runs at load, by (unit, name).
 
-    ``objects``: of the units of a module, or of several that use each other's exports: then ``modules`` are
-    their names. ``also``: functions that the kernel calls back meanwhile.
+    ``objects``  the units of a module, or of several modules that use each other's exports
+    ``modules``  the module of each unit, if there are several
+    ``also``     functions that the kernel calls back while that code runs
     """
     linked = _Linked(objects, modules)
     uses: dict[tuple[K, str], list[Use]] = defaultdict(list)
@@ -274,11 +284,11 @@ def uses_of_init(
 
 
 def tied_by(rewrite: Rewrite, uses: list[Use]) -> Use | None:
-    """The use that makes a new initial value one for the next load, if there is one."""
+    """Return the use because of which a new initial value must wait for the next load, or None."""
     for offset, size in rewrite.changed_places:
         is_function = points_at_function(rewrite, offset)
         for use in uses:
-            # A function that somebody else calls, and looks for each time, may be another one by then.
+            # A function that others call, and look up each time, may still be replaced.
             if is_function and (use.handed_on or (use.is_stored and offset in rewrite.looked_up)):
                 continue
             if offset < use.end and use.start < offset + size:
@@ -287,7 +297,7 @@ def tied_by(rewrite: Rewrite, uses: list[Use]) -> Use | None:
 
 
 def points_at_function(rewrite: Rewrite, offset: int) -> bool:
-    """Whether what differs there is which function it is, or whether there is one."""
+    """Return whether the value at this offset is a function pointer, which may be set on one side only."""
     targets = [
         relocation.target
         for side in (rewrite.original, rewrite.patched)
@@ -308,7 +318,7 @@ def _may_be_code(symbol: Symbol) -> bool:
 def _use_of(function: Symbol, relocation: Relocation, variable: Symbol, is_handed_on: bool) -> Use | None:
     name = written_name(function)
     if takes_address(function, relocation):
-        # Who walks along it, or stores it, may read all of it himself.
+        # Code that walks along the variable, or stores its address, may read all of it.
         return Use(name, 0, variable.size, is_handed_on, stores_address(function, relocation))
     access = access_of(function, relocation)
     if access.size == 0:
@@ -319,7 +329,7 @@ def _use_of(function: Symbol, relocation: Relocation, variable: Symbol, is_hande
 
 
 def _calls_what_it_finds(function: Symbol) -> bool:
-    """Whether a function calls one whose address it has read, or was passed."""
+    """Return whether a function calls through a pointer that it has read or was passed."""
     for at in body_of(function).instructions.values():
         if at.mnemonic in ("call", "jmp") and at.operands:
             callee = at.destination
@@ -331,7 +341,7 @@ def _calls_what_it_finds(function: Symbol) -> bool:
 
 
 class _Linked(Generic[K]):
-    """The units of a module as the linker joins them, and several modules as the kernel does."""
+    """The units of a module as the linker joins them, or of several modules as the kernel does."""
 
     def __init__(self, objects: Mapping[K, ObjectFile], modules: Mapping[K, str]) -> None:
         self._objects = objects
@@ -347,18 +357,20 @@ class _Linked(Generic[K]):
                         self._globals[name][modules.get(unit, "")] = unit, symbol
 
     def is_printer(self, name: str) -> bool:
-        """Whether this is one of the kernel's printing functions, and not one of the module's own."""
+        """Return whether this names a printing function of the kernel, and none of the module's own."""
         return name in PRINTERS and name not in self._functions
 
     def is_foreign(self, name: str) -> bool:
-        """Whether none of these units defines a function of that name."""
+        """Return whether none of these units defines a function of that name."""
         return name not in self._functions
 
     def code_of_load(
         self, also: Collection[tuple[K, Symbol]] = (), *, with_exit: bool = True, with_tables: bool = False
     ) -> Iterator[tuple[K, Symbol]]:
-        """The functions that init and exit are, or reach by calls, and ``also`` these; ``with_tables``: also
-        those that they may find in tables and call."""
+        """Yield init, exit, ``also``, and the functions that they reach by calls.
+
+        ``with_tables``: also the functions that they may find in tables and call.
+        """
         todo = [
             (unit, function)
             for unit, obj in self._objects.items()
@@ -366,7 +378,7 @@ class _Linked(Generic[K]):
             if is_for_init(function) or {function.name, *function.aliases} & LOAD_NAMES
             if with_exit or not _is_exit(function)
         ]
-        # ``todo`` is taken from its end. Exit code comes last, so that messages name code that has run.
+        # Functions are popped from the end. Exit code comes last, so that messages name code that has run.
         todo.sort(key=lambda each: _is_exit(each[1]), reverse=True)
         todo += [each for each in dict.fromkeys(also) if each not in todo]
         reached = set(todo)
@@ -388,7 +400,7 @@ class _Linked(Generic[K]):
                 reached.update(todo)
 
     def _found_by(self, unit: K, function: Symbol) -> Iterator[tuple[K, Symbol]]:
-        """The functions that it finds in variables, or passes to others of the module."""
+        """Yield the functions that a function finds in variables, or passes to others of the module."""
         for relocation in function.relocations:
             found = self._target(unit, relocation)
             if found is None or self.is_handed_on(function, relocation):
@@ -421,15 +433,17 @@ class _Linked(Generic[K]):
         return found if found is not None and found[1].is_object else None
 
     def is_handed_on(self, function: Symbol, relocation: Relocation) -> bool:
-        """Whether an address, made or loaded, goes to the kernel at once: a function of the module's own
-        reads what it likes of it."""
+        """Return whether an address that was taken or loaded is passed directly to the kernel.
+
+        A function of the module's own does not count, because its own accesses are examined.
+        """
         name = called_with(function, relocation)
         return name is not None and name not in self._functions
 
     def reached_by(
         self, variable: tuple[K, Symbol], use: Use, is_handed_on: bool
     ) -> Iterator[tuple[tuple[K, str], Use]]:
-        """The use, and those of what is found through pointers that it reads."""
+        """Yield the use of a variable, and uses of what its pointers in the used range lead to."""
         todo, seen = [(variable, use)], {variable}
         while todo:
             (unit, symbol), use = todo.pop()
@@ -447,6 +461,6 @@ class _Linked(Generic[K]):
         symbol = relocation.target.symbol
         if symbol.is_defined:
             return unit, symbol
-        # What a module does not define itself it has from one that exports it.
+        # A symbol that a module does not define comes from a module that exports it.
         found = self._globals.get(symbol.name, {})
         return found.get(self._modules.get(unit, "")) or next(iter(found.values()), None)

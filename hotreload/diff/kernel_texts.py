@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a running kernel writes into its own code, kind by kind (arch/x86/kernel: alternative.c, jump_label.c,
-static_call.c, ftrace.c)."""
+"""Recognize what a running kernel writes into its own code, kind by kind.
+
+The code that writes it is in alternative.c, jump_label.c, static_call.c and ftrace.c of arch/x86/kernel.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,16 @@ NOPS: Final = tuple(
 )
 NOP2, NOP5 = NOPS[1], NOPS[4]
 ENDBR64: Final = bytes.fromhex("f30f1efa")
-# What takes an ENDBR64's place when nothing jumps there: gen_endbr_poison() of arch/x86/include/asm/ibt.h,
-# "osp nopl (%rax)" at first, "nopl -42(%rax)" in newer kernels.
+# Replaces an ENDBR64 that nothing jumps to: gen_endbr_poison() of arch/x86/include/asm/ibt.h, "osp nopl
+# (%rax)" at first, "nopl -42(%rax)" in newer kernels.
 SEALED: Final = (bytes.fromhex("660f1f00"), bytes.fromhex("0f1f40d6"))
-# RET and what stops speculation behind it.
+# RET, and INT3s that stop speculation behind it.
 RETURN5: Final = bytes.fromhex("c3cccccccc")
-# "cs cs cs xorl %eax, %eax": a static call of __static_call_return0.
+# "cs cs cs xorl %eax, %eax": replaces a static call of __static_call_return0.
 RETURN_ZERO5: Final = bytes.fromhex("2e2e2e31c0")
 LFENCE: Final = bytes.fromhex("0faee8")
-# "sarq $5, %gs:..." before a function, which calls of it run first under call depth tracking (callthunks.c):
-# how it begins, and the sizes with a RIP-relative and an absolute operand.
+# "sarq $5, %gs:..." before a function, which its callers run first under call depth tracking (callthunks.c):
+# its first bytes, and its sizes with a RIP-relative and an absolute operand.
 COUNT_CALL: Final = bytes.fromhex("6548c1")
 THUNK_SIZES: Final = (9, 10)
 CALL_POINTER: Final = bytes.fromhex("ff15")  # call *disp32(%rip)
@@ -41,22 +43,22 @@ REGISTERS: Final = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r1
 
 
 class Addresses(Protocol):
-    """What is where in the guest."""
+    """What is at which address of the guest."""
 
     def where(self, symbol: Symbol) -> Sequence[int]:
-        """The addresses that a reference to a symbol of the unit may mean; none while that is unknown."""
+        """Return the addresses that a reference to a symbol of the unit may mean; none while unknown."""
         ...
 
     def name_at(self, address: int) -> str | None:
-        """The function that starts at an address; None where none does."""
+        """Return the function that starts at an address; None if none does."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What stands at a place: ``expected`` as the object has it, relocated, and ``found``, at ``address``.
+    """The bytes at ``address``: ``expected`` as in the relocated object, and ``found`` in the guest.
 
-    Whoever takes it may do so on a condition: ``needs`` gets an address and the bytes that must be there.
+    Accepting them may depend on other memory: ``needs`` collects (address, bytes that must be there).
     """
 
     expected: bytes
@@ -66,23 +68,30 @@ class Text:
     needs: list[tuple[int, bytes]] = field(default_factory=list)
 
     def destination(self, end: int) -> int:
-        """Where the branch goes whose operand is the four bytes before ``end``."""
+        """Return the destination of the branch whose operand is the four bytes before ``end``."""
         distance = int.from_bytes(self.found[end - 4 : end], "little", signed=True)
         return (self.address + end + distance) % 2**64
 
     def behind(self, count: int) -> Text:
-        """The same without the first bytes."""
+        """Return the text without its first ``count`` bytes."""
         return Text(self.expected[count:], self.found[count:], self.address + count, self.guest, self.needs)
 
     def calls_pointer(self, end: int, pointer: int | None) -> bool:
-        """Whether the branch goes to a function, and, where a pointer says to which, needs it to be that."""
+        """Return whether the branch goes to the start of a function.
+
+        ``pointer``: if given, the address of a pointer that must contain that function; this is added to
+        ``needs``.
+        """
         there = self.function_called(end)
         if pointer is not None:
             self.needs.append((pointer, there.to_bytes(8, "little")))
         return self.guest.name_at(there) is not None
 
     def function_called(self, end: int) -> int:
-        """The destination of a branch, or the function behind it that it enters by counting its calls."""
+        """Return the destination of a branch.
+
+        If it is the code before a function that counts its calls, return the function.
+        """
         there = self.destination(end)
         if self.guest.name_at(there) is None:
             for size in THUNK_SIZES:
@@ -92,7 +101,7 @@ class Text:
         return there
 
 
-# --- what may stand at a place ---
+# --- what may be at a place ---
 
 
 def is_anything(_text: Text) -> bool:
@@ -110,12 +119,15 @@ def is_return(text: Text) -> bool:
 
 
 def _returns(name: str | None) -> bool:
-    """Whether a function does nothing but return: one of the thunks, or a static call's of nothing."""
+    """Return whether a function only returns: a return thunk, or the one for static calls of nothing."""
     return name is not None and ("return_thunk" in name or name == "__static_call_return")
 
 
 def static_call(key: Symbol | None) -> Callable[[Text], bool]:
-    """A branch to the function that the key points at (struct static_call_key begins with that), or none."""
+    """Return a test for a branch to the function that a static call's key points at, or for no call.
+
+    struct static_call_key begins with that pointer.
+    """
 
     def accepts(text: Text) -> bool:
         first, found = text.expected[0], text.found
@@ -138,7 +150,7 @@ def static_call(key: Symbol | None) -> Callable[[Text], bool]:
 
 
 def is_direct_call(text: Text) -> bool:
-    """The call of what the pointer holds through which the original calls, or nothing at all."""
+    """Return whether a direct call of the function in the original's pointer was written, or NOPs."""
     if text.found[0] != CALL:
         return is_nops(text.found)
     pointer = None
@@ -149,16 +161,19 @@ def is_direct_call(text: Text) -> bool:
 
 
 def retpoline(register: str) -> Callable[[Text], bool]:
-    """The indirect branch that a retpoline stands for (patch_retpoline() in alternative.c)."""
+    """Return a test for the indirect branch that a retpoline stands for.
+
+    The kernel writes it in patch_retpoline() of alternative.c.
+    """
     number = REGISTERS.index(register) if register in REGISTERS else None
 
     def accepts(text: Text) -> bool:
         if text.expected[0] == text.found[0] == CS_PREFIX and accepts(text.behind(1)):
-            # No prefix, but the last byte of the instruction before.
+            # The first byte may be the end of the instruction before instead of a prefix.
             return True
         opcode, found = text.expected[text.expected[0] == CS_PREFIX], text.found
         if found[: len(found) - 4] == text.expected[: len(found) - 4]:
-            # Another thunk of the same kind: call depth tracking, or against ITS.
+            # Another thunk of the same kind, for call depth tracking or against ITS.
             thunk = text.guest.name_at(text.destination(len(found))) or ""
             return thunk.startswith("__x86_indirect_")
         if number is None:
@@ -179,7 +194,7 @@ def retpoline(register: str) -> Callable[[Text], bool]:
 
 
 def jump_label(entry: Entry) -> Callable[[Text], bool]:
-    """A NOP or a jump to the place that the entry names, in the size that the compiler chose."""
+    """Return a test for a NOP or a jump to the entry's target, in the size that the compiler chose."""
     target = entry.relocations[1]
     assert isinstance(target.target, SymbolRef)
     label = target.target.symbol
@@ -199,7 +214,7 @@ def jump_label(entry: Entry) -> Callable[[Text], bool]:
 
 
 def is_nops(code: bytes) -> bool:
-    """Whether code does nothing, in one of the ways that the kernel has for that."""
+    """Return whether code consists of NOPs that the kernel uses."""
     try:
         return all(_is_nop(code, instruction) for instruction in instructions(code))
     except UndecodableError:
@@ -211,9 +226,10 @@ def _is_nop(code: bytes, instruction: Instruction) -> bool:
 
 
 def meaning(code: bytes, address: int, guest: Addresses) -> list[object] | None:
-    """What code at ``address`` does, whichever way the kernel padded it; None for what is no code.
+    """Return what code at ``address`` does, independent of its padding; None if it cannot be decoded.
 
-    NOPs are left out, and so is a jump over nothing but INT3; a branch is told by its kind and where it goes.
+    NOPs are left out, and so are jumps over nothing but padding. A branch is represented by its kind and its
+    destination.
     """
     said: list[object] = []
     at = 0
@@ -254,7 +270,7 @@ def _behind_int3(code: bytes, at: int) -> int:
 
 
 def _kind(opcode: int) -> int:
-    """A branch's kind, whatever the size of its operand."""
+    """Return a branch's kind, independent of the size of its operand."""
     if opcode in (JMP, JMP_SHORT):
         return JMP
     return opcode - 0x0F80 + 0x70 if 0x0F80 <= opcode <= 0x0F8F else opcode

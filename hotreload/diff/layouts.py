@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The types of one object, from its DWARF, as shapes that can be compared.
 
-Every type becomes a *shape*, a tuple without references into the object, in which the target of a pointer is
-its name only (what it points to is compared on its own). Types that are the same are equal tuples.
+Every type becomes a *shape*, a tuple without references into the object. A struct with a name appears in it
+by its name only, because its members are compared on their own. Equal types have equal shapes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from hotreload.elf.model import ObjectFile
 
 # ("int", size, kind) ("float", size) ("void",) ("*", target) ("[]", length, element)
 # ("()", result, parameters)
-# ("struct" | "union" | "enum" | "typedef", name): a typedef only where what it names has no name of its own;
-# ("enum", "", size)  ("{}", size, fields): without any name.
-# The kind of an integer is SIGNED, UNSIGNED or BOOL; an ellipsis is a last parameter of VOID.
+# ("struct" | "union" | "enum", name)
+# ("typedef", name): only if the struct that it names has no name of its own
+# ("enum", "", size)  ("{}", size, fields): without any name
+# The kind of an integer is SIGNED, UNSIGNED or BOOL. An ellipsis is a last parameter of VOID.
 Shape = tuple[Any, ...]
 
 VOID: Final[Shape] = ("void",)
@@ -34,14 +35,15 @@ _QUALIFIERS: Final = frozenset(
 )
 _TRANSPARENT: Final = _QUALIFIERS | {dwarf.TYPEDEF}
 _AGGREGATES: Final = {dwarf.STRUCTURE_TYPE: "struct", dwarf.UNION_TYPE: "union"}
-# An upper bound of -1 is how a length of 0 may be written, with as many bits as the form has.
+# A length of 0 may be written as an upper bound of -1, in the width of the attribute's form.
 _NO_LENGTH: Final = frozenset((0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, -1))
 
 
 class Field(NamedTuple):
-    """A member, those of nested nameless structs among their parent's: ``u.x`` (offset and width in bits).
+    """A member of a struct or union, ``offset`` in bits from its start.
 
-    ``bits`` is the width of a bit-field and 0 for all others.
+    The members of a nested unnamed struct are listed among those of the outer one: ``u.x``. ``bits`` is the
+    width of a bit-field and 0 for all others.
     """
 
     name: str
@@ -61,11 +63,12 @@ class Layout(NamedTuple):
 class Layouts:
     """The types of one object, by name. A name may stand for several types, each local to a function.
 
-    ``constants``  the (name, value) of all enums, with the enum they belong to: in C they share one scope
-    ``variables``  those of the file that can be written, by name
-    ``shapes``     of all variables that have a place, by symbol
-    ``declared``   every variable that keeps its value, also one that gcc has folded away
-    ``holders``    the struct that a variable or parameter is, or points at, by its function and name
+    ``constants``  the (name, value) pairs of all enums, which share one scope in C -> their enum
+    ``variables``  the shapes of writable file-scope variables, by name
+    ``shapes``     the shapes of all variables that have an address, by symbol
+    ``declared``   all variables that keep their values, including those that gcc has optimized away
+    ``holders``    the struct that a variable or parameter is or points at, by (function, name); the function
+                   is empty for variables of the file
     """
 
     aggregates: Mapping[Shape, tuple[Layout, ...]]
@@ -78,7 +81,7 @@ class Layouts:
     holders: Mapping[tuple[str, str], Shape]
 
     def size(self, shape: Shape) -> int:
-        """The bytes that a value takes; 0 where that is not known."""
+        """Return the size of a value in bytes, or 0 if it is unknown."""
         kind = shape[0]
         if kind in ("int", "float", "{}"):
             return int(shape[1])
@@ -91,11 +94,11 @@ class Layouts:
         return max((layout.size for layout in self.aggregates.get(shape, ())), default=0)
 
     def width(self, field: Field) -> int:
-        """The bits that a field takes."""
+        """Return the width of a field in bits."""
         return field.bits or self.size(field.shape) * 8
 
     def has_types_of(self, other: Layouts) -> bool:
-        """Whether all structs, enums and variables of the other are among these, and the same."""
+        """Return whether these types include all structs, enums and variables of ``other`` unchanged."""
         return (
             self.constants.items() >= other.constants.items()
             and self.enums.items() >= other.enums.items()
@@ -106,7 +109,7 @@ class Layouts:
 
 @uncollected()
 def parse(obj: ObjectFile) -> Layouts | None:
-    """The types of an object; None: it was compiled without debugging information. Raises DwarfError."""
+    """Return the types of an object, or None if it has no debugging information. Raises DwarfError."""
     if obj.debug is None:
         return None
     info = DebugInfo(obj.debug)
@@ -124,7 +127,7 @@ def parse(obj: ObjectFile) -> Layouts | None:
 
 
 class _Reader:
-    """Gives each type its shape, once."""
+    """Computes the shape of each type once."""
 
     def __init__(self, info: DebugInfo) -> None:
         self.info = info
@@ -135,7 +138,7 @@ class _Reader:
             return VOID
         found = self.known.get(entry.offset)
         if found is None:
-            # What contains itself without a name is no C; do not follow it for ever.
+            # An unnamed type that contains itself is not valid C. Do not recurse into it for ever.
             self.known[entry.offset] = VOID
             found = self.known[entry.offset] = self._shape(entry)
         return found
@@ -206,7 +209,7 @@ class _Reader:
                 yield Field(prefix + name, offset, bits, shape)
 
     def _storage(self, member: Entry) -> int:
-        """The bytes of the storage unit that a bit-field of DWARF 4 is counted in."""
+        """Return the size in bytes of the storage unit that DWARF 4 counts a bit-field's offset in."""
         size = member.number(dwarf.AT_BYTE_SIZE)
         of = self.info.type_of(member)
         while not size and of is not None:
@@ -215,7 +218,7 @@ class _Reader:
         return size
 
     def is_constant(self, of: Entry | None) -> bool:
-        """Whether a variable of this type cannot be written."""
+        """Return whether a variable of this type cannot be written."""
         while of is not None and (of.tag == dwarf.ARRAY_TYPE or of.tag in _TRANSPARENT):
             if of.tag == dwarf.CONST_TYPE:
                 return True
@@ -223,13 +226,13 @@ class _Reader:
         return False
 
     def aggregate_behind(self, of: Entry | None) -> Shape | None:
-        """The named struct that a value is, or that it points at over any number of pointers and arrays."""
+        """Return the named struct that a value is, or points at through any number of pointers and arrays."""
         shape = behind(self.shape(of))
         return shape if shape[0] in ("struct", "union", "typedef") else None
 
 
 def behind(shape: Shape) -> Shape:
-    """What is left of a shape over any number of pointers and arrays."""
+    """Return a shape without its outer pointers and arrays."""
     while shape[0] in ("*", "[]"):
         shape = shape[-1]
     return shape
@@ -245,7 +248,7 @@ def _base_type(of: Entry) -> Shape:
 
 
 def _length(part: Entry) -> int:
-    """The length of a dimension; 0: it has none, or none that is known when the file is compiled."""
+    """Return the length of a dimension, or 0 if it has none that is known at compile time."""
     count, upper = part.get(dwarf.AT_COUNT), part.get(dwarf.AT_UPPER_BOUND)
     if isinstance(count, int):
         return count
@@ -264,7 +267,7 @@ def _bit_offset(member: Entry, bits: int, storage: Any) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Collector:
-    """Sorts the types of an object by what they are and their name."""
+    """Sorts the types of an object by kind and name."""
 
     reader: _Reader
     aggregates: dict[Shape, list[Layout]] = field(default_factory=dict)
@@ -275,7 +278,7 @@ class _Collector:
     holders: dict[tuple[str, str], Shape] = field(default_factory=dict)
 
     def add_all(self, unit: Entry) -> None:
-        """The functions and variables of a compile unit."""
+        """Add the functions and variables of a compile unit."""
         for entry in unit.children:
             if entry.tag == dwarf.SUBPROGRAM:
                 self._add_function(entry)

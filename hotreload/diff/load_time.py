@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Passes over the code that runs when a module is loaded or unloaded.
 
-Init code has run, and is freed: another one waits for the next load. Exit code has yet to run, and what live
-code has started only the exit code of the same sources stops. So it goes live: livepatch cannot redirect it,
-since ``__exit`` functions are notrace (include/linux/init.h), but the kernel calls it through a pointer in
-struct module, and that is written as a variable's value is. What init has made an exit code of its own
-undoes: where both change, both wait.
+Init code has run and is freed, so a changed version waits for the next load. Exit code has yet to run, and
+only the exit code of the current sources stops what live code has started. So it goes live: livepatch cannot
+redirect it, because ``__exit`` functions are notrace (include/linux/init.h), but the kernel calls it through
+a pointer in struct module, which can be written like a variable. Init code and exit code that both change
+belong together, because exit undoes what init did. Then both wait.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from hotreload.diff.pair import Pair, defined_targets, is_bystander, is_exit_cod
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.references import takes_address
 
-# What module_init() and module_exit() call the author's functions (include/linux/module.h), also of a unit
-# that is part of a module; built in, they have no such names.
+# The names that module_init() and module_exit() give the author's functions (include/linux/module.h), also in
+# one of several units of a module. In built-in code there are no such names.
 INIT_NAME = "init_module"
 EXIT_NAME = "cleanup_module"
 
 
 def written_name(function: Symbol) -> str:
-    """The author's name of a function: module_init(), module_exit() and gcc (``f.isra.0``) give others."""
+    """Return the author's name of a function, without what module_init(), module_exit() or gcc made of it."""
     if function.name in (INIT_NAME, EXIT_NAME) and function.aliases:
         return function.aliases[0]
     return source_name(function.name)
 
 
 def settle_exit(pair: Pair) -> None:
-    """Exit code that changed is carried, if the module's exit function is all that leads to it."""
+    """Let changed exit code travel if only the module's exit function leads to it. Otherwise it waits."""
     if not pair.exit_changed:
         return
     roots = pair.original.symbol(EXIT_NAME), pair.patched.symbol(EXIT_NAME)
@@ -49,7 +49,7 @@ def settle_exit(pair: Pair) -> None:
 
 
 def exit_code(obj: ObjectFile) -> set[Symbol]:
-    """The exit function of a module that this unit has, and what it reaches here by calls."""
+    """Return the module's exit function, if this unit defines it, and what it calls in this unit."""
     root = obj.symbol(EXIT_NAME)
     todo = [root] if root is not None and root.is_function else []
     reached = set(todo)
@@ -65,7 +65,7 @@ def exit_code(obj: ObjectFile) -> set[Symbol]:
 
 
 def _leads_to(root: Symbol, obj: ObjectFile, functions: set[Symbol]) -> bool:
-    """Whether these functions are reached from the exit function alone."""
+    """Return whether these functions are reached from the exit function alone."""
     reached, todo = {root}, [root]
     while todo:
         for target in defined_targets(todo.pop().relocations):
@@ -73,13 +73,13 @@ def _leads_to(root: Symbol, obj: ObjectFile, functions: set[Symbol]) -> bool:
                 reached.add(target)
                 todo.append(target)
     referrers = referrers_of(obj)
-    # A bystander is what ___ADDRESSABLE() makes, so that no compiler drops the function.
+    # A bystander is a variable of ___ADDRESSABLE(), which only keeps compilers from dropping the function.
     others = {each for f in functions for each in referrers[f] - reached if not is_bystander(each)}
     return functions <= reached and not others
 
 
 def weigh_init(pair: Pair) -> None:
-    """Code for loading and unloading runs once: beside other changes it waits, alone it is refused."""
+    """Note changed code that waits for the next load or unload. Refuse the edit if nothing else changed."""
     for name in dict.fromkeys(pair.init_changed):
         if pair.is_patch:
             message = f"{name} runs when the module is loaded or unloaded; its change waits for the next load"

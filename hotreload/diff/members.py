@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Why the layouts of one struct or union differ: the cause to tell, and whether live objects can stand it."""
+"""Explain why two layouts of a struct or union differ, and whether live objects allow the change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hotreload.diff.type_pair import Kinship, TypePair
 
 
 def explain(pair: TypePair, name: str, was: Layout, now: Layout) -> None:
-    """Why two layouts differ: an obstacle with the first real cause, or notes."""
+    """Report why two layouts differ: an obstacle with the first real cause, or notes."""
     old = {field.name: field for field in was.fields}
     new = {field.name: field for field in now.fields}
     renamed = _renamed(old, new)
@@ -40,7 +40,7 @@ def explain(pair: TypePair, name: str, was: Layout, now: Layout) -> None:
 
 
 def _changed(pair: TypePair, kept: Iterable[tuple[Field, Field]]) -> Iterator[tuple[int, str, str]]:
-    """Members with another type or width, and embedded structs that became larger or smaller."""
+    """Yield members with another type or width, and embedded structs whose size changed."""
     for a, b in kept:
         if a.bits != b.bits:
             text = f"changed its width from {width(a)} to {width(b)}"
@@ -57,14 +57,14 @@ def _changed(pair: TypePair, kept: Iterable[tuple[Field, Field]]) -> Iterator[tu
 
 def _differs(pair: TypePair, a: Field, b: Field) -> bool:
     if a.bits and a.shape[0] == b.shape[0] == "int":
-        return bool((a.shape[2] == BOOL) != (b.shape[2] == BOOL))  # a bit-field's width is its own
+        return bool((a.shape[2] == BOOL) != (b.shape[2] == BOOL))  # widths are compared elsewhere
     return pair.kinship(a.shape, b.shape) is Kinship.DIFFERENT
 
 
 def _misplaced(
     pair: TypePair, was: Layout, gone: list[Field], added: list[Field]
 ) -> Iterator[tuple[int, str, str]]:
-    """New members where a live object holds something else, or nothing."""
+    """Yield new members at an offset where live objects have something else, or nothing."""
     for f in added:
         end = f.offset + pair.patched.width(f)
         flexible = f.shape[:2] == ("[]", 0)
@@ -115,6 +115,6 @@ def _filled(pair: TypePair, was: Layout, f: Field) -> str:
 
 
 def _renamed(old: Mapping[str, Field], new: Mapping[str, Field]) -> dict[str, str]:
-    """Members that only have another name: the same place, width and shape."""
+    """Return the members that only have another name, with the same offset, width and shape: old -> new."""
     arrived = {f[1:]: f.name for f in new.values() if f.name not in old}
     return {f.name: arrived[f[1:]] for f in old.values() if f.name not in new and f[1:] in arrived}

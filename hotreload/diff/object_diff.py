@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What changed between two objects of one unit: the differ's list of passes.
+"""Compare two objects of one unit: the list of passes.
 
-Read ``diff_objects`` first. Every pass says one thing about the pair and collects what it refuses, so that an
-author learns all reasons at once. The rule behind them all: every byte and relocation that the kernel
-may look at is either the same, or explained by a change that a patch can carry, or an obstacle.
+Read ``diff_objects`` first. Every pass checks one aspect of the pair and collects what it refuses, so that an
+author learns all reasons at once. The rule behind all passes: every byte and relocation that the kernel may
+look at is either the same, or explained by a change that a patch can carry, or an obstacle.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ Declared = tuple[str, str, tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """A function on both sides."""
+    """A function in both objects."""
 
     original: Symbol
     patched: Symbol
@@ -83,34 +83,37 @@ class Twins:
 class ObjectDiff:
     """What a patch of one object has to do.
 
-    ``changed``           functions to redirect; ``new_functions`` and ``removed_functions`` have no twin
+    ``changed``           functions to redirect
+    ``new_functions``     functions of the patched object without a twin
+    ``removed_functions`` functions of the original without a twin
+    ``new_data``          variables of ``carried`` without a twin, those that macros made excepted
     ``carried``           the patched symbols that travel in the patch, functions and data, in file order
-    ``original_of``       patched symbol -> the one that the running kernel has
+    ``original_of``       patched symbol -> its twin, which the running kernel has
     ``entries``           the special-section entries that travel with a carried symbol
-    ``rewrites``          variables whose new initial value is written where they are
+    ``rewrites``          variables whose new initial value is written in place
     ``callbacks``         (kind, patched function) that the livepatch core is to call
-    ``new_exports``       names that this unit exports, and did not before
-    ``gone_exports``      names that it does not export any more
-    ``now_global``        what was static: other units of the module may use it from now on
+    ``new_exports``       names that only the patched object exports
+    ``gone_exports``      names that only the original exports
+    ``now_global``        symbols that were static and are global now, so that other units may use them
     ``callers_promoted``  functions that did not change themselves, and why they travel
-    ``renamed``           global functions that go on under another name: the old one -> the new one
-    ``renamed_by_others`` those of which other units of the module knew
-    ``renamed_elsewhere`` the same of what another unit defines, as far as this one can tell
-    ``held_elsewhere``    what another unit defines, and only the original takes the address of
-    ``handed``            what the guest has, by name, and changed or new code gives somebody the address of
-    ``renamed_variables`` static variables that go on under another name (correlation.py)
-    ``exit``              the module's exit function, which is exchanged
-    ``exit_changed``      what exit runs and differs, whether a patch brings it or not
-    ``only_for_exit``     those of these functions that lie in exit code
-    ``init_changed``      what differs, and waits for the next load
+    ``renamed``           renamed global functions, as this unit tells: old name -> new name
+    ``renamed_by_others`` the same for those that other units of the module already told
+    ``renamed_elsewhere`` the same for functions of another unit, as far as this one can tell
+    ``held_elsewhere``    names of other units' symbols whose address only the original takes
+    ``handed``            names of the guest's symbols whose address changed or new code gives to somebody
+    ``renamed_variables`` renamed static variables (correlation.py)
+    ``exit``              the module's exit function, if it is exchanged
+    ``exit_changed``      changed functions that exit runs, whether a patch brings them or not
+    ``only_for_exit``     the changed functions that lie in exit code
+    ``init_changed``      what differs and waits for the next load
 
-    What the debugging information tells, where there is some (unit_diff.py):
+    From the debugging information, if there is any (unit_diff.py):
 
-    ``types``             of new functions and variables, as C spells them
-    ``declared_in``       the function that declares a new static local, by symbol
-    ``without_storage``   function and name of the variables that gcc has folded away
+    ``types``             types of new functions and variables, as C spells them
+    ``declared_in``       the function that declares a static local, by symbol
+    ``without_storage``   (function, name) of the variables that gcc has optimized away
     ``folded``            those of them that have storage in the guest, and a value
-    ``lost``, ``come``    the variables that only one side declares, by function, name and type (layouts.py)
+    ``lost``, ``come``    variables that only one side declares, by function, name and type (layouts.py)
     """
 
     changed: tuple[Twins, ...]
@@ -147,31 +150,34 @@ class ObjectDiff:
 
     @property
     def verdict(self) -> str:
-        """unchanged, patchable or refused."""
+        """The result in one word: unchanged, patchable or refused."""
         if self.obstacles:
             return "refused"
         return "patchable" if self.changed or self.rewrites or self.callbacks or self.exit else "unchanged"
 
     @property
     def changed_functions(self) -> tuple[str, ...]:
-        """Names as the source has them: what gcc split off or cloned counts as what it was made of."""
+        """The changed functions by their names in the source.
+
+        Clones and children count as the functions that they were made from.
+        """
         names = [source_name(twins.original.name) for twins in self.changed]
         return tuple(dict.fromkeys((*names, *self.exit_names)))
 
     @property
     def exit_names(self) -> tuple[str, ...]:
-        """The exit function as the source calls it, if it changed."""
+        """The name of the exit function in the source, if it changed."""
         return (written_name(self.exit.original),) if self.exit else ()
 
     @property
     def changed_names(self) -> tuple[str, ...]:
-        """The changed functions, and the variables whose initial value did."""
+        """The changed functions, and the variables whose initial value changed."""
         variables = (base_name(rewrite.original.name) for rewrite in self.rewrites)
         return tuple(dict.fromkeys((*self.changed_functions, *variables)))
 
     @property
     def brings(self) -> bool:
-        """Whether anything of it goes into a patch, or is what one of another unit needs."""
+        """Whether anything of this goes into a patch, or is needed by one of another unit."""
         needed = (self.new_exports, self.now_global, self.renamed, self.renamed_by_others)
         return bool(self.carried or self.rewrites or self.callbacks or any(needed))
 
@@ -188,19 +194,20 @@ def diff_objects(
     judge_init: bool = True,
     earlier: EarlierNames = NO_EARLIER_NAMES,
 ) -> ObjectDiff:
-    """Compare the object the guest booted with the one of the source as it is now. Pure.
+    """Compare the object that the guest booted with the one of the current source. Pure.
 
-    ``before`` and ``after``: the types and variables of both, which tell one variable from another, and where
-    in it one value ends and the next begins. ``is_own``: whether another file of the module defines a
-    function of that name. ``renames``: global functions of the module that go on under another name, as all
-    its units together say. ``handed``: names of the original's symbols that earlier edits have given
-    somebody the address of. ``judge_init``: tell of what waits for the next load, and refuse it where it is
-    all that changed. ``earlier``: what edits before have made of variables.
+    ``before``, ``after``  the types and variables of both objects; they tell variables apart, and where in a
+                           variable one value ends and the next begins
+    ``is_own``      whether another file of the module defines a function of that name
+    ``renames``     renamed global functions, as all units of the module together tell
+    ``handed``      names of the original's symbols whose address earlier edits have given to somebody
+    ``judge_init``  note what waits for the next load, and refuse the edit if nothing else changed
+    ``earlier``     what earlier edits have done to variables
     """
     pair = pair_objects(original, patched, before, after, is_own, renames, earlier)
     pair.handed = handed
 
-    # What could not be read or paired without doubt stops everything that would build on it.
+    # Whatever could not be read or paired without doubt blocks everything that builds on it.
     take_over_doubts(pair)
 
     # Constants have no identity: one that nobody holds changes with its readers.
@@ -220,7 +227,7 @@ def diff_objects(
     tell_renamed(pair)
     refuse_other_names(pair)
 
-    # Data: what the running kernel holds must stay as it is.
+    # Data: the state of the running kernel must keep its place and size.
     refuse_changed_common(pair)
     refuse_changed_data(pair)
     refuse_data_out_of_place(pair)
@@ -242,7 +249,7 @@ def diff_objects(
     if judge_init:
         weigh_init(pair)
 
-    # Which code is new is settled: what it needs travels with it, and what it drops is told.
+    # New code is known by now: what it needs travels with it, and what it drops is reported.
     collect_carried(pair)
     refuse_shifted_neighbours(pair)
     tell_lost_statics(pair)
@@ -251,7 +258,7 @@ def diff_objects(
 
 
 def _other_exit_code(pair: Pair) -> Iterator[str]:
-    """The names of what exit runs and differs."""
+    """Yield the names of changed functions that exit runs."""
     run = exit_code(pair.original) if pair.changed or pair.exit_changed else set()
     for original in (*pair.exit_changed.values(), *pair.changed.values()):
         if original in run or is_exit_code(original):
@@ -259,7 +266,7 @@ def _other_exit_code(pair: Pair) -> Iterator[str]:
 
 
 def weigh_called_back(pair: Pair) -> None:
-    """What the kernel has asked a function while init registered something stays as it was answered."""
+    """Report changed functions that the kernel called while init registered something: their results stay."""
     told = {obstacle.symbol for obstacle in pair.obstacles}
     changed = frozenset(original for original in pair.changed.values() if original.name not in told)
     for function, slot in asked_once(pair.original, pair.layouts, changed).items():
@@ -287,7 +294,7 @@ def weigh_called_back(pair: Pair) -> None:
 
 
 def tell_of_makers(pair: Pair, makers: Collection[Symbol]) -> None:
-    """Helpers that changed, and that made something when init or probe called them."""
+    """Note changed helpers that made something when init or probe called them."""
     if not makers:
         return
     one = {0: pair.original}
@@ -302,7 +309,7 @@ def tell_of_makers(pair: Pair, makers: Collection[Symbol]) -> None:
 
 
 def _without_consequences(obstacles: Collection[Obstacle]) -> Iterator[Obstacle]:
-    """Leave out what follows from a new or removed tracepoint, if there is an obstacle for that itself."""
+    """Leave out obstacles that only follow from a new or removed tracepoint, if that has its own obstacle."""
     is_told = any(obstacle.symbol.startswith(TRACEPOINT) for obstacle in obstacles)
     for obstacle in obstacles:
         if not is_told or not obstacle.symbol.startswith(TRACEPOINTS):
@@ -310,13 +317,13 @@ def _without_consequences(obstacles: Collection[Obstacle]) -> Iterator[Obstacle]
 
 
 def take_over_doubts(pair: Pair) -> None:
-    """What correlation and the reading of special sections could not decide is an obstacle."""
+    """Turn what correlation and the reading of special sections could not decide into obstacles."""
     pair.obstacles += [*pair.correlation.obstacles, *pair.before.obstacles, *pair.after.obstacles]
     pair.notes += pair.correlation.notes
 
 
 def _result(pair: Pair) -> ObjectDiff:
-    """What the passes found, in the order of the patched object."""
+    """Return what the passes found, in the order of the patched object."""
     twins = pair.correlation.original_of
     order = {symbol: number for number, symbol in enumerate(pair.patched.symbols)}
     carried = sorted(pair.carried, key=order.__getitem__)

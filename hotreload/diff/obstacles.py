@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What stands in a patch's way, and what is worth telling about one that works."""
+"""The reasons to refuse an edit, and the notes about one that can be patched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUILD_MODULE: Final = (
     "the module has to be built and loaded anew, and loses its state: hotreload watch --max-rung module"
     " does that"
 )
-# Of a kernel nothing is built but when somebody says so: to boot it again would change nothing.
+# A kernel is built only on request, so booting it again would not bring the change.
 BUILD_KERNEL: Final = (
     "end hotreload, hotreload kernel build (or make), and start it again: the guest boots with the change"
 )
@@ -46,9 +46,9 @@ class Note:
 
 
 class NotPatchableError(EditError):
-    """The edit cannot become a live patch; ``obstacles`` are all the reasons.
+    """The edit cannot become a live patch. ``obstacles`` are all the reasons.
 
-    ``modules``: those that have to be loaded anew, where the edited units do not tell.
+    ``modules``: the modules that have to be reloaded, if the edited units do not tell.
     """
 
     exit_status = 4
@@ -60,7 +60,7 @@ class NotPatchableError(EditError):
         super().__init__(self.obstacles[0].message, code=self.obstacles[0].code)
 
     def of_kernel(self) -> Self:
-        """The same with the way out of who works on a kernel, not on a module."""
+        """Return the same error with hints for somebody who works on a kernel instead of a module."""
         anew = (RELOAD_MODULE, BUILD_MODULE)
         of_kernel = (
             replace(each, hint=BUILD_KERNEL) if each.hint in anew else each for each in self.obstacles

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Objects that are registered, or linked into a list, with another member than before. Pure.
+"""Refuse code that registers objects, or links them into a list, by another member than before. Pure.
 
 ``tick`` finds its object by ``from_timer(dev, t, a)``, and the edit makes that ``b``, here and where the
-timer is set up. A timer that was set up before is still ``a``: the new ``tick`` would take what lies beside
-it for the object. The same holds for a list: what is linked by ``item->by_name`` is not found by ``by_age``.
+timer is set up. A timer that was set up before is still ``a``, so the new ``tick`` would take memory beside
+the object for the object. The same holds for a list: an object linked by ``item->by_name`` is not found by
+``by_age``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hotreload.elf.registrations import registrations_of
 
 Members = dict[tuple[str, int, str], set[int]]
 
-# What objects are linked into by a member of theirs (include/linux/types.h and others).
+# Heads that objects are linked into by one of their members (include/linux/types.h and others).
 _HEADS: Final = frozenset(
     "list_head hlist_head hlist_bl_head hlist_nulls_head llist_head klist rb_root rb_root_cached".split()
 )
@@ -32,7 +33,7 @@ _HEADS: Final = frozenset(
 def refuse_other_members(
     original: Collection[Symbol], patched: Collection[Symbol], changed: Iterable[Twins]
 ) -> Iterator[Obstacle]:
-    """Obstacles (HR2207), one for each such callback. ``original`` and ``patched``: all code and tables."""
+    """Yield an obstacle (HR2207) for each such callback. ``original``, ``patched``: all code and tables."""
     twins = list(changed)
     before = _holders(original, {each.original for each in twins})
     after = _holders(patched, {each.patched for each in twins})
@@ -50,7 +51,11 @@ def refuse_other_members(
 def _holders(
     symbols: Collection[Symbol], functions: set[Symbol]
 ) -> dict[Symbol, tuple[set[Symbol], list[Symbol]]]:
-    """For each of these: it and the tables that have its address, and the code that hands out one of them."""
+    """Return where each function's address is, and who gives it away.
+
+    That is, for each function: the function and the tables that contain its address; and the code that takes
+    the address of one of these.
+    """
     found: dict[Symbol, tuple[set[Symbol], list[Symbol]]] = {each: ({each}, []) for each in functions}
     for table in symbols if functions else ():
         for target in _targets(table) & functions if table.is_object else ():
@@ -75,7 +80,7 @@ def _targets(symbol: Symbol) -> set[Symbol]:
 
 
 def _members(sought: set[Symbol], holders: Iterable[Symbol]) -> Members:
-    """The offsets at which it is registered, by who registers it and of which object."""
+    """Return the offsets of the registered members, by registering function, argument and object."""
     found: Members = defaultdict(set)
     for holder in holders:
         for each in registrations_of(holder, frozenset(sought)):
@@ -84,9 +89,9 @@ def _members(sought: set[Symbol], holders: Iterable[Symbol]) -> Members:
 
 
 def refuse_other_links(layouts: Layouts, changed: Iterable[Twins]) -> Iterator[Obstacle]:
-    """Obstacles (HR2101), one for each function that links objects into a list by another member than before.
+    """Yield an obstacle (HR2101) for each function that links objects by another member than before.
 
-    ``layouts``: tell which variables are lists.
+    ``layouts`` tell which variables are lists.
     """
     heads = frozenset(name for name, shape in layouts.shapes.items() if _is_head(layouts, shape))
     both = list(changed)
@@ -108,7 +113,7 @@ def refuse_other_links(layouts: Layouts, changed: Iterable[Twins]) -> Iterator[O
 
 
 def _is_head(layouts: Layouts, shape: Shape | None) -> bool:
-    """Whether a variable is such a head, has one as a member, or is a table of them."""
+    """Return whether a variable is such a head, contains one as a member, or is a table of them."""
     if shape is None:
         return False
     if shape[0] == "[]":
@@ -120,7 +125,10 @@ def _is_head(layouts: Layouts, shape: Shape | None) -> bool:
 
 
 def _links(functions: Iterable[Symbol], heads: frozenset[str]) -> dict[tuple[Head, str], dict[int, Symbol]]:
-    """By what objects are linked into, and where they are from: the members' offsets, and who links them."""
+    """Return the offsets of the members by which objects are linked, with the functions that link them.
+
+    The keys are what the objects are linked into, and where the objects come from.
+    """
     found: dict[tuple[Head, str], dict[int, Symbol]] = defaultdict(dict)
     for function in functions:
         for link in links_of(function, heads):

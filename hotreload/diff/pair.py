@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Two objects of one unit, how their symbols correspond, and what the passes found so far.
 
-The predicates that several passes share stand below: who refers to whom, and what a symbol is to the kernel.
+The predicates that several passes share are below: who refers to whom, and what a symbol is to the kernel.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from hotreload.elf.references import takes_address
 
 @dataclass(slots=True)
 class Pair:
-    """What every pass reads and fills in.
+    """The state that every pass reads and updates.
 
     ``before``, ``after``  the special-section entries of the original and of the patched object
-    ``layouts``, ``types`` the types of the original and of the patched object, where they tell them
+    ``layouts``, ``types`` the types of the original and of the patched object, None if unknown
     ``changed``            patched function -> the original that it replaces
-    ``copied``             those of ``changed`` that are reached through their callers only
+    ``copied``             those of ``changed`` that are reached only through their callers
     ``promoted``           functions that did not change themselves, and why they travel
-    ``init_changed``       what differs, and matters while the module is loaded or unloaded only
+    ``init_changed``       what differs and matters only while the module is loaded or unloaded
     ``exit_changed``       patched exit code -> the original
     ``exit``               the module's exit function, original and patched, if it is to be exchanged
-    ``new_exports``        names that other modules may use from now on
-    ``gone_exports``       names that the unit no longer exports
+    ``new_exports``        names that other modules may use after the edit
+    ``gone_exports``       names that only the original exports
     ``callbacks``          patched functions that the livepatch core is to call, with the kind of call
-    ``rewrites``           variables with another initial value, to be written where they are
-    ``held``               changed constants that somebody may have the address of, and who
-    ``handed``             names of what earlier edits have given somebody the address of
-    ``flow_before``, ``flow_after``  where addresses go in the code of the original, and of the patched object
+    ``rewrites``           variables with another initial value, which is to be written in place
+    ``held``               changed constants whose address somebody may have, and who
+    ``handed``             names of symbols whose address earlier edits have given to somebody
+    ``flow_before``, ``flow_after``  where addresses flow in the code of the original and the patched object
     ``carried``            the patched symbols that travel
     """
 
@@ -85,28 +85,28 @@ class Pair:
         self.notes.append(Note(code, symbol, message))
 
     def compare_anew(self) -> None:
-        """Forget what was found the same: it rests on twins, and there are fewer of them now."""
+        """Forget which symbols are the same, because that depends on twins, and some have been unpaired."""
         self.comparison = Comparison(self.correlation, self.before, self.after)
 
     @property
     def is_patch(self) -> bool:
-        """Whether the running kernel does anything else with this change."""
+        """Whether the running kernel behaves differently with this change."""
         return bool(self.changed or self.rewrites or self.callbacks or self.exit)
 
     @property
     def new_functions(self) -> list[Symbol]:
-        """Running code of the patched object without a twin; what gcc split off counts with its parent."""
+        """Functions of the patched object without a twin, except init and exit code and children."""
         known = self.correlation.original_of
         return [s for s in self.patched.functions if s not in known and _stands_alone(s)]
 
     @property
     def removed_functions(self) -> list[Symbol]:
-        """Running code of the original object without a twin."""
+        """Functions of the original without a twin, except init and exit code and children."""
         known = self.correlation.patched_of
         return [s for s in self.original.functions if s not in known and _stands_alone(s)]
 
     def targets(self, patched: Symbol) -> Iterator[Symbol]:
-        """The defined symbols that a patched symbol, or an entry of it, refers to."""
+        """Yield the defined symbols that a patched symbol, or one of its entries, refers to."""
         yield from defined_targets(patched.relocations)
         for entry in self.after.of.get(patched, ()):
             yield from entry_targets(entry)
@@ -123,7 +123,8 @@ def pair_objects(
 ) -> Pair:
     """Read the entries of two objects and correlate their symbols.
 
-    ``types`` are the patched one's, ``layouts`` the original's. ``is_own``: see address_flow.
+    ``layouts``: the types of the original; ``types``: those of the patched object. ``is_own``: see
+    address_flow.
     """
     before, after = read_entries(original), read_entries(patched)
     correlation = correlate(original, patched, layouts, types, renames, earlier)
@@ -136,7 +137,10 @@ def pair_objects(
 
 
 def referrers_of(obj: ObjectFile) -> dict[Symbol, set[Symbol]]:
-    """Which symbols refer to each symbol; entries and what the kernel never looks at do not count."""
+    """Return the symbols that refer to each symbol.
+
+    Entries, and sections that the kernel never looks at, do not count.
+    """
     found: dict[Symbol, set[Symbol]] = defaultdict(set)
     for symbol in obj.symbols:
         section = symbol.section
@@ -155,12 +159,12 @@ def defined_targets(relocations: Iterable[Relocation]) -> Iterator[Symbol]:
 
 
 def entry_targets(entry: Entry) -> Iterator[Symbol]:
-    """What an entry refers to; an alternative's is what the code that it may put in place refers to."""
+    """Yield the symbols that an entry refers to. For an alternative, those that its replacement refers to."""
     return defined_targets(entry.relocations if entry.replacement is None else entry.replacement[1])
 
 
 def takes_address_of(referrer: Symbol, target: Symbol) -> bool:
-    """Whether a symbol uses the address of a function for more than to call it."""
+    """Return whether a symbol uses the address of a function for more than calling it."""
     return any(
         isinstance(relocation.target, SymbolRef)
         and relocation.target.symbol is target
@@ -170,17 +174,20 @@ def takes_address_of(referrer: Symbol, target: Symbol) -> bool:
 
 
 def is_for_init(symbol: Symbol) -> bool:
-    """Whether a symbol is for loading and unloading only."""
+    """Return whether a symbol is only for loading and unloading."""
     return symbol.section is not None and is_init(symbol.section)
 
 
 def is_exit_code(symbol: Symbol) -> bool:
-    """Whether a symbol is code for unloading only. A module keeps it; what is built in never has any."""
+    """Return whether a symbol is code for unloading only. A module keeps it; built-in code has none."""
     return symbol.section is not None and symbol.is_function and symbol.section.name.startswith(".exit.")
 
 
 def is_bystander(symbol: Symbol) -> bool:
-    """Whether a variable is no state of the driver's: it has no section here, is a macro's, or an entry."""
+    """Return whether a variable is no state of the driver.
+
+    It is none if it has no section here, was made by a macro, or is an entry.
+    """
     section = symbol.section
     return section is None or is_explained_elsewhere(section) or is_place_static(symbol)
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Pairs variables by what the source says of them: the function that declares one, its name, type and place.
+"""Pair variables by what the source says of them: function, name, type and place of the declaration.
 
-Static locals keep their values with their twins, and a wrong pair would mix two variables up. So both sides
-need the same function, the same name, and a type whose bytes mean the same. Where a function has several of
-a name, in blocks of its own or by a macro, the line decides, since lines that did not change keep
-their numbers (build/lines.py). A variable that moved between a function and the file keeps its value
-if it is the only one of that name. What stays open is an obstacle: nothing is guessed.
+Static locals keep their values with their twins, and a wrong pair would mix up two variables. So both sides
+need the same function, the same name, and a type whose bytes mean the same. If a function has several
+variables of one name, each in its own block or from a macro, the line decides, because unchanged lines keep
+their numbers (build/lines.py). A variable that moved between a function and the file keeps its value if it is
+the only one of that name. What remains ambiguous is an obstacle: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from hotreload.diff.type_pair import Kinship, TypePair
 from hotreload.diff.variables import Variable
 from hotreload.elf.model import Symbol
 
-# The key of DO_ONCE() (include/linux/once.h): code of a patch cannot refer to a key of a module. A copy does
-# the same as long as the flag beside it, ___done, is the original's.
+# The key of DO_ONCE() (include/linux/once.h). Code in a patch cannot refer to a key of a module. A copy works
+# as well, as long as the flag beside it, ___done, is the original's.
 ONCE_KEY: Final = "___once_key"
-# Macros' flags that more depends on than whether something is told again.
+# A macro's flag on which more depends than whether something is reported again.
 _ONCE_FLAG: Final = "___done"
 DOUBT: Final = "give the variables different names, or reload the module"
 
 
 @dataclass(frozen=True, slots=True)
 class EarlierNames:
-    """What earlier edits have made of variables, by function and name: ``renamed`` those of the original that
-    go on under that name, with the name there; ``added`` those that have a value of their own.
+    """What earlier edits have done to variables.
 
-    ``is_gone``: whether the sources have a word no more. What nothing uses may still be declared, and has no
-    debugging information.
+    ``renamed``  variables of the original that were renamed: (function, new name) -> the name in the original
+    ``added``    (function, name) of added variables, which have values of their own
+    ``is_gone``  whether the sources no longer contain a word; a variable that nothing uses may still be
+                 declared, but has no debugging information
     """
 
     renamed: Mapping[tuple[str, str], str] = field(default_factory=dict)
@@ -50,7 +51,7 @@ NO_EARLIER_NAMES: Final = EarlierNames()
 
 @dataclass(slots=True)
 class VariablePairing:
-    """The state of the pass; ``is_place``: whether a macro made a variable for one place of the source."""
+    """The state of the pass. ``is_place``: whether a macro made a variable for one place in the source."""
 
     correlation: Correlation
     types: TypePair
@@ -68,7 +69,7 @@ class VariablePairing:
         while self._pair_renamed(ours, theirs):
             pass
 
-    # --- of one function and name ---
+    # --- variables of one function and name ---
 
     def _pair_group(self, ours: list[Variable], theirs: list[Variable]) -> None:
         ours, theirs = self._still_free(ours, theirs)
@@ -82,14 +83,18 @@ class VariablePairing:
             self._leave_open(ours[0])
 
     def _is_told_by_place(self, ours: list[Variable], theirs: list[Variable]) -> bool:
-        """Whether a line that did not change tells which variable is which.
+        """Return whether a line that did not change identifies a variable.
 
-        A single value whose block got a namesake is not told by its line alone: both lines say the same.
+        If a single variable got a namesake in its function, the line alone is no proof, because the lines of
+        both read the same. It is used all the same if starting over does no harm.
         """
         return len(ours) > 1 or (len(theirs) > 1 and bool(ours) and self._is_told_again(ours[0]))
 
     def _are_in_order(self, ours: list[Variable], theirs: list[Variable]) -> bool:
-        """Whether the first is the first, and so on: nothing moved, or the whole function did."""
+        """Return whether the variables of both sides correspond one by one.
+
+        They do if nothing moved, if the whole function moved, or if each is used by the same code.
+        """
         if len(ours) != len(theirs):
             return False
         if len(ours) == 1 or _places(ours) == _places(theirs):
@@ -102,7 +107,7 @@ class VariablePairing:
         )
 
     def _leave_open(self, one: Variable) -> None:
-        """Several of one name, and nothing tells which is which."""
+        """Report several variables of one name that nothing tells apart."""
         where = one.function or "the file"
         if not self._is_told_again(one):
             why = f"{where} has several static variables of that name"
@@ -135,7 +140,7 @@ class VariablePairing:
             return False
         return self.types.kinship(one.shape, other.shape) is not Kinship.DIFFERENT
 
-    # --- that moved ---
+    # --- moved variables ---
 
     def _pair_moved(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
         before = _by_name(self._left(ours, self.correlation.patched_of))
@@ -151,7 +156,10 @@ class VariablePairing:
                              " and several have that name", DOUBT)  # fmt: skip
 
     def _pair_moved_constants(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
-        """Who has the address of a constant finds it where it was, whichever function declares it now."""
+        """Pair constants by name, whichever function declares them.
+
+        Whoever has the address of such a constant finds it where it was.
+        """
         before = _by_name(v for v in self._free(ours, self.correlation.patched_of) if self._is_constant(v))
         after = _by_name(v for v in self._free(theirs, self.correlation.original_of) if self._is_constant(v))
         for name in before.keys() & after.keys():
@@ -169,8 +177,8 @@ class VariablePairing:
         assert one.symbol is not None
         assert other.symbol is not None
         if one.function and other.function:
-            # Of another function: another variable, unless a part of the first function was moved out of it,
-            # or that has another name only.
+            # A variable of another function is another variable, unless that function was split off the first
+            # one, or is the first one renamed.
             if one.function in declared:
                 places = f"from {one.function} to {other.function}"
                 self._refuse(one.name, f"the static variable '{one.name}' moved {places}: whether it is the"
@@ -186,10 +194,10 @@ class VariablePairing:
             self._refuse(one.name, f"'{one.name}' moved between a function and the file, and changed its type"
                          f" from {spelled(one.shape)} to {spelled(other.shape)}", None)  # fmt: skip
 
-    # --- that have another name ---
+    # --- renamed variables ---
 
     def _pair_known(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
-        """An earlier edit has given a variable another name: it keeps its value, whatever else changes."""
+        """Pair variables that an earlier edit renamed: they keep their values even if other things change."""
         for other in self._left(theirs, self.correlation.original_of):
             was = self.known.renamed.get((other.function, other.name))
             for one in ours if was is not None else ():
@@ -206,8 +214,10 @@ class VariablePairing:
         self.correlation.renamed_variables[other.function, other.name] = one.name
 
     def _pair_renamed(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> bool:
-        """A static variable has another name, and all else is as it was: its first value, and the code that
-        uses it. Whether one was found: what points at it may be another."""
+        """Pair one static variable that was renamed, with the same initial value and the same code using it.
+
+        Return whether one was found. If so, another one that points at it may be found next.
+        """
         gone = self._of_one_side(ours, theirs, self.correlation.patched_of)
         come = self._of_one_side(theirs, ours, self.correlation.original_of)
         for one in gone:
@@ -225,7 +235,7 @@ class VariablePairing:
     def _of_one_side(
         self, ours: Sequence[Variable], theirs: Sequence[Variable], paired: dict[Symbol, Symbol]
     ) -> list[Variable]:
-        """Static variables of one side that the other has none of the name of."""
+        """Return the unpaired static variables of one side whose names do not occur on the other side."""
         others = {one.name for one in theirs} | self.refused
         left = self._left(ours, paired)
         return [
@@ -244,13 +254,13 @@ class VariablePairing:
             and self.are_used_alike(one.symbol, other.symbol)
         )
 
-    # --- small things ---
+    # --- helpers ---
 
     def _tell(self, one: Variable, what: str) -> None:
         self.correlation.notes.append(Note("HR2104", one.name, f"'{one.name}' is a variable {what}"))
 
     def _left(self, variables: Iterable[Variable], paired: dict[Symbol, Symbol]) -> list[Variable]:
-        """Those that have a value to keep and no twin."""
+        """Return the variables that have a value to keep and no twin."""
         free = self._free(variables, paired)
         return [v for v in free if v.symbol and _is_writable(v.symbol) and not self.is_place(v.symbol)]
 
@@ -263,7 +273,7 @@ class VariablePairing:
         return self._free(ours, self.correlation.patched_of), self._free(theirs, self.correlation.original_of)
 
     def _is_told_again(self, one: Variable) -> bool:
-        """Whether it does no harm to begin anew: a warning is told once more."""
+        """Return whether starting over does no harm: a warning is reported once more."""
         assert one.symbol is not None
         return not _is_writable(one.symbol) or (self.is_place(one.symbol) and one.name != _ONCE_FLAG)
 
@@ -281,10 +291,13 @@ def pair_variables(
     are_used_alike: Callable[[Symbol, Symbol], bool],
     known: EarlierNames = NO_EARLIER_NAMES,
 ) -> None:
-    """Pair the variables of functions, and those that moved; those of the file are paired by their names."""
+    """Pair the variables of functions, and those that moved.
+
+    Other variables of the file are paired by their names.
+    """
 
     def chosen(layouts: Layouts) -> list[Variable]:
-        # A macro's key is copied.
+        # A macro's key is copied instead.
         return [v for v in layouts.declared if v.symbol and v.name != ONCE_KEY and may_have_twin(v.symbol)]
 
     names = {one.name: other.name for one, other in correlation.renamed.items()}
@@ -313,12 +326,12 @@ def _places(variables: Sequence[Variable]) -> list[tuple[int, int]]:
 
 
 def _distances(variables: Sequence[Variable]) -> list[tuple[int, int]]:
-    """How many lines below the first one each stands, and in which column."""
+    """Return how many lines below the first variable each one is, and its column."""
     return [(line - variables[0].place[0], column) for line, column in _places(variables)]
 
 
 def _once_there(variables: Sequence[Variable]) -> dict[tuple[int, int], Variable]:
-    """Those that have a place of their own."""
+    """Return the variables that share their place with no other, by place."""
     count = Counter(_places(variables))
     return {one.place: one for one in variables if count[one.place] == 1 and one.place[0]}
 

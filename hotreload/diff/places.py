@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Which function took the place of which, by the places where their addresses are taken.
+"""Find out which function replaced which, by the places where their addresses are taken.
 
-The problem: a timer, a work item or an ops table holds the address of a function, and the function gets
-another name. Whoever holds the address runs the old code for ever, and no source has it any more.
+The problem: a timer, a work item or an ops table holds the address of a function, and the function is
+renamed. Whoever holds the address would run the old code for ever, although no source contains it any more.
 
 The choice: where ``INIT_WORK(&work, old)`` became ``INIT_WORK(&work, new)``, and every other place that took
 the address of ``old`` now takes that of ``new``, it is one function under another name. This needs places
-that are the same but for the function: with equal code around it, or in a table with equal contents.
-Everything else proves nothing: ``timer_setup(&a, old)`` that became ``timer_setup(&b, new)`` must not let
-``a`` run ``new``.
+that are equal except for the function: with equal code around it, or in a table with equal contents. Anything
+less proves nothing: ``timer_setup(&a, old)`` that became ``timer_setup(&b, new)`` must not let ``a`` run
+``new``.
 
-Two functions may have exchanged their names, and more than two theirs in a circle. Then places alone prove
-nothing: a table whose rows were reordered looks the same. The code tells the two apart: it went with the
+Two functions may have swapped names, or several may have rotated theirs. Then places alone prove nothing,
+because a table whose rows were reordered looks the same. The code tells these cases apart: it moved with the
 places, or it stayed with the names. One registration that changes while both functions stay is an edit like
-any other. Where nothing tells, the answer is a doubt.
+any other. Functions for which nothing tells the cases apart are doubtful.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ Alike = Callable[[K, K], bool]
 
 @dataclass(frozen=True, slots=True)
 class Reference(Generic[K]):
-    """Something that a symbol refers to.
+    """A reference of a symbol to another one.
 
-    ``before`` are the bytes between the previous reference and the instruction of this one, ``instruction``
-    are those of that. ``function`` is the one whose address is taken here, ``other`` is what else is said.
+    ``before``       the bytes between the previous reference and the instruction of this one
+    ``instruction``  the bytes of that instruction before the reference
+    ``function``     the function whose address is taken here, or None
+    ``other``        whatever else distinguishes the reference
     """
 
     offset: int
@@ -45,7 +47,7 @@ class Reference(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class Referrer(Generic[K]):
-    """A symbol that takes the address of functions; ``rest`` are the bytes behind its last reference."""
+    """A symbol that takes the address of functions. ``rest`` are the bytes behind its last reference."""
 
     is_code: bool
     content: bytes
@@ -55,9 +57,9 @@ class Referrer(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[K]):
-    """A place where ``old`` stood, and ``new`` stands now; ``alike``: nothing else of its holder changed.
+    """A place where ``old`` was before the edit, and ``new`` is after it. ``new`` is None if unknown.
 
-    ``new`` is None where nobody can tell.
+    ``alike``: nothing else of the symbol that contains the place changed.
     """
 
     old: K
@@ -66,7 +68,7 @@ class Step(Generic[K]):
 
 
 def steps_of(before: Referrer[K], after: Referrer[K]) -> Iterator[Step[K]]:
-    """What became of each place of a referrer."""
+    """Yield what became of each place in a referrer."""
     ours, theirs = before.references, after.references
     if before.is_code != after.is_code or before.content != after.content:
         yield from _steps_of_changed_code(before, after) if before.is_code else _lost(ours)
@@ -109,7 +111,10 @@ def _steps_of_places(
 
 
 def _steps_of_changed_code(before: Referrer[K], after: Referrer[K]) -> Iterator[Step[K]]:
-    """One reference that changed is the same place where those beside it, and the code between, did not."""
+    """Match the references of code that changed.
+
+    A changed reference is at the same place if its neighbours, and the code between, are unchanged.
+    """
     ours, theirs = ([(r.function, r.other) for r in side.references] for side in (before, after))
     matcher = SequenceMatcher(None, ours, theirs, autojunk=False)
     for kind, start, end, other_start, other_end in matcher.get_opcodes():
@@ -130,7 +135,7 @@ def _is_same_place_in(before: Referrer[K], after: Referrer[K], number: int, othe
 
 
 def _around(referrer: Referrer[K], number: int) -> tuple[bytes, ...]:
-    """The code of a reference, and that between it and those beside it."""
+    """Return the code of a reference, and the code between it and its neighbours."""
     references = referrer.references
     behind = references[number + 1].before if number + 1 < len(references) else referrer.rest
     return references[number].before, references[number].instruction, behind
@@ -138,8 +143,11 @@ def _around(referrer: Referrer[K], number: int) -> tuple[bytes, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[K]):
-    """``successors``: which function is now at all the places of which, one to one; ``doubtful``: functions
-    that may be the one of their name, or one that another name has now."""
+    """Which functions replaced which.
+
+    ``successors``: old function -> the one that is now at all of its places, one to one. ``doubtful``:
+    functions that may be the one with the same name, or one that has another name now.
+    """
 
     successors: Mapping[K, K]
     doubtful: Set[K]
@@ -147,9 +155,11 @@ class Answer(Generic[K]):
 
 @dataclass(frozen=True, slots=True)
 class Question(Generic[K]):
-    """``gone``: there is no function of that name any more; ``new``: there was none. All others stay.
+    """What is known of the functions. All that are neither ``gone`` nor ``new`` stay.
 
-    ``equal_prototypes``, ``same_code``: of the first before the edit, and the second after it.
+    ``gone``  functions whose name no longer exists
+    ``new``   functions whose name did not exist before
+    ``equal_prototypes``, ``same_code``  compare the first before the edit with the second after it
     """
 
     gone: Set[K]
@@ -172,7 +182,7 @@ class Question(Generic[K]):
             chain = _chain(old, moved)
             staying = self._staying(chain)
             if not self._is_closed(chain):
-                # Its places have a function that was never seen before, and its name has other code.
+                # Its places have a function that did not exist before, and its name has other code.
                 if chain[-1] in self.new and not self._keeps_its_code(staying):
                     doubtful.update(staying)
                 continue
@@ -182,7 +192,7 @@ class Question(Generic[K]):
             if not staying:
                 result.update(pairs)
             elif not self._keeps_its_code(staying):
-                # A name that stays means something else now: that takes more than equal places.
+                # A name that stays would mean another function. That needs more evidence than equal places.
                 is_sure = any(self.same_code(*pair) for pair in pairs) and not unlike.intersection(chain)
                 if is_sure:
                     result.update(pairs)
@@ -194,7 +204,7 @@ class Question(Generic[K]):
         return chain[-1] in self.new if chain[0] in self.gone else chain[-1] == chain[0]
 
     def _staying(self, chain: list[K]) -> set[K]:
-        """The functions of a chain whose names were there before, and are there now."""
+        """Return the functions of a chain whose names exist before and after the edit."""
         return {one for one in chain if one not in self.gone and one not in self.new}
 
     def _keeps_its_code(self, functions: Set[K]) -> bool:
@@ -202,7 +212,7 @@ class Question(Generic[K]):
 
 
 def _one_to_one(moved: Mapping[K, K | None], gone: Set[K]) -> dict[K, K]:
-    """Those that have a successor of their own; one that is gone comes before one that stays."""
+    """Return the functions with a successor that no other claims. A function that is gone has priority."""
     claims: dict[K, list[K]] = {}
     for old, now in moved.items():
         if now is not None and now != old and now not in gone:
@@ -216,7 +226,7 @@ def _one_to_one(moved: Mapping[K, K | None], gone: Set[K]) -> dict[K, K]:
 
 
 def _chain(start: K, moved: Mapping[K, K]) -> list[K]:
-    """From a function to the one that took its place, and on to the one that took that one's."""
+    """Follow a function to its successor, the successor's successor, and so on."""
     chain = [start]
     while chain[-1] in moved and len(chain) <= len(moved):
         chain.append(moved[chain[-1]])

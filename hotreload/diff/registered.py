@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Tables that the kernel was handed: what it looks up in them each time, and what it decided by once. Pure.
+"""Tables that the kernel was given: what it looks up in them each time, and what it decided once. Pure.
 
-A new function in a slot that had one is called from the next time on. A slot that had none is another thing:
-sysfs asks ``.is_visible`` when it makes a group, and chooses the operations of a binary file by whether there
-is a ``.write``. So a slot may be filled or emptied in place only where the kernel is known to look at it
-each time. The same holds for a mode or a size in a struct of the kernel's: it may have been copied.
+A new function in a slot that already had one is called from then on. Filling an empty slot is different:
+sysfs asks ``.is_visible`` when it creates a group, and chooses the operations of a binary file depending on
+``.write``. So a slot may be filled or emptied in place only if the kernel is known to look at it each time.
+The same holds for a mode or a size in a kernel struct, which the kernel may have copied.
 
-And some functions have run when they change: ``probe``, for each device that is bound, was called back while
-init registered the driver, and ``is_visible`` answers once.
+Some functions have already run when they change: ``probe`` was called back for each bound device while init
+registered the driver, and ``is_visible`` answers once.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from hotreload.elf.references import takes_address
 from hotreload.elf.value_uses import handed_to
 
 _ALL: Final = frozenset(("*",))
-# Structs whose slots the kernel looks at each time; a "-" is before those by which it decides once.
+# Structs whose slots the kernel looks at each time. A "-" marks slots that it evaluates only once.
 _LOOKED_UP: Final = {
     "file_operations": _ALL,
-    # proc_get_inode() chooses by these; pde_set_flags() of later kernels keeps flags of them.
+    # proc_get_inode() chooses by these; pde_set_flags() of later kernels remembers flags for them.
     "proc_ops": frozenset("* -proc_read_iter -proc_compat_ioctl -proc_lseek".split()),
     "seq_operations": _ALL,
     "device_attribute": _ALL,
@@ -44,12 +44,13 @@ _LOOKED_UP: Final = {
     "module_attribute": _ALL,
     "configfs_attribute": _ALL,
     "kernel_param_ops": _ALL,
-    # vma_wants_writenotify() asks for two of them when memory is mapped; what was mapped without .open is not
-    # for a new .close to take back.
+    # vma_wants_writenotify() checks page_mkwrite and pfn_mkwrite when memory is mapped. A new .close must not
+    # release what was mapped without .open.
     "vm_operations_struct": frozenset("* -page_mkwrite -pfn_mkwrite -open -close".split()),
     # disk_alloc_events(), and bd_has_submit_bio of later kernels
     "block_device_operations": frozenset("open release ioctl compat_ioctl getgeo".split()),
-    # Not those of features (netdev_update_features()) and VLANs, which register_netdevice() decides by.
+    # Without the slots by which register_netdevice() decides: for features (netdev_update_features()) and
+    # VLANs.
     "net_device_ops": frozenset(
         """ndo_open ndo_stop ndo_start_xmit ndo_select_queue ndo_change_rx_flags ndo_set_rx_mode
         ndo_set_mac_address ndo_validate_addr ndo_do_ioctl ndo_eth_ioctl ndo_siocdevprivate ndo_change_mtu
@@ -66,14 +67,14 @@ _LOOKED_UP: Final = {
         fill_linkxstats""".split()
     ),
     "ethtool_ops": _ALL,
-    # Not those of requests, contexts and budgets, which are set up with the queue; by .timeout it is decided
-    # whether there is an io_timeout in sysfs (queue_attr_visible()).
+    # Without the slots for requests, contexts and budgets, which are set up with the queue. .timeout decides
+    # whether sysfs has an io_timeout (queue_attr_visible()).
     "blk_mq_ops": frozenset("queue_rq commit_rqs queue_rqs complete busy cleanup_rq show_rq".split()),
     # d_flags_for_inode(), do_inode_permission(), vfs_readlink() and the cache of ACLs remember these.
     "inode_operations": frozenset(
         "* -lookup -get_link -permission -readlink -get_acl -get_inode_acl".split()
     ),
-    # The inodes that are there were made by who made them, and so they have to be freed.
+    # Existing inodes have to be freed by the counterpart of what allocated them.
     "super_operations": frozenset("* -alloc_inode -destroy_inode -free_inode".split()),
     "address_space_operations": _ALL,
     "tty_operations": frozenset("* -proc_show".split()),  # proc_tty_register_driver()
@@ -91,12 +92,12 @@ _LOOKED_UP: Final = {
     "i2c_driver": frozenset("remove shutdown".split()),
     "spi_driver": frozenset("remove shutdown".split()),
 }
-# Slots of functions that the kernel calls while init registers something, and those that undo it.
+# Slots that the kernel calls while init registers something, and those that undo it.
 _CALLED_AT_LOAD: Final = frozenset("probe remove remove_new connect disconnect".split())
 _BINDS: Final = frozenset(("probe", "connect"))
-# Those that make a device, but not at load.
+# Slots that make a device, but not at load.
 _MAKES: Final = frozenset((("rtnl_link_ops", "setup"), ("rtnl_link_ops", "newlink")))
-# Not these: they connect a socket.
+# Structs whose ``connect`` connects a socket, so they are left out.
 _SOCKETS: Final = frozenset("proto_ops proto".split())
 # Slots of certain structs that the kernel calls at registration, once for each object that exists by then.
 _CALLED_FOR_ALL: Final = {
@@ -118,12 +119,12 @@ _CALLED_FOR_ALL: Final = {
     "virtio_driver": frozenset("validate scan".split()),
     "console": frozenset(("setup",)),
 }
-# Of these, those that undo it.
+# The slots of _CALLED_FOR_ALL that undo this.
 _UNDO: Final = frozenset(
     """exit exit_batch ndo_uninit exit_hctx exit_request remove_dev remove unmap free deactivate
     release_device""".split()
 )
-# Slots of functions that are asked once, while something is registered, and whose answer the kernel keeps.
+# Slots that the kernel calls once, while something is registered, and whose answer it keeps.
 _ASKED_ONCE: Final = {
     "attribute_group": frozenset("is_visible is_bin_visible".split()),
     "hwmon_ops": frozenset(("is_visible",)),
@@ -131,14 +132,14 @@ _ASKED_ONCE: Final = {
     "kobj_type": frozenset(("get_ownership",)),
     "device_type": frozenset(("devnode",)),
     "tty_driver": frozenset(("devnode",)),
-    # __clk_core_init(); clk_get_rate() and clk_get_parent() tell what they found.
+    # __clk_core_init() calls them; clk_get_rate() and clk_get_parent() return what it found.
     "clk_ops": frozenset("recalc_rate get_parent get_phase get_duty_cycle recalc_accuracy".split()),
     "gpio_chip": frozenset(("get_direction",)),
 }
 _MAKES_CACHE: Final = frozenset(
     "kmem_cache_create kmem_cache_create_usercopy __kmem_cache_create_args".split()
 )
-# Functions of the kernel that return a pointer to such a struct.
+# Kernel functions that return a pointer to such a struct.
 _RETURNS: Final = {"__class_create": "class", "class_create": "class"}
 _NONE: Final[frozenset[str]] = frozenset()
 
@@ -148,7 +149,10 @@ Slot = tuple[str, str]  # the struct, the member
 def slots_of(
     obj: ObjectFile, layouts: Layouts | None, functions: Collection[Symbol] | None = None
 ) -> Iterator[tuple[Symbol, Slot]]:
-    """The functions, or those that are asked for, that stand in slots of tables, each with its slot."""
+    """Yield each function in a slot of a table, with the slot.
+
+    ``functions``: only look for these; None: for all.
+    """
     if layouts is None or functions == frozenset():
         return
     for table in obj.symbols:
@@ -168,7 +172,10 @@ def slots_of(
 def _slots_in_code(
     obj: ObjectFile, layouts: Layouts, functions: Collection[Symbol] | None
 ) -> Iterator[tuple[Symbol, Slot]]:
-    """The same of those that code stores in a struct that it has from the kernel, or by a pointer."""
+    """Yield the same for functions that code stores in a struct which it reached through a pointer.
+
+    The pointer is a variable or was returned by the kernel.
+    """
     for holder in obj.functions:
         targets = {r.target.symbol for r in holder.relocations if isinstance(r.target, SymbolRef)}
         stored = {s for s in targets if s.is_function and (functions is None or s in functions)}
@@ -192,7 +199,7 @@ def _slots_in_code(
 
 
 def _points_at(symbol: Symbol, layouts: Layouts) -> str | None:
-    """The struct that a pointer variable, or what a function of the kernel returns, points at."""
+    """Return the struct that a pointer variable, or the result of a kernel function, points at."""
     if symbol.name in _RETURNS:
         return _RETURNS[symbol.name]
     shape = layouts.shapes.get(symbol.name) if symbol.is_object else None
@@ -206,7 +213,7 @@ def _member_at(layouts: Layouts, struct: str, offset: int) -> str | None:
 
 
 def called_back_at_load(obj: ObjectFile, layouts: Layouts | None) -> frozenset[Symbol]:
-    """The functions that the kernel calls back while init or exit code runs."""
+    """Return the functions that the kernel calls back while init or exit code runs."""
     return frozenset(
         function
         for function, (struct, member) in slots_of(obj, layouts)
@@ -216,13 +223,13 @@ def called_back_at_load(obj: ObjectFile, layouts: Layouts | None) -> frozenset[S
 
 
 def asked_once(obj: ObjectFile, layouts: Layouts | None, changed: frozenset[Symbol]) -> dict[Symbol, str]:
-    """Of functions that changed, those that were asked while something was registered, and as what."""
+    """Return the changed functions that the kernel called only at registration, with their slots as text."""
     slots = slots_of(obj, layouts, changed)
     return {f: f"{struct}.{m}" for f, (struct, m) in slots if m in _ASKED_ONCE.get(struct, ())}
 
 
 def constructors(obj: ObjectFile, changed: frozenset[Symbol]) -> list[Symbol]:
-    """Of functions that changed, those that have made the objects of a cache that are free."""
+    """Return the changed functions that constructed the free objects of a slab cache."""
     return list(
         dict.fromkeys(
             relocation.target.symbol
@@ -237,7 +244,10 @@ def constructors(obj: ObjectFile, changed: frozenset[Symbol]) -> list[Symbol]:
 def binding(
     obj: ObjectFile, layouts: Layouts | None, changed: frozenset[Symbol] | None = None
 ) -> list[Symbol]:
-    """Of functions that changed, or of all, those that have run for each device or network that was there."""
+    """Return the functions that have run for each device or network that already existed.
+
+    ``changed``: only look for these; None: for all.
+    """
     slots = slots_of(obj, layouts, changed)
     return list(dict.fromkeys(function for function, slot in slots if slot in _MAKES or _binds(*slot)))
 
@@ -247,7 +257,7 @@ def _binds(struct: str, member: str) -> bool:
 
 
 def with_looked_up(rewrite: Rewrite, layouts: Layouts) -> Rewrite:
-    """The same with the slots in which a function is nobody's but the table's."""
+    """Return the rewrite with the changed slots in which the kernel looks for a function each time."""
     found = frozenset(
         offset
         for offset, _ in rewrite.changed_places
@@ -264,7 +274,7 @@ def decided_once(
     sources: Mapping[str, str],
     is_own: IsOwn,
 ) -> Iterator[Obstacle]:
-    """Values of structs of the kernel's that it may have looked at for the last time.
+    """Yield obstacles for values in kernel structs that the kernel may not look at again.
 
     ``sources``: the texts of the unit; a struct that they define is the driver's own.
     """
@@ -306,7 +316,7 @@ def _is_looked_up(struct: str, member: str) -> bool:
 
 
 def _is_the_drivers(struct: str, sources: Mapping[str, str]) -> bool:
-    """Whether the author's files define a struct; without any, nobody can tell."""
+    """Return whether the author's files define a struct; True if there are none, because nobody can tell."""
     if not sources:
         return True
     for word in ("struct ", "union ", ""):

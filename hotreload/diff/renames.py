@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Functions of an object that got another name.
+"""Pair functions that were renamed.
 
-What proves that two names are one function is in places.py. Here the places are read from two objects.
+places.py decides what proves that two names are one function. This module reads the places from two objects.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from hotreload.elf.references import (
 )
 
 _NUMBER = re.compile(r"\.\d+")
-# A function of the object, by its original where it has one; or the name of what another unit defines.
+# A function of the object, represented by its original if it has a twin; or the name of one in another unit.
 Function = Symbol | str
 
 
 @dataclass(frozen=True, slots=True)
 class Renames:
-    """Pairs functions that have another name; ``before`` and ``after``: without types nothing is proved."""
+    """Pairs renamed functions. ``before``, ``after``: the types; without them nothing is proved."""
 
     result: Correlation
     original: ObjectFile
@@ -41,7 +41,7 @@ class Renames:
     after: Layouts | None
 
     def pair_by_hint(self) -> None:
-        """Pair those that other units of the module know to have another name."""
+        """Pair the functions that other units of the module know to be renamed."""
         result = self.result
         before = {s.name: s for s in self.original.functions if s not in result.patched_of}
         after = {s.name: s for s in self.patched.functions if s not in result.original_of}
@@ -50,7 +50,7 @@ class Renames:
                 self._pair(before[old], after[new])
 
     def pair_by_places(self) -> None:
-        """Pair those whose addresses are taken at the same places."""
+        """Pair functions whose addresses are taken at the same places."""
         while (found := self._found()).successors:
             for one in found.successors.keys() & self.result.patched_of.keys():
                 assert isinstance(one, Symbol)
@@ -59,7 +59,10 @@ class Renames:
                 self._pair(one, other)
 
     def pair_by_code(self) -> None:
-        """Pair static functions that are only called, and whose code is the same: so are their variables."""
+        """Pair static functions with the same code that are only called.
+
+        Then their variables are the same, too.
+        """
         result, places = self.result, self._places()
 
         def only_called(obj: ObjectFile, paired: Mapping[Symbol, Symbol]) -> dict[Hashable, Symbol]:
@@ -76,7 +79,7 @@ class Renames:
             if self._have_equal_prototypes(one, other):
                 result.pair(one, other)
                 if {one.name, *one.aliases} & {other.name, *other.aliases}:
-                    continue  # gcc made one function of several alike, and named it after another of them
+                    continue  # gcc folded several equal functions, and kept another of their names
                 message = f"{one.name} was renamed to {other.name}, with the same code"
                 result.notes.append(Note("HR2207", one.name, f"{message}: traces show the old name"))
 
@@ -109,7 +112,10 @@ class Renames:
         return _Places(self.result, (names ^ others) - {*elsewhere, *elsewhere.values()})
 
     def refuse_other_meanings(self) -> None:
-        """Refuse functions whose name means another function now, while somebody may hold the old one."""
+        """Refuse functions whose name stands for another function now, if somebody may hold the old one.
+
+        Refuse other parameters as well if somebody may call the function with the old ones.
+        """
         doubtful = sorted(_symbols(self._found().doubtful), key=lambda symbol: symbol.name)
         for one in doubtful:
             message = f"{one.name} changed, and its address was taken where another function's is taken now"
@@ -132,14 +138,17 @@ class Renames:
         return None not in prototypes and prototypes[0] != prototypes[1]
 
     def _as_patched(self, function: Function) -> Function:
-        """What stands in the source now: one that stays is known by its original until here."""
+        """Return the patched function of one that stays.
+
+        Until here, such a function is represented by its original.
+        """
         patched_of = self.result.patched_of
         return patched_of.get(function, function) if isinstance(function, Symbol) else function
 
     def _have_equal_prototypes(self, one: Function, other: Function) -> bool:
         other = self._as_patched(other)
         if isinstance(one, str) or isinstance(other, str):
-            # Whoever defines them knows their prototypes.
+            # Only the unit that defines them knows their prototypes.
             return isinstance(one, str) and isinstance(other, str)
         if self.before is None or self.after is None:
             return False
@@ -163,31 +172,34 @@ def _named_elsewhere(obj: ObjectFile) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where symbols refer to functions; ``foreign``: names of other units that only one side refers to."""
+    """The places where symbols refer to functions.
+
+    ``foreign``: names of other units' symbols that only one side refers to.
+    """
 
     result: Correlation
     foreign: Set[str]
 
     def may_have_moved(self) -> bool:
-        """Whether any symbol refers to other functions than its twin does, other than by calling them."""
+        """Return whether any symbol refers to other functions than its twin does, calls excepted."""
         return any(
             [self._key(r) for r in self._loose(original)] != [self._key(r) for r in self._loose(patched)]
             for patched, original in self.result.original_of.items()
         )
 
     def steps(self, patched: Symbol, original: Symbol) -> Iterator[Step[Function]]:
-        """What became of the places of two twins."""
+        """Yield what became of the places in two twins."""
         if any(True for _ in self._loose(original)):
             yield from steps_of(self._referrer(original), self._referrer(patched))
 
     def are_the_same_code(self, one: Function, other: Function) -> bool:
-        """Whether a function of the original does what one of the patched object does."""
+        """Return whether a function of the original has the same code as one of the patched object."""
         if isinstance(one, str) or isinstance(other, str):
             return False
         return self.code(one) == self.code(other)
 
     def held(self, obj: ObjectFile) -> set[Symbol]:
-        """The functions of which anything but a call is made."""
+        """Return the functions that are used in other ways than by calls."""
         targets = (r.target for symbol in obj.symbols for r in self._loose(symbol))
         return {target.symbol for target in targets if isinstance(target, SymbolRef)}
 
@@ -198,7 +210,7 @@ class _Places:
         )
 
     def are_lost(self, function: Symbol, original: ObjectFile) -> bool:
-        """Whether a place that took the address of a function does not take it any more."""
+        """Return whether a place that took the address of a function does not take it any more."""
         holders = [
             s for s in original.symbols if any(r.target == SymbolRef(function) for r in self._loose(s))
         ]
@@ -214,7 +226,7 @@ class _Places:
         return any(step.old is function and step.new is not function for step in steps)
 
     def _loose(self, symbol: Symbol) -> Iterator[Relocation]:
-        """The relocations to functions that are no direct calls, and no exports: those have names."""
+        """Yield the relocations to functions, except direct calls and exports, which go by name."""
         section = symbol.section
         if section is None or is_inert(section) or is_entry_section(section):
             return
@@ -254,7 +266,7 @@ class _Places:
         return Referrer(is_code, symbol.content, tuple(references), symbol.content[end:])
 
     def _text(self, relocation: Relocation) -> Hashable:
-        """What a reference means, where it takes no function's address."""
+        """Return what a reference means that does not take a function's address."""
         target = relocation.target
         if not isinstance(target, SymbolRef):
             return target
@@ -263,7 +275,7 @@ class _Places:
             return ("function",) if symbol.name in self.foreign else symbol.name
         if symbol in result.original_of or symbol in result.patched_of:
             return result.original_of.get(symbol, symbol)
-        # What has no twin may be the function that is looked for, or a static local that has none yet.
+        # A symbol without a twin may be the function in question, or a static local that is not paired yet.
         if symbol.is_function:
             return ("function",)
         return "data", symbol.size, "" if symbol.anonymous else _NUMBER.sub("", symbol.name)

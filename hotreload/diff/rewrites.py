@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Changed initial values in data that the running kernel holds: which values, and what they are called.
+"""Changed initial values in data that the running kernel holds: which values, and what C calls them.
 
-livepatch replaces code. Data stays where it is, and what the source now says about its first value is written
-there when the patch is applied, each value only while the old one is still in its place. A value is what the
-source means by one:
+livepatch replaces code. Data stays where it is, and a new initial value in the source is written there when
+the patch is applied, but only as long as the old value is still in place. A value is what the source treats
+as one:
 
-    a number or pointer      of 1, 2, 4 or 8 bytes, as the type says; with bit-fields, the word that has them
-    an array of bytes        a name, a hardware address: it is the old one only as a whole
-    an element of a table    of structs, if several of its members differ: another row took its place
-    a variable of no type    where the object does not tell it, all of it
+    a number or pointer      of 1, 2, 4 or 8 bytes, by its type; for bit-fields, the word that has them
+    an array of bytes        a name, a hardware address: compared as a whole
+    an element of a table    of structs, if several of its members differ: the row was replaced
+    a variable               as a whole, if the object does not tell its type
 
-What is more than one word is written word by word at one moment, and all of it is looked at before.
+A value of several words is written word by word at a single moment, after all of it was compared.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ Place = tuple[int, int]  # offset and size in bytes
 
 
 class UnwritableError(Exception):
-    """Why a value cannot be written in place, as the rest of a sentence about it."""
+    """Why a value cannot be written in place, as the rest of a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value: its name in C counts from ``start``; ``places``: what is compared and written at once,
-    ``changed``: those of them that are to be another."""
+    """One value.
+
+    ``start``    its offset, which determines its name in C
+    ``places``   the words that are compared and written at once
+    ``changed``  those of them that are to be changed
+    """
 
     start: int
     places: tuple[Place, ...]
@@ -47,8 +51,8 @@ class Value:
 class Rewrite:
     """A variable with another initial value: the ``values`` that differ.
 
-    ``is_parameter``: of the module, so that somebody may have set it by hand; then it stays as it is set.
-    ``looked_up``: the offsets of functions that the kernel looks for there at each call.
+    ``is_parameter``  it is a module parameter; if somebody has set it by hand, it stays that way
+    ``looked_up``     the offsets where the kernel looks for a function at each call
     """
 
     original: Symbol
@@ -63,7 +67,7 @@ class Rewrite:
 
     @property
     def changed_places(self) -> tuple[Place, ...]:
-        """Without those that are only looked at."""
+        """The places that are to be changed, without those that are only compared."""
         return tuple(place for value in self.values for place in value.changed)
 
 
@@ -74,7 +78,10 @@ def find_rewrite(
     layouts: Layouts | None,
     is_parameter: bool = False,
 ) -> Rewrite:
-    """What differs between two variables of one size; ``layouts`` of the original. Raises UnwritableError."""
+    """Return what differs between two variables of one size. Raises UnwritableError.
+
+    ``layouts``: the types of the original.
+    """
     pointers = _pointers(original, patched)
     differing = set(_differing(original.content, patched.content))
     before, after = _by_offset(original), _by_offset(patched)
@@ -91,7 +98,7 @@ def find_rewrite(
     for stretch in found.stretches(shape, sorted(differing)):
         places = found.places(shape, stretch)
         written = {p for p in places if any(_holds(p, offset) for offset in differing)}
-        # Nobody writes to a constant: what is the same in it needs no look.
+        # Nobody writes to a constant, so words that stay the same need not be compared.
         looked_at = () if is_constant else {p for p in places if _is_known(before.get(p[0]))}
         values[stretch] = Value(
             stretch[0], tuple(p for p in places if p in written or p in looked_at), tuple(sorted(written))
@@ -104,7 +111,7 @@ def _by_offset(symbol: Symbol) -> dict[int, Relocation]:
 
 
 def _pointers(original: Symbol, patched: Symbol) -> frozenset[int]:
-    """Where either has a pointer. Raises UnwritableError for what is another kind of relocation."""
+    """Return the offsets of pointers in either. Raises UnwritableError for another kind of relocation."""
     relocations = (*original.relocations, *patched.relocations)
     if any(relocation.type != R_X86_64_64 for relocation in relocations):
         raise UnwritableError("it is not a whole pointer")
@@ -112,13 +119,13 @@ def _pointers(original: Symbol, patched: Symbol) -> frozenset[int]:
 
 
 def _alignment(*symbols: Symbol) -> int:
-    """The alignment in bytes that all symbols surely have."""
+    """Return the alignment in bytes that all symbols are sure to have."""
     sections = [(symbol.section, symbol.value) for symbol in symbols]
     return min(gcd(section.align, value) or section.align for section, value in sections if section)
 
 
 def _require_written(old: Relocation | None, new: Relocation | None) -> None:
-    """Whether a pointer can be told from others, and written."""
+    """Raise UnwritableError if an old pointer cannot be recognized, or a new one not be written."""
     anonymous = old is not None and isinstance(old.target, SymbolRef) and old.target.symbol.anonymous
     if anonymous or (old is not None and isinstance(old.target, ConstRef)):
         raise UnwritableError("what it pointed at has no name")
@@ -127,13 +134,13 @@ def _require_written(old: Relocation | None, new: Relocation | None) -> None:
 
 
 def _is_known(pointer: Relocation | None) -> bool:
-    """Whether the address that a word has is known by a name; it may be a number as well."""
+    """Return whether the value of a word is known: a number, or an address with a name."""
     target = pointer.target if pointer is not None else None
     return target is None or (isinstance(target, SymbolRef) and not target.symbol.anonymous)
 
 
 def _differing(before: bytes, after: bytes) -> Iterator[int]:
-    """The offsets of bytes that differ, found a word at a time."""
+    """Yield the offsets of bytes that differ. Compares a word at a time first."""
     if before == after:
         return
     for start in range(0, len(before), WIDEST):
@@ -144,7 +151,7 @@ def _differing(before: bytes, after: bytes) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """Where the values of a variable are. ``pointers``: where a word is surely one."""
+    """Finds the values of a variable. ``pointers``: offsets of words that are pointers for certain."""
 
     layouts: Layouts | None
     size: int
@@ -153,13 +160,16 @@ class _Values:
     is_constant: bool
 
     def stretches(self, shape: Shape | None, offsets: list[int]) -> list[Place]:
-        """The (offset, size) of the values that hold these bytes: nested ones are one, the outer."""
+        """Return the (offset, size) of the values that contain these bytes.
+
+        Of nested ones, only the outermost is returned.
+        """
         found = dict.fromkeys(self._stretch(shape, offset, offsets) for offset in offsets)
         return [p for p in found if not any(p != q and q[0] <= p[0] and sum(p) <= sum(q) for q in found)]
 
     def _stretch(self, shape: Shape | None, offset: int, offsets: list[int]) -> Place:
         if self.layouts is None or shape is None:
-            # A pointer is one for sure, and a constant has nothing that could be somebody else's.
+            # A pointer is a value by itself, and nobody else writes parts of a constant.
             is_pointer = any(_holds((pointer, WIDEST), offset) for pointer in self.pointers)
             return self._word(offset, WIDEST) if is_pointer or self.is_constant else (0, self.size)
         element, found = self._leaf(self.layouts, shape, offset)
@@ -168,7 +178,7 @@ class _Values:
         return found
 
     def _leaf(self, layouts: Layouts, shape: Shape, offset: int) -> tuple[Place | None, Place]:
-        """The innermost element of a table of structs that holds a byte, and the value in it."""
+        """Return the innermost element of a table of structs that contains a byte, and the value in it."""
         base, element = 0, None
         while not _is_bytes(shape):
             step = _step(layouts, shape, offset - base)
@@ -185,7 +195,7 @@ class _Values:
         return element, (base, layouts.size(shape))
 
     def _word(self, offset: int, width: int) -> Place:
-        """The aligned word around a byte, of at most that width; of a pointer, that."""
+        """Return the aligned word around a byte, at most ``width`` bytes; inside a pointer, the pointer."""
         for pointer in self.pointers:
             if pointer <= offset < pointer + WIDEST:
                 return pointer, WIDEST
@@ -198,7 +208,7 @@ class _Values:
             width //= 2
 
     def places(self, shape: Shape | None, stretch: Place) -> tuple[Place, ...]:
-        """The words of a value; of a struct, its members without what is between them."""
+        """Return the words of a value. For a struct, return those of its members without the padding."""
         start, size = stretch
         if self.layouts is None or shape is None:
             return tuple(self._words(start, start + size))
@@ -214,7 +224,10 @@ class _Values:
         return tuple(found)
 
     def _words(self, at: int, end: int) -> Iterator[Place]:
-        """A stretch in words, the same ones each time: what was written is found again by its place."""
+        """Cut a stretch into words.
+
+        The words are the same each time, because a value that was written is found again by its place.
+        """
         while at < end:
             width = WIDEST
             while width > 1 and at not in self.pointers:
@@ -231,7 +244,7 @@ def _holds(stretch: Place, offset: int) -> bool:
 
 
 def _is_bytes(shape: Shape) -> bool:
-    """Whether a type is an array of characters or bytes, which is one value."""
+    """Return whether a type is an array of characters or bytes, which is one value."""
     if shape[0] != "[]":
         return False
     element = shape[2]
@@ -239,7 +252,7 @@ def _is_bytes(shape: Shape) -> bool:
 
 
 def _is_filling(layouts: Layouts, shape: Shape, offset: int) -> bool:
-    """Whether a byte is between the members of a struct."""
+    """Return whether a byte is padding between the members of a struct."""
     base = 0
     while (step := _step(layouts, shape, offset - base)) is not None:
         if step[3]:
@@ -254,7 +267,7 @@ def _is_composed(layouts: Layouts, shape: Shape) -> bool:
 
 
 def _step(layouts: Layouts, shape: Shape, offset: int) -> tuple[str, int, Shape, int] | None:
-    """The member or element that holds a byte: its name, its offset, its type, its width if a bit-field."""
+    """Return the member or element that contains a byte: name, offset, type, and width if a bit-field."""
     if shape[0] == "[]":
         size = layouts.size(shape[2])
         return (f"[{offset // size}]", offset - offset % size, shape[2], 0) if size else None
@@ -262,12 +275,12 @@ def _step(layouts: Layouts, shape: Shape, offset: int) -> tuple[str, int, Shape,
     holding = [f for f in fields if f.offset // 8 <= offset and offset * 8 < f.offset + layouts.width(f)]
     if not holding:
         return None
-    field = max(holding, key=layouts.width)  # of a union, the widest
+    field = max(holding, key=layouts.width)  # in a union, the widest
     return f".{field.name}", field.offset // 8, field.shape, field.bits
 
 
 def name_of_place(layouts: Layouts | None, symbol: Symbol, name: str, offset: int) -> str:
-    """What C calls the value at ``offset`` bytes in a variable: ``fops.read``, ``table[3].limit``."""
+    """Return C's name for the value at ``offset`` bytes in a variable: ``fops.read``, ``table[3].limit``."""
     shape = layouts.shapes.get(symbol.name) if layouts is not None else None
     if layouts is None or shape is None:
         return f"{name}+{offset}" if offset else name
@@ -280,7 +293,7 @@ def name_of_place(layouts: Layouts | None, symbol: Symbol, name: str, offset: in
 
 
 def member_of_place(layouts: Layouts, symbol: Symbol, offset: int) -> tuple[str, str] | None:
-    """The innermost struct that has a name and holds the value at ``offset``: that name, and the member's."""
+    """Return (struct, member) for the value at ``offset``, of the innermost struct that has a name."""
     shape = layouts.shapes.get(symbol.name)
     found, base = None, 0
     while shape is not None and (step := _step(layouts, shape, offset - base)) is not None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Places in code that a running kernel rewrites.
+"""Find the places in code that a running kernel rewrites.
 
-An object says where they are: in its tables of special sections, and by what its branches go to, for objtool
-makes some tables only when vmlinux is linked. What may stand there (kernel_texts.py) is known for all but two
-kinds: an ftrace site may call any trampoline, and a constant that is only known at boot may have any value.
+An object tells where they are: by its tables of special sections, and by the targets of its branches, because
+objtool makes some tables only when vmlinux is linked. What may be written there (kernel_texts.py) is known
+for all but two kinds: an ftrace site may call any trampoline, and a constant that is set at boot may have any
+value.
 """
 
 from __future__ import annotations
@@ -41,14 +42,17 @@ STATIC_CALL, STATIC_KEY = "__SCT__", "__SCK__"
 FENTRY: Final = "__fentry__"
 # ALT_FLAG_DIRECT_CALL of arch/x86/include/asm/alternative.h: the call's destination is in pv_ops.
 _DIRECT_CALL: Final = 2
-# Constants of include/asm/runtime-const.h (since v6.11): what a section's name begins with, their bytes.
+# Constants of include/asm/runtime-const.h (since v6.11): prefixes of section names, and their sizes in bytes.
 _RUNTIME_CONSTANTS: Final = {"runtime_ptr_": 8, "runtime_shift_": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """``function[start:end]``; ``kind`` is for people. ``accepts``: whether the kernel may have written what
-    is found there. ``traces``: whether another text than the NOP means that somebody traces the function."""
+    """A rewritten place ``function[start:end]``; ``kind`` names it in messages.
+
+    ``accepts``  whether the kernel may have written what is found there
+    ``traces``   whether anything but the NOP means that the function is traced
+    """
 
     start: int
     end: int
@@ -59,8 +63,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """``function[start:end]`` may be replaced by ``code``, padded with NOPs; ``is_direct_call``: by a call of
-    what the indirect one in place reaches at boot."""
+    """``function[start:end]`` may be replaced by ``code``, padded with NOPs.
+
+    ``is_direct_call``: the replacement is a call of what the original indirect call reaches at boot.
+    """
 
     start: int
     end: int
@@ -71,27 +77,30 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class RewrittenPlaces:
-    """Of one object, by function; ``alternatives`` in order of their start."""
+    """The rewritten places of one object, by function. ``alternatives`` are ordered by their start."""
 
     places: Mapping[Symbol, list[Place]]
     alternatives: Mapping[Symbol, list[Alternative]]
 
 
 def rewritten_places(obj: ObjectFile, entries: EntryTable) -> RewrittenPlaces:
-    """All places of an object's functions that the running kernel may have rewritten, tables read before."""
+    """Return all places in an object's functions that the running kernel may have rewritten.
+
+    ``entries``: the special-section entries of the object.
+    """
     places: dict[Symbol, list[Place]] = defaultdict(list)
     alternatives: dict[Symbol, list[Alternative]] = defaultdict(list)
     keys = {symbol.name: symbol for symbol in obj.symbols if symbol.name.startswith(STATIC_KEY)}
     for symbol in obj.functions:
         places[symbol] += _by_branches(symbol, keys)
         if symbol.name.startswith(STATIC_CALL):
-            # The trampoline of a static call is itself such a place: a jump, or a return.
+            # The trampoline of a static call is rewritten as well: to a jump or a return.
             places[symbol].append(Place(0, 5, "a static call's trampoline", _static_call(symbol.name, keys)))
         if ENDBR64 in symbol.content:
             places[symbol] += _endbrs(symbol)
     for symbol, own in entries.of.items():
         for entry in own:
-            # S + A - P of a field that is relative to itself: the addend is the place in the function.
+            # The field is relative to itself (S + A - P), so the addend is the offset in the function.
             offset = entry.code.addend
             if entry.row.name == ".altinstructions":
                 alternatives[symbol].append(_alternative(entry, offset))
@@ -109,7 +118,7 @@ def _static_call(trampoline: str, keys: Mapping[str, Symbol]) -> Callable[[Text]
 
 
 def _by_branches(symbol: Symbol, keys: Mapping[str, Symbol]) -> Iterator[Place]:
-    """Places that what a branch goes to tells."""
+    """Yield the places that are recognized by the target of a branch."""
     for relocation in symbol.relocations:
         if not isinstance(relocation.target, SymbolRef):
             continue
@@ -125,8 +134,8 @@ def _by_branches(symbol: Symbol, keys: Mapping[str, Symbol]) -> Iterator[Place]:
         elif name.startswith(STATIC_CALL):
             yield Place(start, end, "a static call", _static_call(name, keys))
         elif name.startswith(RETPOLINE):
-            # gcc puts a CS prefix before thunks of the registers that need a REX prefix: one instruction is
-            # as long as the other then (-mindirect-branch-cs-prefix).
+            # gcc puts a CS prefix before thunks of the registers that need a REX prefix, so that both
+            # instructions have the same length (-mindirect-branch-cs-prefix).
             prefixed = (
                 start > 0
                 and symbol.content[start - 1] == CS_PREFIX
@@ -152,7 +161,7 @@ def _by_entry(symbol: Symbol, entry: Entry, offset: int) -> Place | None:
         case ".smp_locks":
             return Place(offset, offset + 1, "a lock prefix", lambda text: text.found[0] in (LOCK, DS_PREFIX))
         case "__mcount_loc":
-            # objtool may have made a NOP of the call already.
+            # objtool may have turned the call into a NOP already.
             return Place(offset, offset + 5, "an ftrace site", is_ftrace, traces=True)
         case ".parainstructions":
             return Place(offset, offset + entry.content[9], "a paravirt call", is_direct_call)
@@ -163,7 +172,7 @@ def _by_entry(symbol: Symbol, entry: Entry, offset: int) -> Place | None:
 
 
 def _alternative(entry: Entry, offset: int) -> Alternative:
-    # { s32 instr, repl; u16 cpuid; u8 instrlen, replacementlen; }, later with a u16 of flags behind cpuid.
+    # { s32 instr, repl; u16 cpuid; u8 instrlen, replacementlen; }; later kernels have u16 flags behind cpuid.
     long = len(entry.content) == 14
     length = entry.content[12 if long else 10]
     flags = int.from_bytes(entry.content[10:12], "little") if long else 0

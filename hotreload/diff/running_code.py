@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Whether the object that a unit is compared by is the code that the guest runs.
+"""Check whether the base object of a unit has the code that the guest runs.
 
-The guest runs the object kbuild made; the differ works on one compiled from the same source with a
-section for each symbol, because only then does every reference have a relocation. The two say the same but
-for what sections change: a jump to a neighbouring function may be two bytes instead of five, and a pointer
-to the end of an array looks like one to whatever stands behind it. So both are compared instruction by
-instruction, and references by the place in kbuild's object that they mean. This is Ksplice's run-pre
-matching (Arnold and Kaashoek, EuroSys 2009, section 4.3) between two objects.
+The guest runs the object that kbuild made. The differ works on one compiled from the same source with a
+section for each symbol, because only then does every reference have a relocation. Both have the same code,
+except for what sections change: a jump to a neighbouring function may take two bytes instead of five, and a
+pointer to the end of an array looks like one to whatever is behind it. So both are compared instruction by
+instruction, and references by the place in kbuild's object that they mean. This is Ksplice's run-pre matching
+(Arnold and Kaashoek, EuroSys 2009, section 4.3) between two objects.
 """
 
 from __future__ import annotations
@@ -36,9 +36,13 @@ _ABSOLUTE = (R_X86_64_64, R_X86_64_32S)
 
 @dataclass(frozen=True, slots=True)
 class RunningCode:
-    """``symbol_of``: a symbol of the base object -> the one of kbuild's object, whose name and size the
-    running module has. ``different``: functions that do not say the same. ``holders``: a function -> those
-    of ``different`` that may have a copy of it, or call it in another way, although the base object's do not.
+    """How the base object of a unit relates to the object that kbuild made.
+
+    ``symbol_of``  symbol of the base object -> that of kbuild's object, whose name and size the running
+                   module has
+    ``different``  functions whose code differs
+    ``holders``    function -> those of ``different`` that may have a copy of it, or call it in another way,
+                   although they do not in the base object
     """
 
     symbol_of: Mapping[Symbol, Symbol]
@@ -46,7 +50,7 @@ class RunningCode:
     holders: Mapping[Symbol, frozenset[Symbol]] = field(default_factory=dict)
 
     def without(self, proved: Iterable[Symbol]) -> RunningCode:
-        """The same where these were shown to be made of the base source."""
+        """Return the same without functions that were proved to be compiled from the base source."""
         return replace(self, different=self.different.difference(proved))
 
 
@@ -66,7 +70,10 @@ def match_running(plain: ObjectFile, base: ObjectFile) -> RunningCode:
 
 
 def made_alike(plain: ObjectFile, again: ObjectFile) -> frozenset[str]:
-    """The functions of kbuild's object that the same flags made ``again``, and alike."""
+    """Return the functions of kbuild's object that are the same in ``again``.
+
+    ``again`` was compiled with kbuild's flags.
+    """
     matched = match_running(plain, again)
     return frozenset(s.name for s in matched.symbol_of if s.is_function and s not in matched.different)
 
@@ -74,7 +81,10 @@ def made_alike(plain: ObjectFile, again: ObjectFile) -> frozenset[str]:
 def _holders(
     running_of: Mapping[Symbol, Symbol], different: Collection[Symbol]
 ) -> Mapping[Symbol, frozenset[Symbol]]:
-    """Flags may change what gcc inlines, and with which parameters it calls a clone (``f.isra.0``)."""
+    """Return, by function, those that may have inlined it or call it in another way in the running code only.
+
+    Compiler flags may change what gcc inlines, and with which parameters it calls a clone (``f.isra.0``).
+    """
     found: dict[Symbol, set[Symbol]] = defaultdict(set)
     for holder in different:
         if holder.section is not None and is_init(holder.section):
@@ -88,7 +98,7 @@ def _holders(
 
 
 def _functions_in(symbol: Symbol) -> Iterator[Symbol]:
-    """The functions of the same object that a function calls, or takes the address of."""
+    """Yield the functions of the same object that a function calls or takes the address of."""
     for relocation in symbol.relocations:
         target = relocation.target
         if isinstance(target, SymbolRef) and target.symbol.is_function and target.symbol.is_defined:
@@ -96,7 +106,7 @@ def _functions_in(symbol: Symbol) -> Iterator[Symbol]:
 
 
 def _starts(obj: ObjectFile) -> Mapping[Symbol, Sequence[int]]:
-    """The places in data without symbols whose addresses are somewhere; KASAN lists each of its strings."""
+    """Return the offsets in data without symbols that addresses refer to. KASAN lists each of its strings."""
     found: dict[Symbol, set[int]] = defaultdict(set)
     for section in obj.sections:
         for relocation in section.relocations if section.is_allocated else ():
@@ -107,7 +117,10 @@ def _starts(obj: ObjectFile) -> Mapping[Symbol, Sequence[int]]:
 
 
 def _pair_namesakes(correlation: Correlation, plain: ObjectFile, base: ObjectFile) -> None:
-    """Pair the statics of macros by name, since one source gives one set of names; their users confirm it."""
+    """Pair the remaining variables, such as those of macros, by name.
+
+    The same source gives the same names; the comparison of the code that uses them confirms the pairs.
+    """
     named = {symbol.name: symbol for symbol in plain.symbols if symbol.is_object and symbol.is_defined}
     for ours in base.symbols:
         running = named.get(ours.name) if ours.is_object and ours.is_defined else None
@@ -120,8 +133,8 @@ class _Matcher:
     correlation: Correlation
     comparison: Comparison
     by_name: Mapping[str, Symbol]  # of kbuild's object
-    starts: Mapping[Symbol, Sequence[int]]  # what is referred to in data without symbols, in order
-    parts: dict[tuple[Symbol, int, Symbol, int, int], bool] = field(default_factory=dict)  # those looked at
+    starts: Mapping[Symbol, Sequence[int]]  # offsets that are referred to in data without symbols, sorted
+    parts: dict[tuple[Symbol, int, Symbol, int, int], bool] = field(default_factory=dict)  # results so far
 
     def same(self, running: Symbol, ours: Symbol) -> bool:
         if running.content == ours.content and self.comparison.same_relocations(
@@ -157,7 +170,7 @@ class _Matcher:
             return False
         if not references:
             return running.destination(left) == ours.destination(right)
-        # An addend counts to the end of its field; a shorter field has a shorter way.
+        # The addend of a branch counts from the end of its field, so it depends on the size of the field.
         return self._same_place(references[0], others[0], left.immediate, right.immediate)
 
     def _same_place(self, one: Relocation, other: Relocation, short: int = 0, long: int = 0) -> bool:
@@ -177,7 +190,10 @@ class _Matcher:
         return self._is_string(one, other, one.addend + short - other.addend - long)
 
     def _is_string(self, one: Relocation, other: Relocation, start: int) -> bool:
-        """KASAN keeps strings apart in kbuild's object, so none is in a section of mergeable ones."""
+        """Return whether both refer to the same string.
+
+        KASAN keeps strings apart in kbuild's object, so they are not in a mergeable section.
+        """
         if not (isinstance(one.target, SymbolRef) and isinstance(other.target, StringRef)):
             return False
         running = one.target.symbol
@@ -187,15 +203,20 @@ class _Matcher:
         return end >= 0 and _says_the_same(running.content[start:end], other.target.text)
 
     def _running(self, ours: Symbol) -> Symbol | None:
-        """One source gives one set of names; the statics of macros have no twins but by them."""
+        """Return the symbol of kbuild's object.
+
+        The statics of macros have no twins and are found by name, because the same source gives the same
+        names.
+        """
         return self.correlation.original_of.get(ours) or self.by_name.get(ours.name)
 
     def _same_stretch(self, running: Symbol, at: int, ours: Symbol, there: int) -> bool:
-        """Whether two places among data without symbols are the same.
+        """Return whether two places in data without symbols are the same.
 
-        What has a section of its own here is a part of a longer stretch in kbuild's object; so it is with
-        UBSAN's descriptions of places. Where both have others beside it, as KASAN's strings have, what cannot
-        be written is the same up to where something else begins; and so is what can be, at the same place.
+        Data with a section of its own here is a part of a longer stretch in kbuild's object; UBSAN's
+        descriptions of places are such data. If both are parts of a longer stretch, as KASAN's strings are,
+        read-only data is the same if it is equal up to where the next object begins. Writable data must also
+        be at the same offset.
         """
         assert running.section is not None
         assert ours.section is not None
@@ -221,7 +242,7 @@ class _Matcher:
     def _has_part(self, running: Symbol, at: int, ours: Symbol, there: int, size: int) -> bool:
         key = running, at, ours, there, size
         if key not in self.parts:
-            self.parts[key] = True  # where it leads back to itself
+            self.parts[key] = True  # assumed if it refers to itself
             self.parts[key] = running.content[at : at + size] == ours.content[there : there + size] and (
                 self._same_relocations(_part(running, at, size), _part(ours, there, size))
             )
@@ -241,9 +262,9 @@ def _part(symbol: Symbol, at: int, size: int) -> tuple[Relocation, ...]:
 
 
 def _says_the_same(running: bytes, ours: bytes) -> bool:
-    """Whether two strings are the same; the name of a file may have the folder of our copy before it.
+    """Return whether two strings are the same. A file name may have the folder of our copy before it.
 
-    The compiler's checks write the names of files as they read them, whatever -fmacro-prefix-map says.
+    Compiler checks write file names as they were read; -fmacro-prefix-map does not change them.
     """
     return running == ours or (
         ours.startswith(b"/") and len(running) > 1 and ours.endswith(b"/" + running.removeprefix(b"/"))
@@ -251,7 +272,7 @@ def _says_the_same(running: bytes, ours: bytes) -> bool:
 
 
 class _Side:
-    """A function with its instructions and what they refer to."""
+    """A function, its instructions, and what they refer to."""
 
     def __init__(self, symbol: Symbol, stream: list[Instruction]) -> None:
         self.symbol = symbol
@@ -271,13 +292,16 @@ class _Side:
         return self.symbol.content[instruction.start : instruction.end]
 
     def destination(self, instruction: Instruction) -> int | None:
-        """The number of the instruction that a branch inside the function goes to."""
+        """Return the number of the instruction that a branch inside the function goes to."""
         field = self.bytes_of(instruction)[-instruction.immediate :]
         return self._numbers.get(instruction.end + int.from_bytes(field, "little", signed=True))
 
 
 def _condition(branch: Instruction) -> int:
-    """What a branch depends on, whatever the size of its operand: JMP short and near are one, so are Jcc."""
+    """Return a branch's kind, independent of its operand size: short and near JMP are the same.
+
+    So are short and near Jcc.
+    """
     opcode = branch.opcode
     if opcode in (0xE9, 0xEB):
         return 0xEB

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Passes over all that no function or variable stands for: it must be the same, or be explained."""
+"""Passes over what is neither a function nor a variable: it must be the same, or explained."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from hotreload.elf.constants import SHF_MERGE
 from hotreload.elf.model import ObjectFile, Section, StringRef, Symbol
 
 DESCRIPTION = ".modinfo"
-# How the sections and labels of is_export_table() name what they export.
+# How the sections and labels of is_export_table() name an exported symbol.
 EXPORT = re.compile(r"___ksymtab(?:_gpl)?\+(\w+)$")
 EXPORT_LABEL = "__export_symbol_"
 
 
 def explain_other_sections(pair: Pair) -> None:
-    """Sections without symbols that no table explains must say the same on both sides."""
+    """Refuse differences in sections without symbols that no table explains."""
     ours = _other_sections(pair.original, pair.before)
     theirs = _other_sections(pair.patched, pair.after)
     for name in sorted(ours.keys() | theirs.keys()):
@@ -40,7 +40,7 @@ def explain_other_sections(pair: Pair) -> None:
 
 
 def tell_description(pair: Pair) -> None:
-    """What a module says of itself, its version and its parameters' texts, the kernel reads at load."""
+    """Note changes of the module's description (version, parameter texts), which is read at load."""
     before, after = _described(pair.original), _described(pair.patched)
     came, gone = sorted(after - before), sorted(before - after)
     there = {text.partition("=")[0] for text in came}
@@ -50,16 +50,17 @@ def tell_description(pair: Pair) -> None:
 
 
 def _described(obj: ObjectFile) -> set[str]:
-    """The texts of a module's description, ``KEY=VALUE``."""
+    """Return the texts of a module's description, ``KEY=VALUE``."""
     sections = [section for section in obj.sections if section.name == DESCRIPTION]
     texts = {text for section in sections for text in section.data.split(b"\0") if text}
     return {text.decode(errors="replace") for text in texts}
 
 
 def _other_sections(obj: ObjectFile, entries: EntryTable) -> dict[str, list[Symbol]]:
-    """The anonymous stretches of sections that are neither inert nor entries.
+    """Return the anonymous stretches of sections that are neither inert nor entries, by section name.
 
-    In ordinary sections only those that nothing refers to: the others count with their referrers.
+    In ordinary sections, only those without referrers are returned; the others are compared with their
+    referrers.
     """
     found: dict[str, list[Symbol]] = {}
     used = {symbol for symbol, referrers in referrers_of(obj).items() if referrers}
@@ -75,7 +76,10 @@ def _other_sections(obj: ObjectFile, entries: EntryTable) -> dict[str, list[Symb
 
 
 def weigh_exports(pair: Pair) -> None:
-    """A new export waits for the next load; whether others use one that is gone, the diff cannot know."""
+    """Note new exports, which wait for the next load, and removed ones.
+
+    The diff cannot know whether others use a removed export.
+    """
     before, after = _exports(pair.original), _exports(pair.patched)
     pair.new_exports = frozenset(after.keys() - before.keys())
     for name in sorted(pair.new_exports):
@@ -94,7 +98,7 @@ def weigh_exports(pair: Pair) -> None:
 
 
 def _exports(obj: ObjectFile) -> dict[str, object]:
-    """What an object exports, and to whom: all or GPL modules only, and in which namespace."""
+    """Return what an object exports, and to whom: to all or only GPL modules, and in which namespace."""
     found: dict[str, object] = {}
     for section in obj.sections:
         if export := EXPORT.match(section.name):
@@ -116,7 +120,7 @@ def _same_stretches(pair: Pair, ours: list[Symbol], theirs: list[Symbol]) -> boo
 
 
 def explain_stray_entries(pair: Pair) -> None:
-    """Entries of special sections that belong to no function must be the same."""
+    """Refuse differences in special-section entries that belong to no function."""
     ours, theirs = _stray_entries(pair.before), _stray_entries(pair.after)
     for name in sorted(ours.keys() | theirs.keys()):
         if ours[name] != theirs[name]:
@@ -124,7 +128,7 @@ def explain_stray_entries(pair: Pair) -> None:
 
 
 def _stray_entries(table: EntryTable) -> Counter[str]:
-    """How many entries of each special section belong to something else than a function."""
+    """Return how many entries of each special section belong to something other than a function."""
     return Counter(
         entry.row.name
         for symbol, entries in table.of.items()

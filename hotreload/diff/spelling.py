@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Shapes, places and sizes as a message spells them."""
+"""How messages spell shapes, offsets and sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INTEGERS: Final = {1: "char", 2: "short", 4: "int", 8: "long", 16: "__int128"}
 
 
 def at(field: Field) -> str:
-    """Bytes, and bits behind a colon where there are any: ``12``, ``12:3``."""
+    """Return the offset in bytes, and in bits behind a colon if needed: ``12``, ``12:3``."""
     return f"{field.offset // 8}:{field.offset % 8}" if field.offset % 8 else str(field.offset // 8)
 
 
@@ -24,7 +24,10 @@ def resized(was: int, now: int) -> str:
 
 
 def spelled(shape: Shape) -> str:
-    """A shape as C writes it, typedefs resolved: ``struct foo *``, ``int (*)(long int)``, ``char[16]``."""
+    """Return a shape as C writes it, with typedefs resolved.
+
+    Examples: ``struct foo *``, ``int (*)(long int)``, ``char[16]``.
+    """
     kind = shape[0]
     if kind == "int":
         return _integer(shape[1], shape[2])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Which struct of the patched object is one of the original's under another name. Pure.
+"""Find structs of the original that have another name in the patched object. Pure.
 
-Live objects have no names of types. Where ``struct sess`` became ``struct session`` with other members in one
-save, code goes on to work on the objects that were made as ``struct sess``. Two structs are taken for one
-where one is gone and the other has come, and something holds objects of both: a variable, a parameter, a
-member, a result of the same name; or where they have most members in common.
+Live objects carry no type names. If ``struct sess`` becomes ``struct session`` with other members in one
+save, the new code goes on to work on objects that were made as ``struct sess``. A removed and an added struct
+are taken for the same one if a variable, a parameter, a member or a result of the same name holds the one
+before and the other after, or if they have most members in common.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hotreload.diff.layouts import Layout, Layouts, Shape, behind
 
 
 def successors(original: Layouts, patched: Layouts) -> Iterator[tuple[Shape, Shape]]:
-    """Pairs of a struct that is gone and the one that has taken its place."""
+    """Yield pairs of a removed struct and the one that replaces it."""
     gone = [shape for shape in original.aggregates if shape not in patched.aggregates]
     come = [shape for shape in patched.aggregates if shape not in original.aggregates]
     if not gone or not come:
@@ -28,7 +28,7 @@ def successors(original: Layouts, patched: Layouts) -> Iterator[tuple[Shape, Sha
 
 
 def _held_alike(original: Layouts, patched: Layouts) -> Iterator[tuple[Shape, Shape]]:
-    """What each holder of both objects holds before and after."""
+    """Yield what each holder that exists in both objects holds before and after."""
     for key, shape in original.holders.items():
         yield shape, patched.holders.get(key, shape)
     for aggregate, layouts in original.aggregates.items():
@@ -42,7 +42,7 @@ def _held_alike(original: Layouts, patched: Layouts) -> Iterator[tuple[Shape, Sh
 
 
 def _are_alike(ours: tuple[Layout, ...], theirs: tuple[Layout, ...]) -> bool:
-    """Whether two structs have most of their members in common, by name and type."""
+    """Return whether two structs have most of their members in common, by name and type."""
     if len(ours) != 1 or len(theirs) != 1:
         return False
     mine, yours = ({(f.name, f.shape) for f in layouts[0].fields} for layouts in (ours, theirs))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Passes over what the patch carries, and over what it leaves behind."""
+"""Passes over what the patch carries, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hotreload.elf.model import Symbol
 
 
 def collect_carried(pair: Pair) -> None:
-    """The changed functions travel, and all that is new or has no identity and that they reach."""
-    # New global functions and variables travel alone, too: another unit's change may be to use them.
+    """Collect the changed functions, and everything they reach that is new or has no identity."""
+    # New global functions and variables travel even alone, because a change of another unit may use them.
     new = [*pair.new_functions, *_new_globals(pair)]
     if not pair.is_patch and all(symbol.is_local for symbol in new):
         return
     todo = [*pair.changed, *new, *(function for _, function in pair.callbacks)]
     todo += [pair.exit[1]] if pair.exit else []
-    # What a rewritten pointer points at travels as well; the variable itself stays where it is.
+    # The new target of a rewritten pointer travels as well. The variable itself stays where it is.
     todo += [target for target in _newly_pointed_at(pair) if _must_travel(pair, target)]
     while todo:
         symbol = todo.pop()
@@ -47,11 +47,14 @@ def _new_globals(pair: Pair) -> Iterator[Symbol]:
 
 
 def _must_travel(pair: Pair, target: Symbol) -> bool:
-    """Whether the running kernel has not got what changed code refers to; refuses what cannot be brought."""
+    """Return whether the running kernel lacks a symbol that changed code refers to.
+
+    If such a symbol cannot be carried, refuse it and return False.
+    """
     if is_child(target):
         return True
     if pair.exit is not None and is_exit_code(target):
-        return True  # it has no state: a copy is as good
+        return True  # exit code has no state, so a copy is as good
     if target in pair.correlation.original_of:
         return target in pair.changed
     section = target.section
@@ -63,7 +66,7 @@ def _must_travel(pair: Pair, target: Symbol) -> bool:
         what = f"data of {section.name} that has no symbol, and may have a value by now"
         pair.refuse("HR2105", name, f"changed code uses {what}")
     elif not is_ordinary(section) and not (target.anonymous and section.is_code):
-        # A pass over data may have told of this one.
+        # A pass over data may have reported this one.
         if all(obstacle.symbol != name for obstacle in pair.obstacles):
             pair.refuse("HR2105", name, f"changed code needs '{name}' of {section.name}")
     else:
@@ -72,7 +75,7 @@ def _must_travel(pair: Pair, target: Symbol) -> bool:
 
 
 def tell_lost_statics(pair: Pair) -> None:
-    """A variable that the source has no more keeps its value where no code looks at it."""
+    """Note variables that the source no longer has. They keep their values, but no code uses them."""
     if not pair.is_patch:
         return
     for symbol in pair.original.symbols:

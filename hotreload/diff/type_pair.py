@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The types of two objects: whether bytes of one shape can stand for another, and what the passes found."""
+"""The types of two objects, whether bytes of one can be used as the other, and what the passes found."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hotreload.diff.obstacles import Note, Obstacle
 
 @dataclass(frozen=True, slots=True)
 class LayoutDiff:
-    """What the types of two objects say about a patch. ``members``: obstacle's symbol -> member.
+    """What the types of two objects say about a patch. ``members``: symbol of an obstacle -> member.
 
-    ``compared`` is False where one of the objects has no types; there is no obstacle then, and a note.
+    ``compared`` is False if one of the objects has no types; then there is a note instead of obstacles.
     """
 
     obstacles: tuple[Obstacle, ...] = ()
@@ -25,7 +25,7 @@ class LayoutDiff:
 
 
 class Kinship(IntEnum):
-    """How two shapes relate: RETYPED values mean the same bytes, but the source calls them something else."""
+    """How two shapes relate. RETYPED: the bytes mean the same, but the source gives them another type."""
 
     SAME = 0
     RETYPED = 1
@@ -34,10 +34,10 @@ class Kinship(IntEnum):
 
 @dataclass(slots=True)
 class TypePair:
-    """The types of a unit before and after an edit, and what the passes found between them.
+    """The types of a unit before and after an edit, and what the passes found.
 
-    ``consequences`` are obstacles that another one explains: a struct grew because one in it did.
-    ``renamed`` are structs that have another name now; they are compared on their own.
+    ``consequences`` are obstacles that another one explains: a struct grew because one in it did. ``renamed``
+    are structs with another name, old -> new; they are compared on their own.
     """
 
     original: Layouts
@@ -52,7 +52,7 @@ class TypePair:
         self.obstacles.append(Obstacle(code, name, message))
 
     def kinship(self, was: Shape, now: Shape, depth: int = 0) -> Kinship:
-        """Whether bytes of one shape can be taken for the other."""
+        """Return whether bytes of one shape can be used as the other."""
         if was == now:
             return Kinship.SAME
         if self.renamed.get(was) == now:
@@ -71,12 +71,12 @@ class TypePair:
             pairs = [(was[1], now[1]), *zip(was[2], now[2], strict=True)]
             return max(self.kinship(a, b, depth + 1) for a, b in pairs)
         if set(kinds) <= {"int", "enum"} and kinds != ("enum", "enum"):
-            # The bytes are those of C's conversion between the two: a number without a sign, say.
+            # The bytes are the same as after C's conversion between the two, for example to unsigned.
             is_bool = [shape[0] == "int" and shape[2] == BOOL for shape in (was, now)]
             same_size = self.original.size(was) == self.patched.size(now)
             return Kinship.RETYPED if same_size and is_bool[0] == is_bool[1] else Kinship.DIFFERENT
         if kinds == ("enum", "enum"):
-            # A name given to an enum, or taken away; its constants are compared by theirs.
+            # An enum got or lost its name. Its constants are compared by their own names.
             nameless = "" in (was[1], now[1])
             same_size = self.original.size(was) == self.patched.size(now)
             return Kinship.RETYPED if nameless and same_size else Kinship.DIFFERENT

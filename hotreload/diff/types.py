@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Whether the data that the running kernel holds still looks as the patched code expects it. Pure.
+"""Check whether the data of the running kernel still has the layout that patched code expects. Pure.
 
-The problem: a live patch replaces code, and the objects that were allocated before it stay as they are. A
-struct that grew, a member that moved, an enum constant with another value: the new code would read garbage,
-and nothing at run time says so. Both objects of a unit are compiled with debugging information, so that their
-types can be compared.
+The problem: a live patch replaces code, but objects that were allocated before stay as they are. If a struct
+grew, a member moved, or an enum constant has another value, the new code would read garbage, and nothing at
+run time would report it. So both objects of a unit are compiled with debugging information, and their types
+are compared.
 
-The choice: types become shapes (layouts.py). Those that did not change are equal tuples, and that is all the
-time most edits take; what is left is compared member by member (members.py), for a reason that can be told.
+The choice: types become shapes (layouts.py). Unchanged types are equal tuples, so most edits take no more
+time than comparing these. The rest is compared member by member (members.py), which gives a reason to report.
 Rejected: comparing code instead of types. A function that stores a pointer for another one to follow shows no
 difference when the struct grows.
 
-What the debugging information does not tell: values behind #define. Static locals are compared where they are
+Debugging information does not tell the values behind #define. Static locals are compared where they are
 paired (correlate.py).
 """
 
@@ -40,9 +40,10 @@ def compare(
     global_functions: Collection[str] = (),
     sources: Mapping[str, str] = NO_SOURCES,
 ) -> LayoutDiff:
-    """Compare the types of a unit's two objects; ``global_functions`` are those that other units can call.
+    """Compare the types of a unit's two objects.
 
-    ``sources``: the patched texts by name, to tell what is gone from what is only not used any more.
+    ``global_functions``  those that other units can call
+    ``sources``           the patched texts by name; they tell whether a type is gone or only unused
     """
     pair = TypePair(original, patched)
     compare_successors(pair, sources)
@@ -60,14 +61,14 @@ def compare_layouts(
     global_functions: Collection[str] = (),
     sources: Mapping[str, str] = NO_SOURCES,
 ) -> LayoutDiff:
-    """Compare the types of two objects; None stands for an object that does not tell them."""
+    """Compare the types of two objects, None for one without debugging information. See compare."""
     if original is None or patched is None:
         return _not_compared("an object has no debugging information; gcc -g writes it")
     return compare(original, patched, global_functions, sources)
 
 
 def global_functions(obj: ObjectFile) -> frozenset[str]:
-    """The functions that other units can call, their other names included."""
+    """Return the functions that other units can call, including their aliases."""
     found = [symbol for symbol in obj.functions if not symbol.is_local]
     return frozenset(name for symbol in found for name in (symbol.name, *symbol.aliases))
 
@@ -78,7 +79,7 @@ def _not_compared(why: str) -> LayoutDiff:
 
 
 def compare_aggregates(pair: TypePair) -> None:
-    """Live objects keep their size and the places of their members."""
+    """Compare structs and unions: live objects keep their size and the offsets of their members."""
     theirs = pair.patched.aggregates
     for shape, ours in pair.original.aggregates.items():
         gone, new = _unmatched(ours, theirs.get(shape, ours))
@@ -89,7 +90,10 @@ def compare_aggregates(pair: TypePair) -> None:
 
 
 def compare_successors(pair: TypePair, sources: Mapping[str, str]) -> None:
-    """Live objects of a struct that has another name now are those of its successor."""
+    """Compare renamed structs with their successors.
+
+    Live objects of the old struct are used as objects of the successor.
+    """
     ours, theirs = pair.original.aggregates, pair.patched.aggregates
     pair.renamed = {
         was: now
@@ -106,12 +110,12 @@ def compare_successors(pair: TypePair, sources: Mapping[str, str]) -> None:
 
 
 def _is_defined(shape: Shape, sources: Mapping[str, str]) -> bool:
-    """Whether the author's files define a struct; those of the kernel's headers do not come and go."""
+    """Return whether the author's files define a struct. Types of the kernel's headers do not come and go."""
     return find_definition(spelled(shape), sources) is not None
 
 
 def compare_variables(pair: TypePair) -> None:
-    """A variable that kept its size keeps its value: the type of it must be the same."""
+    """Compare the types of variables that kept their size, because they keep their values."""
     for name, ours in pair.original.variables.items():
         gone, new = _unmatched(ours, pair.patched.variables.get(name, ours))
         if not gone or not new:
@@ -121,7 +125,7 @@ def compare_variables(pair: TypePair) -> None:
             continue
         was, now = gone[0], new[0]
         if pair.original.size(was) != pair.patched.size(now):
-            continue  # the differ compares sizes of data, and knows which data may change it
+            continue  # the passes over data compare sizes, and know which data may change its size
         if was[0] == now[0] == "{}":
             explain(pair, f"the struct of '{name}'", Layout(*was[1:]), Layout(*now[1:]))
             continue
@@ -135,7 +139,7 @@ def compare_variables(pair: TypePair) -> None:
 
 
 def compare_constants(pair: TypePair) -> None:
-    """A value that live data holds keeps its meaning."""
+    """Compare enum constants: a value in live data must keep its meaning."""
     ours, theirs = pair.original.constants, pair.patched.constants
     if ours.keys() == theirs.keys():
         return
@@ -167,7 +171,7 @@ def _note_constants(
 
 
 def compare_enum_sizes(pair: TypePair) -> None:
-    """An enum that needs more bytes is another type in memory."""
+    """Refuse enums that changed their size in memory."""
     for shape, size in pair.original.enums.items():
         now = pair.patched.enums.get(shape, size)
         if now != size and len(shape) == 2:
@@ -176,7 +180,7 @@ def compare_enum_sizes(pair: TypePair) -> None:
 
 
 def compare_prototypes(pair: TypePair, global_functions: Collection[str]) -> None:
-    """Code elsewhere calls a global function as it was declared when the guest booted."""
+    """Compare prototypes of global functions: other code calls them as declared when the guest booted."""
     for name, ours in pair.original.functions.items():
         if name not in global_functions:
             continue
@@ -193,7 +197,7 @@ def _refuse_unpaired(pair: TypePair, code: str, name: str) -> None:
 
 
 def _unmatched(ours: tuple[Any, ...], theirs: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """What is only on one side and what is only on the other; several types of one name are a multiset."""
+    """Return what is only on the one side and only on the other. Several types of one name are a multiset."""
     if ours == theirs:
         return (), ()
     if len(ours) == len(theirs) == 1:

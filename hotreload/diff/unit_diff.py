@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Code, data and types together: the whole answer about one unit. Pure."""
+"""Compare the code, data and types of a unit together. Pure."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from hotreload.elf.dwarf import DwarfError
 from hotreload.elf.garbage import uncollected
 from hotreload.elf.model import ObjectFile, Symbol
 
-# What EXPORT_SYMBOL makes beside a function: up to v6.4, and since.
+# What EXPORT_SYMBOL creates beside a function: up to v6.4, and since.
 EXPORT_MARKS = ("__ksymtab_", "__export_symbol_")
 NO_TYPES = "the compiler has to write debugging information (-g): hotreload doctor"
 
 
 @dataclass(frozen=True, slots=True)
 class UnitObject:
-    """An object of a unit, with its types parsed; ``layouts`` None: it does not tell them."""
+    """An object of a unit, with its types parsed. ``layouts`` is None if it does not tell them."""
 
     object: ObjectFile
     layouts: Layouts | None
@@ -43,10 +43,10 @@ class UnitObject:
 class UnitContext:
     """What else is known of a unit.
 
-    ``live_types``  the types that it had in each reload of the guest, where they were not the original's
-    ``added``       function and name of the variables that reloads have added to it
+    ``live_types``  the types that it had in each reload of the guest, if they were not the original's
+    ``added``       (function, name) of the variables that reloads have added to it
     ``is_own``      whether another file of its module defines a function of that name
-    ``renames``     global functions of its module that go on under another name
+    ``renames``     renamed global functions of its module: old name -> new name
     ``handed``      see diff_objects
     ``live``        what the guest runs of it, if that is not the original
     ``judge_init``  see diff_objects
@@ -68,12 +68,12 @@ NOTHING_ELSE = UnitContext()
 
 @uncollected()
 def unit_object_of(obj: ObjectFile) -> UnitObject:
-    """Parse the types of an object. That of a base is parsed once, for all the edits to come."""
+    """Parse the types of an object. The base object is parsed once, for all later edits."""
     return UnitObject(obj, layouts_of(obj))
 
 
 def layouts_of(obj: ObjectFile) -> Layouts | None:
-    """The types of an object; None: it does not tell them in a form that is understood."""
+    """Return the types of an object, or None if it does not tell them in a form that is understood."""
     try:
         return parse(obj)
     except DwarfError:
@@ -89,10 +89,10 @@ def diff_unit(
     types_known: bool = False,
     context: UnitContext = NOTHING_ELSE,
 ) -> ObjectDiff:
-    """Compare a unit's objects and, where its code changed, the types that live data may have.
+    """Compare a unit's objects and, if its code changed, the types that live data may have.
 
-    ``sources``: texts by path, nearest first, to find the line of a definition in. ``types_known``: refuse
-    (HR2101) where types cannot be compared, instead of telling so.
+    ``sources``: texts by path, nearest first, in which to find the line of a definition. ``types_known``:
+    refuse (HR2101) if types cannot be compared, instead of adding a note.
     """
     before, after = original.layouts, patched.layouts
     diff = diff_objects(
@@ -110,8 +110,8 @@ def diff_unit(
         diff = replace(diff, obstacles=(*diff.obstacles, *_sizes_since(context.live, diff)))
     diff = _with_declarations(diff, before, after, context.added)
     if diff.verdict == "unchanged":
-        # No code of this unit knows of the new layouts; another unit whose code does is told there. What is
-        # new in this one travels all the same.
+        # No code of this unit uses the new layouts. If code of another unit does, its comparison reports it.
+        # New symbols of this unit travel all the same.
         return diff
     types = compare_layouts(before, after, exported_functions(original.object), sources)
     if types_known and not types.compared:
@@ -122,17 +122,17 @@ def diff_unit(
     if before is not None and diff.rewrites:
         diff = replace(diff, rewrites=tuple(with_looked_up(each, before) for each in diff.rewrites))
         decided = tuple(decided_once(original.object, before, diff.rewrites, sources, context.is_own))
-        # These tell which member of a variable it is.
+        # These obstacles name the member of the variable, so prefer them.
         told = {(obstacle.code, obstacle.symbol) for obstacle in decided}
         others = [o for o in diff.obstacles if (o.code, o.symbol) not in told]
         diff = replace(diff, obstacles=(*others, *decided))
-    if not types.obstacles:  # or the members are where they are because of another layout
+    if not types.obstacles:  # otherwise the members may have moved because of another layout
         members = refuse_other_members(original.object.symbols, patched.object.symbols, diff.changed)
         found = [*members, *(refuse_other_links(before, diff.changed) if before is not None else ())]
         if context.live is not None:
             found += _members_since(context.live, diff, original.object, patched)
         diff = replace(diff, obstacles=(*diff.obstacles, *dict.fromkeys(found)))
-    # A variable that grew with its type has been told of by its type.
+    # A variable that grew with its type is already reported by its type.
     grown = {obstacle.code for obstacle in types.obstacles}
     kept = tuple(o for o in diff.obstacles if o.code != "HR2101" or "HR2101" not in grown)
     types = located(replace(types, obstacles=kept + types.obstacles), sources)
@@ -144,7 +144,7 @@ def diff_unit(
 
 
 def _sizes_since(live: ObjectDiff, diff: ObjectDiff) -> Iterator[Obstacle]:
-    """Code that counts on another size of what code of an earlier edit has allocated."""
+    """Yield obstacles for code that expects another size of memory that an earlier edit allocated."""
     told = {obstacle.symbol for obstacle in diff.obstacles}
     base = {twins.patched.name: twins.original for twins in (*live.changed, *diff.changed)}
     before, after = _code_of(live), _code_of(diff)
@@ -163,7 +163,7 @@ def _sizes_since(live: ObjectDiff, diff: ObjectDiff) -> Iterator[Obstacle]:
 def _members_since(
     live: ObjectDiff, diff: ObjectDiff, original: ObjectFile, patched: UnitObject
 ) -> Iterator[Obstacle]:
-    """What code of an earlier edit has registered, or linked into a list, by another member."""
+    """Yield obstacles for objects that an earlier edit registered or linked by another member."""
     before, after = _code_of(live), _code_of(diff)
     twins = [Twins(one, after[name]) for name, one in before.items() if name in after]
     still = {symbol.name: symbol for symbol in (*original.symbols, *live.carried)}
@@ -182,7 +182,7 @@ def _code_of(diff: ObjectDiff) -> dict[str, Symbol]:
 def _with_declarations(
     diff: ObjectDiff, before: Layouts | None, after: Layouts | None, added: Collection[tuple[str, str]]
 ) -> ObjectDiff:
-    """The same with what the patched object declares."""
+    """Return the diff with what the patched object declares."""
     if after is None:
         return diff
     unstored = without_storage(after.declared)
@@ -199,7 +199,7 @@ def _with_declarations(
 
 
 def _lost(diff: ObjectDiff, before: Layouts, after: Layouts) -> dict[Declared, Symbol]:
-    """The variables that the source declares no more."""
+    """Return the variables that the source no longer declares."""
     there = {(one.function, one.name) for one in after.declared}
     kept = frozenset(diff.original_of.values())
     symbols = [one.symbol for one in before.declared if one.symbol is not None and one.symbol not in kept]
@@ -208,7 +208,7 @@ def _lost(diff: ObjectDiff, before: Layouts, after: Layouts) -> dict[Declared, S
 
 
 def _by_declaration(layouts: Layouts, symbols: Iterable[Symbol]) -> dict[Declared, Symbol]:
-    """Those of these that can be written, and that no other one has the declaration of."""
+    """Return those of the symbols that are writable and share their declaration with no other variable."""
     among = {symbol for symbol in symbols if symbol.section is not None and symbol.section.is_writable}
     count = Counter((one.function, one.name) for one in layouts.declared)
     return {
@@ -219,7 +219,7 @@ def _by_declaration(layouts: Layouts, symbols: Iterable[Symbol]) -> dict[Declare
 
 
 def _without_initial_value(diff: ObjectDiff, after: Layouts) -> frozenset[tuple[str, str]]:
-    """The variables that nothing reads: gcc gives them no initial value, whatever the source says."""
+    """Return the variables that nothing reads: gcc gives them no initial value, whatever the source says."""
     emptied = {
         patched
         for patched, original in diff.original_of.items()
@@ -230,11 +230,14 @@ def _without_initial_value(diff: ObjectDiff, after: Layouts) -> frozenset[tuple[
 
 
 def _changed_since(live: Layouts, patched: Layouts | None, found: LayoutDiff) -> tuple[Obstacle, ...]:
-    """Types that an earlier reload added and this one changes: what is told of the base's is left out."""
+    """Return obstacles for types that an earlier reload added and this edit changes.
+
+    What is already reported against the base is left out.
+    """
     if live is patched:
         return ()
     told = {obstacle.symbol for obstacle in found.obstacles}
-    # A variable of another type is another one (homes.py), and no one calls what a patch added.
+    # A variable with another type is another variable (homes.py), and no other unit calls what a patch added.
     return tuple(
         obstacle
         for obstacle in compare_layouts(live, patched).obstacles
@@ -243,7 +246,7 @@ def _changed_since(live: Layouts, patched: Layouts | None, found: LayoutDiff) ->
 
 
 def _rewritten(rewrites: Sequence[Rewrite], layouts: Layouts | None) -> Iterator[Note]:
-    """Tell which values are written in place, by their names in C."""
+    """Note which values are written in place, by their names in C."""
     for rewrite in rewrites:
         name = base_name(rewrite.original.name)
         places = [name_of_place(layouts, rewrite.original, name, value.start) for value in rewrite.values]
@@ -255,7 +258,7 @@ def _rewritten(rewrites: Sequence[Rewrite], layouts: Layouts | None) -> Iterator
 
 
 def _types_of(symbols: Sequence[Symbol], layouts: Layouts) -> dict[str, str]:
-    """The types of variables and functions as C spells them."""
+    """Return the types of variables and functions as C spells them, by name."""
     found = {}
     for symbol in symbols:
         if shape := layouts.shapes.get(symbol.name):
@@ -266,9 +269,10 @@ def _types_of(symbols: Sequence[Symbol], layouts: Layouts) -> dict[str, str]:
 
 
 def exported_functions(obj: ObjectFile) -> frozenset[str]:
-    """The functions that other modules may call: with a new prototype these would pass the old arguments.
+    """Return the functions that other modules may call.
 
-    Callers in the same module are compiled with their header, and travel in the same patch.
+    If their prototype changed, those modules would pass the old arguments. Callers in the same module are
+    compiled with their header, and travel in the same patch.
     """
     marks = {symbol.name for symbol in obj.symbols if symbol.name.startswith(EXPORT_MARKS)}
     return frozenset(

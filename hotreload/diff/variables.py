@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The variables of one object that keep their values, as the source declares them.
 
-A symbol's name does not tell which variable it is: gcc numbers the static locals of a unit anew with each
-compile (``count.3``). The debugging information does: the function that a variable is declared in, which is
-not always the one whose code uses it, its name, type and line. It also has the variables that gcc
-has folded away, because nothing reads or nothing writes them.
+A symbol's name does not identify a variable, because gcc numbers the static locals of a unit anew with each
+compile (``count.3``). The debugging information does, by the function that declares the variable, which is
+not always the one whose code uses it, and by name, type and line. It also lists the variables that gcc has
+optimized away because nothing reads or nothing writes them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from hotreload.elf.model import Symbol
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """``function``: the one that declares it, empty for a variable of the file; ``shape``: see layouts.py.
+    """A variable of the file, or a static one of a function.
 
-    ``place``: line and column of the declaration; ``symbol``: None where gcc has given it no storage.
+    ``function``  the function that declares it; empty for a variable of the file
+    ``shape``     its type, see layouts.py
+    ``place``     line and column of the declaration
+    ``symbol``    None if gcc has given it no storage
     """
 
     function: str
@@ -33,7 +36,7 @@ class Variable:
 
 
 def variables_of(info: DebugInfo, shape: Callable[[Entry | None], tuple[Any, ...]]) -> Iterator[Variable]:
-    """All variables of the file and all static ones of functions; ``shape`` gives a type its shape."""
+    """Yield all variables of the file and all static ones of functions. ``shape`` returns a type's shape."""
     for unit in info.units:
         yield from _below(info, shape, unit, "")
 
@@ -48,7 +51,7 @@ def _below(
             yield from _below(info, shape, entry, function)
         elif entry.tag == dwarf.VARIABLE and not entry.get(dwarf.AT_DECLARATION):
             found = info.address(entry)
-            # An automatic variable has no address that the linker knows, and a copy of one is no declaration.
+            # An automatic variable has no address that the linker knows; an inlined copy is no declaration.
             if found is None and (function and not _may_be_folded(entry)):
                 continue
             symbol = found[0] if found is not None and found[1] == 0 else None
@@ -58,7 +61,7 @@ def _below(
 
 
 def _may_be_folded(entry: Entry) -> bool:
-    """Whether a variable of a function may be a static one without a place."""
+    """Return whether a variable of a function may be a static one without storage."""
     return entry.get(dwarf.AT_ABSTRACT_ORIGIN) is None and entry.get(dwarf.AT_LOCATION) is None
 
 
@@ -70,13 +73,13 @@ def _place(info: DebugInfo, entry: Entry) -> tuple[int, int]:
 
 
 def without_storage(declared: Sequence[Variable]) -> frozenset[tuple[str, str]]:
-    """The function and name of each variable that gcc has folded away, for nothing writes or reads it."""
+    """Return (function, name) of each variable that gcc has optimized away, as nothing writes or reads it."""
     there = {(one.function, one.name) for one in declared if one.symbol is not None}
     return frozenset((one.function, one.name) for one in declared if one.symbol is None) - there
 
 
 def with_storage(declared: Sequence[Variable]) -> frozenset[tuple[str, str]]:
-    """The function and name of each variable that can be written and has storage."""
+    """Return (function, name) of each variable that is writable and has storage."""
     return frozenset(
         (one.function, one.name)
         for one in declared
