@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Relocatable x86-64 objects: reading them into names, and writing them. Imports no stage."""
+"""Read relocatable x86-64 objects into named sections and symbols, and write them. Imports no stage."""

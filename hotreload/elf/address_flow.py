@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Who may hold an address that code makes: it is followed from instruction to instruction to all its uses.
+"""Follow an address that code makes to all its uses, to find out who may hold it.
 
-The question: a constant, a string or a place in code is another one after an edit. May somebody go on to use
-the old one? Its address is followed through registers and the function's own stack, along every way that the
-code can take, into functions of the same object that it is passed to, and back to the callers of one that
-returns it. Loads through it are harmless. It *gets away* when it is stored, compared with an address from
-elsewhere, passed to a function that is not known to read and forget, and with every instruction that is not
-understood. So an answer of None is a proof; any other is a "may".
+When an edit changes a constant, a string or a place in code, may somebody still use the old one? The address
+is followed through registers and the function's own stack, along every path that the code can take, into
+functions of the same object that it is passed to, and back to the callers of a function that returns it.
+Loads through it are harmless. It *gets away* when it is stored, compared with an address from elsewhere,
+passed to a function that is not known to read and forget it, or used by an instruction that is not
+understood. So the answer None is a proof that nobody holds it; any other answer only means that somebody may.
 
-Rejected: to tell by the shape of the code around the instruction that makes the address. One instruction more
-between the two, and the answer was another one.
+Rejected: judging by the shape of the code around the instruction that makes the address. One more instruction
+in between changed the answer.
 """
 
 from __future__ import annotations
@@ -38,39 +38,39 @@ from hotreload.elf.model import ConstRef, Relocation, Symbol, SymbolRef, Target
 from hotreload.elf.readers import CALLERS, FINDERS, KEEP_FIRST
 from hotreload.elf.references import is_direct_branch, points_at_start, start_of, takes_address
 
-# Function -> place in it -> where control may go besides the next instruction and by branches: jump labels,
-# and what follows a fault.
+# Function -> place in it -> where control may go besides the next instruction and the targets of branches:
+# jump labels, and the code that handles a fault.
 Detours = Mapping[Symbol, Mapping[int, Sequence[tuple[Symbol, int]]]]
-# A function and the registers that it is passed something in -> the levels it returns, or how it loses it.
+# (function, levels of its argument registers) -> the levels that it returns, or how it lets them get away.
 _Passed = dict[tuple[Symbol, frozenset[tuple[int, Levels]]], Levels | str]
 NEVER: Final = 99
-# RAX and RDX: a struct of 16 bytes.
+# The number of registers that return a struct of 16 bytes: RAX and RDX.
 TWO: Final = 2
-_DEEPEST: Final = 5  # calls into functions of the object
-# It keeps all registers (arch/x86/kernel/ftrace_64.S).
+_DEEPEST: Final = 5  # nested calls of functions of the object
+# It preserves all registers (arch/x86/kernel/ftrace_64.S).
 _TRACER: Final = "__fentry__"
 _RETURNS: Final = "__x86_return_thunk"
-# Calls by a register with retpolines, and static calls, which may have been updated.
+# Calls through a register with retpolines, and static calls, whose target may have been updated.
 _INDIRECT: Final = (
     "__x86_indirect_thunk_",
     "__x86_indirect_call_thunk_",
     "__x86_indirect_jump_thunk_",
     "__SCT__",
 )
-# They neither go anywhere else nor ask for flags.
+# Instructions that neither branch nor read the flags.
 _ALIGNING: Final = frozenset("mov lea add sub shr shl and xor".split())
 _ENTRY: Final = State(frame=frozenset(((RSP, 0),)))
 
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """What is followed: addresses of ``target``, and up to ``depth`` what is loaded through them.
+    """What is followed: addresses of ``target``, and what is loaded through them up to level ``depth``.
 
-    ``least``: the level from which on it counts where a value gets away, ``least_compared``: where it is
-    compared, if another; NEVER: it does not. ``places``: the offsets in the
-    target that are of interest to loads that name one; None: all. ``at``: the only relocations that count,
-    by their offset; None: all. ``is_label``: places inside of a function are sought, not its start; no
-    function outside of the object goes to one.
+    ``least``: the lowest level that counts if a value gets away; NEVER: none does. ``least_compared``: the
+    same for comparisons, if it differs. ``places``: the offsets in the target from which loads matter, if the
+    instruction names the offset; None: all. ``at``: the offsets of the only relocations that count; None:
+    all. ``is_label``: the search is for places inside a function, not for its start; no function outside the
+    object jumps to such a place.
     """
 
     target: Target
@@ -94,11 +94,11 @@ class Sought:
 
 @dataclass(slots=True)
 class AddressFlow:
-    """The flows of one object, of which ``symbols`` are all, or not (``is_whole``).
+    """The flows of one object. ``symbols`` are all its symbols if ``is_whole``, else only some.
 
-    ``forgets``: whether a function of that name, which the object does not define, surely keeps nothing that
-    it is passed. ``registers``: in how many a function of the object returns something, at most: what
-    is left in others when it ends, no caller looks at.
+    ``forgets``: whether a function of that name, which the object does not define, is sure to keep nothing
+    that it is passed. ``registers``: the largest number of registers in which a function of the object
+    returns something. No caller looks at what is left in the other registers.
     """
 
     symbols: Sequence[Symbol]
@@ -110,14 +110,17 @@ class AddressFlow:
     _callers: dict[Symbol, list[tuple[Symbol, Relocation]]] | None = None
 
     def gets_away(self, sought: Sought, holders: Iterable[Symbol]) -> str | None:
-        """Who lets an address get away, and how, told for people; None: nobody. ``holders``: functions that
-        have relocations to the target."""
-        # What becomes of an argument is the same whatever it is, as long as nothing else is made of it.
+        """Return who lets an address get away, and how, as text for the user; None if nobody does.
+
+        ``holders``: the functions that have relocations to the target.
+        """
+        # What a callee does with an argument does not depend on the target, so searches for other targets
+        # share these answers. A search drops them when it finds a function that returns the address.
         passed = self._passed.setdefault(replace(sought, target=ConstRef(b""), at=None), {})
         return _Search(self, sought, passed=passed).run(holders)
 
     def callers_of(self, function: Symbol) -> list[tuple[Symbol, Relocation]]:
-        """All that refers to a function, with how."""
+        """Return all symbols that refer to a function, each with the relocation that refers to it."""
         if self._callers is None:
             found = defaultdict(list)
             for symbol in self.symbols:
@@ -131,8 +134,11 @@ class AddressFlow:
 
 @dataclass(slots=True)
 class _Search:
-    """One question. ``returning``: functions that return what is sought; ``passed``: what is known of
-    functions that are passed it, by the registers: the levels that they return."""
+    """The state of one search.
+
+    ``returning``: the functions that return what is sought, with its levels. ``passed``: what is known of
+    functions to which it is passed, by function and argument registers.
+    """
 
     flow: AddressFlow
     sought: Sought
@@ -151,7 +157,7 @@ class _Search:
                 if is_held(returned) and returned != self.returning.get(function):
                     callers = list(self._given_back(function, returned))
                     self.returning[function] = returned
-                    # Who failed may have compared with what this one returns.
+                    # A function that failed may have compared the address with what this one returns.
                     todo += dict.fromkeys((*callers, *failed))
                     self.passed = {}
             except GotAwayError as how:
@@ -159,14 +165,20 @@ class _Search:
         return next(iter(failed.values()), None)
 
     def _given_back(self, function: Symbol, returned: Levels) -> Iterator[Symbol]:
-        """The callers of a function that returns what is sought. Raises GotAwayError for unknown ones."""
+        """Yield the callers of a function that returns what is sought.
+
+        Raises GotAwayError if it may have callers that are not known.
+        """
         users = self.flow.callers_of(function)
         if not function.is_local or not self.flow.is_whole or not all(_is_call(*user) for user in users):
             lose(returned, self.sought.least, "returns it")
         yield from (caller for caller, relocation in users if _is_call(caller, relocation))
 
     def called(self, function: Symbol, state: State, depth: int) -> Levels:
-        """What a function of the object returns that is passed what is sought. Raises GotAwayError."""
+        """Return the levels that a function of the object returns when it is passed what is sought.
+
+        Raises GotAwayError.
+        """
         arguments = frozenset((n, levels) for n, levels in state.registers if n in ARGUMENTS)
         key = function, arguments
         if key not in self.passed:
@@ -186,7 +198,7 @@ class _Search:
 
 @dataclass(slots=True)
 class _Walk:
-    """One function, along every way through it, until no place has anything new."""
+    """A walk through one function, along every path, until no state changes any more."""
 
     search: _Search
     function: Symbol
@@ -195,20 +207,21 @@ class _Walk:
     todo: list[tuple[Symbol, int]] = field(default_factory=list)
     returned: Levels | None = None
     steps: dict[Symbol, Step] = field(default_factory=dict)
-    is_alone: bool = False  # what does not hold anything is not followed
+    is_alone: bool = False  # do not follow states that hold nothing sought
 
     def run(self, entry: State) -> Levels:
-        """The levels that it returns. Raises GotAwayError.
+        """Return the levels that the function returns. Raises GotAwayError.
 
-        Most addresses are made and used up within a few instructions: those are looked at alone first. Where
-        that proves nothing, the function is followed from its entry.
+        Most addresses are made and used up within a few instructions, so the walk first starts at the
+        instructions that make them. If that proves nothing, the function is followed from its entry.
         """
         sources = list(self._sources())
         if not entry.levels and self._is_used_up(sources):
             return NONE
         self._reach(self.function, 0, entry)
         self._go_on()
-        # What only a jump leads to that was not understood: from there on nothing is known of the stack.
+        # A source not reached so far lies behind a jump that was not understood. Nothing is known of its
+        # stack.
         for source in sources:
             if (self.function, source) not in self.states:
                 self._reach(self.function, source, State())
@@ -237,7 +250,10 @@ class _Walk:
         return False
 
     def _sources(self) -> Iterator[int]:
-        """The instructions that make what is sought, or call who returns it. Raises GotAwayError."""
+        """Yield the instructions that make what is sought, or that call a function that returns it.
+
+        Raises GotAwayError if the code cannot be decoded.
+        """
         sought, returning = self.search.sought, self.search.returning
         for relocation in self.function.relocations:
             target = relocation.target
@@ -272,7 +288,7 @@ class _Walk:
             self._reach(other, target, state)
         if at.mnemonic == "call":
             after = self._call(function, at, state)
-            # A compiler ends a function with a call only if that does not return: __stack_chk_fail().
+            # A function ends with a call only if the callee does not return, as __stack_chk_fail().
             if at.end < function.size:
                 self._reach(function, at.end, after)
         elif at.mnemonic.startswith("ret"):
@@ -293,7 +309,7 @@ class _Walk:
                 sought.least,
                 sought.least if sought.least_compared is None else sought.least_compared,
                 sought.depth,
-                # A place in code dies with the stack of the function that has it.
+                # A label on the stack is gone when the function returns, no matter who sees the stack.
                 lambda: not sought.is_label and body_of(function).exposes_stack,
             )
         return self.steps[function]
@@ -323,7 +339,7 @@ class _Walk:
             self._leave(function, at, state)
 
     def _leave(self, function: Symbol, at: Decoded, state: State) -> None:
-        """A jump to where a register says: a loaded label, a case of a switch, or another function."""
+        """Handle a jump through a register or memory: to a label, a case of a switch, or another function."""
         used = {o.number for o in at.operands if isinstance(o, Register)}
         name = _branch_name(at)
         if name is not None:
@@ -343,12 +359,12 @@ class _Walk:
             return
         found = state.of(RAX)
         if is_held(state.of(RDX)) and not is_held(found):
-            # In the second half of a struct of 16 bytes (System V psABI, 3.2.3), or left from before.
+            # The second half of a struct of 16 bytes (System V psABI, 3.2.3), or a leftover value.
             found = state.of(RDX) if registers == TWO else found
         self.returned = found if self.returned is None else either(self.returned, found)
 
     def _call(self, function: Symbol, at: Decoded, state: State) -> State:
-        """The state after a call. Raises GotAwayError where somebody is passed what he may keep."""
+        """Return the state after a call. Raises GotAwayError if the callee may keep what it is passed."""
         name = _branch_name(at)
         if name == _TRACER:
             return state
@@ -366,7 +382,7 @@ class _Walk:
         return after.having(RAX, result)
 
     def _answer(self, function: Symbol, callee: Symbol, state: State) -> Levels:
-        """The levels that a function returns."""
+        """Return the levels that a callee returns. Raises GotAwayError if it may keep what it is passed."""
         known = self.search.returning.get(callee, NONE)
         if not is_held(_passed(state)):
             return known
@@ -387,7 +403,10 @@ class _Walk:
         return state.of(RDI) | state.of(RSI) if callee.name in FINDERS else NONE
 
     def _show_to_callbacks(self, function: Symbol, state: State) -> None:
-        """A function that calls back (bsearch) shows what it is passed to whatever that may be."""
+        """Follow the arguments of a function that calls back, such as bsearch(), into the callbacks.
+
+        The callback may be any function whose address the caller takes.
+        """
         levels = frozenset(level for _, found in state.registers for level in found)
         for relocation in function.relocations:
             if not isinstance(relocation.target, SymbolRef) or not takes_address(function, relocation):
@@ -403,8 +422,10 @@ class _Walk:
 
 @functools.lru_cache(maxsize=64)
 def labels_of(function: Symbol) -> tuple[tuple[Symbol, int], ...]:
-    """The places in code that an indirect jump of a function may go to: their addresses are made in it, or in
-    a table that it refers to."""
+    """Return the places in code that an indirect jump of a function may go to.
+
+    Their addresses are made in the function or are in a table that it refers to.
+    """
     found: dict[tuple[Symbol, int], None] = {}
     for relocation in function.relocations:
         if not isinstance(relocation.target, SymbolRef):
@@ -421,13 +442,16 @@ def labels_of(function: Symbol) -> tuple[tuple[Symbol, int], ...]:
 
 
 def _in_source(function: Symbol) -> str:
-    """The name that the author gave it, without what gcc adds (``.isra.0``, ``.cold``)."""
+    """Return the name in the source, without the suffixes that gcc adds (``.isra.0``, ``.cold``)."""
     return function.name.partition(".")[0] or function.name
 
 
 def _is_aligned_copy(function: Symbol, at: Decoded) -> bool:
-    """Whether gcc moves the source of a copy by as much as it has aligned the destination: SUB, and before
-    anybody sees what came of it, REP MOVS."""
+    """Return whether this SUB adjusts the source of a copy after gcc has aligned its destination.
+
+    It moves the source by as much as the destination, and REP MOVS follows, with nothing in between that uses
+    the result.
+    """
     if at.mnemonic != "sub" or at.operands[0] != Register(RSI, 8):
         return False
     following = body_of(function).at(at.end)
@@ -444,24 +468,27 @@ def _is_call(user: Symbol, relocation: Relocation) -> bool:
 
 
 def _places(relocation: Relocation, at: Decoded) -> tuple[int, int]:
-    """The place that an operand without registers names: the processor counts from the instruction's end."""
+    """Return the offsets in the target that an operand without registers may mean: absolute and PC-relative.
+
+    A PC-relative operand counts from the end of the instruction.
+    """
     return relocation.addend, relocation.addend + at.end - relocation.offset
 
 
 def _passed(state: State) -> Levels:
-    """The levels of what is where a callee looks for its arguments."""
+    """Return the levels of everything in the places where a callee looks for its arguments."""
     in_registers = (levels for number, levels in state.registers if number in ARGUMENTS)
     return NONE.union(*in_registers, *(levels for _, levels in _on_top(state)))
 
 
 def _on_top(state: State) -> Collection[tuple[int, Levels]]:
-    """The slots that the seventh argument and those behind it would be in."""
+    """Return the stack slots that would hold the seventh and later arguments."""
     top = state.offset_of(RSP)
     return [pair for pair in state.slots if top is None or top <= pair[0] < top + 64]
 
 
 def _branch_name(at: Decoded) -> str | None:
-    """What a direct branch out of the function goes to."""
+    """Return the name of the symbol that a direct branch out of the function goes to."""
     relocation = at.immediate
     if relocation is None or not isinstance(relocation.target, SymbolRef) or _is_indirect(at):
         return None
@@ -473,11 +500,11 @@ def _is_indirect(at: Decoded) -> bool:
 
 
 def _thunk_of(name: str, number: int) -> bool:
-    """Whether ``__x86_indirect_thunk_rax`` and the like jumps to what is in that register."""
+    """Return whether a thunk like ``__x86_indirect_thunk_rax`` jumps to what is in that register."""
     registers = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
     return name.startswith(_INDIRECT) and name.rpartition("_")[2] == registers[number]
 
 
 def _are_parts(one: Symbol, other: Symbol) -> bool:
-    """Whether two are parts of one function, with one stack frame: ``foo`` and ``foo.cold``."""
+    """Return whether two symbols are parts of one function with one stack frame: ``foo`` and ``foo.cold``."""
     return other.is_defined and one.name.partition(".cold")[0] == other.name.partition(".cold")[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The sizes of what code allocates, where they are numbers in the code.
+"""Find the sizes of the memory that code allocates, as far as they are numbers in the code.
 
 The kernel marks its allocators for the compiler (``__alloc_size``, include/linux/compiler_attributes.h). An
 object file does not keep these marks, so the allocators are listed here, each with its size argument.
@@ -40,7 +40,7 @@ _SIZE_IN: Final = {
             __seq_open_private seq_open_private platform_device_add_data devm_ioremap devm_ioremap_wc
             devm_memremap""",
         ),
-        # What a pool is made of is a size where mempool_kmalloc() makes its items.
+        # pool_data of these is the size of an item if mempool_kmalloc() allocates the items.
         (
             RCX,
             """kmalloc_node_trace kmem_cache_alloc_node_trace __kmalloc_cache_node mempool_create
@@ -50,7 +50,7 @@ _SIZE_IN: Final = {
     )
     for name in names.split()
 }
-# These take the order of an allocation: 2 to the power of it is the number of pages.
+# These take the order of an allocation: the number of pages is 2 to the power of it.
 _ORDER_IN: Final = {
     name: register
     for register, names in (
@@ -59,7 +59,7 @@ _ORDER_IN: Final = {
     )
     for name in names.split()
 }
-# asm/page_types.h of x86, and include/linux/mmzone.h: no order is larger.
+# The page shift of x86 (asm/page_types.h), and a limit that no order reaches (include/linux/mmzone.h).
 _PAGE_SHIFT: Final = 12
 _ORDERS: Final = 16
 _FREED_BY: Final = frozenset(
@@ -71,7 +71,7 @@ _TAGGED: Final = "_noprof"
 
 
 def allocated_sizes(function: Symbol) -> Counter[int]:
-    """The sizes that it passes to the kernel's allocators as numbers."""
+    """Return the sizes that a function passes to the kernel's allocators as numbers."""
     sizes: Counter[int] = Counter()
     if not any(name in _SIZE_IN or name in _ORDER_IN for name in _called(function)):
         return sizes
@@ -95,12 +95,15 @@ def allocated_sizes(function: Symbol) -> Counter[int]:
 
 
 def frees(function: Symbol) -> bool:
-    """Whether it gives memory back: what it allocates may be its own, and gone when it ends."""
+    """Return whether a function frees memory. If so, what it allocates may be gone when it ends."""
     return not _FREED_BY.isdisjoint(_called(function))
 
 
 def numbers_in(function: Symbol) -> Counter[int]:
-    """The numbers that its instructions work with, places in structures included; not those of its stack."""
+    """Return the numbers that a function's instructions use, offsets in structures included.
+
+    Offsets on its stack are left out.
+    """
     found: Counter[int] = Counter()
     for at in body_of(function).instructions.values():
         if at.mnemonic == "call" or at.mnemonic[0] == "j" or at.operands[:1] == (Register(RSP, 8),):
@@ -114,7 +117,7 @@ def numbers_in(function: Symbol) -> Counter[int]:
 
 
 def loops_in(function: Symbol) -> int:
-    """How many branches lead back."""
+    """Return the number of branches that go backwards."""
     return sum(
         at.mnemonic[0] == "j" and at.immediate is None and isinstance(to, Number) and to.value <= at.start
         for at in body_of(function).instructions.values()
@@ -131,13 +134,13 @@ def _called(function: Symbol) -> set[str]:
 
 
 def _destination(at: Decoded) -> str:
-    """The function of the kernel that is called."""
+    """Return the name of the kernel function that is called."""
     callee = at.destination
     return "" if callee is None or callee.is_defined else callee.name.removesuffix(_TAGGED)
 
 
 def _set_to(at: Decoded) -> tuple[int, int] | None:
-    """The register that an instruction sets to a number, and that number."""
+    """Return the register that an instruction sets to a number, and that number."""
     if len(at.operands) != 2 or at.immediate is not None:
         return None
     into, what = at.operands

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The GNU build-id: a digest that ld leaves in a linked file, and the kernel shows in /sys/kernel/notes."""
+"""The GNU build-id: a digest that ld puts into a linked file. The kernel shows it in /sys/kernel/notes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Final
 
 NT_GNU_BUILD_ID: Final = 3
-_HEADER: Final = struct.Struct("<III")  # Elf64_Nhdr: sizes of name and content, and the type
+_HEADER: Final = struct.Struct("<III")  # Elf64_Nhdr: the sizes of name and content, and the type
 
 
 def build_id_in(notes: bytes) -> str | None:
-    """The build-id among notes, each padded to 4 bytes (gABI, "Note Section"), in hexadecimal digits."""
+    """Return the build-id from a sequence of notes as hexadecimal digits; None if there is none.
+
+    Each note is padded to 4 bytes (gABI, "Note Section").
+    """
     place = 0
     while place + _HEADER.size <= len(notes):
         name_size, size, kind = _HEADER.unpack_from(notes, place)
@@ -25,7 +28,7 @@ def build_id_in(notes: bytes) -> str | None:
 
 
 def read_build_id(file: Path) -> str | None:
-    """The build-id of an ELF file; None: it has none, or is no ELF file. Raises OSError."""
+    """Return the build-id of a file; None if it has none or is not an ELF file. Raises OSError."""
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 

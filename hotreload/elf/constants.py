@@ -50,7 +50,7 @@ STT_FILE: Final = 4
 R_X86_64_NONE: Final = 0
 R_X86_64_64: Final = 1  # S + A, 8 bytes
 R_X86_64_PC32: Final = 2  # S + A - P, 4 bytes
-R_X86_64_PLT32: Final = 4  # L + A - P, 4 bytes; the kernel has no PLT: as PC32
+R_X86_64_PLT32: Final = 4  # L + A - P, 4 bytes; the kernel has no PLT, so the same as PC32
 R_X86_64_32: Final = 10  # S + A, 4 bytes, zero-extended
 R_X86_64_32S: Final = 11  # S + A, 4 bytes, sign-extended
 R_X86_64_16: Final = 12  # S + A, 2 bytes
@@ -59,7 +59,7 @@ R_X86_64_8: Final = 14  # S + A, 1 byte
 R_X86_64_PC8: Final = 15  # S + A - P, 1 byte
 R_X86_64_PC64: Final = 24  # S + A - P, 8 bytes
 
-# How many bytes a relocation writes, where they are not four.
+# The number of bytes that a relocation writes, if it is not four.
 WRITES: Final = {
     R_X86_64_64: 8,
     R_X86_64_PC64: 8,
@@ -70,7 +70,7 @@ WRITES: Final = {
 }
 PC_RELATIVE: Final = frozenset((R_X86_64_PC32, R_X86_64_PLT32, R_X86_64_PC64, R_X86_64_PC8))
 
-# What arch/x86/kernel/module.c applies; anything else makes the load fail.
+# The relocations that arch/x86/kernel/module.c applies; any other makes the load fail.
 LOADER_RELOCATIONS: Final = frozenset(
     (R_X86_64_NONE, R_X86_64_64, R_X86_64_PC32, R_X86_64_PLT32, R_X86_64_32, R_X86_64_32S, R_X86_64_PC64)
 )

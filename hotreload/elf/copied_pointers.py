@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Who stores a copy of a pointer that it has found in a table by way of another pointer.
+"""Find out who stores a copy of a pointer that it has found in a table by way of another pointer.
 
-``mode->rates`` of ``static const struct mode slow = { rates, 4 }`` is found by whatever points at ``slow``, a
-variable, another table or a live object. Who only walks along it forgets it;
-``dev->rates = dev->mode->rates`` is a copy, and points at the same table for ever.
+``mode->rates`` of ``static const struct mode slow = { rates, 4 }`` is reached through anything that points at
+``slow``: a variable, another table or a live object. Code that only walks along it forgets it.
+``dev->rates = dev->mode->rates`` is a copy, which keeps pointing at the same table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from hotreload.elf.object_pointers import Pointer, State, states_of, stored_at, 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Where the address of a table is: in ``variables``, and at ``offsets`` of what is found at run time."""
+    """Where the address of a table is kept.
+
+    ``variables`` hold it, and objects that are found at run time hold it at ``offsets``.
+    """
 
     variables: frozenset[Symbol]
     offsets: frozenset[int]
@@ -27,9 +30,9 @@ class Kept:
 def who_copies_through(
     symbols: Collection[Symbol], holder: Symbol, places: Collection[int], element: int = 0
 ) -> str | None:
-    """The function that stores a pointer that ``holder`` has at ``places``, if one does, and how.
+    """Return which function stores a pointer that ``holder`` has at ``places``, as text; None if none does.
 
-    ``element``: the size of one, where ``holder`` is a table of several.
+    ``element``: the size of one element in bytes, if ``holder`` is a table of several.
     """
     inside = {place % element for place in places} if element else set(places)
     defined = [symbol for symbol in symbols if symbol.is_defined]
@@ -82,7 +85,7 @@ def _stores_copy(function: Symbol, kept: Kept, places: Collection[int]) -> bool:
 def _is_found(
     body: Body, states: dict[int, State], copy: Pointer, kept: Kept, places: Collection[int]
 ) -> bool:
-    """Whether a pointer was loaded from one of these places of the table, by a pointer to that."""
+    """Return whether a pointer was loaded from one of these places, through a kept pointer to the table."""
     load = _load(body, copy)
     if load is None or load[1].displacement not in places or load[1].base is None:
         return False
@@ -98,7 +101,7 @@ def _is_found(
 
 
 def _load(body: Body, pointer: Pointer) -> tuple[int, Memory] | None:
-    """The instruction that has loaded a pointer, and from where."""
+    """Return the place of the instruction that loaded a pointer, and the memory it was loaded from."""
     if isinstance(pointer.came, Symbol):
         return None
     at = body.instructions.get(pointer.came)

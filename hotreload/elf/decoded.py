@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Functions as instructions with operands, for who follows values through them.
+"""Functions as instructions with operands, for code that follows values through them.
 
-instructions.py tells lengths, which is all that most of the differ needs, and costs a twentieth. Here it is
-capstone that decodes; it is imported with the first function that is asked for.
+instructions.py finds only the lengths of instructions. That is all that most of the differ needs, at a
+twentieth of the cost. This module decodes with capstone, which is imported when the first function is asked
+for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 from hotreload.elf.model import Relocation, Symbol, SymbolRef
 
-# The 16 registers by their numbers in the instruction set, whatever part of one an operand names.
+# The 16 registers by their numbers in the instruction set, whichever part of one an operand names.
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 = range(9)
 _FAMILIES: Final = (
     "rax eax ax al ah", "rcx ecx cx cl ch", "rdx edx dx dl dh", "rbx ebx bx bl bh",
@@ -23,13 +24,16 @@ _FAMILIES: Final = (
 )  # fmt: skip
 
 
-# Of an instruction, in bytes.
+# The greatest length of an instruction, in bytes.
 _LONGEST: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """``size`` in bytes: writing less than four leaves the rest of the register as it was."""
+    """A register operand of ``size`` bytes.
+
+    Writing less than four bytes leaves the rest of the register unchanged.
+    """
 
     number: int
     size: int
@@ -37,7 +41,10 @@ class Register:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """``base`` and ``index`` are register numbers, or None; ``plain``: no segment is added (``%gs:``)."""
+    """A memory operand.
+
+    ``base`` and ``index`` are register numbers or None. ``plain``: no segment base is added (``%gs:``).
+    """
 
     base: int | None
     index: int | None
@@ -56,9 +63,9 @@ Operand = Register | Memory | Number
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One instruction; ``reads`` and ``writes`` are all registers that it uses, named or not.
+    """One instruction. ``reads`` and ``writes`` are all registers that it uses, explicitly or implicitly.
 
-    ``displacement`` and ``immediate``: the relocation that stands in that field.
+    ``displacement`` and ``immediate``: the relocation in that field.
     """
 
     start: int
@@ -72,20 +79,20 @@ class Decoded:
 
     @property
     def destination(self) -> Symbol | None:
-        """The symbol that the immediate stands for: of a direct call or jump, where it goes."""
+        """The symbol that the immediate refers to; for a direct call or jump, its destination."""
         target = self.immediate.target if self.immediate is not None else None
         return target.symbol if isinstance(target, SymbolRef) else None
 
 
 @dataclass(frozen=True, eq=False)
 class Body:
-    """The instructions of a function, each decoded when it is asked for."""
+    """The instructions of a function, each decoded on demand."""
 
     symbol: Symbol
     known: dict[int, Decoded | None] = field(default_factory=dict)
 
     def at(self, place: int) -> Decoded | None:
-        """The instruction that begins there; None: there is none that can be decoded."""
+        """Return the instruction that begins at ``place``; None if no instruction can be decoded there."""
         if place not in self.known:
             self.known[place] = self._decode(place) if 0 <= place < self.symbol.size else None
         return self.known[place]
@@ -105,7 +112,7 @@ class Body:
 
     @functools.cached_property
     def instructions(self) -> dict[int, Decoded]:
-        """All of them by their place, as far as they can be decoded."""
+        """All instructions by their place, up to the first that cannot be decoded."""
         found: dict[int, Decoded] = {}
         place = 0
         while (at := self.at(place)) is not None:
@@ -115,14 +122,14 @@ class Body:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of it could be decoded."""
+        """Whether the whole function could be decoded."""
         return sum(at.end - at.start for at in self.instructions.values()) == self.symbol.size
 
     @functools.cached_property
     def exposes_stack(self) -> bool:
-        """Whether it makes an address on its stack, which somebody may look through."""
+        """Whether the function makes an address of its own stack, which others may look through."""
         if not self.is_whole:
-            return True  # what cannot be decoded may do anything
+            return True  # code that cannot be decoded may do anything
         found = self.instructions.values()
         pointers = {RSP}
         if any(at.mnemonic == "mov" and at.operands == _FRAME for at in found):
@@ -134,7 +141,10 @@ _FRAME: Final = (Register(RBP, 8), Register(RSP, 8))
 
 
 def _makes_address(at: Decoded, pointers: set[int]) -> bool:
-    """Whether an instruction copies a pointer into the stack, other than to set up and leave a frame."""
+    """Return whether an instruction copies a pointer into the stack.
+
+    Setting up or leaving a frame does not count.
+    """
     if at.mnemonic not in ("lea", "mov") or at.operands == _FRAME or at.operands[0] == _FRAME[1]:
         return False
     source = at.operands[1]
@@ -145,7 +155,7 @@ def _makes_address(at: Decoded, pointers: set[int]) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def body_of(symbol: Symbol) -> Body:
-    """The instructions of a function that is defined."""
+    """Return the instructions of a defined function."""
     return Body(symbol)
 
 
@@ -154,7 +164,7 @@ def _decoded(found: Any, fields: dict[int, Relocation], names: dict[int, int]) -
     displacement = fields.get(found.disp_offset) if found.disp_offset else None
     immediate = fields.get(found.imm_offset) if found.imm_offset else None
     if immediate is None and displacement is None and fields:
-        immediate = next(iter(fields.values()))  # a branch's, say
+        immediate = next(iter(fields.values()))  # for example that of a branch
     return Decoded(
         found.address,
         found.address + found.size,
@@ -186,7 +196,7 @@ def _operand(operand: Any, names: dict[int, int]) -> Operand:
 
 @functools.cache
 def _decoder() -> tuple[Any, dict[int, int]]:
-    """The decoder, and the number of each register by capstone's own."""
+    """Return the decoder, and a map from capstone's register numbers to ours."""
     import capstone
 
     decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)

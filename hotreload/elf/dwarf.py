@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What the compiler says about a unit's types and variables: its DWARF, as a tree of entries.
 
-The format is DWARF 4 and 5, chapter 7. The compiler is asked for version 4 (build/gcc.py); objects that
-people hand over have either. pyelftools takes 20 times as long for the same, more than the compile of a small
-unit. So each abbreviation becomes one ``struct`` where its forms have a fixed size, and an entry keeps its
-values as a tuple, whose places the abbreviation knows. Entries that nothing here asks for, above all the
+The format is in chapter 7 of DWARF 4 and 5. The compiler is asked for version 4 (build/gcc.py); objects from
+elsewhere have either. pyelftools takes 20 times as long for the same work, more than the compile of a small
+unit. So here each abbreviation becomes one ``struct`` if its forms have a fixed size, and an entry keeps its
+values as a tuple; the abbreviation knows which value is where. Entries that nothing here needs, above all the
 copies of inlined functions, are skipped with their children.
 """
 
@@ -39,7 +39,7 @@ VARIABLE: Final = 0x34
 VOLATILE_TYPE: Final = 0x35
 RESTRICT_TYPE: Final = 0x37
 ATOMIC_TYPE: Final = 0x47
-_CALL_SITE: Final = frozenset((0x48, 0x4109))  # the second is GNU's of version 4
+_CALL_SITE: Final = frozenset((0x48, 0x4109))  # the second is the GNU extension to version 4
 
 AT_SIBLING: Final = 0x01
 AT_LOCATION: Final = 0x02
@@ -67,7 +67,7 @@ ATE_BOOLEAN: Final = 0x02
 ATE_FLOATS: Final = frozenset((0x03, 0x04))  # complex, float
 ATE_SIGNED: Final = frozenset((0x05, 0x06))  # signed, signed_char
 
-# Forms, figure 7.6, with the struct code of those that have one size. 8-byte addresses, 4-byte offsets.
+# Forms (figure 7.6) of one size, with their struct code. Addresses have 8 bytes, offsets 4.
 _FIXED: Final = {
     0x01: "Q", 0x05: "H", 0x06: "I", 0x07: "Q", 0x0B: "B", 0x0C: "B", 0x0E: "I", 0x11: "B", 0x12: "H",
     0x13: "I", 0x14: "Q", 0x17: "I", 0x19: "", 0x1E: "16s", 0x1F: "I", 0x20: "Q", 0x21: "",
@@ -80,18 +80,21 @@ _HAS_CHILDREN: Final = 1
 
 
 class DwarfError(ValueError):
-    """These sections are no DWARF that is understood here."""
+    """The debugging information is damaged, or of a kind that is not supported here."""
 
 
 class Abbreviation:
-    """How entries of one kind are written down: ``place`` of each attribute among an entry's values."""
+    """The encoding of one kind of entry. ``place`` maps an attribute to its index among an entry's values."""
 
     __slots__ = ("constants", "forms", "has_children", "is_skipped", "place", "read", "tag")
 
     def __init__(
         self, tag: int, has_children: bool, rows: list[tuple[int, int, int]], longer_references: bool
     ) -> None:
-        """``rows``: attribute, form, and the value of an implicit constant."""
+        """``rows``: attribute, form, and the value of an implicit constant.
+
+        ``longer_references``: whether DW_FORM_ref_addr has 8 bytes, as in DWARF 2.
+        """
         self.tag = tag
         self.has_children = has_children
         self.constants: dict[int, int] = {}
@@ -113,11 +116,11 @@ _Read = Callable[[bytes, int], tuple[tuple[Any, ...], int]]
 
 
 def _reader_of(forms: list[int], longer_references: bool) -> _Read:
-    """A function from bytes and a place to an entry's values and the place behind them."""
+    """Return a function that takes bytes and a place, and returns an entry's values and the next place."""
     steps: list[struct.Struct | int] = []
     codes = ""
     for form in forms:
-        # DWARF 2 had addresses here.
+        # In DWARF 2, this form has the size of an address.
         code = "I" if form == _REF_ADDR and not longer_references else _FIXED.get(form)
         if code is not None:
             codes += code
@@ -168,7 +171,10 @@ def _varying(form: int, data: bytes, at: int) -> tuple[Any, int]:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """A debugging information entry: ``offset`` in its section, ``values`` as its abbreviation has them."""
+    """A debugging information entry.
+
+    ``offset`` is its place in its section; ``values`` are in the order of its abbreviation.
+    """
 
     offset: int
     kind: Abbreviation
@@ -180,26 +186,26 @@ class Entry:
         return self.kind.tag
 
     def get(self, attribute: int) -> Any:
-        """The value of an attribute as it is written down; None: it has none."""
+        """Return the value of an attribute as it is encoded; None if the entry does not have it."""
         place = self.kind.place.get(attribute)
         return self.values[place] if place is not None else self.kind.constants.get(attribute)
 
     def number(self, attribute: int, default: int = 0) -> int:
-        """The value of an attribute that is a number."""
+        """Return the value of an attribute that is a number, or ``default``."""
         value = self.get(attribute)
         return value if isinstance(value, int) else default
 
 
 class DebugInfo:
-    """The entries of one object: ``units`` are its compile units."""
+    """The entries of one object. ``units`` are its compile units."""
 
     def __init__(self, sections: DebugSections) -> None:
-        """Raises DwarfError."""
+        """Read all entries. Raises DwarfError."""
         self._sections = sections
         self.units: list[Entry] = []
         self.entries: dict[int, Entry] = {}
-        self._names: dict[int, str] = {}  # offset among the strings -> text
-        self._starts: dict[int, int] = {}  # of an entry -> of its unit, where there are several
+        self._names: dict[int, str] = {}  # offset in the strings -> text
+        self._starts: dict[int, int] = {}  # offset of an entry -> offset of its unit, except in the first
         try:
             self._read()
         except (struct.error, IndexError, KeyError, ValueError) as error:
@@ -208,7 +214,7 @@ class DebugInfo:
     # --- what an entry says ---
 
     def name(self, entry: Entry) -> str:
-        """Its own name, or that of the entry that it is a copy of; empty: it has none."""
+        """Return the name of an entry, or of the entry that it is a copy of; empty if there is none."""
         place = entry.kind.place.get(AT_NAME)
         if place is None:
             origin = self.target(entry, AT_ABSTRACT_ORIGIN) or self.target(entry, AT_SPECIFICATION)
@@ -223,7 +229,7 @@ class DebugInfo:
         return self._names[value]
 
     def origins(self, entry: Entry) -> Iterator[Entry]:
-        """The entry, and those whose declaration or abstract instance it completes."""
+        """Yield the entry, and then those whose declaration or abstract instance it completes."""
         one: Entry | None = entry
         for _ in range(8):
             if one is None:
@@ -232,7 +238,7 @@ class DebugInfo:
             one = self.target(one, AT_ABSTRACT_ORIGIN) or self.target(one, AT_SPECIFICATION)
 
     def target(self, entry: Entry, attribute: int) -> Entry | None:
-        """The entry that an attribute refers to."""
+        """Return the entry that an attribute refers to."""
         value = entry.get(attribute)
         if value is None:
             return None
@@ -242,14 +248,14 @@ class DebugInfo:
         return self.entries.get(value)
 
     def type_of(self, entry: Entry) -> Entry | None:
-        """The entry of a variable's, member's or function's type; None: void."""
+        """Return the entry of the type of a variable, member or function; None for void."""
         for one in self.origins(entry):
             if (found := self.target(one, AT_TYPE)) is not None:
                 return found
         return None
 
     def address(self, entry: Entry) -> tuple[Symbol, int] | None:
-        """The symbol, and the place in it, where a variable is all the time; None: it is in no such place."""
+        """Return the symbol, and the place in it, of a variable with a fixed address; None if it has none."""
         location = entry.get(AT_LOCATION)
         if not isinstance(location, bytes) or location[:1] != bytes((OP_ADDR,)) or len(location) != 9:
             return None
@@ -324,7 +330,7 @@ class DebugInfo:
         data: bytes,
         kinds: Mapping[int, Abbreviation],
     ) -> int:
-        """The place behind an entry and its children."""
+        """Return the place after an entry and its children."""
         if not kind.has_children:
             return at
         place = kind.place.get(AT_SIBLING)
@@ -345,7 +351,10 @@ class DebugInfo:
         return self._starts.get(offset, 0)
 
     def _place_of_location(self, entry: Entry) -> int:
-        """Where the bytes of a location are in the section: relocations know places, not entries."""
+        """Return where the bytes of a location are in the section.
+
+        Relocations are known by place, not by entry.
+        """
         data = self._sections.info
         _, at = _uleb(data, entry.offset)
         kind = entry.kind

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Where an address is while a function runs, and what one instruction makes of that.
+"""The state of the registers and the stack while an address is followed through a function.
 
-A value has a *level*: 0 is the address itself (or one counted from it), 1 what was loaded through it, and so
-on as far as is asked. A register or a slot of the function's own stack holds levels; what goes anywhere else
-has *got away*. Whatever is not understood lets a value get away that it touches.
+A value has a *level*: 0 is the address itself (or one computed from it), 1 what was loaded through it, and so
+on up to the depth that the caller asks for. A register or a slot of the function's own stack holds a set of
+levels. A value that is put anywhere else has *got away*. An instruction that is not understood lets every
+value that it uses get away.
 
-Two ways may lead to one place, and a register hold an address on one of them only: then OTHER is among its
-levels. So a comparison is harmless only where no pointer from elsewhere can be in it.
+If a register holds the address on only one of two paths that join, its levels include OTHER. So a comparison
+is harmless only if no pointer from elsewhere can be in the register.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from hotreload.elf.model import Relocation
 
 Levels = frozenset[int]
 NONE: Final[Levels] = frozenset()
-# Any other value, and a number that the code itself says (NULL).
+# OTHER is any other value; NUMBER is a number in the code itself (NULL).
 OTHER: Final = -1
 NUMBER: Final[Levels] = frozenset((-2,))
 # rdi rsi rdx rcx r8 r9 (psABI 3.2.3)
 ARGUMENTS: Final = (RDI, RSI, RDX, RCX, 8, 9)
-# What a call leaves nothing in. With -pg gcc does not look which of them a callee really uses (-fipa-ra).
+# The registers that a call clobbers. With -pg, gcc assumes that a callee uses all of them (no -fipa-ra).
 USED_UP: Final = frozenset((RAX, RCX, RDX, RSI, RDI, 8, 9, 10, 11))
 
 _MOVES: Final = frozenset(("mov", "movabs", "movzx", "movsx", "movsxd"))
-# The result is as much an address as the operands are.
+# The result has the levels of the operands.
 _MIXES: Final = frozenset(
     """add adc sbb and or xor imul shl sal shr sar rol ror rcl rcr neg not inc dec bswap bts btr btc
     andn""".split()
@@ -56,9 +57,9 @@ _STRINGS: Final = ("movs", "stos", "lods", "scas", "cmps")
 
 
 class GotAwayError(Exception):
-    """How a value got away, as the rest of a sentence that begins with a function.
+    """A value got away. The message says how, as the rest of a sentence that begins with the function.
 
-    ``is_sure``: whatever else is known of the function, of its stack and of who calls it.
+    ``is_sure``: the answer does not depend on what else is known of the function, its stack and its callers.
     """
 
     def __init__(self, how: str, is_sure: bool = False) -> None:
@@ -67,16 +68,17 @@ class GotAwayError(Exception):
 
 
 def lose(levels: Levels, least: int, how: str, is_sure: bool = False) -> None:
-    """A value of these levels goes ``how``. Raises GotAwayError where one of them counts."""
+    """Raise GotAwayError(``how``) if one of these levels is at least ``least``."""
     if any(level >= least for level in levels):
         raise GotAwayError(how, is_sure)
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """``registers`` and ``slots`` (by offset from the stack pointer at the function's entry) hold levels.
+    """What the registers and the stack hold at one place in the code.
 
-    ``frame``: registers that point into the stack, with that offset.
+    ``registers`` (by number) and ``slots`` (by offset from the stack pointer at the function's entry) hold
+    levels. ``frame`` lists the registers that point into the stack, each with its offset.
     """
 
     registers: frozenset[tuple[int, Levels]] = frozenset()
@@ -100,7 +102,10 @@ class State:
         )
 
     def pointing(self, register: int, offset: int | None) -> State:
-        """The register points into the stack; None: not any more, or nobody knows where to."""
+        """Return the state after the register is set to point into the stack at ``offset``.
+
+        None: it does not point into the stack, or the offset is unknown.
+        """
         rest = self.having(register, NONE)
         pairs = rest._unframed(register) | ({(register, offset)} if offset is not None else set())
         return replace(rest, frame=frozenset(pairs))
@@ -113,7 +118,7 @@ class State:
         return replace(self, slots=frozenset(others | ({(offset, levels)} if levels else set())))
 
     def joined(self, other: State) -> State:
-        """What may be so on either of two ways to one place."""
+        """Return the state that may hold after either of two paths to one place."""
         if self == other:
             return self
         return State(
@@ -124,7 +129,7 @@ class State:
 
     @property
     def levels(self) -> Levels:
-        """Of all that is held."""
+        """The levels of all registers and slots, without OTHER and NUMBER."""
         held = (*self.registers, *self.slots)
         return frozenset(level for _, levels in held for level in levels if level >= 0)
 
@@ -138,24 +143,24 @@ def _united(
 
 
 def either(one: Levels, other: Levels) -> Levels:
-    """The levels of what is one value or the other."""
+    """Return the levels of a value that is one or the other."""
     found = one | other | (NONE if one and other else {OTHER})
     return found if is_held(found) or found == NUMBER else NONE
 
 
 def is_held(levels: Levels) -> bool:
-    """Whether a value may be one that is followed."""
+    """Return whether a value may be one that is followed."""
     return any(level >= 0 for level in levels)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one instruction that is no branch makes of a state.
+    """The effect of one instruction, other than a branch, on a state.
 
-    ``is_source``: whether a relocation makes the address that is followed; ``is_loaded``: whether one that
-    names a place there names one of interest; ``least``: the levels that count, ``least_compared``: in
-    comparisons; ``depth``: up to which loads are followed; ``is_exposed``: whether others may know the
-    function's stack.
+    ``is_source``: whether a relocation makes the address that is followed. ``is_loaded``: whether a load
+    matters whose address is a relocation without registers. ``least``: the lowest level that counts if a
+    value gets away; ``least_compared``: the same for comparisons. ``depth``: the level up to which loads are
+    followed. ``is_exposed``: whether others may have a pointer to the function's stack.
     """
 
     is_source: Callable[[Relocation], bool]
@@ -166,7 +171,7 @@ class Step:
     is_exposed: Callable[[], bool]
 
     def after(self, at: Decoded, state: State) -> State:
-        """Raises GotAwayError."""
+        """Return the state after an instruction. Raises GotAwayError."""
         word = at.mnemonic
         operands = at.operands
         if word in _MOVES:
@@ -195,7 +200,7 @@ class Step:
     # --- operands ---
 
     def value(self, at: Decoded, state: State, operand: Operand) -> Levels:
-        """The levels of what an operand says: of memory, what is in it."""
+        """Return the levels of an operand's value; for a memory operand, of what the memory holds."""
         if isinstance(operand, Register):
             return state.of(operand.number)
         if isinstance(operand, Number):
@@ -206,7 +211,7 @@ class Step:
         if offset is not None:
             return state.slot(offset)
         if state.offset_of(operand.base) is not None or state.offset_of(operand.index) is not None:
-            # An element of an array on the stack, who knows which.
+            # An element of an array on the stack, with an unknown index.
             return either(NONE.union(*(levels for _, levels in state.slots)), NONE)
         if operand.size != 8 or not operand.plain:
             return NONE
@@ -216,7 +221,7 @@ class Step:
         return frozenset(level + 1 for level in self.address(at, state, operand) if 0 <= level < self.depth)
 
     def address(self, at: Decoded, state: State, memory: Memory) -> Levels:
-        """The levels of the address of a memory operand."""
+        """Return the levels of the address of a memory operand."""
         own = at.displacement is not None and self.is_source(at.displacement)
         return state.of(memory.base) | state.of(memory.index) | (frozenset((0,)) if own else NONE)
 
@@ -277,7 +282,11 @@ class Step:
         return found.storing(top, NONE).pointing(RSP, top + 8)
 
     def _compare(self, at: Decoded, state: State) -> State:
-        """Two addresses of one object, or one and a number: nobody else's is looked at. Also SUB."""
+        """Handle CMP and SUB.
+
+        They are harmless between two addresses of one object, or an address and a number: no address from
+        elsewhere is involved.
+        """
         target, source = at.operands
         ours, theirs = self.value(at, state, target), self.value(at, state, source)
         if not (ours and theirs) or OTHER in ours | theirs:
@@ -309,11 +318,11 @@ class Step:
         if top is None or not isinstance(by, Number):
             return replace(state, frame=frozenset())
         if word == "and":
-            return state.pointing(RSP, top - _FAR)  # aligned: how far apart the two parts are nobody asks
+            return state.pointing(RSP, top - _FAR)  # aligned; _FAR keeps new slots apart from old ones
         return state.pointing(RSP, top - by.value if word == "sub" else top + by.value)
 
     def _string(self, at: Decoded, state: State) -> State:
-        """MOVS and its relatives read and write memory, at what rsi and rdi point at; the two go on."""
+        """Handle MOVS and its relatives, which read memory at rsi, write it at rdi, and advance both."""
         kind = next(each for each in _STRINGS if at.mnemonic.split(" ")[-1].startswith(each))
         read = frozenset(level + 1 for level in state.of(RSI) if 0 <= level < self.depth)
         if kind in ("stos", "scas", "movs"):
@@ -323,7 +332,11 @@ class Step:
         return state
 
     def _unknown(self, at: Decoded, state: State) -> State:
-        """Where only an address in memory is used, it is a load or a store like others."""
+        """Handle an instruction that is not understood.
+
+        A register that is used only in the address of a memory operand does not get away: that is a load or a
+        store like any other.
+        """
         addresses = {r for o in at.operands if isinstance(o, Memory) for r in (o.base, o.index)}
         named = {o.number for o in at.operands if isinstance(o, Register)}
         used = [state.of(register) for register in (at.reads - addresses) | (named & at.reads)]
@@ -334,6 +347,6 @@ class Step:
         return state
 
     def _left(self, at: Decoded, state: State, register: int) -> Levels:
-        """What is left of a register that is written to: all, where only a part of it is."""
+        """Return the levels left in a register that is written: all if only a part is written, else none."""
         parts = [o for o in at.operands if isinstance(o, Register) and o.number == register and o.size < 4]
         return state.of(register) if parts else NONE

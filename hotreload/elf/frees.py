@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Which of the kernel's allocators a function uses, and with what it gives back what it finds.
+"""Find out which of the kernel's allocators a function uses, and how it frees memory from elsewhere.
 
-What comes from one allocator may not be given to another: ``vfree()`` of what ``kmalloc()`` made is a leak at
+Memory from one allocator may not be given to another: ``vfree()`` of memory from ``kmalloc()`` is a leak at
 best. A function that frees what it has allocated itself knows what that is.
 """
 
@@ -41,7 +41,7 @@ _ALLOCATES: Final = {
     )
     for name in names.split()
 }
-# What each of these takes, the usual one first, and where it is passed.
+# The kinds of memory that each of these takes, the usual one first, and the register that passes it.
 _FREES: Final = {
     name: (kinds, register)
     for names, kinds, register in (
@@ -64,7 +64,7 @@ _TAGGED: Final = "_noprof"
 
 
 def allocators_of(function: Symbol) -> Counter[int]:
-    """The kinds of memory that it allocates."""
+    """Return the kinds of memory that a function allocates, with the number of calls."""
     code = body_of(function).instructions.values()
     called = (at.destination for at in code if at.mnemonic in ("call", "jmp"))
     names = (callee.name.removesuffix(_TAGGED) for callee in called if callee is not None)
@@ -72,7 +72,10 @@ def allocators_of(function: Symbol) -> Counter[int]:
 
 
 def frees_of(function: Symbol) -> Counter[str]:
-    """With what it frees memory that it was passed, or has found."""
+    """Return the functions that free memory which ``function`` was passed or has found.
+
+    The values are the numbers of their calls.
+    """
     body = body_of(function)
     found: Counter[str] = Counter()
     if not any(
@@ -91,12 +94,12 @@ def frees_of(function: Symbol) -> Counter[str]:
 
 
 def takes(free: str, kind: int) -> bool:
-    """Whether memory of that kind may be freed so."""
+    """Return whether the function ``free`` may free memory of that kind."""
     return kind in _FREES[free][0]
 
 
 def usual_kind(free: str) -> int:
-    """What is usually freed so."""
+    """Return the kind of memory that the function ``free`` usually frees."""
     return _FREES[free][0][0]
 
 

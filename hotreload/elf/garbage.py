@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Reading and comparing without Python's cycle collector.
+"""Read and compare objects without Python's cycle collector.
 
-Symbols, sections and relocations refer to each other, tens of thousands of them at a time and all in use: to
-look for garbage among them takes a third of the time of a comparison, and finds none.
+Tens of thousands of symbols, sections and relocations refer to each other, and all are in use. Looking for
+garbage among them takes a third of the time of a comparison and finds none.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Pause the collector; also a decorator."""
+    """Pause the cycle collector. Also works as a decorator."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

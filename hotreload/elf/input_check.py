@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Whether a file is an object that can be read, and two objects are of one unit: a sentence where not.
+"""Check that a file is a readable object, and that two objects are of one unit.
 
-What a person hands over by mistake (an archive, a program, an object without symbols) is told apart by its
-own name here, before the reader looks at any table. The limits are what no compiler or kernel exceeds:
-they keep a damaged file from being taken at its word.
+A file that the user names by mistake (an archive, a program, an object without symbols) is recognized and
+named for what it is, before the reader looks at any table. The limits are sizes that no compiler or kernel
+exceeds. They keep the reader from believing the numbers in a damaged file.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from hotreload.elf.constants import (
 from hotreload.elf.model import ObjectFile, Symbol
 from hotreload.errors import InputError
 
-# KERNEL_IMAGE_SIZE of arch/x86/include/asm/page_64_types.h: no kernel, and no module, has more of anything.
+# KERNEL_IMAGE_SIZE of arch/x86/include/asm/page_64_types.h: nothing in a kernel or module is larger.
 _MOST_BYTES: Final = 1 << 30
 # MAX_OFILE_ALIGNMENT of gcc for ELF.
 _MOST_ALIGNMENT: Final = 1 << 28
 
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION_HEADER: Final = struct.Struct("<IIQQQQIIQQ")
-_ROW: Final = 24  # of Elf64_Sym as of Elf64_Rela
+_ROW: Final = 24  # the size of both Elf64_Sym and Elf64_Rela
 _TYPES: Final = {2: "a linked program", 3: "a shared library or program", 4: "a core dump"}
 _MACHINES: Final = {
     3: "i386", 8: "MIPS", 20: "PowerPC", 21: "PowerPC 64", 22: "S390", 40: "ARM",
     183: "AArch64", 243: "RISC-V", 258: "LoongArch",
 }  # fmt: skip
-# Files that stand beside objects in a build, by how they begin.
+# Other files that lie beside objects in a build, recognized by their first bytes.
 _BEGINNINGS: Final = (
     (b"!<arch>\n", "an archive of objects", "take one out of it: ar x FILE.a NAME.o"),
     (b"!<thin>\n", "an archive of objects", "name one of the objects: ar t FILE.a lists them"),
@@ -55,11 +55,11 @@ _AGAIN: Final = "compile it again"
 
 
 class DamagedError(ValueError):
-    """What a table of an object says cannot be; the reader makes an InputError of it."""
+    """A table of an object says something that cannot be. The reader turns this into an InputError."""
 
 
 def read_image(path: Path) -> bytes:
-    """The bytes of a file that begins as an object does. Raises InputError (HR1009)."""
+    """Return the bytes of a file that begins like an object. Raises InputError (HR1009)."""
     try:
         with FileIO(path, opener=_open) as stream:
             status = os.fstat(stream.fileno())
@@ -77,7 +77,7 @@ def _open(path: str, flags: int) -> int:
 
 
 def _read_whole(stream: FileIO, size: int, name: str) -> bytes:
-    # A large file that is no object is not read to its end to find that out.
+    # Check the header first, so that a large file that is not an object is not read to its end.
     start = stream.read(_HEADER.size)
     check_header(start, size, name)
     if size > _MOST_BYTES:
@@ -86,7 +86,10 @@ def _read_whole(stream: FileIO, size: int, name: str) -> bytes:
 
 
 def check_header(start: bytes, size: int, name: str) -> None:
-    """Whether a file of ``size`` bytes that starts so is a relocatable x86-64 object. Raises InputError."""
+    """Check that a file of ``size`` bytes that starts with ``start`` is a relocatable x86-64 object.
+
+    Raises InputError.
+    """
     if not size:
         raise InputError(f"{name}: an empty file", hint=_AGAIN)
     for beginning, what, hint in _BEGINNINGS:
@@ -117,16 +120,16 @@ def _check_end(start: bytes, size: int, name: str) -> None:
         raise InputError(f"{name}: an object without sections", hint=_AGAIN)
     if width != _SECTION_HEADER.size:
         raise InputError(f"{name}: damaged: section headers of {width} bytes", hint=_AGAIN)
-    # With no count, or more than 0xff00 sections, the first header has the count (gABI).
+    # With more than 0xff00 sections, the count here is 0 and the first section header has it (gABI).
     end = table + width * max(count, 1)
     if end > size:
         raise InputError(f"{name}: cut off: {end} bytes long by its header, {size} in fact", hint=_AGAIN)
 
 
 def check_sections(headers: Sequence[tuple[int, ...]], names: Iterable[str], size: int, name: str) -> None:
-    """Whether the sections of a file of ``size`` bytes can be what they say. Raises InputError.
+    """Check that the section headers of a file of ``size`` bytes are plausible. Raises InputError.
 
-    ``headers`` are Elf64_Shdr, and ``names`` theirs.
+    ``headers`` are the fields of each Elf64_Shdr, ``names`` the names of the sections.
     """
     in_file = zeros = 0
     for header, section in zip(headers, names, strict=True):
@@ -159,16 +162,16 @@ def check_sections(headers: Sequence[tuple[int, ...]], names: Iterable[str], siz
 
 
 def no_symbols(headers: Sequence[tuple[int, ...]], name: str) -> InputError:
-    """The error for an object without a symbol table, which says nothing about what its bytes are."""
+    """Return the error for an object without a symbol table. Without one, nothing says what its bytes are."""
     if not any(header[2] & SHF_ALLOC and header[5] for header in headers):
         return InputError(f"{name}: an object with neither code nor data", hint=_AGAIN)
     return InputError(f"{name}: stripped: it has no symbols", hint="take the object before it was stripped")
 
 
 def check_pair(original: ObjectFile, patched: ObjectFile) -> None:
-    """Whether two objects can be those of one unit before and after an edit. Raises InputError.
+    """Check that two objects can be of one unit, before and after an edit. Raises InputError.
 
-    For objects that a person names: a session knows what it compiled.
+    This is for objects that the user names; a session knows what it compiled.
     """
     for obj in (original, patched):
         _check_unit(obj)
@@ -185,8 +188,9 @@ def _check_unit(obj: ObjectFile) -> None:
         section.is_allocated and section.size and not _is_note(section.name) for section in obj.sections
     ):
         raise InputError(f"{obj.name}: an object with neither code nor data", hint=_AGAIN)
-    # gcc names the source in each object, and each function and variable: `strip -g` drops the first, `strip
-    # --strip-unneeded` the static ones, too, and the values of these would be lost unseen.
+    # gcc puts the name of the source into each object, and a symbol for each function and variable. `strip
+    # -g` removes the former, `strip --strip-unneeded` the static symbols, too. Then the values of static
+    # variables would be lost unnoticed.
     comment = obj.section(".comment")
     by_gcc = comment is not None and b"GCC:" in comment.data
     if by_gcc and not obj.files and any(_is_nameless(symbol) for symbol in obj.symbols):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Where x86-64 instructions begin and end, and what of them is displacement and immediate.
+"""Find where x86-64 instructions begin and end, and how long their immediates are.
 
-The problem: a relocation against ``section + addend`` names a symbol only once the end of the
-instruction is known, since a PC-relative addend counts from there (``movb $1, x(%rip)`` has -5, not
--4); and a branch between two functions of one section has no relocation at all. Both need lengths,
-not meanings, so this is a length decoder: prefixes, opcode maps, ModRM, SIB, immediates (Intel SDM
-volume 2, chapter 2 and the opcode maps of appendix A). A disassembler library was tried in thought
-and rejected: it costs ten times as much for each instruction, and a dependency in the core.
+The problem: a relocation against ``section + addend`` names a symbol only once the end of the instruction is
+known, because a PC-relative addend counts from there (``movb $1, x(%rip)`` has -5, not -4). And a branch
+between two functions of one section has no relocation at all. Both need lengths, not meanings, so this is a
+length decoder: prefixes, opcode maps, ModRM, SIB, immediates (Intel SDM volume 2, chapter 2 and the opcode
+maps of appendix A). A disassembler library was rejected, because it costs at least ten times as much per
+instruction.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 
 
 class UndecodableError(ValueError):
-    """These bytes are no instruction that 64-bit mode has, or end in its middle."""
+    """The bytes are not an instruction of 64-bit mode, or end in the middle of one."""
 
 
 class Instruction(NamedTuple):
-    """One instruction: ``code[start:end]``; ``immediate``: the bytes that follow the displacement.
+    """One instruction: ``code[start:end]``; ``immediate``: the number of bytes after the displacement.
 
     ``opcode`` is the last opcode byte, with 0x0F00, 0x0F3800 or 0x0F3A00 added for the longer maps.
     """
@@ -32,7 +32,7 @@ class Instruction(NamedTuple):
 
     @property
     def is_relative_branch(self) -> bool:
-        """A jump or call whose destination is relative to ``end``; its operand is the immediate."""
+        """Whether this is a jump or call relative to ``end``; its operand is then the immediate."""
         op = self.opcode
         return op in (0xE8, 0xE9, 0xEB) or 0x70 <= op <= 0x7F or 0xE0 <= op <= 0xE3 or 0x0F80 <= op <= 0x0F8F
 
@@ -43,7 +43,7 @@ class Instruction(NamedTuple):
 #   B ModRM + imm8     Z ModRM + imm16/32   f ModRM + imm8 if /0 /1   F the same with imm16/32
 #   o moffs (address)  j rel32
 _ONE_BYTE: Final = (
-    "mmmmbzxxmmmmbzxx"  # 00, 0F is the escape and handled before
+    "mmmmbzxxmmmmbzxx"  # 00; 0F is the escape, handled before
     "mmmmbzxxmmmmbzxx"
     "mmmmbzxxmmmmbzxx"
     "mmmmbzxxmmmmbzxx"
@@ -83,7 +83,7 @@ _MAPS: Final = {1: 0x0F00, 2: 0x0F3800, 3: 0x0F3A00}
 
 
 def instructions(code: bytes, start: int = 0, end: int | None = None) -> Iterator[Instruction]:
-    """Decode ``code[start:end]`` from its first byte on. Raises UndecodableError."""
+    """Yield the instructions of ``code[start:end]``. Raises UndecodableError."""
     stop = len(code) if end is None else end
     while start < stop:
         instruction = decode(code, start)
@@ -158,7 +158,7 @@ def _decode(code: bytes, start: int) -> Instruction:
 
 
 def _vector(code: bytes, at: int) -> tuple[int, str, int]:
-    """Opcode, form and the place of ModRM of a VEX (C4, C5) or EVEX (62) instruction."""
+    """Return opcode, form and the place of ModRM of a VEX (C4, C5) or EVEX (62) instruction."""
     if code[at] == 0xC5:
         number, at = 1, at + 2
     elif code[at] == 0xC4:
@@ -173,7 +173,7 @@ def _vector(code: bytes, at: int) -> tuple[int, str, int]:
 
 
 def _after_modrm(code: bytes, at: int) -> int:
-    """The place behind ModRM, SIB and displacement."""
+    """Return the place after ModRM, SIB and displacement."""
     modrm = code[at]
     at += 1
     mode, memory = modrm >> 6, modrm & 7

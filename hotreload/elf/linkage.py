@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an object defines for others, and what it needs of them."""
+"""The names that an object defines for other objects, and those that it needs from them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hotreload.elf.model import ObjectFile
 
 @dataclass(frozen=True, slots=True)
 class Linkage:
-    """The names that a unit defines for the others, and those that it needs of them.
+    """The names that a unit defines for the other units, and those that it needs from them.
 
-    ``weak``: those that it defines unless another one does.
+    ``weak``: the names that it defines unless another unit does.
     """
 
     defines: frozenset[str] = frozenset()
@@ -22,7 +22,7 @@ class Linkage:
 
 
 def linkage_of(obj: ObjectFile) -> Linkage:
-    """Of an object; what is weak is neither missed nor there twice."""
+    """Return the linkage of an object. A weak name is neither missing nor defined twice."""
     named = [s for s in obj.symbols if not s.is_local and not s.anonymous]
     strong = [s for s in named if s.binding != STB_WEAK]
     return Linkage(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""With which member of an object code links it into a list or a tree, or lets another object point at it.
+"""Find the member by which code links an object into a list or a tree, or lets another object point at it.
 
-``list_add(&item->by_name, &items)`` stores the address of a member of ``*item`` in ``items``, and that of
-``items`` in the member; ``rb_insert_color(&node->rb, &root)`` is passed both, and
-``file->private_data = &dev->a`` stores one for whoever reads it later.
+``list_add(&item->by_name, &items)`` stores the address of a member of ``*item`` in ``items``, and the address
+of ``items`` in the member. ``rb_insert_color(&node->rb, &root)`` is passed both.
+``file->private_data = &dev->a`` stores the address of a member for code that reads it later.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from hotreload.elf.object_pointers import (
     stored_by,
 )
 
-# Functions of the kernel that link the member that they are passed first.
+# Functions of the kernel that link the member that is their first argument.
 _LINK: Final = frozenset(
     """__list_add_valid __list_add_valid_or_report llist_add_batch rb_insert_color __rb_insert_augmented
     plist_add klist_add_head klist_add_tail""".split()
 )
-# Functions of the kernel that keep the pointer that they are passed in that argument, for who asks for it.
+# Functions of the kernel that keep the pointer in that argument, and return it when asked for it.
 _KEEP: Final = {
     name: ARGUMENTS[number]
     for number, names in (
@@ -43,8 +43,11 @@ _KEEP: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What objects are linked into: ``offset`` in bytes from where the pointer to it ``came`` from, 0 of a
-    variable, which has its own name; ``is_list``: not just a pointer, whoever reads it."""
+    """A list head, tree root or pointer that objects are linked into.
+
+    ``offset``: in bytes from the pointer that ``came`` describes; 0 for a variable, which has its own name.
+    ``is_list``: False if it is only a pointer, which any code may read.
+    """
 
     came: str
     offset: int = 0
@@ -54,7 +57,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """``offset`` of the member that is linked, from where the pointer to its object came from."""
+    """A member that is linked. ``offset`` counts from the pointer to its object, which ``came`` describes."""
 
     head: Head
     came: str
@@ -65,7 +68,7 @@ _Stores = dict[Pointer, set[Pointer]]
 
 
 def links_of(function: Symbol, heads: frozenset[str]) -> Iterator[Link]:
-    """What ``function`` links into variables of these names, and into objects that it finds at run time."""
+    """Yield what ``function`` links into variables of these names, and into objects found at run time."""
     body = body_of(function)
     stored: _Stores = defaultdict(set)
     for place, known in states_of(body).items():
@@ -93,13 +96,13 @@ def links_of(function: Symbol, heads: frozenset[str]) -> Iterator[Link]:
             elif not isinstance(where.came, Symbol):
                 back = _points_back(stored, where, new)
                 if back is None and _points_back(stored, new, where) is not None:
-                    continue  # that is the member, which points at what it is linked into
+                    continue  # ``where`` is the member, which points at what it is linked into
                 offset = where.offset if back is None else back
                 yield _link(body, Head(_origin(body, where), offset, back is not None), new)
 
 
 def reads_pointer_at(function: Symbol, offset: int) -> bool:
-    """Whether code loads a word that lies so far behind a pointer."""
+    """Return whether code loads a word that is ``offset`` bytes after a pointer."""
     return any(
         isinstance(operand, Memory)
         and operand.displacement == offset
@@ -112,8 +115,10 @@ def reads_pointer_at(function: Symbol, offset: int) -> bool:
 
 
 def _points_back(stored: _Stores, where: Pointer, new: Pointer) -> int | None:
-    """The offset of the head that ``where`` is in, if ``new`` is a member that is linked into it: both of the
-    member's words are set, and one of them points at the head."""
+    """Return the offset of the head that ``where`` is in, if ``new`` is a member that is linked into it.
+
+    That is the case if both words of the member are set, and one of them points at the head.
+    """
     if not _is_stored(stored, new, 0) or not _is_stored(stored, new, WORD):
         return None
     for member in (new.offset, new.offset + WORD):

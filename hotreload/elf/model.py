@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What an object file says, in names: sections, symbols, and relocations that point at them.
+"""The content of an object file by name: sections, symbols, and relocations that point at them.
 
-The accidents of the format end in the reader. Here a relocation's target is one of
+The peculiarities of the ELF format are dealt with in reader.py. Here the target of a relocation is one of
 
     SymbolRef(symbol)   a function or object of this file, an undefined symbol, or a stretch of a
                         section that has no symbol (an *anonymous* symbol)
@@ -32,9 +32,9 @@ from hotreload.elf.constants import (
 
 @dataclass(slots=True, eq=False)
 class Section:
-    """A section that holds content: all but the symbol, string and relocation tables.
+    """A section with content, which is any section except symbol, string and relocation tables.
 
-    ``data`` is empty for SHT_NOBITS, whose ``size`` counts bytes of zeros. ``symbols`` are the ones
+    ``data`` is empty for SHT_NOBITS, whose ``size`` counts bytes of zeros. ``symbols`` are the symbols
     defined here in address order, anonymous ones included.
     """
 
@@ -70,9 +70,9 @@ class Section:
 class Symbol:
     """A named stretch ``section[value:value + size]``; ``section`` is None for an undefined symbol.
 
-    ``aliases`` are the other names of the same stretch. An anonymous symbol is named for its place
+    ``aliases`` are the other names of the same stretch. An anonymous symbol is named after its place
     (``.rodata+0x40``) and stands for bytes that no symbol of the file covers. ``index`` is SHN_ABS,
-    SHN_COMMON or SHN_LIVEPATCH for a symbol of that kind, which has no section either.
+    SHN_COMMON or SHN_LIVEPATCH for a symbol of that kind; such a symbol has no section either.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Symbol:
 
     @cached_property
     def relocations(self) -> tuple[Relocation, ...]:
-        """The relocations inside this symbol, in order, their offsets counted from its start."""
+        """The relocations inside this symbol, in order, with offsets that count from its start."""
         section = self.section
         assert section is not None, f"{self.name} is undefined"
         return relocations_between(section, self.value, self.value + self.size)
@@ -128,7 +128,7 @@ class SymbolRef:
 
 @dataclass(frozen=True, slots=True)
 class StringRef:
-    """A NUL-terminated string; ``text`` is without the NUL, ``align`` its section's alignment."""
+    """A NUL-terminated string. ``text`` excludes the NUL; ``align`` is the alignment of its section."""
 
     text: bytes
     align: int = 1
@@ -146,7 +146,10 @@ Target = SymbolRef | StringRef | ConstRef
 
 @dataclass(frozen=True, slots=True)
 class Relocation:
-    """``type`` is R_X86_64_*, ``addend`` a signed 64-bit number that counts from the target's start."""
+    """A relocation.
+
+    ``type`` is R_X86_64_*, ``addend`` a signed 64-bit number that counts from the start of the target.
+    """
 
     offset: int
     type: int
@@ -156,9 +159,10 @@ class Relocation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DebugSections:
-    """The DWARF of an object, its references to strings resolved; dwarf.py reads it.
+    """The DWARF sections of an object, with their references to strings resolved. dwarf.py reads them.
 
-    ``addresses``: what a relocated address in ``info`` means: the symbol, and the place in it, by offset.
+    ``addresses`` gives the meaning of each relocated address in ``info``: offset in ``info`` -> the symbol,
+    and the place in that symbol.
     """
 
     info: bytes
@@ -170,9 +174,12 @@ class DebugSections:
 
 @dataclass(slots=True, eq=False)
 class ObjectFile:
-    """An ET_REL file for x86-64. ``sections`` are those with content, ``symbols`` all but STT_SECTION and
-    STT_FILE, in the order of the file's table, anonymous ones last; ``files`` the names of its STT_FILE.
-    ``debug`` is None where it was compiled without debugging information."""
+    """An ET_REL file for x86-64.
+
+    ``sections`` are the sections with content. ``symbols`` are all symbols except STT_SECTION and STT_FILE,
+    in the order of the file's table, with anonymous ones last. ``files`` are the names of the STT_FILE
+    symbols. ``debug`` is None if the object was compiled without debugging information.
+    """
 
     name: str
     sections: list[Section]
@@ -181,11 +188,11 @@ class ObjectFile:
     debug: DebugSections | None = None
 
     def section(self, name: str) -> Section | None:
-        """The first section of that name."""
+        """Return the first section with that name."""
         return next((section for section in self.sections if section.name == name), None)
 
     def symbol(self, name: str) -> Symbol | None:
-        """The first symbol of that name, an alias included."""
+        """Return the first symbol that has that name or alias."""
         return next((s for s in self.symbols if s.name == name or name in s.aliases), None)
 
     @property
@@ -195,7 +202,7 @@ class ObjectFile:
 
 
 def relocations_between(section: Section, start: int, end: int) -> tuple[Relocation, ...]:
-    """The relocations of ``section[start:end]``, their offsets counted from ``start``."""
+    """Return the relocations of ``section[start:end]``, with offsets that count from ``start``."""
     return tuple(
         Relocation(r.offset - start, r.type, r.target, r.addend)
         for r in _slice_by_offset(section.relocations, start, end)

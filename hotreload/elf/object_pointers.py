@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Pointers into objects, as code has them in registers: of which object, and how far into it.
+"""Track pointers into objects through registers: which object a pointer is into, and how far.
 
-``&item->node`` is the pointer that an allocation returned, or a parameter, plus a number. It is followed
-through the registers, over all ways that meet; what two ways disagree about is not known.
+``&item->node`` is a pointer that an allocation returned, or a parameter, plus a number. It is followed
+through the registers along all paths. Where paths join, what they disagree about is unknown.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from hotreload.elf.constants import PC_RELATIVE
 from hotreload.elf.decoded import RAX, RCX, RDI, RDX, RSI, RSP, Body, Decoded, Memory, Number, Register
 from hotreload.elf.model import Relocation, Symbol, SymbolRef
 
-# psABI, 3.2.3: what a call may change, and where its arguments are.
+# psABI, 3.2.3: the registers that a call may change, and those of its arguments.
 _CALL_USES: Final = frozenset((RAX, RCX, RDX, RSI, RDI, 8, 9, 10, 11))
 ARGUMENTS: Final = (RDI, RSI, RDX, RCX, 8, 9)
 WORD: Final = 8
 
-# Where a pointer is from: the symbol itself, or the name of who returned it, and the like.
+# Where a pointer comes from: a symbol, or a name such as that of the function that returned it.
 Origin = Symbol | str
 
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """``came``: a place in the code, a parameter's register below 0, or a symbol; ``offset`` from there."""
+    """A pointer, ``offset`` bytes from where it ``came`` from.
+
+    ``came`` is the place of an instruction, -1 minus the register of a parameter, or a symbol.
+    """
 
     came: int | Symbol
     offset: int
@@ -36,7 +39,7 @@ State = dict[int, Pointer]
 
 
 def states_of(body: Body) -> dict[int, State]:
-    """What is known of the registers before each instruction that is reached."""
+    """Return what is known of the registers before each instruction that is reached."""
     first = {register: Pointer(-1 - register, 0) for register in ARGUMENTS}
     states: dict[int, State] = {}
     todo: list[tuple[int, State]] = [(0, first)]
@@ -56,7 +59,7 @@ def states_of(body: Body) -> dict[int, State]:
 
 
 def origin_of(body: Body, pointer: Pointer) -> Origin:
-    """Where a pointer is from, in words that hold for another version of the code, too."""
+    """Return where a pointer comes from, in terms that also hold for another version of the code."""
     if isinstance(pointer.came, Symbol):
         return pointer.came
     at = body.instructions.get(pointer.came) if pointer.came >= 0 else None
@@ -66,7 +69,7 @@ def origin_of(body: Body, pointer: Pointer) -> Origin:
 
 
 def stored_at(at: Decoded, known: State) -> Pointer | None:
-    """Where an instruction stores something."""
+    """Return the address at which an instruction stores."""
     into = at.operands[0]
     if not isinstance(into, Memory):
         return None
@@ -79,7 +82,7 @@ def stored_at(at: Decoded, known: State) -> Pointer | None:
 
 
 def stored_by(at: Decoded, known: State) -> Pointer | None:
-    """The pointer that an instruction stores."""
+    """Return the pointer that an instruction stores."""
     value = at.operands[1]
     if at.immediate is not None:
         symbol = _symbol(at.immediate)
@@ -109,7 +112,7 @@ def _after(at: Decoded, known: State) -> State:
 
 
 def _made(at: Decoded, known: State) -> Pointer | None:
-    """What a register becomes."""
+    """Return the pointer that an instruction puts into a register."""
     if len(at.operands) != 2 or not isinstance(into := at.operands[0], Register) or into.size < WORD:
         return None
     source = at.operands[1]

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Read a relocatable object into names (see model.py).
+"""Read a relocatable object into named sections and symbols (see model.py).
 
-The tables, where a large object has thousands of entries, are read with struct: 1 ms instead of pyelftools'
-100. Four accidents of the format end here:
+The tables of a large object have thousands of entries. They are read with struct, which takes 1 ms instead of
+pyelftools' 100. Four peculiarities of the format are dealt with here:
 
-1. a relocation against a section's symbol is turned into one against the function, object, string or
-   constant that stands at that place; a PC-relative one counts from the end of its instruction,
-   which is decoded where more than one answer is possible;
-2. a branch between two functions of one section, which the assembler resolves by itself, becomes the
-   relocation that it would have been between two sections, and its field zero;
-3. several names of one stretch become one symbol with aliases;
-4. bytes that no symbol covers become anonymous symbols, so that nothing is out of sight.
+1. A relocation against a section symbol becomes one against the function, object, string or constant at that
+   place. A PC-relative relocation counts from the end of its instruction, so the instruction is decoded if
+   there is more than one possible answer.
+2. A branch between two functions of one section needs no relocation, because the assembler resolves it. It
+   becomes the relocation that it would be between two sections, and its field becomes zero.
+3. Several names of one stretch become one symbol with aliases.
+4. Bytes that no symbol covers become anonymous symbols, so that no byte is overlooked.
 """
 
 from __future__ import annotations
@@ -70,16 +70,16 @@ _SECTION_HEADER = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _RELA = struct.Struct("<QIIq")
 DEBUG = ".debug"
-# Which of two names of one stretch is the one to call it by.
+# A stretch with two names is known by the one with the higher rank.
 _RANK = {STB_GLOBAL: 2, STB_WEAK: 1}
-# What MODULE_DEVICE_TABLE() calls a table besides (include/linux/module.h).
+# The additional name that MODULE_DEVICE_TABLE() gives a table (include/linux/module.h).
 _DEVICE_TABLE = re.compile(r"__mod_\w+__\w+_device_table|__mod_device_table__\w+")
 
 _RawRelocation = tuple[int, int, int, int]  # offset, type, symbol, addend
 
 
 def read_object(path: Path) -> ObjectFile:
-    """Read an object file. Raises InputError (HR1009) when it is not a relocatable object for x86-64."""
+    """Read an object file. Raises InputError (HR1009) if it is not a relocatable object for x86-64."""
     return parse_object(read_image(path), str(path))
 
 
@@ -97,7 +97,7 @@ def parse_object(image: bytes, name: str) -> ObjectFile:
 
 
 class _Reader:
-    """The state of one reading; made, used once and dropped."""
+    """The state while one object is read. A reader is used once."""
 
     def __init__(self, image: bytes, name: str) -> None:
         self.image = image
@@ -110,8 +110,8 @@ class _Reader:
         self.section_of: dict[int, Section] = {}  # an STT_SECTION's index -> its section
         self.starts: dict[int, list[int]] = {}  # section index -> starts of its symbols
         self.streams: dict[int, list[Instruction] | None] = {}  # section index -> its decoded instructions
-        self.debug: dict[int, str] = {}  # the index of a section of debugging information -> its name
-        self.debug_relocations: dict[int, int] = {}  # the same -> the index of its relocations
+        self.debug: dict[int, str] = {}  # the index of a section with debugging information -> its name
+        self.debug_relocations: dict[int, int] = {}  # the same index -> the index of its relocations
         self.debug_section_of: dict[int, int] = {}  # the symbol of such a section -> the section's index
 
     def read(self) -> ObjectFile:
@@ -133,7 +133,7 @@ class _Reader:
         (table,) = struct.unpack_from("<Q", self.image, 40)
         entry_size, count, names = struct.unpack_from("<HHH", self.image, 58)
         first = _SECTION_HEADER.unpack_from(self.image, table)
-        # gABI: more than 0xff00 sections put count and name index into header 0.
+        # gABI: with more than 0xff00 sections, header 0 holds the count and the index of the names.
         count = count or first[5]
         names = first[6] if names == SHN_XINDEX else names
         self.headers = [_SECTION_HEADER.unpack_from(self.image, table + i * entry_size) for i in range(count)]
@@ -185,7 +185,7 @@ class _Reader:
                 raise DamagedError(f"symbol {index} stands in section {where}, which holds nothing")
             if section is not None and value + size > section.size:
                 raise DamagedError(f"symbol {index} reaches past the end of {section.name}")
-            # An absolute or common symbol has a value, and no stretch that could be compared.
+            # An absolute or common symbol has a value, but no stretch that could be compared.
             kind = kind if section is not None or where in (SHN_UNDEF, SHN_LIVEPATCH) else STT_NOTYPE
             if not in_section and where not in (SHN_ABS, SHN_COMMON, SHN_LIVEPATCH):
                 raise DamagedError(f"symbol {index} stands in section {where:#x}, which means nothing")
@@ -195,8 +195,8 @@ class _Reader:
             if section is None or kind not in (STT_FUNC, STT_OBJECT):
                 self.symbols.append(symbol)
                 continue
-            # What is empty is an object of its own: a lock_class_key without lockdep has no size, and shares
-            # its place with others like it and with the next variable.
+            # An object of size 0 never becomes an alias: without lockdep, a lock_class_key has no size, and
+            # shares its place with other keys and with the next variable.
             alone = symbol.name if kind == STT_OBJECT and not size else None
             known = stretches.setdefault((section.index, value, kind, alone), symbol)
             if known is symbol:
@@ -210,7 +210,10 @@ class _Reader:
             _give_sizes(section)
 
     def _extended_indices(self, symtab: int) -> tuple[int, ...]:
-        """gABI: the section indices of symbols, in a table of their own where 16 bits are too few."""
+        """Return the section indices of symbols from their own table (gABI), if there is one.
+
+        It holds the indices that need more than 16 bits.
+        """
         for index, header in enumerate(self.headers):
             if header[1] == SHT_SYMTAB_SHNDX and header[6] == symtab:
                 data = self._bytes_of(index)
@@ -229,7 +232,8 @@ class _Reader:
                 entries = [
                     (offset, kind, symbol, addend)
                     for offset, kind, symbol, addend in self._entries(index)
-                    # In code, NONE marks a place: old recordmcount left one where it had made a call a nop.
+                    # In code, R_X86_64_NONE marks a place: old versions of recordmcount left one where they
+                    # made a call a nop.
                     if kind or self.sections[header[7]].is_code
                 ]
                 raw.setdefault(header[7], []).extend(entries)
@@ -246,10 +250,10 @@ class _Reader:
             raise DamagedError(f"section {index} relocates what lies outside its section")
         return entries
 
-    # --- accident 4: bytes without a symbol ---
+    # --- peculiarity 4: bytes without a symbol ---
 
     def cover_gaps(self, raw: dict[int, list[_RawRelocation]]) -> None:
-        """Give an anonymous symbol to each stretch that no function or object covers, filling excepted."""
+        """Give an anonymous symbol to each stretch, except filling, that no function or object covers."""
         for section in self.sections.values():
             if not section.is_allocated or section.flags & SHF_MERGE:
                 continue
@@ -267,7 +271,7 @@ class _Reader:
             index: [symbol.value for symbol in section.symbols] for index, section in self.sections.items()
         }
 
-    # --- accident 1: relocations against sections ---
+    # --- peculiarity 1: relocations against sections ---
 
     def name_relocations(self, section: Section, entries: list[_RawRelocation]) -> None:
         for offset, kind, index, addend in entries:
@@ -276,11 +280,11 @@ class _Reader:
             if symbol is not None and not self._is_label(symbol):
                 target = SymbolRef(symbol)
             elif symbol is not None and symbol.section is not None and symbol.section.flags & SHF_MERGE:
-                # .LC0 - 1 means a place counted from this string, though the one before it stands there.
+                # .LC0 - 1 is relative to this string, although that place lies in the previous string.
                 target, inside = self._merged(symbol.section, symbol.value)
                 addend += inside
             elif symbol is not None and symbol.section is not None:
-                # An assembler's label (one in inline assembly): its place is what counts.
+                # A label of the assembler (in inline assembly): only its place counts.
                 target, addend = self._at(symbol.section, section, offset, kind, symbol.value + addend)
             elif index in self.section_of:
                 target, addend = self._at(self.section_of[index], section, offset, kind, addend)
@@ -299,8 +303,10 @@ class _Reader:
     def _at(
         self, target: Section, section: Section, offset: int, kind: int, addend: int
     ) -> tuple[Target, int]:
-        """What stands at ``target + addend``, for a relocation of ``section`` at ``offset``, and the addend
-        that counts from its start."""
+        """Return what is at ``target + addend``, and the addend relative to its start.
+
+        The relocation is in ``section`` at ``offset``.
+        """
         after = self._bytes_to_end(target, section, offset) if kind in PC_RELATIVE and section.is_code else 0
         place = addend + after
         if target.flags & SHF_MERGE:
@@ -310,7 +316,7 @@ class _Reader:
         return SymbolRef(symbol), addend - symbol.value
 
     def _merged(self, section: Section, place: int) -> tuple[Target, int]:
-        """The string or constant at a place of a mergeable section, and where in it the place is."""
+        """Return the string or constant at a place of a mergeable section, and the place's offset in it."""
         if 0 <= place < section.size:
             if section.flags & SHF_STRINGS and _starts_string(section, place):
                 end = section.data.index(b"\0", place)
@@ -323,8 +329,8 @@ class _Reader:
         return SymbolRef(symbol), place - symbol.value
 
     def _bytes_to_end(self, target: Section, section: Section, offset: int) -> int:
-        """How far the instruction's end is from the 4-byte PC-relative field at ``offset``."""
-        # Where the target section holds one symbol from its start, the answer changes nothing.
+        """Return the distance from a 4-byte PC-relative field at ``offset`` to the instruction's end."""
+        # If one symbol makes up the whole target section, the distance does not matter.
         if not target.flags & SHF_MERGE and len(target.symbols) < 2:
             return 4
         stream = self._instructions(section, offset)
@@ -336,7 +342,10 @@ class _Reader:
         return stream[found].end - offset
 
     def _instructions(self, section: Section, offset: int) -> list[Instruction] | None:
-        """The instructions around ``offset``, decoded from the start of the symbol that holds it."""
+        """Return the instructions around ``offset``, decoded from the start of the symbol that holds it.
+
+        None if they cannot be decoded.
+        """
         owner = self._owner_or_none(section, offset)
         start, end = (owner.value, owner.value + owner.size) if owner else (0, section.size)
         key = section.index << 32 | start
@@ -348,12 +357,15 @@ class _Reader:
         return self.streams[key]
 
     def _owner(self, section: Section, place: int) -> Symbol:
-        """The symbol that holds ``section[place]``; the last one before it for a pointer past an end."""
+        """Return the symbol that holds ``section[place]``.
+
+        For a pointer past an end, it is the last symbol before it.
+        """
         found = self._owner_or_none(section, place)
         if found is not None:
             return found
         if not section.symbols:
-            # An empty section, or one that is not loaded: it stands for itself.
+            # An empty section, or one that is not loaded, is represented by a symbol of its own.
             section.symbols.append(
                 Symbol(section.name, STT_NOTYPE, STB_LOCAL, section, 0, section.size, anonymous=True)
             )
@@ -374,10 +386,10 @@ class _Reader:
             at -= 1
         return None
 
-    # --- accident 2: branches that need no relocation ---
+    # --- peculiarity 2: branches that need no relocation ---
 
     def name_branches(self, section: Section) -> None:
-        """Turn branches out of a function into relocations, in a section that holds several."""
+        """Turn branches out of a function into relocations, in a section that holds several functions."""
         taken = {relocation.offset for relocation in section.relocations}
         data = bytearray(section.data)
         for symbol in section.symbols:
@@ -399,10 +411,10 @@ class _Reader:
         section.relocations.sort(key=lambda relocation: relocation.offset)
         section.data = bytes(data)
 
-    # --- debugging information: dwarf.py reads it, if anybody asks ---
+    # --- debugging information, which dwarf.py parses on request ---
 
     def debug_sections(self) -> DebugSections | None:
-        """The sections of DWARF; None: there are none, or they are compressed."""
+        """Return the DWARF sections; None if there are none or they are compressed."""
         found = {name: index for index, name in self.debug.items()}
         if ".debug_info" not in found or any(self.headers[i][2] & SHF_COMPRESSED for i in found.values()):
             return None
@@ -416,7 +428,10 @@ class _Reader:
         )
 
     def _relocated_info(self, index: int) -> tuple[bytes, dict[int, tuple[Symbol, int]]]:
-        """``.debug_info`` with the offsets of its strings, and what its addresses are."""
+        """Return ``.debug_info`` with its string offsets filled in, and what its addresses mean.
+
+        The second value maps an offset in ``.debug_info`` to a symbol and the place in it.
+        """
         info = bytearray(self._bytes_of(index))
         addresses: dict[int, tuple[Symbol, int]] = {}
         relocations = self.debug_relocations.get(index)
@@ -438,7 +453,7 @@ class _Reader:
         symbol = self.by_index.get(index)
         return (symbol, addend) if symbol is not None else None
 
-    # --- small things ---
+    # --- helpers ---
 
     def _bytes_of(self, index: int) -> bytes:
         _, _, _, _, offset, size, *_ = self.headers[index]
@@ -448,8 +463,10 @@ class _Reader:
 
 
 def _add_name(known: Symbol, symbol: Symbol) -> None:
-    """Another name of the same stretch. A name that other files can use goes before one that they cannot,
-    unless it is for modpost alone."""
+    """Add the name of ``symbol`` to a known symbol of the same stretch.
+
+    A name that other files can use takes precedence over a local one, unless it is only for modpost.
+    """
     known.size = max(known.size, symbol.size)
     if _DEVICE_TABLE.fullmatch(known.name):
         known.aliases += (known.name,)
@@ -464,7 +481,7 @@ def _add_name(known: Symbol, symbol: Symbol) -> None:
 
 
 def _give_sizes(section: Section) -> None:
-    """Assembly may leave out the size of a function: it reaches to the next symbol."""
+    """Give a size to functions whose size the assembly leaves out: they reach to the next symbol."""
     for number, symbol in enumerate(section.symbols):
         if symbol.is_function and not symbol.size:
             later = (s.value for s in section.symbols[number + 1 :] if s.value > symbol.value)
@@ -472,7 +489,7 @@ def _give_sizes(section: Section) -> None:
 
 
 def _check_places(section: Section, entries: list[_RawRelocation]) -> None:
-    """No two relocations write to one place; those of type NONE write nothing."""
+    """Raise DamagedError if two relocations write to one place. Relocations of type NONE write nothing."""
     end = 0
     for offset, kind, _, _ in entries:
         if kind:
@@ -482,7 +499,7 @@ def _check_places(section: Section, entries: list[_RawRelocation]) -> None:
 
 
 def _starts_string(section: Section, place: int) -> bool:
-    """Whether a string of bytes begins at a place; only there it is sure which one is meant."""
+    """Return whether a byte string begins at a place. Only there is it certain which string is meant."""
     if section.entry_size != 1 or place % section.align:
         return False
     return place == 0 or section.data[place - 1] == 0
@@ -499,12 +516,12 @@ def _gaps(section: Section) -> list[tuple[int, int]]:
     return gaps
 
 
-# What stands between functions: int3 (-mharden-sls, .skip 0xcc) and the assembler's many-byte nops.
+# The filling between functions: int3 (-mharden-sls, .skip 0xcc) and the assembler's multi-byte nops.
 _NOPS = frozenset(b"\x90\xcc\x66\x2e\x0f\x1f\x84\x00\x80\x40\x44\x8d\x74\x26\x76\xb4\x27")
 
 
 def _is_filling(section: Section, start: int, end: int) -> bool:
-    """Whether a stretch without symbol is what an assembler or linker puts there for alignment."""
+    """Return whether a stretch without a symbol is alignment padding of an assembler or linker."""
     if section.is_zero:
         return True
     return set(section.data[start:end]) <= (_NOPS if section.is_code else {0})

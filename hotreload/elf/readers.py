@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""Functions of the kernel that read what they are passed, and forget the address.
+"""Functions of the kernel that read what they are passed and forget the address.
 
-A function with such a name counts only where the kernel's own is meant: not one that the object or the module
-defines (a driver's own ``_dev_set_label``). What is not in here may keep the address.
+A name here means the function of the kernel, not one that the object or the module defines (a driver's own
+``_dev_set_label``). A function that is not listed may keep the address.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# They print what they are passed, and do nothing else.
+# Functions that print what they are passed and do nothing else.
 PRINTERS: Final = frozenset(
     """_printk printk vprintk _dev_printk _dev_emerg _dev_alert _dev_crit _dev_err _dev_warn _dev_notice
     _dev_info netdev_printk netdev_emerg netdev_alert netdev_crit netdev_err netdev_warn netdev_notice
     netdev_info __dynamic_pr_debug __dynamic_dev_dbg __dynamic_netdev_dbg""".split()
 )
-# They keep none of the pointers they are given, and return none into what these point at, but for FINDERS.
+# Functions that keep none of the pointers they are passed, and that return no pointer into what these point
+# at (FINDERS do).
 READERS: Final = PRINTERS | frozenset(
     """panic __warn_printk warn_slowpath_fmt __stack_chk_fail __fortify_panic fortify_panic dev_printk_emit
     dev_err_probe seq_printf seq_puts __seq_puts seq_putc seq_write seq_put_decimal_ull seq_put_decimal_ll
@@ -44,17 +45,17 @@ READERS: Final = PRINTERS | frozenset(
     __nla_parse __nla_validate nla_put nla_strcmp xxhash xxh32 xxh64 jhash full_name_hash
     add_uevent_var kobject_uevent_env""".split()
 )
-# They return a pointer into what they are passed in rdi, or, with a key there, in rsi.
+# Functions that return a pointer into what they are passed in rdi or, if that is a key, in rsi.
 FINDERS: Final = frozenset(
     """bsearch strchr strrchr strnchr strchrnul strstr strnstr strpbrk skip_spaces memchr memscan
     memchr_inv""".split()
 )
-# They keep pointers into their first argument, and into no other one.
+# Functions that keep pointers into their first argument, and into no other.
 KEEP_FIRST: Final = frozenset(("match_token",))
-# Of these, who shows it to a function that he is passed as well.
+# Those of the FINDERS that pass it on to a callback, which is another argument.
 CALLERS: Final = frozenset(("bsearch",))
 
-# Of these, those that only return a value; and those that make a text of what they are passed.
+# Those of the READERS that only return a value, and those that make a text of what they are passed.
 PURE: Final = frozenset(
     """strcmp strncmp strcasecmp strncasecmp strlen strnlen strspn strcspn sysfs_streq match_string
     __sysfs_match_string memcmp bcmp memweight crc32_le crc32_be crc32c crc16 crc8 crc_ccitt xxhash xxh32
@@ -64,7 +65,7 @@ TEXT_MAKERS: Final = frozenset(
     """snprintf scnprintf sprintf vsnprintf vscnprintf vsprintf kasprintf kvasprintf devm_kasprintf kstrdup
     kstrndup devm_kstrdup""".split()
 )
-# They call the function that they are passed before they return.
+# Functions that call the function that they are passed before they return.
 AT_ONCE: Final = frozenset(
     """sort sort_r list_sort bsearch idr_for_each bus_for_each_dev bus_for_each_drv bus_find_device
     class_for_each_device class_find_device driver_for_each_device driver_find_device device_for_each_child
@@ -79,5 +80,5 @@ AT_ONCE: Final = frozenset(
 
 
 def forgets(name: str) -> bool:
-    """Whether the kernel's function of that name keeps no address that it is passed."""
+    """Return whether the kernel function of that name keeps no address that it is passed."""
     return name in READERS or name in FINDERS or name in KEEP_FIRST

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How code uses what a relocation points at: it calls it, accesses it, or makes an address of it."""
+"""Find how code uses the target of a relocation: it calls it, accesses it, or makes an address of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LEA = 0x8D
 
 
 def is_direct_branch(code: bytes, offset: int) -> bool:
-    """Whether the 4-byte field at ``offset`` is the operand of CALL, JMP or Jcc."""
+    """Return whether the 4-byte field at ``offset`` is the operand of CALL, JMP or Jcc."""
     return offset > 0 and (
         code[offset - 1] in (0xE8, 0xE9)
         or (offset > 1 and code[offset - 2] == 0x0F and code[offset - 1] & 0xF0 == 0x80)
@@ -22,9 +22,9 @@ def is_direct_branch(code: bytes, offset: int) -> bool:
 
 
 def takes_address(holder: Symbol, relocation: Relocation) -> bool:
-    """Whether a relocation makes an address that may be stored, rather than one that is called or accessed.
+    """Return whether a relocation makes an address that may be stored, rather than one to call or access.
 
-    Code that cannot be decoded is taken to do so.
+    True for code that cannot be decoded.
     """
     section = holder.section
     if section is None or not section.is_code or relocation.type == R_X86_64_64:
@@ -40,7 +40,7 @@ def takes_address(holder: Symbol, relocation: Relocation) -> bool:
 
 
 def points_at_start(holder: Symbol, relocation: Relocation) -> bool:
-    """Whether a relocation means its target's first byte: a function's address, not a label in it."""
+    """Return whether a relocation means the first byte of its target: a function's address, not a label."""
     section = holder.section
     if section is None or not section.is_code or relocation.type not in PC_RELATIVE:
         return relocation.addend == 0
@@ -51,19 +51,19 @@ def points_at_start(holder: Symbol, relocation: Relocation) -> bool:
 
 
 def start_of_instruction(code: bytes, offset: int) -> int:
-    """Where the instruction begins that has a byte; that byte itself where the code cannot be decoded."""
+    """Return where the instruction that holds a byte begins, or ``offset`` if the code cannot be decoded."""
     instruction = _instruction_at(code, offset)
     return instruction.start if instruction is not None else offset
 
 
 def start_of(holder: Symbol, relocation: Relocation) -> int | None:
-    """Where the instruction with a relocation begins; None when the code cannot be decoded."""
+    """Return where the instruction with a relocation begins; None if the code cannot be decoded."""
     instruction = _instruction_at(holder.content, relocation.offset)
     return instruction.start if instruction is not None else None
 
 
 def _instruction_at(code: bytes, offset: int) -> Instruction | None:
-    """The instruction that holds a byte; None when the code cannot be decoded."""
+    """Return the instruction that holds a byte; None if the code cannot be decoded."""
     stream = _decoded(code)
     if stream is None:
         return None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""With which member of an object code registers a function.
+"""Find the member of an object with which code registers a function.
 
-``timer_setup(&dev->a, tick, 0)`` passes the address of ``tick`` together with that of a member of ``*dev``,
-``request_irq(n, handle, 0, "", &dev->a)`` as what it is called with, and ``INIT_WORK(&dev->work, poll)``
-stores the address of ``poll`` in one. How far the member lies behind the pointer that the code began with is
-a number in the instructions.
+``timer_setup(&dev->a, tick, 0)`` passes the address of ``tick`` together with that of a member of ``*dev``.
+``request_irq(n, handle, 0, "", &dev->a)`` passes the member as the argument of ``handle``.
+``INIT_WORK(&dev->work, poll)`` stores the address of ``poll`` in the member. The offset of the member from
+the pointer that the code started with is a number in the instructions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ _STORED: Final = "="
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """``by``: the function that is called, or "=" where it is stored; ``argument``: which one the object is;
-    ``object``: the symbol that the pointer was made of, "" for one that was found at run time; ``offset`` in
-    bytes from there."""
+    """The address of a function is passed along with an object, or stored in one.
+
+    ``by``: the function that is called, or "=" for a store. ``argument``: the number of the argument that is
+    the object. ``object``: the symbol that the pointer to the object was made from, "" if it was found at run
+    time. ``offset``: in bytes from there.
+    """
 
     by: str
     object: str
@@ -34,7 +37,7 @@ class Registration:
 
 
 def registrations_of(holder: Symbol, sought: frozenset[Symbol]) -> Iterator[Registration]:
-    """Where the code of ``holder`` puts the address of a function, or of a table that has it."""
+    """Yield where the code of ``holder`` puts the address of a function, or of a table that contains it."""
     body = body_of(holder)
     for place, known in states_of(body).items():
         at = body.instructions[place]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What an instruction does with a variable, and whether what it loads is only printed.
+"""Find out what an instruction does with a variable, and whether a value that it loads is only printed.
 
-A value is only printed if it goes nowhere but into the arguments of a printing function, and decides about
-nothing but whether such a function is called. What is not understood is a use.
+A value is only printed if it goes nowhere but into the arguments of a printing function, and decides nothing
+but whether such a function is called. Anything that is not understood counts as a use.
 """
 
 from __future__ import annotations
@@ -29,29 +29,32 @@ from hotreload.elf.decoded import (
 )
 from hotreload.elf.model import Relocation, Symbol
 
-# What a call may leave changed; arguments are among them, and what is put there for a call is gone after it.
+# The registers that a call may change. Its arguments are among them, so an argument is gone after the call.
 _USED_UP: Final = frozenset((RAX, RCX, RDX, RSI, RDI, 8, 9, 10, 11))
 _COPIES: Final = ("mov", "movabs", "movzx", "movsx", "movsxd", "lea", "xor", "cdqe", "movaps")
-# With retpolines, who is called by a register: its name, by its number.
+# With retpolines, a call through a register goes to one of these, followed by the name of the register.
 _THUNKS: Final = ("__x86_indirect_thunk_", "__x86_indirect_call_thunk_", "__x86_indirect_jump_thunk_")
 _NAMES: Final = dict(enumerate("rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()))
 _RETURN: Final = "__x86_return_thunk"
 NOWHERE: Final = -1
-_ENOUGH: Final = 40  # instructions, of a branch that only prints
+_ENOUGH: Final = 40  # the most instructions of a branch that only prints
 
 IsPrinter = Callable[[str], bool]
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """``size`` bytes are loaded at ``offset`` of the target, None: anywhere; 0 where it is only stored."""
+    """The bytes that an instruction loads: ``size`` bytes at ``offset`` of the target, None meaning anywhere.
+
+    ``size`` is 0 if it only stores.
+    """
 
     offset: int | None
     size: int
 
 
 def access_of(function: Symbol, relocation: Relocation) -> Access:
-    """What an instruction that does not make the address loads."""
+    """Return what an instruction loads that uses a relocation to access memory, not to make an address."""
     at = _instruction_of(body_of(function), relocation)
     memory = next((each for each in at.operands if isinstance(each, Memory)), None) if at else None
     if at is None or memory is None:
@@ -66,7 +69,7 @@ def access_of(function: Symbol, relocation: Relocation) -> Access:
 
 
 def stores_address(function: Symbol, relocation: Relocation) -> bool:
-    """Whether an instruction does nothing with an address but to store it."""
+    """Return whether an instruction does nothing with an address but store it."""
     at = _instruction_of(body_of(function), relocation)
     if at is None or at.mnemonic != "mov" or at.immediate != relocation:
         return False
@@ -74,7 +77,7 @@ def stores_address(function: Symbol, relocation: Relocation) -> bool:
 
 
 def called_with(function: Symbol, relocation: Relocation) -> str | None:
-    """The function that an address is handed to at once, in a register; None: it goes another way, too."""
+    """Return the function that is called next with an address in a register; None for any other use."""
     body = body_of(function)
     at = _instruction_of(body, relocation)
     if at is None or not at.operands or not isinstance(at.operands[0], Register):
@@ -91,7 +94,7 @@ def called_with(function: Symbol, relocation: Relocation) -> str | None:
 
 
 def handed_to(function: Symbol, relocation: Relocation) -> str | None:
-    """The function that is called next with an address, in a register or in a struct on the stack."""
+    """Return the next function that is called with an address, in a register or in a struct on the stack."""
     body = body_of(function)
     at = _instruction_of(body, relocation)
     into = at.operands[0] if at is not None and at.operands else None
@@ -101,7 +104,7 @@ def handed_to(function: Symbol, relocation: Relocation) -> str | None:
 
 
 def is_only_printed(function: Symbol, relocation: Relocation, is_printer: IsPrinter) -> bool:
-    """Whether a value, or an address, is passed to printing functions only, or decides about them only."""
+    """Return whether a value or an address only goes to printing functions, or only decides about them."""
     name = called_with(function, relocation)
     if name is not None:
         return is_printer(name)
@@ -118,12 +121,15 @@ def is_only_printed(function: Symbol, relocation: Relocation, is_printer: IsPrin
     if asks is None or not _compares_registers(asks):
         return False
     meeting = _decides_printing(body, asks.end, is_printer)
-    # Behind a call it is gone; where no way calls it must not be looked at any more.
+    # A call clobbers the register. If no path calls anything, the register must not be read later.
     return meeting is not None and register in _USED_UP and not _is_read(body, meeting, register)
 
 
 def _decides_printing(body: Body, start: int, is_printer: IsPrinter) -> int | None:
-    """Where both ways of the branch at ``start`` meet, if they differ in what is printed only."""
+    """Return where both paths of the branch at ``start`` meet, if they differ only in what is printed.
+
+    NOWHERE if both end on their own in the same way; None in all other cases.
+    """
     branch = body.instructions.get(start)
     if branch is None or not _is_branch(branch):
         return None
@@ -132,7 +138,7 @@ def _decides_printing(body: Body, start: int, is_printer: IsPrinter) -> int | No
         return None
     one, other = ([*_way(body, place)] for place in (branch.end, target.value))
     common = {at.start for at in one} & {at.start for at in other}
-    if not common:  # each has an end of its own
+    if not common:  # each path has its own end
         while one and other and _says(one[-1]) == _says(other[-1]):
             one.pop()
             other.pop()
@@ -143,7 +149,7 @@ def _decides_printing(body: Body, start: int, is_printer: IsPrinter) -> int | No
 
 
 def _says(at: Decoded) -> tuple[object, ...]:
-    """What an instruction does, wherever it is."""
+    """Return what an instruction does, independent of its place."""
     fields = [(r.target, r.addend) for r in (at.displacement, at.immediate) if r is not None]
     return at.mnemonic, at.operands if at.immediate is None else (), *fields
 
@@ -157,7 +163,7 @@ def _compares_registers(at: Decoded) -> bool:
 
 
 def _way(body: Body, place: int) -> Iterator[Decoded]:
-    """The instructions from a place on, along jumps, up to the next branch."""
+    """Yield the instructions from a place on, along jumps, up to the next branch."""
     for _ in range(_ENOUGH):
         at = body.instructions.get(place)
         if at is None:
@@ -177,14 +183,14 @@ def _way(body: Body, place: int) -> Iterator[Decoded]:
 
 
 def _last_call(jump: Decoded) -> Iterator[Decoded]:
-    """What a jump to another function stands for: a call, and a return, or that alone."""
+    """Yield what a jump to another function stands for: a call and a return, or only a return."""
     if _destination(jump) != _RETURN:
         yield replace(jump, mnemonic="call")
     yield replace(jump, mnemonic="ret", operands=(), displacement=None, immediate=None)
 
 
 def _prints_only(way: Iterable[Decoded], is_printer: IsPrinter) -> bool:
-    """Whether instructions fill registers for calls of printing functions, and leave nothing else."""
+    """Return whether instructions only fill registers for calls of printing functions."""
     pending = False
     for at in way:
         if at.mnemonic == "call":
@@ -207,7 +213,7 @@ def _is_read(body: Body, place: int, register: int) -> bool:
         if at.mnemonic in ("call", "jmp") or at.mnemonic.startswith("ret") or register in at.writes:
             return False
         if at.mnemonic[0] == "j":
-            return True  # who knows
+            return True  # it may be read after the jump
     return False
 
 

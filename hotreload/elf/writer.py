@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Write relocatable x86-64 objects (ET_REL), livepatch relocation sections included.
+"""Write relocatable x86-64 objects (ET_REL), including livepatch relocation sections.
 
-LIEF and pyelftools cannot add sections, symbols and relocations to a relocatable file, and ``ld`` keeps
-neither a second relocation section for one target nor SHN_LIVEPATCH; so this is ours, for ET_REL alone.
+LIEF and pyelftools cannot add sections, symbols and relocations to a relocatable file. ``ld`` keeps neither a
+second relocation section for one target nor SHN_LIVEPATCH. So hotreload has its own writer, for ET_REL alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ _RELA: Final = struct.Struct("<QIIq")
 
 @dataclass(slots=True, eq=False)
 class OutputSymbol:
-    """A symbol to write. ``section``: where it stands; else ``index`` is its special section index."""
+    """A symbol to write.
+
+    ``section`` is where it is defined. Without a section, ``index`` is its special section index.
+    """
 
     name: str
     kind: int
@@ -54,7 +57,7 @@ class OutputRelocation:
 
 @dataclass(slots=True, eq=False)
 class OutputSection:
-    """A section to write. ``livepatch`` holds further relocations, by the name of their section."""
+    """A section to write. ``livepatch`` holds further relocations, keyed by the name of their section."""
 
     name: str
     type: int
@@ -72,7 +75,7 @@ class OutputSection:
         return self.zeros if self.type == SHT_NOBITS else len(self.data)
 
     def append(self, content: bytes, align: int = 1, filling: bytes = b"\0") -> int:
-        """Put ``content`` at the next place of that alignment (a power of two); returns its offset."""
+        """Append ``content`` at the next multiple of ``align``, a power of two, and return its offset."""
         start = -(-self.size // align) * align
         self.align = max(self.align, align)
         if self.type == SHT_NOBITS:
@@ -83,7 +86,7 @@ class OutputSection:
 
 
 class _Strings:
-    """A string table that is growing."""
+    """A string table under construction."""
 
     def __init__(self) -> None:
         self.data = bytearray(b"\0")
@@ -97,7 +100,7 @@ class _Strings:
 
 
 class _Image:
-    """A file that is growing: contents with their section headers."""
+    """A file under construction: contents with their section headers."""
 
     def __init__(self) -> None:
         self.data = bytearray(_HEADER.size)
@@ -105,7 +108,7 @@ class _Image:
         self.names = _Strings()
 
     def put(self, section: OutputSection, link: int = 0, info: int = 0) -> None:
-        """Append a section's content and its header; its relocations are sections of their own."""
+        """Append a section's content and header. Its relocations are put as sections of their own."""
         self.data += bytes(-len(self.data) % section.align)
         self.headers.append(
             (
@@ -124,7 +127,7 @@ class _Image:
         self.data += section.data
 
     def finish(self) -> bytes:
-        """Write the section names, the section headers and the file header."""
+        """Append the section names and headers, fill in the file header, and return the file."""
         self.names.add(".shstrtab")
         self.put(OutputSection(".shstrtab", SHT_STRTAB, 0, data=self.names.data))
         self.data += bytes(-len(self.data) % 8)
@@ -139,7 +142,7 @@ class _Image:
 
 
 def write_object(sections: list[OutputSection], symbols: list[OutputSymbol]) -> bytes:
-    """The bytes of an object file of these sections, in their order, and symbols, local ones first (gABI)."""
+    """Return an object file with these sections, in their order, and symbols, local ones first (gABI)."""
     numbers = {id(section): number for number, section in enumerate(sections, start=1)}
     ordered = sorted(symbols, key=lambda symbol: symbol.binding != STB_LOCAL)
     places = {id(symbol): number for number, symbol in enumerate(ordered, start=1)}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""From what differs to a livepatch module."""
+"""Make a livepatch module from the differences of units."""

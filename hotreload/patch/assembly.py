@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A module file that is being put together: the template, and behind it what a plan brings.
+"""A module file under construction: the template, followed by what a plan adds.
 
-Pieces go behind what the template has in sections of the same name, because the module loader takes one
+Pieces are appended to the template's section of the same name, because the module loader takes only one
 section of each special name. Their relocations are ordinary ones, or ``.klp.rela.OBJECT.SECTION`` with
 symbols ``.klp.sym.OBJECT.NAME,SYMPOS`` for what only the patched object knows
 (Documentation/livepatch/module-elf-format.rst).
@@ -41,11 +41,11 @@ from hotreload.patch.glue import TEMPLATE_NAME
 from hotreload.patch.model import Absolute, Import, Piece, PieceRef, PlannedRelocation, PlannedTarget
 from hotreload.patch.symbols import SymbolPosition
 
-# MODULE_NAME_LEN of include/linux/moduleparam.h is 64 - sizeof(unsigned long) since v2.6.
+# MODULE_NAME_LEN of include/linux/moduleparam.h: 64 - sizeof(unsigned long) since v2.6.
 NAME_LENGTH: Final = 56
 # struct modversion_info { unsigned long crc; char name[MODULE_NAME_LEN]; } (include/linux/module.h)
 _VERSION: Final = struct.Struct("<Q56s")
-# Sections whose entries the kernel writes to; those of code are executable; all others are read only.
+# Sections that the kernel writes to, and sections of code. All others are read-only.
 _WRITABLE: Final = frozenset((".data", ".bss", "__bug_table", "__jump_table", ".static_call_sites", *LOADED))
 _CODE: Final = frozenset((".text", ".altinstr_replacement"))
 _KLP_FLAGS: Final = SHF_ALLOC | SHF_INFO_LINK | SHF_RELA_LIVEPATCH
@@ -62,13 +62,13 @@ class PlacedAt:
 
 @dataclass(slots=True)
 class ModuleFile:
-    """A module file that is being put together."""
+    """A module file under construction."""
 
     template: bytes
-    elsewhere: Mapping[int, int]  # the addresses of pieces that have their home in an earlier patch
+    elsewhere: Mapping[int, int]  # addresses of pieces with a home in an earlier patch, by number
     sections: dict[str, OutputSection] = field(default_factory=dict)
     symbols: list[OutputSymbol] = field(default_factory=list)
-    places: dict[int, PlacedAt] = field(default_factory=dict)  # of each piece
+    places: dict[int, PlacedAt] = field(default_factory=dict)  # by piece number
     piece_symbols: dict[int, OutputSymbol] = field(default_factory=dict)
     section_symbols: dict[str, OutputSymbol] = field(default_factory=dict)
     named: dict[str, OutputSymbol] = field(default_factory=dict)  # imports and .klp.sym symbols
@@ -76,7 +76,7 @@ class ModuleFile:
         default_factory=dict
     )  # (content, align) -> place in .rodata
     imports: dict[str, int] = field(default_factory=dict)
-    namespaces: dict[str, None] = field(default_factory=dict)  # in the order of their first use
+    namespaces: dict[str, None] = field(default_factory=dict)  # in order of first use
     absolutes: dict[int, OutputSymbol] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,13 +119,14 @@ class ModuleFile:
             place.offset + relocation.offset, relocation.type, symbol, relocation.addend + addend
         )
         if isinstance(relocation.target, SymbolPosition):
-            # A relocation of a module's section is applied when that module is there, vmlinux's at once.
+            # A livepatch relocation for a module is applied when that module is loaded, one for vmlinux at
+            # once.
             self.livepatch(place.section, obj, entry)
         else:
             place.section.relocations.append(entry)
 
     def resolve(self, target: PlannedTarget) -> tuple[OutputSymbol, int]:
-        """The symbol for a target, and what its place adds to the addend."""
+        """Return the symbol for a target, and the number to add to the addend."""
         match target:
             case PieceRef(number, kept):
                 if number in self.elsewhere and (kept or number not in self.places):
@@ -161,7 +162,7 @@ class ModuleFile:
         return self.named[name]
 
     def absolute(self, address: int) -> OutputSymbol:
-        """A nameless symbol for an address of the running kernel: kallsyms does not show it."""
+        """Return a nameless symbol for an address of the running kernel. kallsyms does not show it."""
         if address not in self.absolutes:
             self.absolutes[address] = OutputSymbol("", STT_NOTYPE, STB_LOCAL, value=address, index=SHN_ABS)
             self.symbols.append(self.absolutes[address])
@@ -183,7 +184,7 @@ class ModuleFile:
     # --- what identifies the module ---
 
     def add_versions(self) -> None:
-        """CRCs of what the pieces import, where the kernel checks them (CONFIG_MODVERSIONS)."""
+        """Add the CRCs of the pieces' imports if the kernel checks them (CONFIG_MODVERSIONS)."""
         versions = self.sections.get("__versions")
         if versions is None:
             return
@@ -193,13 +194,13 @@ class ModuleFile:
                 versions.append(_VERSION.pack(crc, name.encode()))
 
     def set_name(self, name: str) -> None:
-        """The module's name in both its places, and the namespaces that it imports."""
+        """Set the module's name in both of its places, and add the namespaces that it imports."""
         module = self.sections[".gnu.linkonce.this_module"]
         old = TEMPLATE_NAME.encode().ljust(NAME_LENGTH, b"\0")
         at = module.data.find(old)
         info = self.sections[".modinfo"]
         mine = b"name=" + TEMPLATE_NAME.encode() + b"\0"
-        # Each other text stays in its place, where a symbol stands; the kernel skips runs of zeros.
+        # The other texts stay where symbols refer to them. The kernel skips runs of zeros.
         named = bytes(info.data).find(mine)
         if at < 0 or named < 0:
             raise InputError(
@@ -212,7 +213,7 @@ class ModuleFile:
             info.data += b"import_ns=" + namespace.encode() + b"\0"
 
     def set_build_id(self) -> None:
-        """A build-id of the content: /sys/module/NAME/notes then tells one patch from another."""
+        """Set a build-id computed from the content, so that /sys/module/NAME/notes tells patches apart."""
         note = self.sections.get(".note.gnu.build-id")
         if note is not None:
             digest = hashlib.sha1(usedforsecurity=False)
@@ -222,7 +223,7 @@ class ModuleFile:
 
 
 def _read_template(module: ModuleFile) -> None:
-    """Take over the sections, symbols and relocations of the template, all but debugging data."""
+    """Take over the sections, symbols and relocations of the template, except debugging data."""
     import io
 
     from elftools.elf.elffile import ELFFile

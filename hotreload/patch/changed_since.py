@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What one plan has that the one before it did not have: what a single save has changed. Pure.
+"""Find what a plan has that the previous one did not have: the changes of a single save. Pure.
 
-Every plan is the difference to what the guest booted, so most of it may be of earlier saves.
+Every plan is the difference to what the guest booted, so most of it may come from earlier saves.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from hotreload.elf.constants import STT_FUNC
 from hotreload.patch.model import PatchPlan, Piece, PieceRef
 from hotreload.patch.symbols import SymbolPosition
 
-Print = tuple[object, ...]  # equal for what does the same
+Print = tuple[object, ...]  # a fingerprint, equal for functions that do the same
 
 
 def changed_since(before: PatchPlan | None, after: PatchPlan) -> frozenset[str]:
-    """The functions and variables, as the source calls them, that are new in a plan or not as in the last."""
+    """Return the functions and variables, by source name, that are new or changed since the previous plan."""
     had = _prints(before) if before else {}
     now = _prints(after)
     found = {parent_name(name) for (_, name), prints in now.items() if prints - had.get((_, name), set())}
@@ -27,7 +27,7 @@ def changed_since(before: PatchPlan | None, after: PatchPlan) -> frozenset[str]:
 
 
 def _prints(plan: PatchPlan) -> dict[tuple[str, str], set[Print]]:
-    """Of each function, by object and name; namesakes have one entry."""
+    """Return the fingerprints of each function, by object and name. Namesakes share one entry."""
     entries: dict[int, list[Piece]] = defaultdict(list)
     for piece in plan.pieces:
         if piece.owner is not None:
@@ -47,11 +47,12 @@ def _print(piece: Piece, plan: PatchPlan, inside: tuple[Piece, ...]) -> Print:
 def _targets(piece: Piece, plan: PatchPlan, inside: tuple[Piece, ...]) -> Iterator[Print]:
     for each in piece.relocations:
         target: object = each.target
-        if isinstance(target, SymbolPosition):  # what it points at may be a piece of the other plan
+        if isinstance(target, SymbolPosition):  # the other plan may have a piece instead
             target = target.name
         if isinstance(target, PieceRef):
             of = plan.pieces[target.number]
-            # A function is one thing, whatever calls it; what has no name that lasts is what it holds.
+            # A function counts as the same no matter what calls it. What has no lasting name counts by its
+            # content.
             target = of.name if _is_named(of, (piece, *inside)) else _print(of, plan, (piece, *inside))
         yield each.offset, each.type, each.addend, target
 

@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""What a patch of one pair of objects carries, as a relocatable object of its own. Pure.
+"""Write what a patch of one pair of objects carries as a relocatable object of its own. Pure.
 
-For ``objdump -dr`` and for people who build the patch module themselves. In it are the changed functions,
-what is new and they reach, the author's callbacks, the entries of special sections about them, and the
-strings and constants they use, each in the section it has in the patched object. Its symbols:
+This is for ``objdump -dr`` and for people who build the patch module themselves. The object contains the
+changed functions, new symbols that they reach, the author's callbacks, the entries of special sections about
+them, and the strings and constants that they use. Each is in the section that it has in the patched object.
+The symbols:
 
-    what travels           under its name. What has a twin in the original object is local, so that the
+    what is carried        under its name. What has a twin in the original object is local, so that the
                            twin's name can be undefined beside it; what is new keeps its binding
-    all else               undefined, under its name. What the original object defines, its static functions
-                           and variables too, has the name it has *there*: ``count.3``, where the patched
-                           object says ``count.7``. Where several of these share a name, and where one has
+    everything else        undefined, under its name. What the original object defines, including its static
+                           functions and variables, has the name it has *there*: ``count.3``, even if the
+                           patched object says ``count.7``. If several of these share a name, or one has
                            none, its place stands for it: ``name:.bss+0x10``, ``.rodata+0x40``
     strings, constants     ``.LC0``, ``.LC1`` and so on, local, in mergeable sections
 
-The address of a changed function, where it is taken and not called, is that of the original, as in plan.py;
-so it is undefined, too. Which relocation has to be a livepatch one, only the kernel's exports and the
-loaded module's symbols can tell: that is up to who builds the module. So are values that are written into
-data of the running kernel (``rewrites``): they are nothing that an object can hold.
+Where code takes the address of a changed function instead of calling it, the address is the original's, as in
+plan.py. So it is undefined, too. Which relocations have to be livepatch ones depends on the kernel's exports
+and the loaded module's symbols, so that is up to the person who builds the module. So are values that are
+written into data of the running kernel (``rewrites``), because an object cannot express them.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _INT3: Final = b"\xcc"
 
 
 def write_excerpt(diff: ObjectDiff, patched: ObjectFile) -> bytes:
-    """The object file of what ``diff``, a difference to ``patched``, carries."""
+    """Return the object file of what ``diff`` carries. ``patched`` is the patched object of ``diff``."""
     excerpt = _Excerpt(diff, patched)
     for symbol in diff.carried:
         excerpt.place(symbol)
@@ -74,7 +75,7 @@ class _Excerpt:
     sections: dict[str, OutputSection] = field(default_factory=dict)
     symbols: list[OutputSymbol] = field(default_factory=list)
     places: dict[Symbol, tuple[OutputSection, int]] = field(default_factory=dict)
-    carried: dict[Symbol, OutputSymbol] = field(default_factory=dict)  # those that have a name
+    carried: dict[Symbol, OutputSymbol] = field(default_factory=dict)  # carried symbols that have a name
     section_symbols: dict[str, OutputSymbol] = field(default_factory=dict)
     undefined: dict[str, OutputSymbol] = field(default_factory=dict)
     constants: dict[StringRef | ConstRef, OutputSymbol] = field(default_factory=dict)
@@ -83,7 +84,7 @@ class _Excerpt:
     def __post_init__(self) -> None:
         self.names.update(symbol.name for symbol in set(self.diff.original_of.values()))
 
-    # --- what travels ---
+    # --- what is carried ---
 
     def place(self, symbol: Symbol) -> None:
         assert symbol.section is not None, "an undefined symbol does not travel"
@@ -99,7 +100,10 @@ class _Excerpt:
             self.symbols.append(written)
 
     def like(self, section: Section) -> OutputSection:
-        """The section of the same name; what lies in a mergeable one without being whole is not merged."""
+        """Return the output section of the same name.
+
+        A piece of a mergeable section goes into .rodata instead, so that it is not merged.
+        """
         name = ".rodata" if section.flags & SHF_MERGE else section.name
         if name not in self.sections:
             self.sections[name] = OutputSection(name, section.type, section.flags & _FLAGS)
@@ -129,7 +133,7 @@ class _Excerpt:
         code: bytes,
         relocations: Iterable[Relocation],
     ) -> None:
-        """The code that an alternative may put in place, and the entry's relocation that points at it."""
+        """Add the code that an alternative may put in place, and the entry's relocation that points at it."""
         replacements = self.special(REPLACEMENTS)
         at = replacements.append(code)
         self.add_relocations(replacements, at, relocations)
@@ -142,7 +146,10 @@ class _Excerpt:
         return self.like(section)
 
     def add_callback(self, kind: str, function: Symbol) -> None:
-        """A pointer to what the livepatch core is to call, in the section that the author's macro made."""
+        """Add a pointer to a function that the livepatch core is to call.
+
+        It goes into the section that the author's macro made.
+        """
         name = f"{CALLBACKS}{kind}"
         section = self.sections.setdefault(name, OutputSection(name, SHT_PROGBITS, SHF_ALLOC | SHF_WRITE))
         start = section.append(bytes(8), 8)
@@ -162,7 +169,7 @@ class _Excerpt:
             section.relocations.append(OutputRelocation(start + r.offset, r.type, symbol, r.addend + addend))
 
     def resolve(self, relocation: Relocation, holder: Symbol | None) -> tuple[OutputSymbol, int]:
-        """The symbol that a relocation is against, and what its place adds to the addend."""
+        """Return the symbol that a relocation is against, and the number to add to the addend."""
         if not isinstance(relocation.target, SymbolRef):
             return self.constant(relocation.target), 0
         symbol = relocation.target.symbol
@@ -194,8 +201,11 @@ class _Excerpt:
         return self.section_symbols[section.name]
 
     def constant(self, target: StringRef | ConstRef) -> OutputSymbol:
-        """A symbol, not the section and a place: linkers merge these sections, and look the place up there
-        before they take the -4 of a PC-relative relocation into account."""
+        """Return a symbol for a string or constant.
+
+        It cannot be the section and an offset: linkers merge these sections, and look the offset up there
+        before they take the -4 of a PC-relative relocation into account.
+        """
         if target not in self.constants:
             section, content, align = self.pool(target)
             offset = section.append(content, align)
@@ -205,7 +215,7 @@ class _Excerpt:
         return self.constants[target]
 
     def pool(self, target: StringRef | ConstRef) -> tuple[OutputSection, bytes, int]:
-        """The mergeable section of a string or constant, its bytes and its alignment."""
+        """Return the mergeable section for a string or constant, and its bytes and alignment."""
         if isinstance(target, StringRef):
             name, flags, size = f".rodata.str1.{target.align}", SHF_MERGE | SHF_STRINGS, 1
             content, align = target.text + b"\0", target.align
@@ -218,7 +228,7 @@ class _Excerpt:
 
 
 def _is_kept(symbol: Symbol, relocation: Relocation, holder: Symbol | None) -> bool:
-    """Whether somebody may keep the address: that of the original function, then."""
+    """Return whether somebody may keep the address. Then it has to be that of the original function."""
     if holder is None or not symbol.is_function:
         return False
     return takes_address(holder, relocation) and points_at_start(holder, relocation)

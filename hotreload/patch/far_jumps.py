@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Short jumps between functions that shared a section, as exit code does, and part in a patch. Pure."""
+"""Extend short jumps between functions that shared a section, like exit code, and do not in a patch. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hotreload.elf.constants import R_X86_64_PC8, R_X86_64_PC32
 from hotreload.elf.model import Relocation, Symbol, SymbolRef
 
 _JMP: Final = b"\xe9\0\0\0\0"
-_REACH: Final = 127  # of a displacement of one byte
+_REACH: Final = 127  # the largest displacement of one byte
 
 
 def far_jumps(symbol: Symbol) -> tuple[bytes, tuple[Relocation, ...], tuple[Relocation, ...]]:
-    """The code of a function, its short jumps to others by way of long ones behind it; then the relocations
-    of the code itself, and of these.
+    """Return the code of a function in which short jumps to other functions go through long jumps after it.
 
-    One that is too far from there stays as it is, and nothing applies its relocation.
+    The other values are the relocations of the code itself and those of the long jumps. A short jump that is
+    too far from there stays as it is, and nothing applies its relocation.
     """
     if all(relocation.type != R_X86_64_PC8 for relocation in symbol.relocations):
         return symbol.content, symbol.relocations, ()
@@ -28,7 +28,8 @@ def far_jumps(symbol: Symbol) -> tuple[bytes, tuple[Relocation, ...], tuple[Relo
             kept.append(relocation)
             continue
         code[relocation.offset] = distance
-        # Both addends count from the field, which ends the instruction: it has 1 byte, and then 4.
+        # Each addend counts from the start of its field, at the end of the instruction. The field has 1 byte
+        # in the short jump, and 4 in the long one.
         field = len(code) + 1
         added.append(replace(relocation, offset=field, type=R_X86_64_PC32, addend=relocation.addend - 3))
         code += _JMP
@@ -36,7 +37,7 @@ def far_jumps(symbol: Symbol) -> tuple[bytes, tuple[Relocation, ...], tuple[Relo
 
 
 def _is_to_neighbour(symbol: Symbol, relocation: Relocation) -> bool:
-    """Whether a relocation is the field of a jump that the assembler had settled."""
+    """Return whether a relocation is the field of a jump that the assembler had resolved."""
     return (
         relocation.type == R_X86_64_PC8
         and isinstance(relocation.target, SymbolRef)

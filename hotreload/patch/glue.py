@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The part of a patch module that is the same in every patch: compiled once per kernel, kept in the cache.
+"""The part of a patch module that is the same in every patch: compiled once per kernel, and cached.
 
-``struct module`` and ``struct klp_patch`` have layouts that only the kernel's headers and configuration know,
-and the load-time version checks want kbuild's own notes. So a small module (csource/) is built by kbuild as
-a *template*; a patch is this file with the patch's sections merged in, which takes neither kbuild nor ld.
+Only the kernel's headers and configuration know the layouts of ``struct module`` and ``struct klp_patch``,
+and the checks at load time need kbuild's own notes. So kbuild builds a small module (csource/) as a
+*template*. A patch is this file with the patch's sections merged in, which needs neither kbuild nor ld.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ TEMPLATE_NAME = "hotreload_template"
 
 TABLE_SECTION = ".hotreload.table"
 TABLE_SIZE = 64
-# Offsets of the 8-byte fields of the table, all zero in the template, to be filled by relocations
-# (a number, a count, by the bytes themselves).
+# Offsets of the 8-byte fields of the table, which are all zero in the template. Relocations fill in the
+# pointers; numbers and counts are written directly.
 TABLE_FUNCS, TABLE_COUNT, TABLE_TRANSITION_WORK, TABLE_TRANSITION_PATCH = 0, 8, 16, 24
 TABLE_WRITES, TABLE_WRITE_COUNT, TABLE_CALLBACKS, TABLE_CALLBACK_COUNT = 32, 40, 48, 56
-# One entry of the array that TABLE_FUNCS points to; the entries for one object stand together.
+# One entry of the array that TABLE_FUNCS points to. The entries for one object are adjacent.
 FUNC_SIZE = 32
 FUNC_OBJECT, FUNC_OLD_NAME, FUNC_NEW_FUNC, FUNC_OLD_SYMPOS = 0, 8, 16, 24
 # One entry of the array that TABLE_WRITES points to.
@@ -46,23 +46,22 @@ WRITE_ENTRY_SIZE = 80
 WRITE_OBJECT, WRITE_NAME, WRITE_PLACE, WRITE_SIZE = 0, 8, 16, 24
 WRITE_BASE, WRITE_EXPECTED, WRITE_VALUE, WRITE_LENIENT = 32, 40, 48, 56
 WRITE_GROUP, WRITE_CHECK = 64, 72
-# One entry of the array that TABLE_CALLBACKS points to; a kind is its number in CALLBACK_KINDS.
+# One entry of the array that TABLE_CALLBACKS points to. A kind is an index into CALLBACK_KINDS.
 CALLBACK_ENTRY_SIZE = 24
 CALLBACK_OBJECT, CALLBACK_KIND, CALLBACK_FUNC = 0, 8, 16
 
-# Neither debugging information nor BTF of its own: it would be dropped from every patch. Without the
-# first, pahole would fail for the second.
+# No debugging information and no BTF, because they would be dropped from every patch. Without the former,
+# pahole would fail to make the latter.
 VARIABLES = ("KCFLAGS=-g0", "CONFIG_DEBUG_INFO_BTF_MODULES=")
 
 
 async def build_glue(kernel: KernelTree, progress: Progress | None = None, base: Base | None = None) -> Path:
-    """The template module (``.ko``) for this kernel: from the cache, or built now (2 s).
+    """Return the template module (``.ko``) for this kernel, from the cache or built now (2 s).
 
-    ``base``: the kernel's own, where its sources are worked on: the template then has to be of these.
+    ``base``: the base of the kernel, if its own sources are worked on. The template then has to match it.
 
-    Raises KernelUnfitError (HR3102) when this kernel cannot build it, InputError (HR1006) when a header of
-    ``base`` is not there any more, EnvironmentFault (HR5106 no compiler, HR5107 no space, HR5108 cache not
-    writable).
+    Raises KernelUnfitError (HR3102) if this kernel cannot build it, InputError (HR1006) if a header differs
+    from that of ``base``, EnvironmentFault (HR5106 no compiler, HR5107 no space, HR5108 cache not writable).
     """
     folder = cache_folder() / "glue"
     with writing_to(folder):
@@ -70,7 +69,7 @@ async def build_glue(kernel: KernelTree, progress: Progress | None = None, base:
     place = folder / f"{kernel.release}-{await asyncio.to_thread(_digest, kernel, base)}"
     if not _is_current(place, base):
         async with _lock(folder / ".lock"):
-            # Whoever held the lock may have built it, or was killed in the middle.
+            # The previous holder of the lock may have built it, or have been killed in the middle.
             for leftover in folder.glob(".new-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             if not _is_current(place, base):
@@ -79,11 +78,11 @@ async def build_glue(kernel: KernelTree, progress: Progress | None = None, base:
 
 
 def _digest(kernel: KernelTree, base: Base | None) -> str:
-    """Of all that tells one kernel's template from another's, short of the headers (see _is_current)."""
+    """Return a digest of all that tells the templates of kernels apart, except headers (see _is_current)."""
     digest = hashlib.sha256(str(kernel.output).encode())
     own: tuple[Path, ...] = (kernel.config, kernel.output / "Module.symvers")
     if base is not None:
-        own = ()  # built again they may be others, and the kernel that was booted is not
+        own = ()  # a rebuild may change these, but not the kernel that was booted
         digest.update(base.id.encode())
     for file in (*own, *sorted(SOURCES.iterdir())):
         digest.update(b"\0" + hashlib.sha256(file.read_bytes()).digest())
@@ -91,7 +90,7 @@ def _digest(kernel: KernelTree, base: Base | None) -> str:
 
 
 def _is_current(place: Path, base: Base | None) -> bool:
-    """Is there a template, made of the headers as they are now, or of the base's?"""
+    """Return whether there is a template made from the current headers, or for ``base`` if it is given."""
     if base is not None:
         return place.is_dir()
     try:
@@ -111,7 +110,7 @@ async def _build(kernel: KernelTree, place: Path, progress: Progress | None, bas
         work, new = Path(scratch, "work"), Path(scratch, "new")
         shutil.copytree(SOURCES, work)
         new.mkdir()
-        # build_modules takes a file of this very moment for one that is being edited, and compiles twice.
+        # build_modules() takes a file saved just now for one that is being edited, and compiles twice.
         await asyncio.sleep(0.05)
         try:
             built = await build_modules(kernel, work, progress, VARIABLES)
@@ -129,7 +128,10 @@ async def _build(kernel: KernelTree, place: Path, progress: Progress | None, bas
 
 
 def _require_same_headers(headers: Iterable[Path], base: Base) -> None:
-    """A template of other headers than the kernel's own may have other layouts than it."""
+    """Raise InputError (HR1006) if a header is not the one that the kernel was built with.
+
+    A template with other headers may have other layouts than the kernel.
+    """
     recorded = {os.path.normpath(file): digest for file, digest in base.digests.items()}
     for header in headers:
         held = recorded.get(os.path.normpath(header))

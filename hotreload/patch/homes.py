@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Where what the reloads added lives: its *home*, the first patch module that brought it. Pure.
+"""Find the *home* of each function or variable that an edit added: the first patch module that had it. Pure.
 
-The problem: every patch replaces the one before, and a patch module has variables of its own. A variable that
-an edit added would start anew with each save. A function that an edit added, and whose address the
-kernel keeps (a timer's, a work item's, an entry of an ops table), would go on running as it was when its
-address was stored, whatever is saved since.
+The problem: every patch replaces the previous one, and each patch module has variables of its own. A variable
+that an edit added would start over with each save. A function that an edit added, and whose address the
+kernel keeps (in a timer, a work item or an ops table), would keep running the version whose address was
+stored.
 
 The choice: a patch module whose variables or addresses are in use stays loaded, and later patches refer to
-them there. A variable is not emitted again: old and new code share it, locks, lists and pointers to it
-included. The address of a function is always that of its home, so that it compares equal, and livepatch
-redirects the home's code to the newest version, as it does with a function of any module; as long as the two
-mean the same, it does not. Rejected: copying values, which tears a list from its neighbours and loses what
-is written meanwhile.
+them there. A variable is not emitted again: old and new code share it, including its locks, lists and
+pointers to it. The address of a function is always the one in its home, so it compares equal. livepatch
+redirects the code in the home to the newest version, as it does for a function of any module, unless both
+mean the same. Rejected: copying values, which cuts a list off from its neighbours and loses what is written
+in the meantime.
 
-Who changes the type or the initial value of an added variable asks for another one: it starts anew, and
-that is told. So does one that was not there for a while.
+If an edit changes the type or the initial value of an added variable, that is another variable: it starts
+over, and hotreload says so. The same goes for a variable that was absent from the sources for a while.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ T = TypeVar("T")
 class Home:
     """The place of a function or variable: ``address`` in the patch module ``patch``, which stays loaded.
 
-    ``symbol`` and ``sympos`` find it in that module's kallsyms. ``meaning``: a digest of what it is there;
-    ``type``: as C spells it, where the object told. ``is_held``: whether any plan since then gave somebody
-    the address, beside tables that the kernel looks at for each call.
+    ``symbol`` and ``sympos`` find it in that module's kallsyms. ``meaning``: a digest of what it is there.
+    ``type``: its C type, if the object has it. ``is_held``: whether any plan since then gave somebody the
+    address, other than through tables in which the kernel looks at each call.
     """
 
     patch: str
@@ -61,16 +61,16 @@ class Home:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What of a plan lives in earlier patch modules.
+    """What a plan has in earlier patch modules, and what it settles in its own.
 
-    ``elsewhere``   the addresses of pieces that have a home already, by number
+    ``elsewhere``   the addresses of pieces that already have a home, by number
     ``redirected``  functions of earlier patch modules whose newest version is in this patch
     ``settling``    pieces that will have their home in this patch, with their meaning
-    ``at_home``     the homes of those elsewhere, by the identity that they have in this plan
-    ``anew``        variables that had a home, and are other ones now
-    ``moved``       those of them that are known for sure to be of the same name and place in the source
-    ``stranded``    functions that changed and cannot be traced: whoever has their address runs what was
-    ``redeclared``  functions that have another prototype, and so, too
+    ``at_home``     the homes of the pieces elsewhere, by the identity that they have in this plan
+    ``anew``        variables that had a home, and are different variables in this plan
+    ``moved``       those of them that are certain to have the same name and place in the source
+    ``stranded``    functions that changed and cannot be traced: holders of their address run the old version
+    ``redeclared``  functions that have another prototype, with the same consequence
     """
 
     elsewhere: Mapping[int, int] = field(default_factory=dict)
@@ -84,16 +84,16 @@ class Settlement:
 
 
 def settle(plan: PatchPlan, homes: Mapping[Identity, Home], patch: str) -> Settlement:
-    """Which pieces of ``plan``, to be loaded as ``patch``, have a home, and which will have one there.
+    """Return which pieces of ``plan``, to be loaded as ``patch``, have a home, and which get one there.
 
-    ``homes``: of what the live patch has.
+    ``homes``: the homes of what the live patch has.
     """
     meanings = _Meanings(plan, patch)
     told = {n: p for n, p in enumerate(plan.pieces) if _is_told_apart(p)}
     functions = {n: p for n, p in told.items() if p.kind == STT_FUNC}
     data = {n: p for n, p in told.items() if p.kind != STT_FUNC and _is_kept(p)}
     known = _known(told, homes)
-    # Whoever has the address of a function calls it as it was declared then.
+    # Code that has the address of a function calls it as it was declared then.
     redeclared = {n for n in functions if n in known and known[n].type != functions[n].type}
     known = {n: home for n, home in known.items() if n not in redeclared}
     meanings.name_of = {n: base_name(home.symbol) for n, home in known.items() if n in functions}
@@ -131,12 +131,13 @@ def _also_held(home: Home, piece: Piece) -> Home:
 
 
 def _known(told: Mapping[int, Piece], homes: Mapping[Identity, Home]) -> dict[int, Home]:
-    """The homes of pieces, by number.
+    """Return the homes of pieces, by number.
 
-    An object without declarations tells of a static local only which functions use it, and that depends on
-    what is inlined. Of those that are left over, two are the same when no other of that name has a user in
-    common with them. A variable that moved between a function and the file is the same one if it is the only
-    one of its name and has its type.
+    Most are found by their identity. In an object without declarations, the owners of a static local are only
+    the functions that use it, and these depend on inlining. So of what is left over, a piece and a home are
+    the same if they have a user in common, and neither has one in common with any other of that name. A
+    variable that moved between a function and the file is the same if it is the only one of its name and has
+    the same type.
     """
     found = {n: homes[_identity(p)] for n, p in told.items() if _identity(p) in homes}
 
@@ -161,7 +162,7 @@ def _known(told: Mapping[int, Piece], homes: Mapping[Identity, Home]) -> dict[in
 def _one_to_one(
     numbers: Sequence[int], homes: Sequence[Identity], related: Callable[[int, Identity], object]
 ) -> dict[int, Identity]:
-    """Those of both sides that are related to one of the other only."""
+    """Return the pairs of a piece and a home that are related to each other and to no other."""
     found = {}
     for number in numbers:
         mine = [identity for identity in homes if related(number, identity)]
@@ -180,10 +181,10 @@ def _by_name(items: Iterable[tuple[Identity, T]]) -> dict[tuple[str, str, str], 
 def _new_or_anew(
     data: Mapping[int, Piece], meanings: Mapping[int, bytes], known: Mapping[int, Home], others: Set[int]
 ) -> dict[int, bytes]:
-    """The variables that begin in this patch, with their meanings.
+    """Return the variables that start in this patch, with their meanings.
 
-    One that begins with a pointer to such a variable, or to one of ``others``, does so, too: it would go on
-    to point at the old one.
+    A variable whose initial value points at such a variable, or at one of ``others``, starts over, too.
+    Otherwise it would keep pointing at the old one.
     """
     new = {n for n in data if n not in known or known[n].meaning != meanings[n]}
     while more := {n for n in data.keys() - new if _targets(data[n]) & (new | others)}:
@@ -205,23 +206,32 @@ def _told(identity: Identity) -> str:
 
 
 def _is_kept(piece: Piece) -> bool:
-    """Whether a piece makes its module outlive its replacement. A constant is no more than its content."""
+    """Return whether a piece makes its module outlive its replacement.
+
+    A constant that does not escape does not, because only its content matters.
+    """
     return piece.escapes or (piece.identity is not None and piece.section in (".data", ".bss"))
 
 
 def _is_told_apart(piece: Piece) -> bool:
-    """Whether it can be told in the patches to come which one this is."""
+    """Return whether later patches can tell which one this piece is."""
     return piece.identity is not None and not piece.identity.shared
 
 
 def reasons_to_stay(plan: PatchPlan, settlement: Settlement) -> tuple[str, ...]:
-    """Why the module of a plan must outlive its replacement, told for people; empty: it need not."""
+    """Return why the module of a plan must outlive its replacement, as text for the user.
+
+    Empty if it need not.
+    """
     names = [piece.name for piece in _staying(plan, settlement)]
     return tuple(dict.fromkeys((*names, *plan.strings)))
 
 
 def objects_to_stay_for(plan: PatchPlan, settlement: Settlement) -> frozenset[str]:
-    """The modules whose code and data may have an address in the module of a plan; vmlinux may be one."""
+    """Return the objects whose code and data may have an address in the module of a plan.
+
+    vmlinux may be one of them.
+    """
     pieces = plan.pieces if plan.strings else _staying(plan, settlement)
     return frozenset(piece.object for piece in pieces)
 
@@ -231,17 +241,17 @@ def _staying(plan: PatchPlan, settlement: Settlement) -> list[Piece]:
 
 
 def continued(homes: Mapping[Identity, Home], live: PatchPlan | None) -> dict[Identity, Home]:
-    """The homes that a save goes on with: those of what is live.
+    """Return the homes that the next save starts from: those of what is live.
 
-    What the sources had no more, or what was taken back, is new when it returns: a variable's old value
-    may be of another type, and whoever has a function's address has data of that time with it.
+    What the sources dropped, or an undo took back, is new when it returns. A variable's old value may have
+    another type, and code that has the address of a function also has data of that time.
     """
     there = {piece.identity for piece in live.pieces} | live.dormant if live else set()
     return {identity: home for identity, home in homes.items() if identity in there}
 
 
 def reset(before: PatchPlan | None, now: PatchPlan) -> tuple[str, ...]:
-    """Variables of both plans that nothing tells apart, so that they begin anew with each patch."""
+    """Return the variables of both plans that nothing tells apart. They start over with each patch."""
     shared = _shared(before) & _shared(now) if before else set()
     return tuple(sorted({identity.name for identity in shared}))
 
@@ -249,7 +259,7 @@ def reset(before: PatchPlan | None, now: PatchPlan) -> tuple[str, ...]:
 def dropped(
     before: PatchPlan | None, now: PatchPlan | None, homes: Mapping[Identity, Home]
 ) -> tuple[str, ...]:
-    """Variables that earlier reloads added and the sources have no more: their values are lost."""
+    """Return the variables that earlier reloads added and the sources dropped: their values are lost."""
     if before is None or now is None:
         return ()
     left = {p.identity.key for p in now.pieces if p.identity} | {each.key for each in now.dormant}
@@ -279,7 +289,7 @@ def _identity(piece: Piece) -> Identity:
 
 
 def _is_traceable(piece: Piece) -> bool:
-    """Whether ftrace finds the beginning of a function: a call of __fentry__, behind ENDBR64 with IBT."""
+    """Return whether ftrace finds the start of a function: a call of __fentry__, after ENDBR64 with IBT."""
     return any(
         isinstance(r.target, Import) and r.target.name == "__fentry__" and r.offset <= 5
         for r in piece.relocations[:1]
@@ -287,24 +297,27 @@ def _is_traceable(piece: Piece) -> bool:
 
 
 class _Meanings:
-    """Digests of what pieces are and do: equal ones can stand for each other, in whichever patch."""
+    """Digests of what pieces are and do. Pieces with equal digests can replace each other, in any patch."""
 
     def __init__(self, plan: PatchPlan, patch: str) -> None:
         self.pieces = plan.pieces
         self.patch = patch
-        self.patch_of: dict[int, str] = {}  # of functions and variables, once settled
-        self.name_of: dict[int, str] = {}  # of functions that have another name than at home
+        self.patch_of: dict[int, str] = {}  # for functions and variables, once they are settled
+        self.name_of: dict[int, str] = {}  # for functions that have another name at home
         self.entries: dict[int, list[int]] = defaultdict(list)
         for number, piece in enumerate(plan.pieces):
             if piece.owner is not None:
                 self.entries[piece.owner].append(number)
 
     def of_data(self, number: int) -> bytes:
-        """What a variable begins with. What has a name of its own counts by that."""
+        """Return a digest of a variable's initial value. What has a name of its own counts by its name."""
         return self._digest(number, lambda n: _is_told_apart(self.pieces[n]) and _is_kept(self.pieces[n]))
 
     def of_code(self, number: int) -> bytes:
-        """What a function does: its code, that of the functions it calls, and which variables it uses."""
+        """Return a digest of what a function does.
+
+        It covers its code, the code of the functions that it calls, and which variables they use.
+        """
         return self._digest(number, lambda n: self.pieces[n].kind != STT_FUNC and _is_kept(self.pieces[n]))
 
     def _digest(self, root: int, is_leaf: Callable[[int], bool]) -> bytes:

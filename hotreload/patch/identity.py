@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What tells an added function or variable in the patches to come: the names that its source gives it."""
+"""Identify an added function or variable in the patches to come, by the names that its source gives it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hotreload.patch.model import Identity, UnitDiff
 
 
 def identities(units: Sequence[UnitDiff]) -> dict[Symbol, Identity]:
-    """The identity of all that is new and has a name."""
+    """Return the identity of everything that is new and has a name."""
     found: dict[Symbol, Identity] = {}
     for unit in units:
         users = _users(unit.diff.carried)
@@ -43,7 +43,10 @@ def identities(units: Sequence[UnitDiff]) -> dict[Symbol, Identity]:
 
 
 def _places(flags: Mapping[Identity, list[Symbol]]) -> dict[Symbol, Identity]:
-    """Several flags of one function, by the numbers that gcc deals out in the order of the source."""
+    """Return the identities of several flags of one function, ranked by their numbers.
+
+    gcc numbers them in the order of the source.
+    """
     return {
         symbol: replace(identity, place=(rank, len(symbols)))
         for identity, symbols in flags.items()
@@ -57,7 +60,7 @@ def _number(symbol: Symbol) -> int:
 
 
 def dormant(units: Sequence[UnitDiff]) -> frozenset[Identity]:
-    """The variables that the sources declare and no code uses."""
+    """Return the variables that the sources declare but no code uses."""
     return frozenset(
         Identity(unit.module, unit.source, (function,) if function else (), name)
         for unit in units
@@ -66,12 +69,12 @@ def dormant(units: Sequence[UnitDiff]) -> frozenset[Identity]:
 
 
 def can_be_told(symbol: Symbol) -> bool:
-    """Whether the source gives a symbol its name: gcc and macros make others up."""
+    """Return whether the source gives a symbol its name. Other names are made up by gcc and macros."""
     return not symbol.anonymous and not is_child(symbol) and not is_place_static(symbol)
 
 
 def _users(carried: Sequence[Symbol]) -> defaultdict[Symbol, set[Symbol]]:
-    """Which carried symbols refer to each symbol."""
+    """Return the carried symbols that refer to each symbol."""
     found: defaultdict[Symbol, set[Symbol]] = defaultdict(set)
     for symbol in carried:
         for relocation in symbol.relocations:
@@ -81,5 +84,5 @@ def _users(carried: Sequence[Symbol]) -> defaultdict[Symbol, set[Symbol]]:
 
 
 def _names(symbols: Iterable[Symbol]) -> tuple[str, ...]:
-    """The functions among them, as the source calls them."""
+    """Return the source names of the functions among these symbols, sorted."""
     return tuple(sorted({base_name(parent_name(s.name)) for s in symbols if s.is_function}))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""All that a patch may refer to: the exports, and the symbols of vmlinux and of each module."""
+"""Everything that a patch may refer to: the exports, and the symbols of vmlinux and of each module."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hotreload.patch.vmlinux_symbols import VmlinuxSymbols
 
 @dataclass(frozen=True, slots=True)
 class KernelSymbols:
-    """All that a patch may refer to: what is exported, and the symbols of the modules being patched."""
+    """Everything that a patch may refer to: the exports, and the symbols of the modules being patched."""
 
     exports: Mapping[str, Export]
     modules: Mapping[str, ObjectSymbols]
@@ -23,7 +23,7 @@ class KernelSymbols:
 def read_symbols(symvers: Iterable[Path], modules: Mapping[str, Path]) -> KernelSymbols:
     """Read the exports of the kernel and of modules built outside it.
 
-    ``modules``: the linked files of what may be patched, by name; each is read when it is asked for.
+    ``modules``: the linked files that may be patched, by name. Each is read on demand.
     """
     exports: dict[str, Export] = {}
     for path in symvers:
@@ -32,7 +32,7 @@ def read_symbols(symvers: Iterable[Path], modules: Mapping[str, Path]) -> Kernel
 
 
 class _ReadWhenAsked(Mapping[str, ObjectSymbols]):
-    """The symbols of each module; a kernel has thousands of them."""
+    """The symbols of each module, read on demand because a kernel has thousands of modules."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._files = files
@@ -55,7 +55,7 @@ def _read_symbols(name: str, file: Path) -> ObjectSymbols:
 
 
 def own_names(symbols: KernelSymbols | None, module: str) -> IsOwn:
-    """Whether a module defines a function of that name; those of vmlinux are the kernel's own."""
+    """Return a predicate: whether a module defines a function of that name. It is never true for vmlinux."""
     if symbols is None or module == VMLINUX or module not in symbols.modules:
         return nothing_own
     return lambda name: symbols.modules[module].has_global(name)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Code of earlier patches that the sources have no more, and that somebody may run. Pure.
+"""Find code of earlier patches that the sources no longer contain, and that somebody may run. Pure.
 
-A function that an edit added has its home in a patch module (homes.py), and whoever got its address there, a
-timer or an ops table, keeps it. Later patches redirect the home to the newest version. Where they cannot, the
-old code would run on: the function is gone, cannot be traced, or is called with other arguments now. Then the
-module has to go, and what it handed out with it. A function that only has another name keeps its home.
-The same holds for a table or variable that begins anew while the kernel has the address of the old one.
+A function that an edit added has its home in a patch module (homes.py). A timer or an ops table that got its
+address there keeps it. Later patches redirect the home to the newest version. Where they cannot, the old code
+would keep running: the function was removed, cannot be traced, or takes other arguments. Then the module has
+to be reloaded, which also removes the addresses that it handed out. The same applies to a table or variable
+that starts over while the kernel has the address of the old one. A function that was only renamed keeps its
+home.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ Homes = Mapping[Identity, Home]
 
 @dataclass(frozen=True, slots=True)
 class LeftBehind:
-    """``obstacles``: why old code would run on, by module; ``variables``: those that no code has now."""
+    """What a plan leaves behind.
+
+    ``obstacles``: why old code would keep running, each with its module. ``variables``: those whose address
+    the kernel may have, and that no code uses any more.
+    """
 
     obstacles: tuple[tuple[str, Obstacle], ...] = ()
     variables: tuple[Identity, ...] = ()
 
     def but_of(self, modules: frozenset[str]) -> LeftBehind:
-        """The same without what was added to these modules, which go."""
+        """Return this without what was added to these modules, which are unloaded."""
         return LeftBehind(
             tuple(each for each in self.obstacles if each[0] not in modules),
             tuple(each for each in self.variables if each.module not in modules),
@@ -40,16 +45,16 @@ class LeftBehind:
 
     @property
     def modules(self) -> frozenset[str]:
-        """Those to which the old code belongs."""
+        """The modules to which the old code belongs."""
         return frozenset(module for module, _ in self.obstacles)
 
 
 def left_behind(
     before: PatchPlan | None, known: Homes, now: PatchPlan | None, homes: Homes, settlement: Settlement
 ) -> LeftBehind:
-    """What of the plan ``before``, with its ``known`` homes, the next one has no more, or cannot redirect.
+    """Return what the plan ``before``, with its ``known`` homes, has that ``now`` drops or cannot redirect.
 
-    ``homes``: what that goes on with; ``settlement``: what came of it.
+    ``homes``: the homes that ``now`` starts from; ``settlement``: the settlement of ``now``.
     """
     there = {_place(homes[identity]) for _, identity in _identified(now) if identity in homes}
     held = [
@@ -65,7 +70,7 @@ def left_behind(
     ]
     dormant = now.dormant if now else frozenset()
     variables = tuple(i for piece, i in held if piece.kind != STT_FUNC and piece.escapes and i not in dormant)
-    # Whoever has the address of a table or variable goes on with the one before.
+    # Code that has the address of a table or variable keeps using the old one.
     shown = {i for piece, i in _identified(before) if piece.is_held or (i in known and known[i].is_held)}
     obstacles += [(i.module, _another(i)) for i in settlement.moved if i in shown]
     obstacles += [(i.module, _stale(i, "cannot be traced")) for i in settlement.stranded]
@@ -96,24 +101,24 @@ def _place(home: Home) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """Functions that have another name in a later plan: the new identity -> the one before."""
+    """Functions that have another name in a later plan: the new identity -> the old one."""
 
     of: Mapping[Identity, Identity] = field(default_factory=dict)
 
     def homes(self, homes: Homes) -> dict[Identity, Home]:
-        """The same homes, under the new names."""
+        """Return the same homes under the new names."""
         now = {old: new for new, old in self.of.items()}
         return {now.get(identity) or self._of_owners(identity): home for identity, home in homes.items()}
 
     def _of_owners(self, identity: Identity) -> Identity:
-        """A static local under the new names of its functions."""
+        """Return the identity of a static local with the new names of its functions."""
         names = {old.name: new.name for new, old in self.of.items() if old.key[:2] == identity.key[:2]}
         owners = tuple(sorted(names.get(name, name) for name in identity.owners))
         return replace(identity, owners=owners) if identity.owners else identity
 
 
 def renamed(before: PatchPlan | None, now: PatchPlan | None) -> Renamed:
-    """Which added functions of one plan go on under another name in the next one."""
+    """Return the added functions of one plan that continue under another name in the next one."""
     if before is None or now is None:
         return Renamed()
     ours, theirs = _functions(before), _functions(now)
@@ -130,7 +135,7 @@ def renamed(before: PatchPlan | None, now: PatchPlan | None) -> Renamed:
     def equal_prototypes(one: Identity, other: Identity) -> bool:
         return ours[one].type == theirs[other].type != ""
 
-    # One that keeps its name is the same one: whoever has it calls the newest of that name.
+    # A function that keeps its name is the same: code that has its address calls the newest of that name.
     found = Question(gone, new, equal_prototypes, same_code=Identity.__eq__).answer(steps)
     return Renamed({now: then for then, now in found.successors.items() if then in gone and now in new})
 
@@ -140,7 +145,7 @@ def _functions(plan: PatchPlan) -> dict[Identity, Piece]:
 
 
 class _Places:
-    """The pieces of a plan by what tells them in another one, and what they refer to."""
+    """The pieces of a plan and what they refer to, by keys that also hold in another plan."""
 
     def __init__(self, plan: PatchPlan, others: set[Identity]) -> None:
         """``others``: the functions that only one of the two plans has."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Whose definition of a weak symbol the linker took. Pure.
+"""Find out whose definition of a weak symbol the linker took. Pure.
 
-A linker keeps the sections of an object whole: what is beside a symbol in the object is as far from it in the
-module or in vmlinux, if the symbol is this object's. Another object's definition lies elsewhere.
+A linker keeps the sections of an object whole. If the symbol is this object's, its neighbours in the object
+are at the same distance in the module or in vmlinux. Another object's definition lies elsewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hotreload.patch.symbols import ObjectSymbols
 
 
 def is_linked_from(unit: UnitDiff, original: Symbol, module: ObjectSymbols) -> bool:
-    """Whether the one of ``module`` is that of ``unit``; False also where nothing is beside it."""
+    """Return whether the symbol in ``module`` is that of ``unit``. False if it has no known neighbour."""
     symbol = unit.running.symbol_of.get(original)
     here = module.place(symbol.name, None) if symbol is not None else None
     if symbol is None or here is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a plan is made from and of: units that differ; pieces, what they point at, and what else is done."""
+"""The input and the content of a plan: units that differ; pieces, their targets, and what else is done."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from hotreload.patch.symbols import SymbolPosition
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """An export of vmlinux, which the module loader resolves; ``namespace``: to be imported for it."""
+    """An export of vmlinux, which the module loader resolves.
+
+    ``namespace``: the symbol namespace that the module must import for it, if any.
+    """
 
     name: str
     crc: int
@@ -22,7 +25,7 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class PieceRef:
-    """A piece of this patch, by its number; ``kept``: its address may outlive the patch."""
+    """A reference to a piece of this patch by its number. ``kept``: its address may outlive the patch."""
 
     number: int
     kept: bool = False
@@ -30,11 +33,12 @@ class PieceRef:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What makes a function or variable that an edit added the same one in the next patch.
+    """What identifies an added function or variable in the patches to come.
 
-    ``owners``: the functions that use a static local themselves; empty for all else. ``shared``: several have
-    it, and nothing tells them apart. ``place``: which of how many flags of WARN_ON_ONCE() or the like its
-    owners have got from edits; with another number nobody knows which is which.
+    ``owners``: the functions that use a static local themselves; empty for everything else. ``shared``:
+    several symbols have this identity, and nothing tells them apart. ``place``: the rank of a flag of
+    WARN_ON_ONCE() or the like, and the number of such flags that edits added to its owners. If the number
+    changes, it is not known which flag is which.
     """
 
     module: str
@@ -46,13 +50,13 @@ class Identity:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What namesakes have in common, whoever owns them."""
+        """The part of the identity that namesakes share even if their owners differ."""
         return self.module, self.source, self.name
 
 
 @dataclass(frozen=True, slots=True)
 class Absolute:
-    """A place in the running kernel, known by its address."""
+    """A place in the running kernel, given by its address."""
 
     address: int
 
@@ -72,12 +76,12 @@ class PlannedRelocation:
 class Piece:
     """A stretch of an output section.
 
-    ``object``    whom its livepatch relocations wait for
-    ``owner``     of an entry of a special section: the number of the piece that it says something about
-    ``identity``  of what an edit added
-    ``type``      of that, where the object tells it
+    ``object``    the object that must be loaded before the piece's livepatch relocations are applied
+    ``owner``     for an entry of a special section: the number of the piece that the entry describes
+    ``identity``  for what an edit added
+    ``type``      the C type of that, if the object has it
     ``escapes``   whether the kernel may keep its address
-    ``is_held``   whether somebody does, as far as the address can be followed
+    ``is_held``   whether somebody does keep it, as far as the address can be followed
     """
 
     name: str
@@ -105,7 +109,7 @@ class KlpFunc:
 
 @dataclass(frozen=True, slots=True)
 class KlpObject:
-    """struct klp_object: the functions of a module, or of vmlinux where ``name`` is None."""
+    """struct klp_object: the functions of a module, or of vmlinux if ``name`` is None."""
 
     name: str | None
     funcs: tuple[KlpFunc, ...]
@@ -113,7 +117,7 @@ class KlpObject:
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """The address of a target, and so many bytes on."""
+    """The address of a target, plus ``addend`` bytes."""
 
     target: PlannedTarget
     addend: int
@@ -121,7 +125,10 @@ class Pointer:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A pointer to that text in the memory of the object, which only the guest can tell (found_texts.py)."""
+    """A pointer to that text in the memory of the object.
+
+    Only the guest knows its address (found_texts.py).
+    """
 
     text: bytes
 
@@ -131,11 +138,11 @@ Value = int | Pointer | Text
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A value of data that the running kernel holds: ``size`` bytes at ``place`` + ``offset``.
+    """A new value for data of the running kernel: ``size`` bytes at ``place`` + ``offset``.
 
-    ``object``: the module whose data it is; ``before``: what the guest booted with; ``name``: as C calls it.
-    ``group``: of those that are one value together, and stand together; 0: none. ``may_differ``: somebody may
-    have set another value, and that stays.
+    ``object``: the module that has the data. ``before``: the value that the guest booted with. ``name``: the
+    name in C. ``group``: the number that the adjacent parts of one value share; 0 for a value of one part.
+    ``may_differ``: somebody may have set another value, which then stays.
     """
 
     object: str
@@ -151,7 +158,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """A piece that the livepatch core calls with ``object``; ``kind``: a member of struct klp_callbacks."""
+    """A piece that the livepatch core calls with ``object``. ``kind`` is a member of struct klp_callbacks."""
 
     object: str
     kind: str
@@ -160,10 +167,11 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class PatchPlan:
-    """A whole patch. ``strings``: those that the kernel may keep the address of, told for people.
+    """A whole patch.
 
-    ``dormant``: variables that the sources declare, and that no code uses: they keep the values they have.
-    ``moved``: the names of those that went to another unit, and are where they were in the guest.
+    ``strings``: descriptions, for the user, of the strings and constants whose address the kernel may keep.
+    ``dormant``: variables that the sources declare but no code uses; they keep their values. ``moved``: the
+    names of variables that moved to another unit, and that stay where they were in the guest.
     """
 
     pieces: tuple[Piece, ...]
@@ -176,7 +184,10 @@ class PatchPlan:
 
     @property
     def changed_objects(self) -> frozenset[str]:
-        """The names of what it patches or writes to; vmlinux, which it need not name, may be missing."""
+        """The names of the objects that are patched or written to.
+
+        vmlinux may be missing, because it need not be named.
+        """
         return frozenset(
             name for name in (*(o.name for o in self.objects), *(w.object for w in self.writes)) if name
         )
@@ -184,8 +195,11 @@ class PatchPlan:
 
 @dataclass(frozen=True, slots=True)
 class UnitDiff:
-    """A unit's difference, and how the unit is found in the guest: the module that it is linked into, the
-    number of its block in that module's symbols, and what of its base object the guest runs."""
+    """The difference of a unit, and how to find the unit in the guest.
+
+    ``module``: the module that it is linked into. ``block``: the number of its block in that module's
+    symbols. ``running``: how the guest's code corresponds to the unit's base object.
+    """
 
     module: str
     source: str

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Write a patch module: the kernel's template with a plan's pieces added. Pure, and takes milliseconds.
+"""Write a patch module: the kernel's template with the pieces of a plan added. Pure; takes milliseconds.
 
-The template (glue.py) brings what the kernel's headers lay out: struct module, the code that builds struct
-klp_patch. What is added here, in the order of ``write_module``: the pieces and their relocations
-(assembly.py); the tables that the template's code reads (tables.py); the name, a build-id and the CRCs of
-what is imported. What has its home in an earlier patch is an address (homes.py).
+The template (glue.py) contains what depends on the kernel's headers: struct module, and the code that builds
+struct klp_patch. ``write_module`` adds, in this order: the pieces and their relocations (assembly.py); the
+tables that the template's code reads (tables.py); the CRCs of the imports, the name and a build-id. What has
+its home in an earlier patch is referred to by address (homes.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 NAME_PREFIX: Final = "hotreload_"
 TEXT: Final = ".text"
-# Of pr_debug() and its relatives; the agent keeps switched on what is.
+# The descriptors of pr_debug() and its relatives. The agent keeps a message switched on if it was.
 DESCRIPTORS: Final = "__dyndbg"
 
 
@@ -61,11 +61,11 @@ class Settler:
 
 @dataclass(frozen=True, slots=True)
 class LivePatch:
-    """A patch module, to be loaded as ``name``; ``keep_loaded``: why it must stay when it is replaced,
-    ``keep_for``: the objects for which it must.
+    """A patch module, to be loaded as ``name``.
 
-    ``settlers``: what will have its home there; ``writes``: values that it writes, and ``pointed_at``: where
-    it has what these point at; ``lookups``: how often the kernel looks for a symbol to load it;
+    ``keep_loaded``: why it must stay loaded when it is replaced; ``keep_for``: the objects for which it must.
+    ``settlers``: what will have its home there. ``writes``: the values that it writes; ``pointed_at``:
+    section and offset of what these point at. ``lookups``: how many symbols the kernel looks up to load it.
     ``debugs``: whether it has messages that can be switched on (pr_debug).
     """
 
@@ -82,14 +82,20 @@ class LivePatch:
 
     @property
     def sections_to_tell(self) -> tuple[str, ...]:
-        """The sections of the module whose addresses will be asked for: that of its code, for it may hang."""
+        """The sections of the module whose addresses are needed.
+
+        The code is always one of them, because it may hang, and the place where it does must be found.
+        """
         settled = [settler.section for settler in self.settlers.values()]
         pointed_at = (section for section, _ in self.pointed_at.values())
         debugging = (DESCRIPTORS,) if self.debugs else ()
         return tuple(dict.fromkeys((TEXT, *settled, *pointed_at, *debugging)))
 
     def written(self, sections: Mapping[str, int]) -> dict[Place, Written]:
-        """What stands written in the guest's data once this is live."""
+        """Return the values that are written in the guest's data when this patch is live.
+
+        ``sections``: the addresses of the module's sections.
+        """
 
         def address_of(value: Value) -> int | None:
             section, offset = self.pointed_at.get(value, ("", 0))
@@ -98,7 +104,7 @@ class LivePatch:
         return dict(written(self.writes, address_of))
 
     def homes(self, sections: Mapping[str, int]) -> dict[Identity, Home]:
-        """The homes of all that it has once it is loaded, with its ``sections`` at these addresses."""
+        """Return the homes after this patch is loaded with its ``sections`` at these addresses."""
         return dict(self.settlement.at_home) | {
             identity: Home(
                 self.name, sections[settler.section] + settler.offset, settler.symbol, settler.sympos,
@@ -109,12 +115,12 @@ class LivePatch:
         }  # fmt: skip
 
 
-# The kernel's own retry of a transition, and the patch that is in one (kernel/livepatch/transition.c).
+# The kernel's own retry of a transition, and the patch in transition (kernel/livepatch/transition.c).
 TRANSITION_SYMBOLS: Final = ("klp_transition_work", "klp_transition_patch")
 
 
 def read_glue(template: Path, unique: Collection[str]) -> ModuleGlue:
-    """Read a template. ``unique``: those of TRANSITION_SYMBOLS that the guest's kallsyms has just once."""
+    """Read a template. ``unique``: those of TRANSITION_SYMBOLS that are unique in the guest's kallsyms."""
     known = set(TRANSITION_SYMBOLS) <= set(unique)
     work, patch = (SymbolPosition(VMLINUX, name, 1) if known else None for name in TRANSITION_SYMBOLS)
     return ModuleGlue(template.read_bytes(), work, patch)
@@ -127,10 +133,12 @@ def write_module(
     homes: Mapping[Identity, Home] | None = None,
     live_writes: Mapping[Place, Written] | None = None,
 ) -> LivePatch:
-    """The module file of a plan. ``name``: at most 55 bytes, unique among the modules of the guest.
+    """Return the module file of a plan.
 
-    ``homes``: what earlier patches of the guest brought, and this one refers to where it is;
-    ``live_writes``: the values that the patch which is replaced wrote. Raises NotPatchableError (HR2103).
+    ``name``: at most 55 bytes, unique among the guest's modules. ``homes``: what earlier patches of the guest
+    brought; this patch refers to it there. ``live_writes``: the values that the replaced patch wrote.
+
+    Raises NotPatchableError (HR2103).
     """
     if len(name) >= NAME_LENGTH:
         raise ValueError(f"a module's name has at most {NAME_LENGTH - 1} bytes: {name}")
@@ -161,7 +169,10 @@ def write_module(
 
 
 def _lookups(module: ModuleFile, plan: PatchPlan) -> int:
-    """The kernel looks for each replaced function, and for the target of each livepatch relocation."""
+    """Return how many symbols the kernel looks up to load the patch.
+
+    It looks up each replaced function, and the target of each livepatch relocation.
+    """
     relocations = (each for section in module.sections.values() for each in section.livepatch.values())
     return sum(len(obj.funcs) for obj in plan.objects) + sum(map(len, relocations))
 
@@ -169,7 +180,7 @@ def _lookups(module: ModuleFile, plan: PatchPlan) -> int:
 def _with_all(
     objects: tuple[KlpObject, ...], redirected: tuple[KlpObject, ...], writes: tuple[PendingWrite, ...]
 ) -> tuple[KlpObject, ...]:
-    """The livepatch objects, those included of which only data goes back to what it was."""
+    """Return the livepatch objects, including those of which only data goes back to its old value."""
     known = {obj.name for obj in objects}
     others = {each.write.object for each in writes} - {VMLINUX if name is None else name for name in known}
     alone = (KlpObject(None if name == VMLINUX else name, ()) for name in sorted(others))
@@ -179,7 +190,10 @@ def _with_all(
 def _settlers(
     module: ModuleFile, pieces: tuple[Piece, ...], settlement: Settlement
 ) -> Iterator[tuple[Identity, Settler]]:
-    """What has its home here. Its sympos: the rank among all symbols of its name, locals first."""
+    """Yield what has its home here.
+
+    Its sympos is the rank among all symbols of its name, local ones first.
+    """
     ordered = sorted(module.symbols, key=lambda symbol: symbol.binding != STB_LOCAL)
     for number, meaning in settlement.settling.items():
         identity, place = pieces[number].identity, module.places[number]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Variables that went from one unit of a module to another, with the code that they belong to. Pure.
+"""Find variables that moved from one unit of a module to another with the code that uses them. Pure.
 
-A function that is moved to another file takes its static locals along, and variables of the file that it
-uses. They are the same variables: the guest has their values, at the place of before. That is certain where
-one unit has lost a variable and another one has a new one of the same name, type, first value and function;
-and, if no function declares it, where a function moved with it, or the first unit goes on to use it.
+A function that is moved to another file takes along its static locals, and file-scope variables that it uses.
+They are the same variables: the guest has their values, at the old place. This is certain if one unit has
+lost a variable and another unit has a new one of the same name, type, initial value and function. If no
+function declares it, a function must also have moved with it, or the first unit must still use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hotreload.patch.model import UnitDiff
 
 
 def moved_variables(units: Sequence[UnitDiff]) -> dict[Symbol, tuple[UnitDiff, Symbol]]:
-    """Each new variable that another unit has had, with that unit and what it is there."""
+    """Return each new variable that another unit had before, with that unit and its symbol there."""
     lost, come = defaultdict(list), defaultdict(list)
     for unit in units:
         for declared, symbol in unit.diff.lost.items():
@@ -41,7 +41,7 @@ def _begin_alike(one: Symbol, other: Symbol) -> bool:
 
 
 def _own_places(symbol: Symbol) -> list[tuple[int, int, int]] | None:
-    """Where a variable points at itself, as an empty list does; None: it points elsewhere, too."""
+    """Return where a variable points at itself, as an empty list does; None if it also points elsewhere."""
 
     def is_own(relocation: Relocation) -> bool:
         return relocation.target == SymbolRef(symbol)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Functions of vmlinux in which some task stands for ever, so that no transition away from them ends.
+"""Functions of vmlinux that some task never leaves, so that no transition away from them ends.
 
-A task changes over to a patch when none of the replaced functions is on its stack, and kernel threads are not
-sent signals (kernel/livepatch/transition.c). Whoever sleeps stands in schedule(); an idle kernel thread also
-in its main loop. Worse than a patch that does not get through: tasks that have changed over sleep in the new
-function, so that it cannot be taken back either, and every later patch waits for it.
+A task switches to a patch when none of the replaced functions is on its stack. Kernel threads are not sent
+signals (kernel/livepatch/transition.c). A sleeping task is in schedule(); an idle kernel thread is also in
+its main loop. This is worse than a patch that does not get through: tasks that have switched sleep in the new
+function, so it cannot be taken back either, and every later patch waits for it.
 """
 
 from __future__ import annotations

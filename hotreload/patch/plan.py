@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""What a patch carries: pieces of code and data, and where each of their relocations points. Pure.
+"""Plan what a patch carries: pieces of code and data, and the target of each of their relocations. Pure.
 
-Which relocation is which:
+There are two kinds of relocations:
 
-    to what travels in the patch, to strings, to exports of vmlinux       ordinary
+    to what the patch carries, to strings, to exports of vmlinux          ordinary
     to what only the patched module knows, to exports of other modules    livepatch (applied when that
-                                                                          module is there; pins nothing)
+                                                                          module is loaded; pins nothing)
 
-An address of a changed function that is taken, not called, stays the *original's*: it may be stored
-and used after the patch is gone (kpatch issue 755), and must compare equal to what is stored already.
-What the patch itself adds has no original. Its *identity* tells it in the patches to come (homes.py).
+Where code takes the address of a changed function instead of calling it, it gets the *original's* address.
+The address may be stored and used after the patch is gone (kpatch issue 755), and it must compare equal to
+what is stored already. What the patch itself adds has no original. Later patches recognize it by its
+*identity* (homes.py).
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ from hotreload.patch.moved import moved_variables
 from hotreload.patch.never_left import NEVER_LEFT
 from hotreload.patch.symbols import VMLINUX, SymbolPosition
 
-# A module's struct module (scripts/mod/modpost.c).
+# The symbol of a module's struct module (scripts/mod/modpost.c).
 THIS_MODULE = "__this_module"
 
 
@@ -96,16 +97,17 @@ class _Planner:
     strings: list[str] = field(default_factory=list)
     escaped: set[Symbol] = field(default_factory=set)
     held: set[Symbol] = field(default_factory=set)
-    looked_up: dict[Symbol, frozenset[int]] = field(default_factory=dict)  # by the patched table
+    looked_up: dict[Symbol, frozenset[int]] = field(default_factory=dict)  # by patched table
     identities: Mapping[Symbol, Identity] = field(default_factory=dict)
     numbers: dict[Symbol, int] = field(default_factory=dict)  # a carried symbol -> its piece
     globals: dict[tuple[str, str], Symbol] = field(default_factory=dict)  # (module, name) -> carried symbol
-    exported: dict[str, tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # names that are exported now
-    renamed: dict[tuple[str, str], tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # as globals
+    exported: dict[str, tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # names that an edit exports
+    # (module, name) -> the unit and its symbol
+    renamed: dict[tuple[str, str], tuple[UnitDiff, Symbol]] = field(default_factory=dict)
     unit_of: dict[Symbol, UnitDiff] = field(default_factory=dict)
-    moved: Mapping[Symbol, tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # as moved_variables
-    escapes: dict[int, Escapes] = field(default_factory=dict)  # by id() of a unit
-    at_work: UnitDiff | None = None  # whom an obstacle is blamed on
+    moved: Mapping[Symbol, tuple[UnitDiff, Symbol]] = field(default_factory=dict)  # from moved_variables()
+    escapes: dict[int, Escapes] = field(default_factory=dict)  # keyed by id() of a unit
+    at_work: UnitDiff | None = None  # the unit that obstacles are reported for
 
     def __post_init__(self) -> None:
         self.moved = moved_variables(self.units)
@@ -131,7 +133,7 @@ class _Planner:
         self.identities = identities(self.units)
 
     def pieces(self) -> Iterator[Piece]:
-        """First the carried symbols, in the order of ``numbers``; then entries of special sections."""
+        """Yield the carried symbols in the order of ``numbers``, then the entries of special sections."""
         for symbol in self.numbers:
             yield self._piece(symbol)
         number = len(self.numbers)
@@ -159,13 +161,14 @@ class _Planner:
                     if position is not None:
                         self._refuse_never_left(unit, position.name)
                         funcs.append(KlpFunc(position.name, position.sympos, self.numbers[twins.patched]))
-            # The kernel applies livepatch relocations of what travels for a module with its object.
+            # The kernel applies a module's livepatch relocations with its klp_object, so carried pieces need
+            # one.
             travels = module != VMLINUX and any(self.unit_of[s].module == module for s in self.numbers)
             if funcs or travels or any(_has_other(u.diff) for u in self.units if u.module == module):
                 yield KlpObject(None if module == VMLINUX else module, tuple(funcs))
 
     def writes(self) -> Iterator[Write]:
-        """What is written where it is, by module and then in the order of the units."""
+        """Yield the values to write in place, unit by unit."""
         groups = count(1)
         for unit in self.units:
             self.at_work = unit
@@ -181,7 +184,7 @@ class _Planner:
                 yield write
 
     def _exit_write(self, unit: UnitDiff, exit: Twins) -> Write | None:
-        """The kernel finds a module's exit function in struct module."""
+        """Return the write to struct module, where the kernel finds a module's exit function."""
         module = self.symbols.modules[unit.module]
         offset, place = module.exit_pointer(), module.position(THIS_MODULE, None)
         before = self._original(unit, exit.original, is_replaced=True)
@@ -207,7 +210,7 @@ class _Planner:
             yield Write(unit.module, at, offset, size, before, after, told, group, rewrite.is_parameter)
 
     def _value_before(self, unit: UnitDiff, variable: Symbol, offset: int, size: int) -> Value:
-        """A value of the running kernel. What it points at is the original's."""
+        """Return a value as the running kernel has it. A pointer points at the original symbol."""
         relocation = _relocation_at(variable, offset)
         if relocation is None:
             return int.from_bytes(variable.content[offset : offset + size], "little")
@@ -222,7 +225,7 @@ class _Planner:
         return Pointer(position or self._undefined(unit, None, relocation, symbol), relocation.addend)
 
     def _value_after(self, unit: UnitDiff, rewrite: Rewrite, offset: int, size: int) -> Value | None:
-        """None: a pointer that is to be what it was."""
+        """Return the new value; None for a pointer that stays the same."""
         relocation = _relocation_at(rewrite.patched, offset)
         if relocation is None:
             return int.from_bytes(rewrite.patched.content[offset : offset + size], "little")
@@ -245,7 +248,7 @@ class _Planner:
             *(self._relocation(unit, symbol, relocation) for relocation in own),
             *(self._planned(relocation, self._target(unit, None, relocation)) for relocation in behind),
         )
-        # A symbol in the middle of a section has its own place's alignment, at most its section's.
+        # A symbol in the middle of a section is aligned as its offset is, but at most as the section.
         align = gcd(section.align, symbol.value) if symbol.value else section.align
         return Piece(
             symbol.name,
@@ -260,7 +263,10 @@ class _Planner:
         )
 
     def _refuse_second(self, unit: UnitDiff, symbol: Symbol) -> None:
-        """Two definitions of one name: each file would use its own, where a linker says no."""
+        """Refuse a second definition of a name.
+
+        A linker would refuse it, too; here each file would use its own.
+        """
         other = self.globals.get((unit.module, symbol.name))
         if other is not None and STB_WEAK not in (symbol.binding, other.binding):
             files = f"{Path(self.unit_of[other].source).name} and {Path(unit.source).name}"
@@ -270,7 +276,10 @@ class _Planner:
             )
 
     def _refuse_moved(self, unit: UnitDiff, symbol: Symbol) -> None:
-        """What is new in this file but was in another one: who is not in the patch goes on to use that."""
+        """Refuse a symbol that is new in this file, but that the module has from another file.
+
+        Code that is not in the patch would keep using that one.
+        """
         module = self.symbols.modules[unit.module]
         if symbol not in unit.diff.original_of and not symbol.is_local and module.has_global(symbol.name):
             message = f"{symbol.name} moved here from another file of module {unit.module}"
@@ -283,7 +292,7 @@ class _Planner:
         relocations: list[PlannedRelocation] = []
         for relocation in entry.relocations:
             if entry.replacement is not None and relocation is entry.relocations[1]:
-                # The replacement travels as the piece before its entry.
+                # The replacement is carried as the piece before its entry.
                 content, inner = entry.replacement
                 moved = tuple(self._entry_relocation(unit, place, one) for one in inner)
                 yield Piece("", 0, REPLACEMENTS, 1, content, moved, unit.module)
@@ -308,7 +317,11 @@ class _Planner:
         return self._planned(relocation, target)
 
     def _entry_relocation(self, unit: UnitDiff, place: str, relocation: Relocation) -> PlannedRelocation:
-        """As another, but the kernel reads entries before it applies a module's livepatch relocations."""
+        """Plan a relocation of an entry.
+
+        Unlike other relocations, it cannot be a livepatch one of a module, because the kernel reads the
+        entries before it applies these.
+        """
         target = self._target(unit, None, relocation)
         if isinstance(target, SymbolPosition) and unit.module != VMLINUX:
             message = f"{place} needs {target.name} of module {target.object} before the kernel can find it"
@@ -343,7 +356,7 @@ class _Planner:
                     self._note_address(unit, symbol, holder, relocation)
                     kept = symbol.is_function and points_at_start(holder, relocation)
                     return PieceRef(self.numbers[symbol], kept)
-                # A place inside of a function (a switch's table, a computed goto) is the new function's.
+                # A place inside a function (for a switch table or a computed goto) is in the new function.
                 if symbol.is_function and points_at_start(holder, relocation):
                     return self._original_or_refuse(unit, original)
             return PieceRef(self.numbers[symbol])
@@ -368,7 +381,7 @@ class _Planner:
             if position is not None:
                 return position
         if symbol.name in self.exported:
-            # The kernel will not know of this export; whoever is in the same patch does.
+            # The kernel does not know this export, but code in the same patch can refer to it.
             exporter, found = self.exported[symbol.name]
             return self._defined(exporter, holder, relocation, found)
         export = self.symbols.exports.get(symbol.name)
@@ -394,9 +407,9 @@ class _Planner:
     def _original(
         self, unit: UnitDiff, original: Symbol, *, is_replaced: bool = False
     ) -> SymbolPosition | None:
-        """Where the running kernel has a symbol of the original object.
+        """Return where the running kernel has a symbol of the original object, or refuse the edit.
 
-        Who refers to a weak one means whatever the linker took for it, of any size.
+        A reference to a weak symbol means the definition that the linker chose, of any size.
         """
         module = self.symbols.modules[unit.module]
         running = unit.running.symbol_of.get(original)
@@ -420,7 +433,10 @@ class _Planner:
         )
 
     def _refuse_copies(self, unit: UnitDiff, original: Symbol) -> None:
-        """What the guest has of another function may hold this one, where our base object calls it."""
+        """Refuse a function that other functions of the guest may contain a copy of.
+
+        In our base object they call it, but the guest's code differs.
+        """
         replaced = {twins.original for twins in unit.diff.changed}
         for holder in sorted(
             unit.running.holders.get(original, frozenset()) - replaced, key=lambda s: s.name
@@ -430,7 +446,10 @@ class _Planner:
             self._refuse("HR3101", original.name, message, hint)
 
     def _refuse_freed(self, unit: UnitDiff, holder: Symbol, target: SymbolPosition) -> None:
-        """Whoever referred to init code before the edit knows when; a new reference comes after boot."""
+        """Refuse a new reference to init code, which is freed after boot.
+
+        A holder that referred to it before the edit is taken to use it in time.
+        """
         original = unit.diff.original_of.get(holder)
         known = (
             {r.target.symbol.name for r in original.relocations if isinstance(r.target, SymbolRef)}
@@ -442,7 +461,7 @@ class _Planner:
             self._refuse("HR2201", holder.name, message, "use what is there after boot")
 
     def _refuse_weak(self, unit: UnitDiff, original: Symbol, patched: Symbol, code: str) -> None:
-        """Another file's function or variable of the same name may have taken a weak one's place."""
+        """Refuse a weak symbol if another file may define the function or variable that is in use."""
         if STB_WEAK not in (original.binding, patched.binding):
             return
         module = self.symbols.modules[unit.module]
@@ -456,7 +475,7 @@ class _Planner:
             self._refuse("HR2210", name, f"{name} cannot be replaced while it runs: {NEVER_LEFT[name]}", hint)
 
     def _note_address(self, unit: UnitDiff, symbol: Symbol, holder: Symbol, relocation: Relocation) -> None:
-        """The kernel may keep the address of something new: its module must stay when it is replaced."""
+        """Note that the kernel may keep the address of something new: its module must then stay loaded."""
         if is_child(symbol) or (is_place_static(symbol) and not is_constant(symbol)):
             return  # nobody keeps the address of cold code; a lock class or a rate limit goes with its module
         is_content = symbol.anonymous or is_constant(symbol)
@@ -467,14 +486,14 @@ class _Planner:
             self.escaped.add(symbol)
 
     def _is_looked_up(self, holder: Symbol, relocation: Relocation) -> bool:
-        """Whether the kernel looks there at each call, so that nobody has what stood there before."""
+        """Return whether the kernel looks at this place at each call, so that nobody keeps its old value."""
         return relocation.offset in self.looked_up.get(holder, ())
 
     def _escapes(self, unit: UnitDiff, holder: Symbol, relocation: Relocation) -> bool:
         return self._escapes_of(unit).escapes(holder, relocation)
 
     def _is_held(self, unit: UnitDiff, holder: Symbol, relocation: Relocation) -> bool:
-        """Whether somebody keeps an address who does not begin anew together with what is there."""
+        """Return whether something keeps an address that does not start over together with its target."""
         if holder.is_object and not is_constant(holder) and holder in self.numbers:
             return self._escapes_of(unit).is_shown(holder)
         return self._escapes(unit, holder, relocation)
@@ -490,7 +509,7 @@ class _Planner:
 
 
 def _has_other(diff: ObjectDiff) -> bool:
-    """Does a patch more for this unit than to redirect functions?"""
+    """Return whether a patch does more for this unit than redirect functions."""
     return bool(diff.rewrites or diff.callbacks or diff.exit)
 
 
@@ -499,7 +518,7 @@ def _relocation_at(symbol: Symbol, offset: int) -> Relocation | None:
 
 
 def _output_section(symbol: Symbol) -> str:
-    """The section of the patch module for a carried symbol: few sections load faster than many."""
+    """Return the section of the patch module for a carried symbol. Few sections load faster than many."""
     section = symbol.section
     assert section is not None
     if section.name in LOADED:

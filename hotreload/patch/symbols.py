@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Which names the running kernel knows, and how a patch refers to them: exports with CRCs, and sympos.
+"""The names that the running kernel knows, and how a patch refers to them: exports with CRCs, and sympos.
 
-The livepatch core finds a symbol by object, name and ``sympos``: its rank, from 1 on, among all of that name
-that kallsyms shows of that object, in the order of the module's symbol table (kernel/livepatch/core.c,
-klp_find_object_symbol). A sympos of 0 asks that the name be unique; to see that, 6.1 walks all symbols of the
-kernel, 27 ms each time in an emulated guest, so the rank is written also where it is 1.
+The livepatch core finds a symbol by object, name and ``sympos``: its rank, counted from 1, among all symbols
+of that name that kallsyms shows for that object, in the order of the module's symbol table
+(kernel/livepatch/core.c, klp_find_object_symbol). A sympos of 0 requires the name to be unique. To check
+that, 6.1 walks all symbols of the kernel, which takes 27 ms each time in an emulated guest, so the rank is
+written even if it is 1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ VMLINUX = "vmlinux"
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A line of Module.symvers: who exports a symbol, the CRC of its prototype, and its namespace if any."""
+    """A line of Module.symvers: the exporting module, the CRC of the prototype, and the namespace if any."""
 
     crc: int
     module: str
@@ -31,7 +32,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class SymbolPosition:
-    """A symbol of a loaded object, as ``.klp.sym.OBJECT.NAME,SYMPOS`` names it."""
+    """A symbol of a loaded object, as in ``.klp.sym.OBJECT.NAME,SYMPOS``."""
 
     object: str
     name: str
@@ -39,7 +40,10 @@ class SymbolPosition:
 
 
 def read_symvers(path: Path) -> dict[str, Export]:
-    """Parse a Module.symvers, ``CRC NAME MODULE EXPORT_TYPE [NAMESPACE]`` between tabs. Raises InputError."""
+    """Parse a Module.symvers: ``CRC NAME MODULE EXPORT_TYPE [NAMESPACE]``, separated by tabs.
+
+    Returns the exports by name. Raises InputError.
+    """
     exports = {}
     try:
         for line in path.read_text().splitlines():
@@ -53,12 +57,12 @@ def read_symvers(path: Path) -> dict[str, Export]:
 
 
 def module_name(path: str) -> str:
-    """The name under which the kernel knows a module's file: ``drivers/net/e-1.ko`` -> ``e_1``."""
+    """Return the kernel's name for a module's file: ``drivers/net/e-1.ko`` -> ``e_1``."""
     return Path(path).name.removesuffix(".ko").removesuffix(".o").replace("-", "_")
 
 
 class ObjectSymbols(Protocol):
-    """What kallsyms shows of one object: ModuleSymbols, or vmlinux_symbols.VmlinuxSymbols."""
+    """The symbols of one object that kallsyms shows: ModuleSymbols, or vmlinux_symbols.VmlinuxSymbols."""
 
     def block_of(self, source: str, nth: int) -> int | None: ...
     def position(self, name: str, block: int | None, size: int | None = None) -> SymbolPosition | None: ...
@@ -77,10 +81,10 @@ class _Entry:
 
 
 class ModuleSymbols:
-    """What kallsyms shows of one loaded module, from the symbol table of its .ko file."""
+    """The symbols of one loaded module that kallsyms shows, from the symbol table of its .ko file."""
 
     def __init__(self, name: str, ko: Path) -> None:
-        """Raises InputError (HR1009) when ``ko`` is not a module."""
+        """Read the file. Raises InputError (HR1009) if ``ko`` is not a module."""
         self.name = name
         self.files: list[str] = []
         self._exit_pointer: int | None = None
@@ -120,14 +124,17 @@ class ModuleSymbols:
         self._entries[symbol.name].append(entry)
 
     def block_of(self, source: str, nth: int) -> int | None:
-        """The number of the ``nth`` unit (from 0) that was compiled from a file of that name."""
+        """Return the block of the ``nth`` unit (from 0) that was compiled from a file of that name.
+
+        None if there is no such unit.
+        """
         blocks = [number for number, name in enumerate(self.files) if name == source]
         return blocks[nth] if nth < len(blocks) else None
 
     def position(self, name: str, block: int | None, size: int | None = None) -> SymbolPosition | None:
-        """The local symbol of that name in the unit of that block; the global one where ``block`` is None.
+        """Return the local symbol of that name in a unit's block, or the global one if ``block`` is None.
 
-        None when there is no such symbol, or when it has another ``size`` than the one that is meant.
+        None if there is no such symbol, or if its size is not ``size``.
         """
         entries = self._entries.get(name, [])
         wanted = [i for i, entry in enumerate(entries) if entry.block == (-1 if block is None else block)]
@@ -136,7 +143,7 @@ class ModuleSymbols:
         return SymbolPosition(self.name, name, wanted[0] + 1)
 
     def place(self, name: str, block: int | None) -> tuple[int, int] | None:
-        """The section of the same symbol, and where it is in that."""
+        """Return the section number of the symbol that ``position`` finds, and its offset in that section."""
         entries = [e for e in self._entries.get(name, ()) if e.block == (-1 if block is None else block)]
         return (entries[0].section, entries[0].value) if len(entries) == 1 else None
 
@@ -144,16 +151,19 @@ class ModuleSymbols:
         return any(entry.block == -1 for entry in self._entries.get(name, ()))
 
     def exit_pointer(self) -> int | None:
-        """Where in its struct module the address of the exit function is; None: it has none."""
+        """Return the offset of the exit function's address in struct module; None if there is none."""
         return self._exit_pointer
 
     def is_freed(self, _position: SymbolPosition) -> bool:
-        """What a module frees after its start is not shown at all."""
+        """Return False: kallsyms does not show what a module frees after its init."""
         return False
 
 
 def _exit_pointer(elf: Any, symbols: Any) -> int | None:
-    """struct module has another layout in each configuration; that the linker fills it in tells the place."""
+    """Return the offset of the exit pointer in struct module.
+
+    The layout depends on the configuration, but the relocation for the pointer tells the place.
+    """
     section = elf.get_section_by_name(".rela.gnu.linkonce.this_module")
     for relocation in section.iter_relocations() if section is not None else ():
         if symbols.get_symbol(relocation["r_info_sym"]).name == "cleanup_module":
@@ -162,5 +172,8 @@ def _exit_pointer(elf: Any, symbols: Any) -> int | None:
 
 
 def _is_shown(section: Any) -> bool:
-    """is_core_symbol() of kernel/module/kallsyms.c with KALLSYMS_ALL: allocated, and not freed after init."""
+    """Return what is_core_symbol() of kernel/module/kallsyms.c says with KALLSYMS_ALL.
+
+    That is: allocated, and not freed after init.
+    """
     return bool(section["sh_flags"] & SHF_ALLOC) and not section.name.startswith(".init")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The tables that the template's code reads (csource/): functions, values to write, callbacks."""
+"""The tables that the template's code (csource/) reads: functions, values to write, callbacks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from hotreload.patch.writes import PendingWrite
 
 @dataclass(frozen=True, slots=True)
 class ModuleGlue:
-    """The template of a kernel, and where that kernel keeps what finishes a transition (None: unknown)."""
+    """The template for a kernel, and where that kernel keeps what finishes a transition (None: unknown)."""
 
     template: bytes
     transition_work: SymbolPosition | None
@@ -58,7 +58,7 @@ class ModuleGlue:
 
 
 def add_functions(module: ModuleFile, objects: Iterable[KlpObject]) -> None:
-    """The functions that are replaced, by object; an object without any has an entry of its own."""
+    """Add the functions that are replaced, by object. An object without any gets an entry of its own."""
     funcs = module.section(".hotreload.funcs")
     count = 0
     for obj in objects:
@@ -75,7 +75,7 @@ def add_functions(module: ModuleFile, objects: Iterable[KlpObject]) -> None:
 
 
 def add_transition(module: ModuleFile, glue: ModuleGlue) -> None:
-    """Where the kernel keeps what finishes a transition."""
+    """Add where the kernel keeps what finishes a transition."""
     table = module.sections[TABLE_SECTION]
     for offset, position in (
         (TABLE_TRANSITION_WORK, glue.transition_work),
@@ -87,7 +87,7 @@ def add_transition(module: ModuleFile, glue: ModuleGlue) -> None:
 
 
 def _hang_in(module: ModuleFile, array: OutputSection, at: int, count_at: int, count: int) -> None:
-    """Let the table point at an array of so many entries."""
+    """Make the table point at an array of ``count`` entries."""
     table = module.sections[TABLE_SECTION]
     struct.pack_into("<Q", table.data, count_at, count)
     _point(PlacedAt(table, 0), at, (module.section_symbol(array), 0))
@@ -99,7 +99,7 @@ def _point(place: PlacedAt, offset: int, to: tuple[OutputSymbol, int]) -> None:
 
 
 def _point_at_object(module: ModuleFile, place: PlacedAt, offset: int, name: str | None) -> None:
-    """Name a module; NULL stands for vmlinux."""
+    """Point at the name of a module. For vmlinux, the pointer stays NULL."""
     if name not in (None, VMLINUX):
         _point(place, offset, _text(module, str(name)))
 
@@ -109,7 +109,7 @@ def _text(module: ModuleFile, text: str) -> tuple[OutputSymbol, int]:
 
 
 def add_writes(module: ModuleFile, writes: tuple[PendingWrite, ...]) -> None:
-    """Values that are written where they are."""
+    """Add the values that are written in place."""
     if not writes:
         return
     section = module.section(".hotreload.writes")
@@ -130,7 +130,7 @@ def add_writes(module: ModuleFile, writes: tuple[PendingWrite, ...]) -> None:
 
 
 def add_callbacks(module: ModuleFile, callbacks: tuple[Callback, ...]) -> None:
-    """What the author wants called with an object."""
+    """Add the functions that the author wants called with an object."""
     if not callbacks:
         return
     section = module.section(".hotreload.callbacks")
@@ -153,7 +153,7 @@ def _put_value(module: ModuleFile, place: PlacedAt, offset: int, value: Value, o
 def pointed_at(
     module: ModuleFile, writes: tuple[PendingWrite, ...]
 ) -> Iterator[tuple[Value, tuple[str, int]]]:
-    """Where in this module the targets of written pointers are."""
+    """Yield where in this module the targets of written pointers are: the value, then section and offset."""
     for each in writes:
         if isinstance(each.value, Pointer) and isinstance(each.value.target, PieceRef | StringRef):
             symbol, addend = module.resolve(each.value.target)

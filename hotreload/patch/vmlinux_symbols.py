@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What kallsyms shows of vmlinux, and where: from the symbol table of the file that was linked last.
+"""The symbols of vmlinux that kallsyms shows, from the symbol table of the file that was linked last.
 
-A name's ``sympos`` is its rank by address among all of that name (klp_find_object_symbol() walks
-kallsyms, which scripts/kallsyms.c sorts by address); never by the order of the symbol table, for the linker
-script puts .text.unlikely, .sched.text and the like in places of their own. A kernel has 100,000 symbols,
-so the table is read as numbers, and a name is looked up by its bytes when it is asked for: 0.1 s.
+The ``sympos`` of a name is its rank by address among all symbols of that name (klp_find_object_symbol() walks
+kallsyms, which scripts/kallsyms.c sorts by address). It is not the rank in the symbol table, because the
+linker script puts .text.unlikely, .sched.text and the like in places of their own. A kernel has 100,000
+symbols. To take only 0.1 s, the table is read as numbers, and a name is looked up by its bytes on demand.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from hotreload.errors import InputError
 from hotreload.patch.symbols import VMLINUX, SymbolPosition
 
 _SYMBOL: Final = struct.Struct("<IBBHQQ")  # Elf64_Sym
-# scripts/mksysmap and is_ignored_symbol() of scripts/kallsyms.c leave these out; of absolute symbols, too,
-# there are none (x86-64).
+# scripts/mksysmap and is_ignored_symbol() of scripts/kallsyms.c leave these out, and absolute symbols, too
+# (x86-64).
 _HIDDEN: Final = re.compile(
     rb"\$|\.L|L0$|__(?:crc|kstrtab|kstrtabns|efistub|kcfi_typeid)_|__pi_\.L|__kvm_nvhe_[$.]"
     rb"|kallsyms_(?:addresses|offsets|relative_base|num_syms|names|markers|token_table|token_index"
@@ -44,18 +44,19 @@ class VmlinuxSymbol:
 
 
 class VmlinuxSymbols:
-    """The symbols of a linked vmlinux; what ModuleSymbols is for a module."""
+    """The symbols of a linked vmlinux, with the interface of ModuleSymbols."""
 
     name = VMLINUX
 
     def __init__(self, vmlinux: Path) -> None:
-        """Raises InputError (HR1009) when ``vmlinux`` is no linked kernel with symbols."""
+        """Read the file. Raises InputError (HR1009) if ``vmlinux`` is not a linked kernel with symbols."""
         self.files: list[str] = []
-        self._first_of_block: list[int] = []  # the number of the first symbol behind each STT_FILE
+        self._first_of_block: list[int] = []  # the number of the first symbol after each STT_FILE
         self._table, self._names = _read_tables(vmlinux)
-        self._only: dict[bytes, int] = {}  # the number of the first symbol of a name
-        self._others: dict[bytes, list[int]] = defaultdict(list)  # and those of the others
-        self._functions: dict[int, int] | None = None  # where one starts -> where its name is
+        self._only: dict[bytes, int] = {}  # name -> the number of its first symbol
+        # name -> the numbers of its other symbols
+        self._others: dict[bytes, list[int]] = defaultdict(list)
+        self._functions: dict[int, int] | None = None  # start address -> offset of its name
         self._take_stock()
 
     def _take_stock(self) -> None:
@@ -71,16 +72,16 @@ class VmlinuxSymbols:
                     self._others[name].append(number)
 
     def block_of(self, source: str, nth: int) -> int | None:
-        """The number of the ``nth`` unit (from 0) in the link's order compiled from a file of that name."""
+        """Return the block of the ``nth`` unit (from 0, in link order) compiled from a file of that name."""
         blocks = [number for number, name in enumerate(self.files) if name == source]
         return blocks[nth] if nth < len(blocks) else None
 
     def named(self, name: str) -> list[VmlinuxSymbol]:
-        """All that kallsyms shows under a name, in the order of kallsyms."""
+        """Return all symbols that kallsyms shows under a name, in the order of kallsyms."""
         return [] if _HIDDEN.match(_bytes(name)) else self._all(name)
 
     def hidden(self, name: str) -> int | None:
-        """The address of a global symbol that kallsyms does not show: its own tables, above all."""
+        """Return the address of a global symbol that kallsyms does not show, such as its own tables."""
         found = [symbol.address for symbol in self._all(name) if symbol.block == -1]
         return found[0] if len(found) == 1 and _HIDDEN.match(_bytes(name)) else None
 
@@ -93,16 +94,16 @@ class VmlinuxSymbols:
         return sorted(found, key=lambda symbol: symbol.address)
 
     def find(self, name: str, block: int | None, size: int | None = None) -> VmlinuxSymbol | None:
-        """The local symbol of that name in a unit's block; the global one where ``block`` is None.
+        """Return the local symbol of that name in a unit's block, or the global one if ``block`` is None.
 
-        None when there is no such symbol, or when it has another ``size`` than the one that is meant.
+        None if there is no such symbol, or if its size is not ``size``.
         """
         wanted = -1 if block is None else block
         found = [symbol for symbol in self.named(name) if symbol.block == wanted]
         return found[0] if len(found) == 1 and size in (None, found[0].size) else None
 
     def position(self, name: str, block: int | None, size: int | None = None) -> SymbolPosition | None:
-        """The same, as a livepatch names it."""
+        """Return the same symbol in the form in which a livepatch names it."""
         symbol = self.find(name, block, size)
         if symbol is None:
             return None
@@ -110,7 +111,7 @@ class VmlinuxSymbols:
         return SymbolPosition(VMLINUX, name, rank + 1)
 
     def place(self, name: str, block: int | None) -> tuple[int, int] | None:
-        """Where the same symbol is: all of vmlinux counts as one section."""
+        """Return the section and address of the same symbol. All of vmlinux counts as section 0."""
         symbol = self.find(name, block)
         return (0, symbol.address) if symbol is not None else None
 
@@ -118,17 +119,20 @@ class VmlinuxSymbols:
         return any(symbol.block == -1 for symbol in self.named(name))
 
     def is_freed(self, position: SymbolPosition) -> bool:
-        """Was its memory given back after boot (free_initmem())? kallsyms goes on to show it."""
+        """Return whether its memory was freed after boot (free_initmem()). kallsyms still shows it."""
         begin, end = (self.find(name, None) for name in ("__init_begin", "__init_end"))
         address = self.named(position.name)[position.sympos - 1].address
         return begin is not None and end is not None and begin.address <= address < end.address
 
     def exit_pointer(self) -> int | None:
-        """vmlinux is no module."""
+        """Return None, because vmlinux is not a module."""
         return None
 
     def function_at(self, address: int) -> str | None:
-        """The name of a function that starts at an address; of several the first in the table."""
+        """Return the name of the function that starts at an address.
+
+        If there are several, it is the first in the table.
+        """
         if self._functions is None:
             self._functions = {}
             for at, info, _other, where, value, _size in _SYMBOL.iter_unpack(self._table):
@@ -153,7 +157,7 @@ def _text(names: bytes, at: int) -> bytes:
 
 
 def _read_tables(vmlinux: Path) -> tuple[bytes, bytes]:
-    """The raw .symtab and its .strtab."""
+    """Return the raw .symtab and its .strtab."""
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
     from elftools.elf.sections import SymbolTableSection

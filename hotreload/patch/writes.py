@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""New initial values of data that the running kernel holds, from patch to patch. Pure.
+"""Settle the new initial values of data that the running kernel has, from patch to patch. Pure.
 
-Each patch says what differs from what the guest booted, and replaces the one before. So a value may have
-been written by an earlier patch already: then it is left alone, whatever the kernel has made of it
-since. One that the earlier patch wrote and this one has no more goes back to what the guest booted with,
-unless the kernel has changed it meanwhile.
+Each patch is the difference to what the guest booted, and replaces the previous one. So an earlier patch may
+already have written a value. Then it is left alone, even if the kernel has changed it since. A value that the
+earlier patch wrote, and that this one does not have, goes back to what the guest booted with, unless the
+kernel has changed it in the meantime.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from hotreload.diff.obstacles import NotPatchableError, Obstacle
 from hotreload.elf.model import StringRef
 from hotreload.patch.model import Absolute, PieceRef, Pointer, Text, Value, Write
 
-# Where in the guest's memory a value is: object, symbol, sympos, offset, size.
+# The place of a value in the guest's memory: object, symbol, sympos, offset, size.
 Place = tuple[str, str, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A value that the live patch wrote; ``value`` holds beyond that patch."""
+    """A value that the live patch wrote. ``value`` stays valid after that patch is replaced."""
 
     write: Write
     value: Value
@@ -30,11 +30,13 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class PendingWrite:
-    """``base``: the value the guest booted with; ``expected``: the one before this patch; ``value``: its own.
+    """A value that a patch has to write or to check.
 
-    ``lenient``: another one than expected is left alone, and no reason to refuse the patch. ``group``: of one
-    value that is looked at and written as a whole; ``check``: it has to be as expected, though it stays so.
-    ``goes_back``: an earlier patch wrote it, and this one has it no more.
+    ``base``: the value that the guest booted with. ``expected``: the value before this patch. ``value``: the
+    value of this patch. ``lenient``: if the value is not as expected, leave it alone instead of refusing the
+    patch. ``group``: the number of a value of several parts, which is checked and written as a whole.
+    ``check``: the part must be as expected even if it does not change. ``goes_back``: an earlier patch wrote
+    the value, and this one does not.
     """
 
     write: Write
@@ -54,10 +56,13 @@ def place_of(write: Write) -> Place:
 def pending_writes(
     writes: Sequence[Write], live: Mapping[Place, Written], elsewhere: Mapping[int, int]
 ) -> tuple[PendingWrite, ...]:
-    """What a patch has to write. ``elsewhere``: addresses of its pieces that have a home already.
+    """Return what a patch has to write.
 
-    Raises NotPatchableError (HR2103) when values overlap that were written at once before, and for a pointer
-    to a string whose address nobody has found out.
+    ``live``: the values that the live patch wrote. ``elsewhere``: the addresses of pieces that already have a
+    home.
+
+    Raises NotPatchableError (HR2103) if a value overlaps one that an earlier patch wrote with another extent,
+    and for a pointer to a string whose address was not found out.
     """
     writes = [_with_known_text(write, live.get(place_of(write))) for write in writes]
     _refuse_overlaps(writes, live)
@@ -142,7 +147,10 @@ def _refuse_overlaps(writes: Sequence[Write], live: Mapping[Place, Written]) -> 
 def written(
     pending: Sequence[PendingWrite], address_of: Callable[[Value], int | None]
 ) -> Iterator[tuple[Place, Written]]:
-    """What a loaded patch has written; ``address_of`` tells where the module has a piece or string."""
+    """Yield what a loaded patch has written.
+
+    ``address_of`` returns the address of a piece or string in the module.
+    """
     for each in pending:
         if each.goes_back:
             continue
@@ -150,6 +158,7 @@ def written(
         if isinstance(value, Pointer) and isinstance(value.target, PieceRef | StringRef):
             address = address_of(value)
             if address is None:
-                continue  # a guest that hides its addresses: the next patch will find another value
+                # The guest hides its addresses; the next patch will find an unexpected value.
+                continue
             value = Pointer(Absolute(address), 0)
         yield place_of(each.write), Written(each.write, value)

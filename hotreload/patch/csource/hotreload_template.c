@@ -6,7 +6,7 @@
  * kernel's own headers know. Each patch is this module with the patch's sections added, the name
  * replaced, and the table below filled in by relocations.
  *
- * Nothing is __init or __exit: two sections and their relocations fewer to merge, for 500 bytes.
+ * Nothing is __init or __exit. This costs 500 bytes, and saves merging two sections and their relocations.
  */
 #include <linux/atomic.h>
 #include <linux/delay.h>
@@ -29,24 +29,24 @@
 #define hotreload_kcalloc kcalloc
 #endif
 
-/* How long insmod itself waits for the transition, in ms: an idle guest needs 1 or 2. */
+/* How long insmod itself waits for the transition, in ms. An idle guest needs 1 or 2 ms. */
 #define KICK_AT_LOAD	30
 #define KICK_LONGEST	10000
 
 /*
- * One function of the patch; the entries for one object stand together. Without a name it stands for the
- * object alone, of which only data changes.
+ * One function of the patch. The entries for one object are adjacent. An entry without a name stands for an
+ * object of which only data changes.
  */
 struct hotreload_func {
-	const char *object;		/* a module's name, NULL: vmlinux */
+	const char *object;		/* a module's name; NULL for vmlinux */
 	const char *old_name;
 	void *new_func;
 	unsigned long old_sympos;
 };
 
 /*
- * One value in the data of an object that another initial value was written for in the source: what it
- * was when the guest booted, what it must be now, and what it becomes.
+ * One value in the data of an object whose initial value changed in the source: the value when the guest
+ * booted, the value that it must have now, and the new value.
  */
 struct hotreload_write {
 	const char *object;
@@ -56,9 +56,9 @@ struct hotreload_write {
 	unsigned long base;
 	unsigned long expected;
 	unsigned long value;
-	unsigned long lenient;		/* leave it alone when it is something else */
-	unsigned long group;		/* of entries that stand together: one value, written whole or not at all */
-	unsigned long check;		/* must be as expected, though it is not to become another one */
+	unsigned long lenient;		/* leave it alone if it is not as expected */
+	unsigned long group;		/* of adjacent entries: one value, written as a whole or not at all */
+	unsigned long check;		/* must be as expected, even if it does not change */
 };
 
 enum hotreload_callback_kind {
@@ -76,8 +76,9 @@ struct hotreload_callback {
 };
 
 /*
- * Written to by relocations only, hence volatile. The two of the transition are the kernel's klp_transition_work and
- * the address of its klp_transition_patch; where they are NULL the transition takes its own time.
+ * Filled in when the patch is made and loaded, not by this code, hence volatile. transition_work and
+ * transition_patch point at the kernel's klp_transition_work and klp_transition_patch. If they are NULL, a
+ * transition takes its normal time.
  */
 static volatile struct {
 	const struct hotreload_func *funcs;
@@ -102,10 +103,10 @@ static bool in_transition(void)
 }
 
 /*
- * Finish a transition now. A task that runs on another CPU, be it the idle task, cannot be switched while
- * it does; the kernel looks again after a second. This runs the very same retry at once, which is all
- * that is needed in most cases: the consistency model is the kernel's own. With every 15th retry the
- * kernel also wakes tasks that sleep interruptibly, so that they leave the old code.
+ * Finish a transition now. A task (even the idle task) cannot be switched while it runs on another CPU, and the
+ * kernel only retries after a second. This runs that same retry at once, which is enough in most cases. The
+ * consistency model remains the kernel's own. With every 15th retry, the kernel also wakes tasks that sleep
+ * interruptibly, so that they leave the old code.
  *
  * Called without klp_mutex, which the retry takes.
  */
@@ -127,7 +128,7 @@ static int kick(unsigned int ms)
 	return 0;
 }
 
-/* echo MS > /sys/module/NAME/parameters/kick: the same, later, for at most that long. */
+/* echo MS > /sys/module/NAME/parameters/kick: kick again later, for at most MS milliseconds. */
 static int kick_set(const char *value, const struct kernel_param *param)
 {
 	unsigned int ms;
@@ -141,7 +142,7 @@ static const struct kernel_param_ops kick_ops = {
 };
 module_param_cb(kick, &kick_ops, NULL, 0200);
 
-/* Both are NULL for vmlinux. */
+/* vmlinux has the name NULL. */
 static bool same_object(const char *name, const char *other)
 {
 	return name == other || (name && other && !strcmp(name, other));
@@ -152,19 +153,19 @@ static bool starts_object(unsigned long i)
 	return !i || !same_object(table.funcs[i].object, table.funcs[i - 1].object);
 }
 
-/* Where a value can be written: constant data is mapped read-only, so its pages get a second mapping. */
+/* Where a value can be written. Constant data is mapped read-only, so its pages get a second mapping. */
 struct hotreload_place {
 	void *at;
-	void *mapping;			/* NULL: it is the one of the entry before */
-	bool holds;			/* what it has to */
-	bool written;			/* by this patch itself */
+	void *mapping;			/* NULL: the mapping of a previous entry is used */
+	bool holds;			/* the value that it must have */
+	bool written;			/* by this patch */
 };
 
 static struct hotreload_place *places;
 
-/* Whether the patch is on its way already: an object that comes now is a module that is being loaded. */
+/* Whether the patch is enabled already. An object that appears after that is a module being loaded. */
 static bool enabled;
-/* Whether it arrived: from then on to take it back means to go back to what the guest booted. */
+/* Whether it was applied. After that, reverting it means restoring the values that the guest booted with. */
 static bool arrived;
 
 static struct page *page_of(unsigned long address)
@@ -179,7 +180,7 @@ static bool is_of(unsigned long i, const struct klp_object *object)
 	return same_object(table.writes[i].object, object->name);
 }
 
-/* Two pages, for a value may lie across their border. */
+/* Map two pages if a value crosses a page boundary. */
 static bool map_place(unsigned long i, unsigned long *mapped, void **mapping)
 {
 	unsigned long address = (unsigned long)table.writes[i].place, start = address & PAGE_MASK;
@@ -210,7 +211,7 @@ static void unmap_places(void)
 	}
 }
 
-/* 0: there is nothing to write, 1: there is, or an error. */
+/* Returns 1 if there are values to write, 0 if there are none, or an error. */
 static int map_places(const struct klp_object *object)
 {
 	unsigned long i, mapped = 0;
@@ -267,12 +268,12 @@ static bool is_idle(unsigned long i)
 
 struct hotreload_exchange {
 	const struct klp_object *object;
-	const char *refused;		/* the value that is not the one it has to be */
+	const char *refused;		/* the name of a value that is not as expected */
 };
 
 /*
- * No processor does anything else meanwhile: every value is looked at before the first is written, and
- * nobody sees a part of them.
+ * Runs under stop_machine(), so no other CPU does anything. All values are checked before the first one is
+ * written, and nobody sees only some of them written.
  */
 static int write_stopped(void *data)
 {
@@ -302,7 +303,7 @@ static int write_stopped(void *data)
 	return 0;
 }
 
-/* What the running kernel has put there meanwhile is its own. */
+/* Restore the old values, except where the running kernel has stored something else in the meantime. */
 static int unwrite_stopped(void *data)
 {
 	struct hotreload_exchange *exchange = data;
@@ -353,7 +354,7 @@ static void call_authors(struct klp_object *object, enum hotreload_callback_kind
 	}
 }
 
-/* Whether the patch may come: each author says. One who agreed hears when another one did not. */
+/* Ask each pre_patch callback whether the patch may be applied. If one refuses, undo those that agreed. */
 static int ask_authors(struct klp_object *object)
 {
 	unsigned long i, agreed = 0;
@@ -375,7 +376,7 @@ static int ask_authors(struct klp_object *object)
 	return 0;
 }
 
-/* Before any task runs new code. Data goes first: new code then finds what it was written for. */
+/* Called before any task runs new code. Data is written first, so that new code finds the new values. */
 static int pre_patch(struct klp_object *object)
 {
 	int err = exchange_values(object, write_stopped);
@@ -399,7 +400,7 @@ static void pre_unpatch(struct klp_object *object)
 	call_authors(object, PRE_UNPATCH);
 }
 
-/* Also when a patch is taken back on its way, or when the object goes. */
+/* Also called when a patch is reverted during its transition, or when the object is unloaded. */
 static void post_unpatch(struct klp_object *object)
 {
 	exchange_values(object, unwrite_stopped);
@@ -413,7 +414,7 @@ static void free_patch(void)
 	kfree(places);
 }
 
-/* Lay out what livepatch wants: objects, each with its functions, every array with a zero entry behind. */
+/* Fill in struct klp_patch: objects, each with its functions. A zero entry ends each array. */
 static int fill_patch(void)
 {
 	struct klp_object *object;
@@ -472,12 +473,12 @@ static int hotreload_init(void)
 		return err;
 	}
 	enabled = true;
-	/* The patch is on its way whatever this says: from here on nothing may fail. */
+	/* The patch is enabled, so nothing may fail from here on. The result of the kick does not matter. */
 	kick(KICK_AT_LOAD);
 	return 0;
 }
 
-/* The kernel holds a reference to the module as long as it uses the patch. */
+/* The kernel holds a reference to the module while it uses the patch, so nothing uses it here. */
 static void hotreload_exit(void)
 {
 	free_patch();
