@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Which units may ask for a file that was not there when they were compiled.
+"""Find the units that may look for a file that did not exist when they were compiled.
 
-A header that comes into being may be found before the one of its name that a unit included, or answer
-``__has_include``: neither is in any list of what a unit was made of. make does not see it; the compiler does.
+A header that is created may be found before a header of the same name that a unit included, or it may be the
+answer to an ``__has_include``. Neither case shows in a unit's list of dependencies. make does not notice it,
+but the compiler would.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.external_module import read_notes
 from hotreload.build.guest_base import GuestBase
 
-# What is included, or asked for, by a name that a macro makes.
+# An include or ``__has_include`` whose file name comes from a macro.
 COMPUTED = re.compile(rb"(?:#[ \t]*include(?:_next)?[ \t]+|__has_include(?:_next)?[ \t]*\([ \t]*)[A-Za-z_]")
 
 
 def askers(base: GuestBase, new: Collection[Path]) -> Iterator[TranslationUnit]:
-    """The units in whose files one of the names appears, or that included another file of that name."""
+    """Yield the units whose files mention one of the names, or that included another file of that name."""
     names = {file.name for file in new}
     wanted = re.compile(b"|".join(re.escape(name.encode(errors="surrogateescape")) for name in names))
     texts: dict[Path, bool] = {}
@@ -42,7 +43,7 @@ def _has_one(files: Iterable[Path], names: Collection[str]) -> bool:
 
 
 def _included_one(unit: TranslationUnit, names: Collection[str]) -> bool:
-    """Of the kernel's headers, which are not among a unit's inputs."""
+    """Check the kernel's headers, which are not among a unit's inputs."""
     notes = read_notes(unit.object)
     return notes is not None and any(file.rpartition("/")[2] in names for file in notes.dependencies)
 

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
 """The base: the sources and objects the guest booted. Every reload is compared with it.
 
-``cache/base/ID/``, ID by content, holds ``shadow/`` (a mirror of every source and header of the user's that
-went into the modules, by absolute path), ``modules/NAME.ko`` and ``objects/`` (copies of what kbuild made at
-that moment) and ``base.json``. The mirrored files are links to ``cache/base/files``, where each content is
-kept once: the next build of the same kernel adds the few that differ. A unit's base object is compiled from
-the shadow, never from the user's tree, and kept in ``cache/base/objects`` by the content of everything that
-went into it.
+``cache/base/ID/`` (ID is a hash of the content) holds ``shadow/`` (a mirror, by absolute path, of the user's
+sources and headers that went into the modules), ``modules/NAME.ko`` and ``objects/`` (copies of what kbuild
+had made at that moment), and ``base.json``. The mirrored files are links to ``cache/base/files``, where each
+content is kept once, so that the next build of the same kernel only adds the few files that differ. A unit's
+base object is compiled from the shadow, never from the user's tree. It is kept in ``cache/base/objects``,
+keyed by the content of everything that went into it.
 
-Base objects have a section a function, kbuild's own do not, and that shows in one place: a tail call to a
-neighbour is a two-byte jump in kbuild's object and five bytes long across sections (1 of 460 functions in
-seven drivers). What the guest runs is therefore to be compared with ``plain_object()``.
+Base objects are compiled with one section per function. kbuild's objects are not, and that makes one
+difference: a tail call to a neighbouring function is a two-byte jump in kbuild's object, but takes five bytes
+across sections (1 of 460 functions in seven drivers). Therefore compare what the guest runs with
+``plain_object()``.
 """
 
 from __future__ import annotations
@@ -41,30 +42,30 @@ from hotreload.paths import cache_folder, writing_to
 MANIFEST = "base.json"
 FILES = "files"
 TRIES = 5
-# Part of every base object's key: raise it when the way base objects are compiled changes.
+# Part of the key of every base object. Increment it when the way base objects are compiled changes.
 SCHEME = "6"
 EVERYTHING_IN_PLACE: Mapping[Path, Path] = MappingProxyType({})
-# Seconds after which an entry of the cache goes.
+# Ages, in seconds, at which an entry of the cache is removed.
 HALF_MADE = 3600
 UNUSED = 30 * 24 * 3600
 
 
 class SourceMovedError(InputError):
-    """A source was saved between kbuild's run and the recording of the base."""
+    """A source was saved between the kbuild run and the recording of the base."""
 
     default_code = "HR1006"
 
 
 class AnyBase(Protocol):
-    """A base of one part, or of several (guest_base.py)."""
+    """A base with one part, or with several (guest_base.py)."""
 
     @property
     def modules(self) -> tuple[BuiltModule, ...]:
-        """With the ``.ko`` that the guest has."""
+        """The modules, with the ``.ko`` files that the guest has."""
 
     @property
     def units(self) -> tuple[TranslationUnit, ...]:
-        """Every unit once per module it belongs to."""
+        """All units; one that belongs to several modules appears once for each."""
 
     @property
     def tree(self) -> KernelTree:
@@ -72,19 +73,19 @@ class AnyBase(Protocol):
 
     @property
     def is_kernel(self) -> bool:
-        """Is this a kernel's own tree?"""
+        """Return whether the base is a kernel's own tree."""
 
     def of(self, unit: TranslationUnit) -> Base:
-        """The base of one unit."""
+        """Return the base of one unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What the guest booted: ``modules`` with their ``.ko`` copies, and the files they were made of.
+    """What the guest booted: ``modules`` with copies of their ``.ko`` files, and the files they consist of.
 
-    ``digests``, ``inputs``, ``carried`` and ``variables`` are as in Build; ``makefiles``: digests of those;
-    ``kernel`` is a digest of the kernel headers used; ``objects``: digests of the units' objects as kbuild
-    made them.
+    ``digests``, ``inputs``, ``carried`` and ``variables`` are as in Build. ``makefiles`` maps each Makefile
+    to its digest. ``kernel`` is a digest of the kernel headers used. ``objects`` maps each unit's object to
+    the digest of the object that kbuild made.
     """
 
     folder: Path
@@ -116,12 +117,12 @@ class Base:
 
     @property
     def is_kernel(self) -> bool:
-        """Is this a kernel's own tree?"""
+        """Return whether the base is a kernel's own tree."""
         return self.users_folder == self.tree.source
 
     @property
     def build(self) -> Build:
-        """What was recorded, as kbuild left it then."""
+        """The recorded build, as kbuild left it at that time."""
         makefiles = tuple(self.makefiles)
         return Build(
             self.users_folder, self.tree, self.modules, makefiles, self.inputs, self.digests, (),
@@ -129,15 +130,15 @@ class Base:
         )  # fmt: skip
 
     def of(self, unit: TranslationUnit) -> Base:  # noqa: ARG002
-        """The base of one unit: this one."""
+        """Return the base of one unit, which is this one."""
         return self
 
     def plain_object(self, unit: TranslationUnit) -> Path:
-        """The object that kbuild made and that is linked into the guest's module."""
+        """Return the object that kbuild made, which is linked into the guest's module."""
         return _plain(self.folder, unit.object)
 
     def source(self, path: Path) -> Path | None:
-        """The base version of one of the user's files; None when it was not part of the build."""
+        """Return the base version of one of the user's files, or None if it was not part of the build."""
         mirrored = Path(f"{self.folder}/shadow{os.path.normpath(path)}")
         return mirrored if mirrored.is_file() else None
 
@@ -145,7 +146,7 @@ class Base:
 async def build_base(
     tree: KernelTree, folder: Path, progress: Progress | None = None, variables: tuple[str, ...] = ()
 ) -> tuple[Build, Base]:
-    """Build the modules and record them; again when a source is saved in between.
+    """Build the modules and record them. Try again if a source is saved in between.
 
     Raises what build_modules and record_base raise.
     """
@@ -160,9 +161,9 @@ async def build_base(
 
 
 async def record_base(module: Build, made: Mapping[Path, Path] = EVERYTHING_IN_PLACE) -> Base:
-    """Keep what the modules were made of. Raises SourceMovedError (HR1006) when that is there no more.
+    """Record what the modules were made of. Raises SourceMovedError (HR1006) if a source has changed since.
 
-    ``made``: where the objects are that are not where kbuild makes them.
+    ``made`` maps objects that are not where kbuild makes them to where they are.
     """
     bases = cache_folder() / "base"
     with writing_to(bases):
@@ -185,7 +186,7 @@ async def record_base(module: Build, made: Mapping[Path, Path] = EVERYTHING_IN_P
                 )
             temporary.rename(final)
         except OSError:
-            if not final.is_dir():  # else somebody else has recorded the same at the same time
+            if not final.is_dir():  # else another process recorded the same base at the same time
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -194,7 +195,10 @@ async def record_base(module: Build, made: Mapping[Path, Path] = EVERYTHING_IN_P
 
 @contextlib.contextmanager
 def work_folder() -> Iterator[Path]:
-    """A folder for mirrors and objects. Its name is one that is swept, should we be killed."""
+    """Create a temporary folder for mirrors and objects.
+
+    Its name is one that is swept if hotreload is killed.
+    """
     place = cache_folder() / "base"
     with (
         writing_to(place),
@@ -204,7 +208,7 @@ def work_folder() -> Iterator[Path]:
 
 
 def _sweep(bases: Path) -> None:
-    """Remove what a killed hotreload left half-made, and what no one has used for a month."""
+    """Remove what a killed hotreload left unfinished, and what has not been used for a month."""
     now = time.time()
     for entry in (*bases.iterdir(), *bases.glob("objects/*"), *bases.glob(f"{FILES}/*")):
         # Another hotreload may compile or sweep here at the same time.
@@ -214,18 +218,21 @@ def _sweep(bases: Path) -> None:
 
 
 def _is_due(entry: Path, now: float) -> bool:
-    """Raises FileNotFoundError: it is gone already."""
-    if entry.is_symlink():  # the record of a kernel; it goes with its base
+    """Return whether the entry is to be removed. Raises FileNotFoundError if it no longer exists."""
+    if entry.is_symlink():  # the record of a kernel; it is removed together with its base
         return not entry.exists()
     stat = entry.stat()
     age = now - stat.st_mtime
     if entry.parent.name == FILES:
-        return stat.st_nlink == 1 and age > HALF_MADE  # of no base any more
+        return stat.st_nlink == 1 and age > HALF_MADE  # no base links to it
     return entry.name not in ("objects", FILES) and age > (HALF_MADE if entry.name[0] == "." else UNUSED)
 
 
 def open_base(folder: Path, tree: KernelTree) -> Base:
-    """A base recorded earlier, for a guest that still runs. Raises InputError (HR1006) when it has gone."""
+    """Open a base recorded earlier, for a guest that still runs.
+
+    Raises InputError (HR1006) if it was removed.
+    """
     try:
         data = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
@@ -251,7 +258,7 @@ def _copy_all(module: Build, made: Mapping[Path, Path], into: Path) -> None:
 
 
 def _mirror(file: Path, digest: str, shadow: Path, store: Path) -> None:
-    """Put one file in its place in the shadow, by the path that gcc used: ``a/../b.h`` needs an ``a``."""
+    """Put a file into the shadow, by the path that gcc used, because ``a/../b.h`` needs an ``a``."""
     mirrored = f"{shadow}{file}"
     os.makedirs(os.path.dirname(mirrored), exist_ok=True)
     if os.path.lexists(mirrored):
@@ -261,7 +268,7 @@ def _mirror(file: Path, digest: str, shadow: Path, store: Path) -> None:
         _keep(file, digest, kept)
     try:
         os.link(kept, mirrored)
-    except OSError:  # no hard links there, or too many to this one
+    except OSError:  # no hard links on this file system, or too many to this file
         shutil.copyfile(kept, mirrored)
 
 
@@ -276,7 +283,7 @@ def _keep(file: Path, digest: str, kept: Path) -> None:
         )
     new = kept.with_name(f".{digest}-{os.getpid()}")
     new.write_bytes(content)
-    new.chmod(0o444)  # each base has a link to it
+    new.chmod(0o444)  # every base has a link to it
     new.replace(kept)
 
 
@@ -305,7 +312,7 @@ def _base_of(module: Build, folder: Path, made: Mapping[Path, Path]) -> Base:
             {file: sha256(file) for file in module.makefiles},
             _kernel_digest(module.tree, module.kernel_files),
             module.carried,
-            # A kernel's make is not asked what it would make anew.
+            # make is not asked what it would rebuild in a kernel tree, so the digests are not needed.
             {}
             if module.is_kernel
             else {unit.object: sha256(made.get(unit.object, unit.object)) for unit in module.units},
@@ -321,7 +328,7 @@ def _moved(base: Base, folder: Path) -> Base:
 
 
 def _kernel_digest(tree: KernelTree, files: Iterable[Path]) -> str:
-    """By size and time of each header: hundreds of stats take a millisecond, and no header is read."""
+    """Hash the size and time of each header: hundreds of stats take a millisecond, and no header is read."""
     digest = hashlib.sha256(f"{tree.release}\0{tree.output}\0".encode())
     for file in files:
         stat = file.stat()
@@ -330,7 +337,7 @@ def _kernel_digest(tree: KernelTree, files: Iterable[Path]) -> str:
 
 
 def _identity(module: Build, made: Mapping[Path, Path]) -> str:
-    """By the content of all that is kept."""
+    """Hash the content of everything that is recorded."""
     kernel = _kernel_digest(module.tree, module.kernel_files)
     digest = hashlib.sha256(f"{SCHEME}\0{module.folder}\0{kernel}\0".encode())
     for unit in module.units:
@@ -379,7 +386,7 @@ def _from_json(data: Mapping[str, Any], folder: Path, tree: KernelTree) -> Base:
         {Path(file): digest for file, digest in data["digests"].items()},
         {Path(file): digest for file, digest in data["makefiles"].items()},
         data["kernel"],
-        # Records of kernels from before there were these have none of them.
+        # Older records do not have these keys.
         {(name, Path(file)): digest for name, file, digest in data.get("carried", ())},
         {Path(file): digest for file, digest in data.get("objects", {}).items()},
         tuple(data.get("variables", ())),
@@ -402,21 +409,22 @@ def _module_from_json(item: Mapping[str, Any], folder: Path) -> BuiltModule:
 
 
 async def base_object(base: Base, unit: TranslationUnit) -> Path:
-    """The unit's object as the guest booted it, with a section a function; compiled at most once.
+    """Return the unit's object as the guest booted it, with one section per function.
 
-    Raises InputError (HR1006) when the base source does not compile, or reached for a file that was not
-    recorded; CompilerDiedError.
+    Compile it at most once. Raises InputError (HR1006) when the base source does not compile, or includes a
+    file that was not recorded; CompilerDiedError.
     """
     if unit.is_assembly:
-        # Its sections and lines are its own; and what it included as bytes is nowhere else.
+        # Assembly code defines its own sections and lines, and only kbuild's object has the bytes it
+        # includes.
         return base.plain_object(unit)
     return await _made_once(base, unit, f"{_object_key(base, unit)}.o", compile_object)
 
 
 async def object_as_kbuild(base: Base, unit: TranslationUnit) -> Path:
-    """The same with kbuild's own flags, which proves that the base source and the command are the right ones.
+    """Like base_object, but with kbuild's own flags.
 
-    Raises as base_object.
+    It proves that the base source and the command are right. Raises what base_object raises.
     """
     return await _made_once(base, unit, f"{_object_key(base, unit)}-kbuild.o", compile_as_kbuild)
 
@@ -431,7 +439,7 @@ async def _made_once(
     if target.is_file():
         os.utime(target)
         return target
-    # What is found under its final name has passed the check.
+    # A file only gets its final name after it has passed the check.
     unchecked = target.with_name(f".{target.stem}.{os.getpid()}-unchecked.o")
     try:
         await make(unit, unchecked, base.shadow)
@@ -454,7 +462,10 @@ def _unusable(fact: str) -> InputError:
 
 
 def _require_same_inputs(compiled: Path, unit: TranslationUnit, base: Base) -> None:
-    """The shadow must have led gcc to the files that kbuild's run used, and never to an edited one."""
+    """Check that gcc read, in the shadow, the files that the kbuild run used, and no edited file.
+
+    Raises InputError (HR1006) otherwise.
+    """
     root = str(base.shadow.root)
     used = set()
     for spelled in parse_dependency_file(_read(compiled.with_suffix(".d"))):

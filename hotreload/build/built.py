@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What kbuild has built: modules (vmlinux is one), what they are linked from, and the files of that."""
+"""The result of a kbuild run: modules (vmlinux is one), the units they are linked from, and their files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.kernel_tree import KernelTree
 
 VMLINUX: Final = "vmlinux"
-# Headers of the compiler and the C library: no one edits these in the loop.
+# Headers of the compiler and the C library. Nobody edits these while working on a driver.
 SYSTEM_FOLDERS = (
     Path("/usr/lib/gcc"),
     Path("/usr/lib/llvm"),
@@ -31,23 +31,24 @@ MAKEFILE_NAME = re.compile(r"(?:Kbuild|Makefile|GNUmakefile)(?:\..+)?|.+\.mk")
 
 @dataclass(frozen=True, slots=True)
 class BuiltModule:
-    """A module and what it is linked from, in link order. ``ko`` of vmlinux is vmlinux itself."""
+    """A module and the units it is linked from, in link order. ``ko`` of vmlinux is vmlinux itself."""
 
     name: str
     ko: Path
     units: tuple[TranslationUnit, ...]
 
 
-# A file that is in a module as it is: the module's name, the file.
+# A file that becomes part of a module without being compiled: the module's name, and the file.
 Carried = tuple[str, Path]
-# When a file was saved, how large it is, and which one: nanoseconds, bytes, inode.
+# Identifies one saved version of a file: mtime in nanoseconds, size in bytes, inode.
 Stamp = tuple[int, int, int]
 
 
 class UnitInputs(Mapping[Path, tuple[Path, ...]]):
-    """For each unit's object the files it was compiled from, the source first, absolute as gcc spelled them.
+    """Map each unit's object to the files it was compiled from, source first, absolute, as gcc spelled them.
 
-    A kernel has a thousand units of five hundred files each: a file is kept once, and a unit's as numbers.
+    A kernel has a thousand units with five hundred files each. Therefore each file is stored once, and a
+    unit's files are stored as numbers.
     """
 
     def __init__(self, inputs: Mapping[Path, Iterable[Path]] | None = None) -> None:
@@ -59,27 +60,27 @@ class UnitInputs(Mapping[Path, tuple[Path, ...]]):
             self.add(target, files)
 
     def add(self, target: Path, files: Iterable[Path]) -> None:
-        """Note what a unit's object was compiled from."""
+        """Record the files that a unit's object was compiled from."""
         self.add_numbers(target, map(self.number, files))
 
     def add_numbers(self, target: Path, numbers: Iterable[int]) -> None:
-        """The same by the files' numbers."""
+        """Like add, but with the numbers of the files."""
         self._of[target] = array("I", dict.fromkeys(numbers))
 
     def numbers(self, target: Path) -> array[int]:
-        """The files of one unit, by number."""
+        """Return the files of one unit as numbers."""
         return self._of[target]
 
     def users(self, files: Iterable[Path]) -> Iterator[Path]:
-        """The objects that were compiled from any of these files, spelled as here."""
+        """Return the objects that were compiled from any of these files, given in the spelling used here."""
         wanted = {number for file in files if (number := self._numbers.get(file)) is not None}
-        # A branch switch asks for hundreds of files: to look for each in each unit takes seconds.
+        # A branch switch asks for hundreds of files. Searching for each file in each unit would take seconds.
         return (target for target, held in self._of.items() if not wanted.isdisjoint(held))
 
     def named(self, names: Iterable[Path]) -> dict[Path, set[Path]]:
-        """Those of the files that have one of these names (``names_of``), each with those that it has.
+        """Return the files that have one of these names (``names_of``), each with the names that matched.
 
-        What links lead to is looked at once: it takes 0.1 s for a kernel's 4,000 files.
+        Links are resolved only once, because that takes 0.1 s for a kernel's 4,000 files.
         """
         if self._named is None:
             self._named = defaultdict(list)
@@ -93,16 +94,16 @@ class UnitInputs(Mapping[Path, tuple[Path, ...]]):
         return found
 
     def every_name(self) -> frozenset[Path]:
-        """The names of all files."""
+        """Return the names of all files."""
         self.named(())
         return frozenset(map(Path, self._named or ()))
 
     def has(self, file: Path) -> bool:
-        """Is it one of the files, spelled like this?"""
+        """Return whether the file, in this spelling, is one of the files."""
         return file in self._numbers
 
     def to_json(self) -> dict[str, Any]:
-        """Texts and numbers, from which ``from_json`` makes the same again."""
+        """Return strings and numbers from which ``from_json`` restores the object."""
         return {
             "files": list(map(str, self.files)),
             "of": {str(target): list(held) for target, held in self._of.items()},
@@ -117,7 +118,7 @@ class UnitInputs(Mapping[Path, tuple[Path, ...]]):
         return made
 
     def number(self, file: Path) -> int:
-        """The place of a file in ``files``."""
+        """Return the index of a file in ``files``. Append the file if it is not there yet."""
         number = self._numbers.setdefault(file, len(self.files))
         if number == len(self.files):
             self.files.append(file)
@@ -138,11 +139,12 @@ class UnitInputs(Mapping[Path, tuple[Path, ...]]):
 class Build:
     """A folder that kbuild has built: an external module's, or a kernel's.
 
-    ``inputs``: for each unit's object the user's files it was compiled from. ``digests``: SHA-256 of each of
-    these as compiled. ``kernel_files``: headers that are not the user's. In a kernel all files are the
-    user's. ``carried``: digests of files that are in a module as they are (an object that somebody else made,
-    bytes of ``.incbin``); ``others``: stamps of the files of the folder that nothing above names, from before
-    kbuild ran; ``variables``: what make was given; ``rule_inputs``: sources that rules use besides.
+    ``inputs``: the user's files that each unit's object was compiled from (in a kernel, all files are the
+    user's). ``digests``: the SHA-256 of each of these files as compiled. ``kernel_files``: headers that are
+    not the user's. ``carried``: digests of files that become part of a module without being compiled (a
+    prebuilt object, the bytes of an ``.incbin``). ``others``: stamps, taken before kbuild ran, of the files
+    in the folder that none of the above names. ``variables``: the variables that make was given.
+    ``rule_inputs``: sources that make rules other than compiles use.
     """
 
     folder: Path
@@ -159,28 +161,30 @@ class Build:
 
     @property
     def units(self) -> tuple[TranslationUnit, ...]:
-        """Every unit once per module it belongs to."""
+        """All units; one that belongs to several modules appears once for each."""
         return tuple(unit for module in self.modules for unit in module.units)
 
     @property
     def watched_files(self) -> frozenset[Path]:
-        """Sources and headers of the user's, by the name they are used under and by their real one."""
+        """The user's sources and headers, by the name under which they are used and by their real path."""
         return self.inputs.every_name() | {file for _module, file in self.carried}
 
     @property
     def is_kernel(self) -> bool:
-        """Is this a kernel's own tree?"""
+        """Return whether this is a kernel's own tree."""
         return self.folder == self.tree.source
 
     def is_users(self, path: Path) -> bool:
-        """Is this absolute path the user's own, not the kernel's and not the compiler's?"""
+        """Return whether an absolute path is the user's own, not the kernel's or the compiler's."""
         return is_users(path, self.folder, self.tree)
 
 
 def is_users(path: Path, folder: Path, tree: KernelTree) -> bool:
-    """Is ``path`` the user's own? A module's folder below the kernel's sources is, and so is all of a kernel
-    that is worked on itself."""
-    # Compared as texts: this is asked hundreds of times a unit, and pathlib is ten times slower.
+    """Return whether ``path`` is the user's own.
+
+    That includes a module's folder below the kernel's sources, and all of a kernel tree that is being edited.
+    """
+    # Compare strings: this is called hundreds of times per unit, and pathlib is ten times slower.
     if _below(str(path), folder):
         return True
     others = () if folder == tree.source else (tree.source, tree.output)
@@ -192,24 +196,30 @@ def _below(path: str, folder: Path) -> bool:
 
 
 def names_of(path: Path) -> tuple[Path, Path]:
-    """The names under which a watcher may report a file: without ``..``, and with links resolved."""
+    """Return the names under which a watcher may report a file: without ``..``, and with links resolved."""
     return Path(os.path.normpath(path)), Path(os.path.realpath(path))
 
 
 def is_product(path: Path) -> bool:
-    """Is this a source that kbuild makes? It keeps the command beside what it made; only what its filechk
-    makes has none (scripts/Kbuild.include), and is in a folder that says so."""
+    """Return whether this is a source that kbuild generates.
+
+    kbuild stores the command next to what it made. Only the products of filechk have none
+    (scripts/Kbuild.include); they are in a folder called ``generated``.
+    """
     return "generated" in path.parts or path.with_name(f".{path.name}.cmd").is_file()
 
 
 def is_stamp(path: Path) -> bool:
-    """Does kbuild write here what a build is called, and who made it? That changes with each commit and each
-    LOCALVERSION, and is no edit: what the guest runs keeps the name it was built with."""
+    """Return whether this is a file in which kbuild writes the name of the build, and who made it.
+
+    It changes with each commit and each LOCALVERSION. That is not an edit: what the guest runs keeps the name
+    that it was built with.
+    """
     return path.parts[-3:-1] == ("include", "generated") and path.name in STAMPS
 
 
 def saved_ns(file: Path) -> int:
-    """When a file was saved last, in ns of Unix time; 0 when there is none."""
+    """Return when a file was last saved, in ns of Unix time; 0 if it does not exist."""
     try:
         return file.stat().st_mtime_ns
     except FileNotFoundError:
@@ -217,9 +227,12 @@ def saved_ns(file: Path) -> int:
 
 
 def sha256(file: Path) -> str:
-    """The hexadecimal digest of a file's content; empty when it has gone, or is no file that can be read."""
+    """Return the hexadecimal SHA-256 of a file's content.
+
+    Return an empty string if it does not exist, is not a regular file, or cannot be read.
+    """
     try:
-        # Without O_NONBLOCK the open of a fifo waits for its writer.
+        # Without O_NONBLOCK, opening a fifo waits for a writer.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as stream:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What kbuild wrote down: ``.foo.o.cmd``, ``foo.mod`` and ``modules.order``. Pure: texts in, values out.
+"""Parse what kbuild recorded: ``.foo.o.cmd``, ``foo.mod`` and ``modules.order``. Pure: texts in, values out.
 
 A ``.cmd`` file is a makefile written by scripts/basic/fixdep::
 
@@ -10,8 +10,9 @@ A ``.cmd`` file is a makefile written by scripts/basic/fixdep::
         $(wildcard include/config/SMP) \\
 
 (``savedcmd_`` since Linux commit 92215e7a801d in v6.3.) The command is a shell line in which make's own
-``$$`` and ``$(pound)`` stand for ``$`` and ``#``. It is taken apart, never given to a shell, and what is not
-understood is refused: a step left out would make an object that is not the one kbuild makes.
+``$$`` and ``$(pound)`` stand for ``$`` and ``#``. The command is split into words and never given to a shell.
+A command that is not understood is refused, because an object made without one of its steps would differ
+from kbuild's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from hotreload.errors import InputError
 COMPILERS = re.compile(r"(?:[\w.]+-)*(?:gcc|cc)(?:-[\d.]+)?")
 OPTION = re.compile(r"\$\(wildcard include/config/(\S+?)\)")
 LINKERS = re.compile(r"(?:[\w.]+-)*ld(?:\.bfd)?")
-# Flags of modpost that name a file (scripts/Makefile.modpost).
+# Flags of modpost that take a file name (scripts/Makefile.modpost).
 MODPOST_FILES = frozenset(("-i", "-o", "-T", "-d", "-u"))
 WRAPPERS = ("ccache", "sccache", "distcc")
 UNREADABLE_HINT = "hotreload replays gcc followed by objtool; please report this command"
@@ -35,11 +36,11 @@ UNREADABLE_HINT = "hotreload replays gcc followed by objtool; please report this
 
 @dataclass(frozen=True, slots=True)
 class TranslationUnit:
-    """One source that becomes one object of one module.
+    """One source that is compiled to one object of one module.
 
-    Paths are absolute. ``command`` is as kbuild recorded it (make's escapes undone), to be run in ``cwd``.
-    ``module`` is the module's name as the kernel knows it, with ``_``. ``late``: the calls of objtool that
-    kbuild makes when it has linked the module, as they are made on this object alone; mostly none.
+    Paths are absolute. ``command`` is the command that kbuild recorded (with make's escapes undone), to be
+    run in ``cwd``. ``module`` is the module's name as the kernel knows it, with ``_``. ``late``: the objtool
+    calls that kbuild makes after linking the module, rewritten for this object alone; usually empty.
     """
 
     source: Path
@@ -51,15 +52,16 @@ class TranslationUnit:
 
     @property
     def is_assembly(self) -> bool:
-        """Is it of assembly, and not of C?"""
+        """Return whether the source is assembly rather than C."""
         return self.source.suffix == ".S"
 
 
 @dataclass(frozen=True, slots=True)
 class CmdFile:
-    """A ``.cmd`` file: ``source`` is None for what is not compiled (a link). Paths as written down.
+    """The content of a ``.cmd`` file.
 
-    ``options``: of the configuration, those that the files mention; make goes by a stamp of each.
+    Paths are as recorded; ``source`` is None if nothing is compiled (a link). ``options``: the configuration
+    options that the files mention; make compares a time stamp of each.
     """
 
     target: str
@@ -71,14 +73,14 @@ class CmdFile:
 
 @dataclass(frozen=True, slots=True)
 class RecordedCommand:
-    """A compile command as argument lists: the compiler's own, and the steps on the object after it."""
+    """A compile command as argument lists: the compiler call, and the steps that follow on the object."""
 
     compile: tuple[str, ...]
     after: tuple[tuple[str, ...], ...]
 
 
 def parse_cmd_file(text: str) -> CmdFile:
-    """Take a ``.cmd`` file apart. Raises InputError (HR1009) when there is no command in it."""
+    """Parse a ``.cmd`` file. Raises InputError (HR1009) if it contains no command."""
     text = text.replace("\\\n", " ")
     found = re.search(r"^(?:saved)?cmd_(\S+) := *(.*)$", text, re.MULTILINE)
     if not found:
@@ -95,7 +97,7 @@ def parse_cmd_file(text: str) -> CmdFile:
 
 
 def _unescaped(text: str) -> str:
-    if "$" not in text and "\\" not in text:  # true of nearly all of a kernel's million
+    if "$" not in text and "\\" not in text:  # true for nearly all of a kernel's million strings
         return text
     return text.replace("$(pound)", "#").replace("\\#", "#").replace("$$", "$")
 
@@ -106,14 +108,14 @@ def _dependencies(text: str) -> tuple[str, ...]:
 
 
 def parse_dependency_file(text: str) -> tuple[str, ...]:
-    """The prerequisites in a ``.d`` file of gcc's -MD/-MMD, in order, the source first."""
+    """Return the prerequisites in a ``.d`` file written by gcc's -MD/-MMD, in order, the source first."""
     _target, _colon, files = text.replace("\\\n", " ").partition(":")
     words = re.findall(r"(?:\\.|\S)+", files)
     return tuple(dict.fromkeys(_unescaped(re.sub(r"\\([ \\:])", r"\1", word)) for word in words))
 
 
 def dependency_file(target: str, files: Iterable[str]) -> str:
-    """The text of a ``.d`` file, as parse_dependency_file reads it."""
+    """Return the text of a ``.d`` file that parse_dependency_file can read."""
     names = (re.sub(r"([ \\:#])", r"\\\1", file).replace("$", "$$") for file in files)
     return f"{target}: " + " \\\n ".join(names) + "\n"
 
@@ -129,13 +131,14 @@ def split_command(command: str) -> RecordedCommand:
     for step in steps[1:]:
         if step[0].rpartition("/")[2] != "objtool":
             raise _refusal(f"it goes on with {step[0]}", command)
-    # A cache of objects knows nothing of ours, and its flags would not be the compiler's.
+    # Drop ccache and the like: their caches have none of our objects, and flags that are inserted after the
+    # first word would be taken for theirs.
     is_wrapped = steps[0][0].rpartition("/")[2] in WRAPPERS
     return RecordedCommand(steps[0][is_wrapped:], steps[1:])
 
 
 def late_steps(link: str, target: str) -> str:
-    """The calls of objtool that follow the link of a module, on the object ``target`` instead.
+    """Return the objtool calls that follow the link of a module, applied to the object ``target`` instead.
 
     With IBT (or LTO) kbuild runs objtool on linked modules, not on each object: delay-objtool in
     scripts/Makefile.lib, Linux commit 753da4179d08 (in v5.19). Raises InputError (HR1009).
@@ -145,12 +148,12 @@ def late_steps(link: str, target: str) -> str:
 
 
 def split_late(late: str) -> tuple[tuple[str, ...], ...]:
-    """The argument lists in what late_steps() gave."""
+    """Split a result of late_steps() into argument lists."""
     return _steps(late) if late else ()
 
 
 def split_link(command: str) -> tuple[tuple[str, ...], ...]:
-    """The argument lists of a module's link: ld, then objtool where kbuild calls it on what is linked.
+    """Split the link command of a module into argument lists: ld, then objtool if kbuild runs it there.
 
     Raises InputError (HR1009) for anything else.
     """
@@ -162,11 +165,12 @@ def split_link(command: str) -> tuple[tuple[str, ...], ...]:
 
 
 def modpost_flags(command: str) -> tuple[str, ...]:
-    """How kbuild calls modpost: its flags, without its files. ``command``: that of Module.symvers.
+    """Return the flags with which kbuild calls modpost, without those that name files.
 
-    Raises InputError (HR1009) when it is no call of modpost.
+    ``command``: the recorded command of Module.symvers. Raises InputError (HR1009) if it does not call
+    modpost.
     """
-    # Until v6.2 what lists the modules comes through a pipe.
+    # Up to v6.2, the list of modules comes through a pipe.
     program, *words = shlex.split(command.rpartition("|")[2]) or [""]
     if program.rpartition("/")[2] != "modpost":
         raise _refusal("it does not call modpost", command)
@@ -174,13 +178,13 @@ def modpost_flags(command: str) -> tuple[str, ...]:
     for word in rest:
         if word in MODPOST_FILES:
             next(rest, None)
-        elif word.startswith("-") and word != "-t":  # what only other modules use is not to be trimmed
+        elif word.startswith("-") and word != "-t":  # do not trim symbols that only other modules use
             kept.append(word)
     return tuple(kept)
 
 
 def is_compile(command: str) -> bool:
-    """Does this command compile a source (and not link, copy or generate)?"""
+    """Return whether this command compiles a source (rather than linking, copying or generating)."""
     words = command.split()
     return bool(words) and _is_compile(tuple(words))
 
@@ -216,10 +220,10 @@ def _refusal(why: str, command: str) -> InputError:
 
 
 def parse_mod_file(text: str) -> tuple[str, ...]:
-    """The objects a ``foo.mod`` lists: one a line (since v5.19) or all on the first line."""
+    """Return the objects that a ``foo.mod`` lists: one per line (since v5.19) or all on the first line."""
     return tuple(dict.fromkeys(word for word in text.split() if word.endswith(".o")))
 
 
 def parse_modules_order(text: str) -> tuple[str, ...]:
-    """The modules ``modules.order`` lists, without suffix: ``.ko`` up to v6.2, ``.o`` since v6.3."""
+    """Return the modules in ``modules.order``, without suffix: ``.ko`` up to v6.2, ``.o`` since v6.3."""
     return tuple(dict.fromkeys(re.sub(r"\.k?o$", "", line) for line in text.split()))

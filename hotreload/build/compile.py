@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Compile the changed units as they are now, beside the objects the guest booted.
+"""Compile the changed units from the current sources, for comparison with their base objects.
 
-A unit in whose files lines have moved is compiled with the base's numbers for the lines that are as they
-were (``lines``), from a view of the file system that has such texts (``overlay``). Wherever that does not
-work out, and for everything that the compiler says, the unit is compiled from the files as they are.
+If lines have moved in a unit's files, the unit is compiled with the base's line numbers for the unchanged
+lines (``lines``), in a view of the file system that contains such texts (``overlay``). If that fails, the
+unit is compiled from the files as they are. The compiler's messages always come from a compile of the files
+as they are.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ SPECIAL = {
 
 @dataclass(frozen=True, slots=True)
 class ObjectPair:
-    """A unit's object as the guest booted it and as its source is now; ``warnings`` are the compiler's."""
+    """A unit's base object and patched object; ``warnings`` are the compiler's."""
 
     unit: TranslationUnit
     original: Path
@@ -59,7 +60,7 @@ class ObjectPair:
 
 
 class SomeFailedError(CompileError):
-    """Of several units some did not compile: ``failed``; ``pairs`` are those of the others."""
+    """Some of several units did not compile: ``failed``. ``pairs`` has the pairs of the other units."""
 
     def __init__(self, errors: Mapping[TranslationUnit, CompileError], pairs: tuple[ObjectPair, ...]) -> None:
         first = next(iter(errors.values()))
@@ -69,15 +70,16 @@ class SomeFailedError(CompileError):
 
 
 def patched_object(unit: TranslationUnit, into: Path) -> Path:
-    """Where ``into`` keeps the unit's object; its dependencies are beside it with ``.d``."""
-    # Two folders of a module may have a source of the same name.
+    """Return where ``into`` keeps the unit's object; its dependencies are next to it, with suffix ``.d``."""
+    # Two folders of a module may have sources of the same name.
     return into / f"{unit.object.stem}-{hashlib.sha256(bytes(unit.object)).hexdigest()[:8]}.o"
 
 
 async def compile_patched(unit: TranslationUnit, into: Path) -> Path:
-    """Replay the unit's recorded command on its source as it is now, every line with its own number.
+    """Replay the unit's recorded command on its current source; every line has its own number.
 
-    Raises CompileError with gcc's output as it is, EnvironmentFault when a program or space is missing.
+    Raises CompileError with gcc's unmodified output, EnvironmentFault when a program or disk space is
+    missing.
     """
     target = patched_object(unit, into)
     await compile_object(unit, target)
@@ -91,23 +93,26 @@ async def rebuild(
     progress: Progress = lambda _done: None,
     keeping: Collection[Path] = (),
 ) -> tuple[ObjectPair, ...]:
-    """Both objects of each unit, as many at a time as there are processors; in the order of ``units``.
+    """Return both objects of each unit, in the order of ``units``.
 
-    ``progress`` is told the number of units that are done. ``keeping``: the objects of units whose variables
-    have storage though gcc would do without.
+    As many compiles run at a time as there are processors.
 
-    Raises one SomeFailedError with what the compiler said about all units that failed. When the caller is
-    cancelled the compilers are killed.
+    ``progress`` is called with the number of units done. ``keeping``: the objects of units whose variables
+    must get storage even if gcc would optimize them away.
+
+    Raises one SomeFailedError with what the compiler said about all units that failed. If the caller is
+    cancelled, the compilers are killed.
     """
     slots = asyncio.Semaphore(os.cpu_count() or 1)
     done = itertools.count(1)
     chosen = tuple(dict.fromkeys(units))
-    # An object may be linked into two modules; it is compiled once.
+    # An object may be linked into two modules. It is compiled once.
     jobs = {unit.object: unit for unit in chosen}
     try:
         async with asyncio.TaskGroup() as group:
             originals, now = {}, {}
-            # Both of a unit one after the other: else nobody hears of any before all the originals are there.
+            # Start both compiles of a unit together; else progress would only begin when all base objects are
+            # compiled.
             for key, unit in jobs.items():
                 originals[key] = group.create_task(_original(base.of(unit), unit, slots))
                 now[key] = group.create_task(
@@ -130,11 +135,11 @@ async def rebuild(
 
 
 async def prepare(base: AnyBase, edited: Iterable[Path] = ()) -> None:
-    """Compile the base objects that are not in the cache yet, one at a time: the next edit goes first.
+    """Compile the base objects that are not in the cache yet, one at a time, so that edits need not wait.
 
-    To be run while nothing else is to be done; a first edit then waits for its own compile only. Of a kernel
-    only the units beside ``edited`` objects: whoever works there goes on there. Raises what base_object
-    raises.
+    Run this when idle; a first edit then only waits for its own compile. In a kernel tree, only the units in
+    the same folders as the ``edited`` objects are compiled, because the next edits are likely to be there.
+    Raises what base_object raises.
     """
     folders = {target.parent for target in edited}
     for unit in base.units:
@@ -150,7 +155,10 @@ async def _original(base: Base, unit: TranslationUnit, slots: asyncio.Semaphore)
 async def _patched(
     base: Base, unit: TranslationUnit, into: Path, slots: asyncio.Semaphore, *, keep_variables: bool
 ) -> str | CompileError:
-    """The warnings; a CompileError is a result here, so that one bad unit does not silence the others."""
+    """Return the warnings.
+
+    A CompileError is returned, not raised, so that the other units are compiled, too.
+    """
     async with slots:
         try:
             return await compile_stabilised(base, unit, into, keep_variables=keep_variables)
@@ -164,9 +172,10 @@ async def _patched(
 async def compile_stabilised(
     base: Base, unit: TranslationUnit, into: Path, *, keep_variables: bool = False
 ) -> str:
-    """Compile the unit as it is now, unchanged lines with their numbers in the base; return the warnings.
+    """Compile the current source, with the base's numbers for unchanged lines. Return the warnings.
 
-    Raises what compile_patched raises: about the user's files, with the lines' own numbers.
+    Raises what compile_patched raises; the messages are about the user's files, with their actual line
+    numbers.
     """
     target = patched_object(unit, into)
     inputs = _inputs(base, unit, target)
@@ -184,15 +193,15 @@ async def compile_stabilised(
             )
             if said is None:
                 return await compile_object(unit, target, keep_variables=keep_variables)
-            # What is told must name the lines as the user sees them.
+            # The messages must have the line numbers that the user sees.
             return await compile_object(unit, Path(folder, "told.o")) if said else ""
 
 
 def _require_files(inputs: Iterable[Path]) -> None:
-    """Raise CompileError where one has become a pipe, say: the compiler would wait for who writes to it."""
+    """Raise CompileError if a file is, say, a pipe, because the compiler would wait for a writer."""
     others = []
     for file in inputs:
-        with contextlib.suppress(OSError):  # the compiler tells what it does not find
+        with contextlib.suppress(OSError):  # the compiler reports missing files
             if kind := SPECIAL.get(stat.S_IFMT(file.stat().st_mode)):
                 others.append(f"{file}: error: is {kind}, and no source any more\n")
     if others:
@@ -200,8 +209,11 @@ def _require_files(inputs: Iterable[Path]) -> None:
 
 
 def stabilised_texts(base: Base, inputs: Iterable[Path]) -> dict[str, bytes]:
-    """The texts, by real path, of the files in which lines have moved since the base; and what kbuild called
-    the base, where it calls the next build something else."""
+    """Return the texts to compile instead of the real files, by real path.
+
+    These are the files in which lines have moved since the base, with the base's line numbers; and the files
+    in which kbuild writes the name of the build (is_stamp), with their text in the base, if that has changed.
+    """
     both = dict(_both_texts(base, inputs))
     moved = {file: texts for file, texts in both.items() if texts[0] not in (None, texts[1])}
     names = author_names(base, both) if moved else frozenset()
@@ -214,13 +226,13 @@ def stabilised_texts(base: Base, inputs: Iterable[Path]) -> dict[str, bytes]:
 
 
 def author_names(base: Base, texts: Mapping[Path, tuple[bytes | None, bytes]]) -> frozenset[str]:
-    """What the author makes of a line's number in these texts: each as it was, and as it is."""
+    """Return the names that the author derives from line numbers, in the current versions of these texts."""
     own = (now for file, (_, now) in texts.items() if _is_authors(file, base))
     return names_of_lines(text.decode(errors="replace") for text in own)
 
 
 def _both_texts(base: Base, inputs: Iterable[Path]) -> Iterator[tuple[Path, tuple[bytes | None, bytes]]]:
-    """Of each file what it was in the base, None if it was not there, and what it is."""
+    """Yield each file with its text in the base (None if it did not exist then) and its current text."""
     for file in inputs:
         recorded = base.source(file)
         with contextlib.suppress(OSError):
@@ -228,8 +240,10 @@ def _both_texts(base: Base, inputs: Iterable[Path]) -> Iterator[tuple[Path, tupl
 
 
 def _is_authors(file: Path, base: Base) -> bool:
-    """Is it a file that its author writes for one driver, and no header of all? What WARN() and its like make
-    of a line's number is told to people."""
+    """Return whether the file belongs to one driver, and is not a shared kernel header.
+
+    What a shared header makes of a line number (in WARN(), for example) is only shown to people.
+    """
     return not (base.is_kernel and "include" in file.parts)
 
 
@@ -243,7 +257,7 @@ async def _compile_overlaid(
     *,
     keep_variables: bool,
 ) -> str | None:
-    """Compile with the other ``texts``; None when that failed, or did not use all of them."""
+    """Compile with the replaced ``texts``. Return None if that failed, or did not use all of them."""
     root, scratch = folder / "root", folder / target.name
     try:
         root.mkdir()
@@ -254,7 +268,7 @@ async def _compile_overlaid(
         shadow = kind(root, base.shadow.is_users, base.users_folder)
         said = await compile_object(unit, scratch, shadow, keep_variables=keep_variables)
     except (CompileError, FileNotFoundError, NotADirectoryError):
-        # A file that has gone in the meantime is the plain compile's to tell.
+        # The plain compile reports a file that was removed in the meantime.
         return None
     notes = scratch.with_suffix(".d")
     known = {_normal(str(file)) for file in inputs}
@@ -262,7 +276,7 @@ async def _compile_overlaid(
     if not overlay.is_faithful(files):
         return None
     if base.is_kernel and not known.issuperset(_normal(overlay.real(file)) for file in files):
-        return None  # an include is new: what it means, the files as they are tell
+        return None  # the code has a new include, whose meaning depends on the real files
     notes.write_text(
         dependency_file(target.name, map(overlay.real, files)), encoding="utf-8", errors="surrogateescape"
     )
@@ -287,18 +301,18 @@ def _normal(file: str) -> str:
 
 
 def _inputs(base: Base, unit: TranslationUnit, target: Path) -> frozenset[Path]:
-    """The user's files that a unit was made of when the guest booted, and at its last compile."""
+    """Return the user's files that a unit was made from when the guest booted, and in its last compile."""
     files = frozenset(base.inputs[unit.object])
     notes = target.with_suffix(".d")
     return files | compiled_from(notes, unit.cwd, base.users_folder, base.tree) if notes.is_file() else files
 
 
 def compiled_from(notes: Path, cwd: Path, folder: Path, tree: KernelTree) -> frozenset[Path]:
-    """The user's files among those that a ``.d`` file names, absolute as gcc spelled them."""
+    """Return the user's files that a ``.d`` file names, absolute, as gcc spelled them."""
     return _compiled_from(notes, notes.stat().st_mtime_ns, cwd, folder, tree)
 
 
-# A unit includes some 600 kernel headers: read again only what was compiled again.
+# A unit includes some 600 kernel headers, so only read the list again after another compile.
 @functools.lru_cache(maxsize=1024)
 def _compiled_from(notes: Path, _mtime_ns: int, cwd: Path, folder: Path, tree: KernelTree) -> frozenset[Path]:
     files = (os.path.join(cwd, name) for name in parse_dependency_file(_read(notes)))

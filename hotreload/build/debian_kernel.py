@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The packaged Debian kernel: fetched and unpacked into the cache, without root, nothing installed.
+"""Fetch the packaged Debian kernel into the cache, without root and without installing anything.
 
-``apt-get download`` and ``dpkg -x`` of the image, its headers and kbuild give what a driver's loop needs: a
-bootable kernel with its modules and a folder for ``make -C``. The packages expect to live below ``/usr``, so
-the few absolute references among them are pointed into the cache. A kernel that is already there costs
-neither a program nor the network.
+``apt-get download`` and ``dpkg -x`` of the image, headers and kbuild packages give what a driver developer
+needs: a bootable kernel with its modules, and a folder for ``make -C``. The packages expect to live below
+``/usr``, so the few absolute references in them are changed to point into the cache. A kernel that is already
+cached needs neither a program nor the network.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UNPACK_SECONDS = 300
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A binary package as ``apt-cache show`` tells it. ``size`` in bytes."""
+    """A binary package as described by ``apt-cache show``. ``size`` in bytes."""
 
     name: str
     version: str
@@ -42,23 +42,25 @@ class Package:
 
 
 async def open_kernel(where: str, progress: Progress | None = None) -> KernelTree:
-    """The kernel that ``-K where`` means: ``debian`` or ``debian:6.12`` is fetched on first use, anything
-    else is a folder."""
+    """Return the kernel that ``-K where`` names.
+
+    ``debian`` or ``debian:6.12`` is fetched on first use, anything else is a folder.
+    """
     flavour = packaged_flavour(where)
     return find_kernel(where) if flavour is None else await fetch_debian_kernel(progress, flavour)
 
 
 async def fetch_debian_kernel(progress: Progress | None = None, flavour: str = "cloud-amd64") -> KernelTree:
-    """The packaged kernel of ``flavour``: from the cache, else the newest that apt knows.
+    """Return the packaged kernel of ``flavour``, from the cache or else the newest one that apt knows.
 
-    Raises EnvironmentFault: HR5106 no apt or no compiler, HR5107 no space, HR5108 cache not writable, HR5109
-    a package could not be fetched.
+    Raises EnvironmentFault: HR5106 no apt or no compiler, HR5107 no disk space, HR5108 cache not writable,
+    HR5109 a package could not be fetched.
     """
     kernels = _kernels_folder()
     tree = _cached(kernels, flavour)
     if tree is None:
         async with locked(kernels / ".lock", progress or _silent):
-            # Whoever held the lock may have fetched it, or was killed in the middle.
+            # The previous holder of the lock may have fetched it, or may have been killed halfway.
             for leftover in kernels.glob(".fetch-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             tree = _cached(kernels, flavour) or await _fetch(kernels, flavour, progress or _silent)
@@ -72,7 +74,7 @@ def _silent(_line: str) -> None:
 
 def _kernels_folder() -> Path:
     folder = cache_folder() / "kernels"
-    # make takes M= and include paths apart at white space and colons.
+    # make splits M= and include paths at white space and colons.
     if re.search(r"[\s:]", str(folder)):
         raise EnvironmentFault(
             f"kernels cannot be kept in {folder}: make allows no space or colon in a path",
@@ -89,7 +91,7 @@ def _pointer(kernels: Path, flavour: str) -> Path:
 
 
 def _cached(kernels: Path, flavour: str) -> KernelTree | None:
-    """The kernel that the pointer file names: one line, the headers folder relative to the cache."""
+    """Return the kernel that the pointer file names: one line, the headers folder relative to the cache."""
     with contextlib.suppress(FileNotFoundError):
         headers = kernels / _pointer(kernels, flavour).read_text().strip()
         if (headers / "Module.symvers").is_file():
@@ -99,7 +101,10 @@ def _cached(kernels: Path, flavour: str) -> KernelTree | None:
 
 @contextlib.asynccontextmanager
 async def locked(file: Path, progress: Progress, other: str = "fetches the kernel") -> AsyncIterator[None]:
-    """Let one hotreload at a time make what ``file`` stands for; ``other``: what the one before us does."""
+    """Hold a lock, so that only one hotreload at a time makes what ``file`` stands for.
+
+    ``other``: what the current holder is doing, for the message while waiting.
+    """
     with writing_to(file):
         handle = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
     try:
@@ -137,7 +142,7 @@ async def _fetch(kernels: Path, flavour: str, progress: Progress) -> KernelTree:
 
 
 async def _packages(flavour: str) -> tuple[Package, tuple[Package, ...]]:
-    """The image that the meta package depends on, and the headers and kbuild of the same version."""
+    """Return the image that the meta package depends on, and the headers and kbuild of the same version."""
     _require_programs()
     meta = await _show(f"linux-image-{flavour}")
     named = next((name for name in meta.depends if re.match(r"linux-image-\d", name)), None)
@@ -151,7 +156,7 @@ async def _packages(flavour: str) -> tuple[Package, tuple[Package, ...]]:
 
 
 async def _image(name: str) -> Package:
-    """The image package, signed or not: an archive may have only one of the two for a while."""
+    """Return the image package, signed or unsigned: an archive may have only one of them for a while."""
     try:
         return await _show(name)
     except EnvironmentFault:
@@ -173,7 +178,7 @@ async def _show(package: str) -> Package:
 
 
 def parse_package(text: str) -> Mapping[str, str]:
-    """The one-line fields of the first paragraph of ``apt-cache show``."""
+    """Return the one-line fields of the first paragraph of ``apt-cache show``."""
     first = text.strip().partition("\n\n")[0]
     return dict(re.findall(r"^([A-Z][\w-]*): (.*)$", first, re.MULTILINE))
 
@@ -193,7 +198,7 @@ def _require_programs() -> None:
 
 
 async def _unpack_all(packages: tuple[Package, ...], final: Path, release: str, progress: Progress) -> None:
-    """Download and unpack below a temporary folder; what appears at ``final`` is whole."""
+    """Download and unpack below a temporary folder, so that ``final`` is complete when it appears."""
     with writing_to(final.parent):
         temporary = Path(tempfile.mkdtemp(prefix=".fetch-", dir=final.parent))
     try:
@@ -246,10 +251,10 @@ def _raise_if_failed(done: process.Completed) -> None:
 
 
 def relocate(root: Path, final: Path, release: str) -> None:
-    """Point what refers to ``/usr/src`` and ``/lib`` into ``final``, where ``root`` is going to be.
+    """Change references to ``/usr/src`` and ``/lib`` to point into ``final``, the later place of ``root``.
 
-    These are the include in the headers' Makefile and the links ``build`` and ``source`` of the modules'
-    folder; everything else refers by relative links (seen in 6.1.0-56).
+    These are the include in the headers' Makefile, and the links ``build`` and ``source`` in the modules'
+    folder. All other references are relative links (seen in 6.1.0-56).
     """
     makefile = root / "usr/src" / f"linux-headers-{release}" / "Makefile"
     makefile.write_text(re.sub(r"(?m)^(include\s+)/usr/", rf"\g<1>{final}/usr/", makefile.read_text()))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The files whose bytes a unit includes: ``.incbin`` of the assembler. The compiler does not name them, and
-the assembler only when it is asked."""
+"""Find the files whose bytes a unit includes with the assembler's ``.incbin``.
+
+The compiler does not list them, and the assembler does so only on request.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ WORD = b".incbin"
 
 
 def may_embed(files: Iterable[Path]) -> bool:
-    """Does one of these texts have the directive, be it in a string or a macro?"""
+    """Return whether one of these files contains the directive, even inside a string or a macro."""
     return any(_mentions(file) for file in files)
 
 
@@ -32,9 +34,9 @@ def _mentions(file: Path) -> bool:
 
 
 async def embedded_files(unit: TranslationUnit) -> tuple[Path, ...]:
-    """The files that the assembler reads for a unit besides the compiler's output, absolute.
+    """Return the files that the assembler reads for a unit in addition to the compiler's output, absolute.
 
-    Raises CompileError where the unit does not compile.
+    Raises CompileError if the unit does not compile.
     """
     recorded = split_command(unit.command)
     with tempfile.TemporaryDirectory(prefix="hotreload-", dir=cache_folder()) as folder:

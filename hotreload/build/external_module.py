@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""An external module's folder: kbuild runs once, then its notes tell the units and their commands."""
+"""Build an external module's folder with kbuild, and read units and commands from its ``.cmd`` files."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ GRACE = 3.0
 async def build_modules(
     tree: KernelTree, folder: Path, progress: Progress | None = None, variables: Sequence[str] = ()
 ) -> Build:
-    """Bring the modules of ``folder`` up to date with kbuild and read what it noted.
+    """Bring the modules of ``folder`` up to date with kbuild, and read what it recorded.
 
-    ``variables`` are given to make (``HDAPS=1``), behind those of make_words.py. A source saved while kbuild
-    ran is compiled again, so that ``digests`` are those of the sources that the modules were made of. Raises
-    InputError (HR1007 no obj-m here, HR1006 sources that never rest), EnvironmentFault (HR5106 no compiler,
-    no pahole) and CompileError.
+    ``variables`` are passed to make (``HDAPS=1``) after those of make_words.py. A source that is saved while
+    kbuild runs is compiled again, so that ``digests`` are those of the sources that the modules were made
+    from. Raises InputError (HR1007 no obj-m here, HR1006 sources that keep changing), EnvironmentFault
+    (HR5106 no compiler, no pahole) and CompileError.
     """
     folder = folder.resolve()
-    # make would tell of a missing compiler by some hundred words.
+    # make would report a missing compiler with some hundred words.
     await kernel_compiler(tree)
     require_for_modules(tree)
     makefiles = _checked_makefiles(folder)
@@ -95,8 +95,12 @@ async def build_modules(
 
 
 def changed_ns(file: Path) -> int:
-    """When a file was changed, moved or put here last, in ns of Unix time; now if it has gone."""
-    # ctime, unlike mtime, also tells of a file moved or copied here with its old time. A link has its own.
+    """Return when a file was last changed, or moved or copied to its place, in ns of Unix time.
+
+    Return the current time if it does not exist.
+    """
+    # Unlike mtime, ctime also changes when a file is moved or copied here with its old mtime. A link has its
+    # own.
     try:
         return max(file.stat().st_ctime_ns, file.lstat().st_ctime_ns)
     except FileNotFoundError:
@@ -104,9 +108,10 @@ def changed_ns(file: Path) -> int:
 
 
 def _older_than_inputs(module: Build) -> set[Path]:
-    """The objects that are older than what was put in the place of a file that they are made of.
+    """Return the objects that are older than the time when one of their input files was put in its place.
 
-    make takes them for fresh where that file has kept the time that it had elsewhere (mv, cp -p, rsync -a).
+    make takes such an object for up to date if the file kept the mtime that it had elsewhere (mv, cp -p,
+    rsync -a).
     """
     return {
         unit.object
@@ -116,7 +121,7 @@ def _older_than_inputs(module: Build) -> set[Path]:
 
 
 def _forget(module: Build, late: Iterable[Path]) -> None:
-    """Make kbuild compile again what used these files: it may have read them before they were saved."""
+    """Make kbuild compile the users of these files again: it may have read the files too early."""
     files = set(late)
     for target, inputs in module.inputs.items():
         if files.intersection(inputs):
@@ -124,7 +129,7 @@ def _forget(module: Build, late: Iterable[Path]) -> None:
 
 
 def builds_modules(folder: Path) -> bool:
-    """Does a folder look like that of modules?"""
+    """Return whether a folder looks like a module's folder."""
     try:
         return bool(_checked_makefiles(folder))
     except InputError:
@@ -177,13 +182,13 @@ async def _rule_inputs(
 
 
 def _call(tree: KernelTree, folder: Path, variables: Sequence[str]) -> list[str | Path]:
-    """How kbuild is called for the modules of a folder."""
+    """Return the command that builds the modules of a folder with kbuild."""
     return ["make", "--no-print-directory", "-C", tree.output, f"M={folder}", *variables, "modules"]
 
 
 async def _make(tree: KernelTree, folder: Path, progress: Progress | None, variables: Sequence[str]) -> None:
     argv = [*_call(tree, folder, variables), f"-j{os.cpu_count() or 1}"]
-    # A make that started us must not lend its flags and job slots to this one.
+    # If this run is killed, the next one deletes the files that it left unfinished.
     with remembered(folder):
         await _run_make(argv, tree, folder, progress)
 
@@ -191,6 +196,7 @@ async def _make(tree: KernelTree, folder: Path, progress: Progress | None, varia
 async def _run_make(
     argv: Sequence[str | Path], tree: KernelTree, folder: Path, progress: Progress | None
 ) -> None:
+    # A make that started us must not pass its flags and job slots on to this one.
     running = await process.spawn(argv, env={"MAKEFLAGS": "", "MAKELEVEL": "0"}, tidies=True)
     assert running.stdout
     assert running.stderr
@@ -200,14 +206,14 @@ async def _run_make(
         )
         status = await running.wait()
     finally:
-        # make takes back what it was at.
+        # make removes the targets that are unfinished.
         await process.end(running, grace=GRACE)
     if status:
         raise _build_error(tree, folder, stdout, stderr.decode(errors="replace"))
 
 
 async def _told(stream: asyncio.StreamReader, progress: Progress | None) -> str:
-    """Read to the end; tell kbuild's own lines (``CC [M]  foo.o``) as they come."""
+    """Read to the end. Report kbuild's own lines (``CC [M]  foo.o``) as they come."""
     text = ""
     async for line in process.lines_of(stream):
         text += f"{line}\n"
@@ -225,7 +231,7 @@ def _build_error(tree: KernelTree, folder: Path, stdout: str, stderr: str) -> Co
         hint = f"kernel {tree.release} does not have what the module needs; another one is named with -K"
     if first and "error:" in first.lower():
         return CompileError(first, without_make(stderr), hint=hint)
-    # It was not the compiler: what make says belongs to it.
+    # The compiler did not fail, so what make said is part of the message.
     message = f"kbuild failed in {folder}" + (f": {first}" if first else "")
     return CompileError(message, stderr or stdout, hint=hint)
 
@@ -244,9 +250,12 @@ def _read_build(tree: KernelTree, folder: Path, makefiles: tuple[Path, ...]) -> 
 
 
 async def _with_embedded(build: Build) -> tuple[Build, set[Path]]:
-    """The same with the files of ``.incbin``: inputs of a unit of assembly; carried by one of C, whose object
-    we could not make of what such a file was before. And the objects that are older than what they include:
-    make knows of it only where the Makefile says so."""
+    """Add the ``.incbin`` files to a build, and find the objects that are older than one of these files.
+
+    The files become inputs of an assembly unit. For a C unit they are ``carried``, because we could not
+    compile its base object once the file has changed. make only rebuilds the stale objects by itself if the
+    Makefile has the dependency.
+    """
     inputs, carried, stale = build.inputs, dict(build.carried), set()
     for unit in build.units:
         files = inputs[unit.object]
@@ -302,17 +311,17 @@ def _module(
 
 
 def read_link(linked: Path) -> str:
-    """The command that linked an object of several; none for one that is compiled of one source."""
+    """Return the command that linked an object from several others; empty if it has a single source."""
     file = linked.with_name(f".{linked.name}.cmd")
     command = parse_cmd_file(file.read_text(errors="surrogateescape")).command if file.is_file() else ""
     return "" if is_compile(command) else command
 
 
 def read_notes(target: Path) -> CmdFile | None:
-    """What kbuild noted about an object; None for one that is not compiled here (a shipped ``.o``)."""
+    """Return what kbuild recorded about an object, or None if it is not compiled here (a shipped ``.o``)."""
     file = target.with_name(f".{target.name}.cmd")
     text = file.read_text(errors="surrogateescape") if file.is_file() else ""
-    if not text.strip():  # who ships an object makes an empty one, for modpost asks for it
+    if not text.strip():  # shipped objects have an empty .cmd file, because modpost requires one
         return None
     notes = parse_cmd_file(text)
     return notes if is_compile(notes.command) else None

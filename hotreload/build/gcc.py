@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Running a recorded compile again: the compiler, then objtool, as argument lists and without a shell."""
+"""Replay a recorded compile: the compiler, then objtool, as argument lists and without a shell."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from hotreload.build.replay import Shadow, redirected, replayed, shadowed
 from hotreload.errors import CompileError, CompilerDiedError
 from hotreload.paths import full_disk, writing_to
 
-# What gcc says when one of its programs was killed.
+# Part of gcc's message when one of its programs was killed.
 DIED = "signal terminated program"
-# Bytes. A source that is none has an error a byte, and a header a warning for everybody who includes it.
+# Bytes. A binary file compiled as a source gives an error per byte, and a header may warn in each unit.
 MOST_SAID = 1 << 20
-# __DATE__ and __TIME__ are errors in kbuild, but a module may allow them; base and patch must agree.
-# SRCARCH is kbuild's: Debian's objtool, of several architectures in 6.12, chooses by it.
+# __DATE__ and __TIME__ are errors in kbuild, but a module may allow them. The value must be the same for base
+# and patch. SRCARCH is kbuild's variable: Debian's objtool of 6.12, made for several architectures, selects
+# by it.
 ENVIRONMENT = {"SOURCE_DATE_EPOCH": "0", "SRCARCH": "x86"}
-# The macros for authors of patches, behind all folders of the kernel's and of the module's own.
+# The macros for authors of patches. They come after all folders of the kernel and of the module.
 AUTHORS_HEADERS = ("-idirafter", str(Path(__file__).with_name("include")))
-# DWARF 4 has the fewest forms, and all compilers of the kernel write it. Nobody asks where a variable is at
-# each instruction, which takes the compiler the longest to find out; clang does not know the second flag.
+# DWARF 4 has the fewest forms, and all compilers of the kernel can write it. The locations of variables at
+# each instruction are not needed, and take the compiler longest to compute. clang does not know the second
+# flag.
 DEBUG_FLAGS = (("-gdwarf-4", "-fno-var-tracking"), ("-gdwarf-4",))
-# Without these gcc gives no storage to a static that nothing writes, or nothing reads: its value is gone
-# (-fipa-reference-addressable of gcc 10 and later).
+# Without it gcc gives no storage to a static variable that is never written, or never read, so its value is
+# lost (-fipa-reference-addressable of gcc 10 and later).
 KEEP_VARIABLES = ("-fno-ipa-reference-addressable",)
 _debug_flags_known: dict[str, tuple[str, ...]] = {}
 
@@ -43,11 +45,12 @@ async def compile_object(
     lines: bool = False,
     keep_variables: bool = False,
 ) -> str:
-    """Compile ``unit`` to ``target`` and its dependencies to ``target`` with ``.d``; return the warnings.
+    """Compile ``unit`` to ``target``, and write its dependencies next to it with ``.d``. Return the warnings.
 
-    With a shadow the sources are the shadow's; with ``lines`` the object tells its lines, and not its types;
-    with ``keep_variables`` every static that the code names has storage. It appears whole or not at all.
-    Raises CompileError with gcc's (or objtool's) output, EnvironmentFault when a program or space is missing.
+    With ``shadow``, the sources are taken from there. With ``lines``, the debugging information has line
+    numbers but no types. With ``keep_variables``, every static variable that the code names has storage.
+    ``target`` appears complete or not at all. Raises CompileError with gcc's (or objtool's) output,
+    EnvironmentFault when a program or disk space is missing.
     """
     recorded = split_command(unit.command)
     argv = recorded.compile if shadow is None else shadowed(recorded.compile, unit.cwd, unit.source, shadow)
@@ -67,9 +70,9 @@ async def compile_object(
 async def compile_as_kbuild(
     unit: TranslationUnit, target: Path, shadow: Shadow | None = None, *, lines: bool = False
 ) -> str:
-    """The same as kbuild does it up to where it links modules; ``lines`` adds a table of them.
+    """Compile ``unit`` with kbuild's flags, up to the link of the module; ``lines`` adds line numbers.
 
-    Raises as compile_object.
+    Raises what compile_object raises.
     """
     recorded = split_command(unit.command)
     argv = recorded.compile if shadow is None else shadowed(recorded.compile, unit.cwd, unit.source, shadow)
@@ -95,7 +98,7 @@ async def _make(
 
 
 async def finish_object(unit: TranslationUnit, target: Path) -> None:
-    """Do to a copy of the unit's object, as kbuild made it, what kbuild did after it had linked the module.
+    """Run on a copy of kbuild's object of the unit the steps that kbuild runs after linking the module.
 
     Raises CompileError.
     """
@@ -105,21 +108,23 @@ async def finish_object(unit: TranslationUnit, target: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[tuple[Path, Path]]:
-    """Names for an object and its dependencies, in a folder of their own: a compiler that is killed leaves
-    its temporary files there, too."""
+    """Yield paths for an object and its dependencies, in a temporary folder.
+
+    A compiler that is killed leaves its temporary files there, too.
+    """
     with writing_to(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=f".{target.stem}-", dir=target.parent, ignore_cleanup_errors=True
         ) as folder:
             output = Path(folder, target.name)
-            # gcc would report an unwritable or full folder as a compile error; ask first.
+            # gcc would report an unwritable or full folder as a compile error, so try to write first.
             output.touch()
             yield output, output.with_suffix(".d")
 
 
 def _on_object(step: Sequence[str], unit: TranslationUnit, output: Path) -> tuple[str, ...]:
-    # KVM's shared files are arch/x86/kvm/../../../virt/kvm/eventfd.o in their commands.
+    # In the commands, KVM's shared files are called arch/x86/kvm/../../../virt/kvm/eventfd.o.
     target = os.path.normpath(unit.object)
     spelled = ((word, os.path.normpath(os.path.join(unit.cwd, word))) for word in step)
     return tuple(str(output) if named == target else word for word, named in spelled)
@@ -133,7 +138,7 @@ async def _step(argv: Sequence[str], unit: TranslationUnit, output: Path) -> str
         env=ENVIRONMENT | {"TMPDIR": str(output.parent)},
         most=MOST_SAID,
     )
-    # objtool names the object it looks at: say the name that the user knows.
+    # objtool names the object it reads. Replace it with the name that the user knows.
     said = (done.stdout + done.stderr).decode(errors="replace").replace(str(output), str(unit.object))
     if done.ok:
         return said
@@ -149,7 +154,7 @@ def _first_error(said: str) -> str | None:
 
 
 async def _debug_flags(program: str) -> tuple[str, ...]:
-    """What makes this compiler write debugging information; asked once."""
+    """Return the flags for debugging information that this compiler accepts. Each compiler is tried once."""
     if program not in _debug_flags_known:
         for flags in DEBUG_FLAGS:
             done = await process.run([program, *flags, "-fsyntax-only", "-x", "c", "-"], stdin=b"")
@@ -160,7 +165,7 @@ async def _debug_flags(program: str) -> tuple[str, ...]:
 
 
 def program_identity(programs: Sequence[str], cwd: Path) -> str:
-    """A digest that changes when one of these programs is replaced: by resolved path, size and time."""
+    """Return a digest of resolved path, size and mtime that changes when one of the programs is replaced."""
     digest = hashlib.sha256()
     for program in programs:
         found = shutil.which(program) or os.path.join(cwd, program)

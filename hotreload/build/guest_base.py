@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The base of one guest, in parts: a module that was loaded anew has a later base than the rest.
+"""The base of one guest, in parts: a module that was reloaded has a later base than the rest.
 
-At first there is one part, what the guest booted. Each module belongs to one part, and so do its units; a
-header that two parts were made of may have had other contents for each.
+At first there is one part, what the guest booted. Each module, with its units, belongs to exactly one part. A
+header that is used in two parts may have had different contents in each.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from hotreload.build.other_files import stamp
 
 @dataclass(frozen=True, slots=True)
 class GuestBase:
-    """``build``: what kbuild noted when it ran last; ``makefiles``: the digests of those that it read then.
+    """The base of a guest.
 
-    ``parts``: the latest one last; no two have a module in common. ``configuration``: see configuration_of.
+    ``build``: what the last kbuild run recorded. ``makefiles``: digests of the Makefiles that it read.
+    ``parts``: latest last; no two have a module in common. ``configuration``: see configuration_of.
     """
 
     build: Build
@@ -35,7 +36,7 @@ class GuestBase:
 
     @classmethod
     def booted(cls, build: Build, base: Base) -> Self:
-        """That of a guest that has just booted."""
+        """Return the base of a guest that has just booted."""
         return cls(build, base.makefiles, (base,), configuration_of(build.tree))
 
     @property
@@ -44,12 +45,12 @@ class GuestBase:
 
     @property
     def is_kernel(self) -> bool:
-        """Is this a kernel's own tree?"""
+        """Return whether this is a kernel's own tree."""
         return self.build.is_kernel
 
     @property
     def modules(self) -> tuple[BuiltModule, ...]:
-        """As the guest has them, in the order in which they were built."""
+        """The modules that the guest has, in build order."""
         if len(self.parts) == 1:
             return self.parts[0].modules
         held = {built.name: built for part in self.parts for built in part.modules}
@@ -61,19 +62,22 @@ class GuestBase:
 
     @property
     def beside_the_tree(self) -> frozenset[str]:
-        """Modules of a kernel's tree that were built anew: whoever loads the tree's file loads another."""
-        # vmlinux is always of the part that was booted.
+        """Modules of a kernel's tree that were rebuilt outside it.
+
+        The ``.ko`` in the tree is a different one.
+        """
+        # vmlinux always belongs to the part that was booted.
         later = (part for part in self.parts if part.id != self.parts[0].id) if self.is_kernel else ()
         return frozenset(built.name for part in later for built in part.modules)
 
     def of(self, unit: TranslationUnit) -> Base:
-        """The part that a unit belongs to."""
+        """Return the part that a unit belongs to."""
         if len(self.parts) == 1:
             return self.parts[0]
         return next(part for part in self.parts if any(each.name == unit.module for each in part.modules))
 
     def carried_otherwise(self) -> dict[Path, set[str]]:
-        """The files that are in modules as they are, and are not as they were; each with these modules."""
+        """Return the carried files that have changed, each with the modules that contain it."""
         found: dict[Path, set[str]] = {}
         for part in self.parts:
             for (module, file), digest in part.carried.items():
@@ -82,7 +86,7 @@ class GuestBase:
         return found
 
     def differing(self) -> tuple[Path, ...]:
-        """The sources, and what is in modules as it is, that are not as they were for one of the parts."""
+        """Return the sources and carried files that differ from what was recorded, for at least one part."""
         files = {file: None for part in self.parts for file in part.digests if not is_stamp(file)}
         now = {file: sha256(file) for file in files}
         differing = (
@@ -93,7 +97,7 @@ class GuestBase:
         return (*differing, *self.carried_otherwise())
 
     def anew_since(self, other: GuestBase) -> frozenset[str]:
-        """The modules that are not of the same part in both."""
+        """Return the modules that belong to different parts in the two bases."""
         places = [
             {built.name: part.id for part in base.parts for built in part.modules} for base in (self, other)
         ]
@@ -102,7 +106,7 @@ class GuestBase:
         )
 
     def with_anew(self, build: Build, base: Base, names: Iterable[str]) -> GuestBase:
-        """The same, but that these modules are now those of another base, recorded of ``build``."""
+        """Return a copy in which these modules belong to another base, which was recorded from ``build``."""
         anew = frozenset(names)
         rest = (_only(part, {built.name for built in part.modules} - anew) for part in self.parts)
         parts = (*(part for part in rest if part.modules), _only(base, anew))
@@ -110,19 +114,22 @@ class GuestBase:
         return GuestBase(build, base.makefiles, held, self.configuration)
 
 
-# An object that was built elsewhere may be large, and is looked at with each save.
+# A prebuilt object may be large, and is checked at each save.
 @functools.lru_cache(maxsize=256)
 def _digest(file: Path, _seen: Stamp | None) -> str:
     return sha256(file)
 
 
 def configuration_of(tree: KernelTree) -> str:
-    """A digest of what is compiled as the kernel's configuration; kbuild names it in no list of inputs."""
+    """Return a digest of the kernel's configuration as compiled.
+
+    No list of inputs by kbuild has that file.
+    """
     return sha256(tree.output / AUTOCONF)
 
 
 def _only(base: Base, names: Iterable[str]) -> Base:
-    """The part of a base that these modules are."""
+    """Return the part of a base that consists of these modules."""
     wanted = frozenset(names)
     modules = tuple(built for built in base.modules if built.name in wanted)
     if len(modules) == len(base.modules):

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Modules of a kernel's own tree, built anew beside it: what kbuild recorded is replayed into our folder.
+"""Build modules of a kernel's own tree outside it, by replaying what kbuild recorded.
 
-Not by `make`, for the tree must stay what the guest has booted: vmlinux and its units may be edited, too,
-and are live as a patch. The steps are those of scripts/Makefile.modpost and scripts/Makefile.modfinal:
-compile, link a module's objects, modpost, compile what it wrote, link the module. BTF of modules is left out,
-as kbuild leaves it out where there is no pahole. With MODVERSIONS an export keeps the CRC of the kernel's
-build: what includes a header that changed is compiled anew, whether its CRC says so or not.
+`make` cannot be used, because the tree must stay what the guest has booted: vmlinux and its units may be
+edited as well, and these edits are live as a patch. The steps are those of scripts/Makefile.modpost and
+scripts/Makefile.modfinal: compile, link a module's objects, run modpost, compile what it wrote, link the
+module. BTF of modules is left out, as kbuild does without pahole. With MODVERSIONS an export keeps the CRC of
+the kernel's build; units that include a changed header are compiled again, whether or not the CRC would
+change.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ SYMBOLS = Path("Module.symvers")
 
 
 async def build_in_tree(base: GuestBase, names: Collection[str], work: Path) -> Base:
-    """Build these modules of a kernel as the sources are now, in the empty folder ``work``, and record them.
+    """Build modules of a kernel from the current sources, in the empty folder ``work``, and record them.
 
-    Raises CompileError, EnvironmentFault, InputError (HR1006 a source that never rests, HR1009).
+    Raises CompileError, EnvironmentFault, InputError (HR1006 a source that keeps changing, HR1009).
     """
     for attempt in range(TRIES):
         into = work / str(attempt)
@@ -63,14 +64,14 @@ async def build_in_tree(base: GuestBase, names: Collection[str], work: Path) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A module in the kernel's tree and in our folder, both without suffix."""
+    """A module in the kernel's tree and in our folder. Both paths are without suffix."""
 
     name: str
     original: Path
     new: Path
 
     def spelled(self, suffix: str, tree: KernelTree) -> str:
-        """The original as kbuild's commands name it."""
+        """Return the path of the original as kbuild's commands spell it."""
         return os.path.relpath(f"{self.original}{suffix}", tree.output)
 
 
@@ -110,7 +111,7 @@ async def _built(base: GuestBase, names: Collection[str], into: Path) -> Base:
 
 
 def _digests(base: GuestBase, modules: Iterable[BuiltModule]) -> dict[Path, str]:
-    """Of all files that these modules were made of, as they are now."""
+    """Return the current digests of all files that these modules were made from."""
     files = {file for built in modules for unit in built.units for file in base.of(unit).inputs[unit.object]}
     return {file: sha256(file) for file in files}
 
@@ -118,7 +119,7 @@ def _digests(base: GuestBase, modules: Iterable[BuiltModule]) -> dict[Path, str]
 async def _compile(
     base: GuestBase, modules: Iterable[BuiltModule], now: Mapping[Path, str], into: Path
 ) -> dict[Path, Path]:
-    """By the object that kbuild made of a unit, the one of its sources as they are now."""
+    """Map kbuild's object of each unit to an object made from the current sources."""
     units = {unit.object: unit for built in modules for unit in built.units}
     slots = asyncio.Semaphore(os.cpu_count() or 1)
 
@@ -162,7 +163,7 @@ def _place(name: str, tree: KernelTree, into: Path) -> _Place:
 
 
 async def _link_objects(place: _Place, tree: KernelTree, objects: Mapping[Path, Path]) -> None:
-    """One object of all that a module is made of, and its list of them."""
+    """Link the objects of a module into one, and write the list of them."""
     listed = Path(f"{place.original}.mod").read_text()
     Path(f"{place.new}.mod").write_text(listed)
     targets = [Path(os.path.normpath(tree.output / each)) for each in parse_mod_file(listed)]
@@ -182,7 +183,7 @@ async def _link_objects(place: _Place, tree: KernelTree, objects: Mapping[Path, 
 
 
 async def _modpost(places: Iterable[_Place], tree: KernelTree, into: Path) -> None:
-    """Write ``NAME.mod.c`` of each: what it imports, with versions, and the modules that it uses."""
+    """Write ``NAME.mod.c`` of each module: its imports, with versions, and the modules it depends on."""
     symbols, order = into / SYMBOLS, into / "modules.list"
     ours = {os.path.relpath(place.original, tree.output) for place in places}
     # CRC, symbol, module, kind of export, namespace (Documentation/kbuild/modules.rst).
@@ -220,7 +221,7 @@ async def _run_all(
 
 
 def _with(argv: Sequence[str], others: Mapping[str, Sequence[str]], tree: KernelTree) -> tuple[str, ...]:
-    """The same with other files."""
+    """Return the command with some files replaced."""
     named = ((word, os.path.relpath(tree.output / word, tree.output)) for word in argv)
     return tuple(new for word, name in named for new in others.get(word) or others.get(name) or (word,))
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Kernel configurations of ours: what a fragment asks for, merged into a .config, and what came of it. Pure.
+"""Merge fragments into kernel configurations, and check the result. Pure.
 
-A fragment is a list of ``CONFIG_NAME=VALUE`` under comments. The comment right above some settings is the
-reason for all of them, up to the next comment or empty line. One that begins with "where offered:" is for
-what is asked only of kernels that know it: kconfig writes a line for each option that can be set, no other.
+A fragment is a list of ``CONFIG_NAME=VALUE`` lines with comments. A comment directly above some settings is
+the reason for all of them, up to the next comment or empty line. Settings whose comment begins with "where
+offered:" are only required if the kernel knows them: kconfig writes a line for each option that can be set,
+and for no other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import hotreload
 from hotreload.errors import InputError, KernelUnfitError
 
-# The names that --config knows, and the file that is merged into a .config that is there already.
+# The names that --config accepts, and the fragment that is merged into an existing .config.
 NAMED = ("minimal", "virtio", "debug")
 FRAGMENT = "fragment"
 WHERE_OFFERED = "where offered: "
@@ -24,9 +25,10 @@ WHERE_OFFERED = "where offered: "
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One line of a fragment. ``name`` without ``CONFIG_``; ``value`` as in a .config, ``n`` for not set.
+    """One line of a fragment.
 
-    ``optional``: a kernel that does not offer it does not need it.
+    ``name`` is without ``CONFIG_``; ``value`` is as in a .config, ``n`` for not set. ``optional``: not
+    required of a kernel that does not offer it.
     """
 
     name: str
@@ -36,18 +38,19 @@ class Setting:
 
     @property
     def line(self) -> str:
-        """The setting as a .config has it."""
+        """The setting as a line of a .config."""
         return f"# CONFIG_{self.name} is not set" if self.value == "n" else f"CONFIG_{self.name}={self.value}"
 
     def met(self, options: Mapping[str, str]) -> bool:
-        """Is it so in ``options``?"""
+        """Return whether ``options`` satisfies the setting."""
         return options.get(self.name, self.value if self.optional else "n") == self.value
 
 
 def config_file(name: str) -> Path:
-    """A named configuration, in the installed package or beside it in a checkout; else a file of that name.
+    """Return the file of a named configuration, or else the file with that path.
 
-    Raises InputError (HR1009) for what is neither.
+    The named ones are in the installed package, or next to it in a checkout. Raises InputError (HR1009) if
+    there is none.
     """
     package = Path(hotreload.__file__).parent
     ours = name in (*NAMED, FRAGMENT)
@@ -62,7 +65,7 @@ def config_file(name: str) -> Path:
 
 
 def read_text(file: Path) -> str:
-    """The text of a configuration. Raises InputError (HR1009) where it cannot be read."""
+    """Return the text of a configuration. Raises InputError (HR1009) if it cannot be read."""
     try:
         return file.read_text(errors="replace")
     except OSError as error:
@@ -70,10 +73,10 @@ def read_text(file: Path) -> str:
 
 
 def configuration(file: Path) -> str:
-    """The text of a configuration, below that of the one beside it that ``# with: NAME`` names: of two lines
-    for one option the later one holds.
+    """Return the text of a configuration, including the one that it extends.
 
-    Raises InputError (HR1009) where one cannot be read.
+    A line ``# with: NAME`` names another configuration in the same folder, whose text comes first. The last
+    of several lines for one option wins. Raises InputError (HR1009) if a file cannot be read.
     """
     text = read_text(file)
     if named := re.search(r"^# with: (\S+)$", text, re.MULTILINE):
@@ -82,7 +85,7 @@ def configuration(file: Path) -> str:
 
 
 def read_settings(text: str) -> tuple[Setting, ...]:
-    """The settings of a fragment, in its order, each with its reason."""
+    """Return the settings of a fragment, in order, each with its reason."""
     found: list[Setting] = []
     comment: list[str] = []
     below = False
@@ -101,7 +104,10 @@ def read_settings(text: str) -> tuple[Setting, ...]:
 
 
 def options_of(config: str) -> dict[str, str]:
-    """The options that a .config sets; of several lines for one option the last one holds, as in kconfig."""
+    """Return the options that a .config sets.
+
+    As in kconfig, the last of several lines for one option wins.
+    """
     options: dict[str, str] = {}
     for name, value, unset in re.findall(
         r"^(?:CONFIG_(\w+)=(.*)|# CONFIG_(\w+) is not set)$", config, re.MULTILINE
@@ -111,9 +117,10 @@ def options_of(config: str) -> dict[str, str]:
 
 
 def merged(config: str, wanted: Iterable[Setting]) -> str:
-    """A .config with all that is wanted; the same text where nothing is missing.
+    """Return a .config that has all wanted settings; the same text if nothing is missing.
 
-    Make olddefconfig afterwards: it takes what follows from these settings, and drops what cannot be had.
+    Run `make olddefconfig` afterwards: it adds what follows from these settings, and drops what cannot be
+    set.
     """
     missing = unmet(config, wanted)
     if not missing:
@@ -125,13 +132,13 @@ def merged(config: str, wanted: Iterable[Setting]) -> str:
 
 
 def unmet(config: str, wanted: Iterable[Setting]) -> tuple[Setting, ...]:
-    """What is wanted and not so in a .config."""
+    """Return the wanted settings that a .config does not satisfy."""
     options = options_of(config)
     return tuple(setting for setting in wanted if not setting.met(options))
 
 
 def check_taken(config: str, wanted: Iterable[Setting], where: Path) -> None:
-    """Raise KernelUnfitError (HR3102) that names each setting that kconfig did not take, and its reason."""
+    """Raise KernelUnfitError (HR3102), naming each setting that kconfig did not accept, with its reason."""
     by_reason: dict[str, list[str]] = {}
     for setting in unmet(config, wanted):
         by_reason.setdefault(setting.reason, []).append(f"{setting.name}={setting.value}")

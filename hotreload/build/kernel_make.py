@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Making a kernel that hot reload can work with: its configuration, kbuild, and how far that is.
+"""Make a kernel that hotreload can work with: configure it, run kbuild, and report the progress.
 
-The release of a kernel and of the modules that are built later must be the same, or the kernel refuses them.
-It is made anew in every build: ``scripts/setlocalversion`` appends a ``+`` where git's HEAD is not a tagged
-commit, or the commit itself with CONFIG_LOCALVERSION_AUTO. So ours never asks git: the option is off (see
-vmimages/fragment.config), and LOCALVERSION is set, if only to nothing, which leaves the ``+`` away. ``make -C
-OUTPUT M=..`` takes the release as the kernel's build left it.
+The release string of a kernel and of the modules that are built later must be the same, or the kernel refuses
+the modules. kbuild determines it in every build: ``scripts/setlocalversion`` appends a ``+`` if git's HEAD is
+not a tagged commit, or the commit itself with CONFIG_LOCALVERSION_AUTO. Therefore our kernels never ask git:
+the option is off (see vmimages/fragment.config), and LOCALVERSION is set, to nothing if need be, which
+suppresses the ``+``. ``make -C OUTPUT M=..`` uses the release that the kernel's build left.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ from hotreload.build.unfinished import remembered
 from hotreload.errors import CompileError, EnvironmentFault, InputError, KernelUnfitError
 from hotreload.paths import full_disk, runtime_folder, writing_to
 
-SHOWN_LINES = 40  # of what the compiler said; an error is at its end, with -j a few others before it
+SHOWN_LINES = 40  # of the compiler's output; an error is at the end, with -j after a few others
 KEPT_BYTES = 1 << 18
 
-# What make runs, and the package of Debian it is in; of what only some configurations need, the option.
+# What make runs, with its Debian package. The first column is the option that needs it; empty if all kernels
+# do.
 PROGRAMS = (
     ("", "make", "make"),
     ("", "gcc", "gcc"),
@@ -72,14 +73,14 @@ PROGRAMS = (
 
 @dataclass(frozen=True, slots=True)
 class MadeKernel:
-    """A built kernel, what had to be set in the .config it had, and how many units were compiled."""
+    """A built kernel, what had to be changed in its existing .config, and how many units were compiled."""
 
     tree: KernelTree
     changed: tuple[Setting, ...]
     compiled: int
 
     def facts(self) -> dict[str, object]:
-        """For programs."""
+        """Return the facts for programs (JSON)."""
         return {
             "release": self.tree.release,
             "source": str(self.tree.source),
@@ -90,7 +91,7 @@ class MadeKernel:
         }
 
     def told(self) -> str:
-        """For people: what was made, what had to be set, and what to do with it."""
+        """Return the text for people: what was made, what had to be set, and what to do next."""
         lines = [f"{self.tree.release} is in {self.tree.output}, {self.compiled} units compiled"]
         if self.changed:
             lines.append("set in .config: " + ", ".join(f"{one.name}={one.value}" for one in self.changed))
@@ -99,9 +100,10 @@ class MadeKernel:
 
 
 def find_source(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
-    """The kernel sources that ``folder`` is or was configured from (an O= folder), and where to build.
+    """Return the kernel sources for ``folder``, and the folder to build in (``output``, or else ``folder``).
 
-    Raises InputError (HR1009) for what is neither, and for what kbuild could not build.
+    The sources are ``folder`` itself, or those that it, as an O= folder, was configured from. Raises
+    InputError (HR1009) if there are none, or if kbuild could not build them there.
     """
     folder = folder.resolve()
     source = (folder / "source").resolve() if (folder / "source").is_dir() else folder
@@ -126,11 +128,11 @@ def find_source(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
 
 
 async def make_kernel(source: Path, output: Path, config: Path | None, jobs: int, tell: Tell) -> MadeKernel:
-    """Configure ``source`` into ``output`` (the same folder: in place), build image and modules.
+    """Configure ``source`` into ``output`` (the same folder: in place), then build the image and modules.
 
-    With ``config``, or where there is no .config yet, that file (default: minimal) is the configuration, and
-    what it does not name is off; an earlier .config becomes .config.old. Else the .config that is there gets
-    what hot reload and the guest need, and nothing more.
+    If ``config`` is given, or there is no .config yet, that file (default: minimal) is the configuration,
+    options that it does not name are off, and an earlier .config becomes .config.old. Otherwise the existing
+    .config gets what hotreload and the guest need, and nothing else.
 
     Raises InputError (HR1009), EnvironmentFault (HR5106, HR5107, HR5108), KernelUnfitError (HR3102) when the
     configuration does not allow what is needed, CompileError with gcc's own lines.
@@ -152,7 +154,10 @@ async def make_kernel(source: Path, output: Path, config: Path | None, jobs: int
 
 
 async def _configure(source: Path, output: Path, config: Path | None, tell: Tell) -> tuple[Setting, ...]:
-    """Write .config; what had to be changed in an earlier one. That one stays where it cannot be had."""
+    """Write .config, and return what had to be changed in an existing one.
+
+    An existing .config is restored if kconfig does not accept the settings.
+    """
     tell(Step("configuring"))
     file = output / ".config"
     fragment = read_settings(read_text(config_file(FRAGMENT)))
@@ -166,7 +171,7 @@ async def _configure(source: Path, output: Path, config: Path | None, tell: Tell
         changed = ()
         with tempfile.TemporaryDirectory(prefix="hotreload-") as scratch:
             wanted = Path(scratch, "wanted.config")
-            # What such a file does not name is off, even if this kernel offers it.
+            # Options that such a file does not name are off, even if this kernel offers them.
             asked = [replace(setting, optional=False) for setting in fragment]
             wanted.write_text(merged(configuration(config or config_file("minimal")), asked))
             await _make(source, output, [f"KCONFIG_ALLCONFIG={wanted}", "allnoconfig"])
@@ -180,7 +185,7 @@ async def _configure(source: Path, output: Path, config: Path | None, tell: Tell
 
 def _write_whole(file: Path, text: str) -> None:
     if file.is_file() and file.read_text(errors="replace") == text:
-        return  # its time is what kbuild goes by
+        return  # keep the mtime, which kbuild compares
     target = Path(os.path.realpath(file))
     temporary = target.with_name(".config.hotreload")
     temporary.write_text(text)
@@ -193,7 +198,7 @@ async def _make(
     """Run make on the kernel. Raises CompileError, EnvironmentFault (HR5107)."""
     child = await process.spawn(
         ["make", "-C", source, f"O={output}", "V=0", *release_words(os.environ), *words],
-        # What another make around us, or its user, told it is not meant for this one.
+        # The flags and settings of a make that started us are not meant for this one.
         env={"MAKEFLAGS": "", "GNUMAKEFLAGS": "", "KBUILD_OUTPUT": ""},
         tidies=True,
     )
@@ -206,7 +211,7 @@ async def _make(
                 tell(step)
         said, status = await complaint, await child.wait()
     finally:
-        # make and gcc delete what they were about to write: half an object would count as made.
+        # make and gcc delete unfinished files; half an object would count as up to date.
         await process.end(child, grace=10)
         complaint.cancel()
     if status:
@@ -216,7 +221,10 @@ async def _make(
 
 
 def release_words(environment: Mapping[str, str]) -> list[str]:
-    """Whoever has a LOCALVERSION keeps it; else it is set to nothing, and no ``+`` is appended."""
+    """Return make's argument for LOCALVERSION.
+
+    Without a setting by the user it is empty, so that no ``+`` is appended.
+    """
     return [] if "LOCALVERSION" in environment else ["LOCALVERSION="]
 
 
@@ -233,7 +241,7 @@ def _failure(said: str, message: str, output: Path) -> CompileError | Environmen
 
 
 def diagnostics(said: str) -> str:
-    """The compiler's last lines, without those of make; with them when there is nothing else."""
+    """Return the last lines that the compiler wrote, without make's lines unless there are no others."""
     lines = (without_make(said) or said).splitlines(keepends=True)
     return "".join(lines[-SHOWN_LINES:])
 
@@ -246,7 +254,7 @@ def _require_programs(options: Mapping[str, str]) -> None:
 
 
 def missing_packages(options: Mapping[str, str]) -> Iterator[str]:
-    """The packages of what such a kernel is built with and this machine does not have."""
+    """Yield the packages that a kernel with these options needs for its build, and that are missing here."""
     for option, wanted, package in PROGRAMS:
         needed = not option or options.get(option) == "y"
         there = Path(wanted).is_file() if wanted.startswith("/") else shutil.which(wanted) is not None

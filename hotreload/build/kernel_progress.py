@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How far the build of a kernel is: its units, counted before it begins, and what kbuild says meanwhile."""
+"""Report how far the build of a kernel is, from a count of its units and from kbuild's output."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Protocol
 from hotreload import process
 
 LISTER = Path(__file__).with_name("units.mk")
-# A line of kbuild's: the tool, [M] for a module's, and what it makes.
+# A line of kbuild's output: the tool, [M] for a module, and the target.
 MADE = re.compile(r"  ([A-Z]+)(?: \[M\])? +(\S+)")
-SURE_AFTER = 20  # units; what they took says something about the rest
+SURE_AFTER = 20  # units; fewer do not allow an estimate of the rest
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far it is. ``done`` and ``total`` in units; ``total`` is 0 where nobody knows it."""
+    """How far the build is. ``done`` and ``total`` are in units; ``total`` is 0 if it is not known."""
 
     text: str
     done: int = 0
@@ -31,7 +31,7 @@ Tell = Callable[[Step], None]
 
 
 async def list_units(source: Path, output: Path, jobs: int) -> frozenset[str]:
-    """The objects that a configured kernel has of C sources (units.mk); empty where they cannot be told."""
+    """Return the objects that a configured kernel compiles from C sources (units.mk); empty if make fails."""
     words = [f"config={output / '.config'}", f"srctree={source}", f"lister={LISTER}", "list-units"]
     done = await process.run(
         ["make", "-s", f"-j{jobs}", "--no-print-directory", "-f", LISTER, *words],
@@ -42,10 +42,10 @@ async def list_units(source: Path, output: Path, jobs: int) -> frozenset[str]:
 
 
 class Meter:
-    """Reads what kbuild says and tells how far it is.
+    """Reads kbuild's output and reports how far the build is.
 
-    ``expected``: the units of the kernel. Those whose object is there are expected to stay as they are; when
-    one is compiled after all, it counts as well.
+    ``expected``: the units of the kernel. Units whose object exists are expected not to be compiled. If one
+    is compiled anyway, it counts as well.
     """
 
     def __init__(self, expected: Collection[str], output: Path) -> None:
@@ -56,11 +56,14 @@ class Meter:
 
     @property
     def total(self) -> int:
-        """All that is or will be compiled; 0 when the kernel had all its objects, so that only make knows."""
+        """All that is or will be compiled; 0 if all objects existed before, so that only make knows."""
         return len(self._missing | self.done) if self._missing else 0
 
     def read(self, line: str, now: float) -> Step | None:
-        """What a line of kbuild's means; None for one that means nothing here. ``now`` in seconds."""
+        """Return what a line of kbuild's output means, or None if it means nothing here.
+
+        ``now`` in seconds.
+        """
         found = MADE.fullmatch(line.rstrip())
         if found is None:
             return None
@@ -72,7 +75,7 @@ class Meter:
         return None
 
     def _compiled(self, name: str, now: float) -> Step | None:
-        # Also compiled, but of no use: the vdso, the boot code, one small file for each module.
+        # These are compiled as well, but are not counted: the vdso, the boot code, one small file per module.
         if self._expected and name not in self._expected:
             return None
         self._started = now if self._started is None else self._started
@@ -90,14 +93,14 @@ def _duration(seconds: float) -> str:
 
 
 class Bar(Protocol):
-    """What shows the progress; hotreload.report.console has one."""
+    """A progress display; hotreload.report.console has one."""
 
     def update(self, text: str) -> None: ...
     def advance(self, done: int, total: int) -> None: ...
 
 
 def on_bar(bar: Bar) -> Tell:
-    """Each step on a bar, which moves once the number of units is known."""
+    """Show each step on a bar, which moves once the number of units is known."""
 
     def tell(step: Step) -> None:
         bar.update(step.text)
@@ -108,7 +111,7 @@ def on_bar(bar: Bar) -> Tell:
 
 
 def now_and_then(say: Callable[[str], None], seconds: float) -> Tell:
-    """For who has no bar: a line at most every so many seconds."""
+    """Without a bar: report a line at most every so many seconds."""
     last = time.monotonic()
 
     def tell(step: Step) -> None:

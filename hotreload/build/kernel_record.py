@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The base of a kernel that somebody works on: recorded once for each vmlinux, found again by its build-id.
+"""The base of a kernel that is being worked on: recorded once per vmlinux, identified by its build-id.
 
-A record is made of the sources that the kernel was built from, so it has to be made before one of them is
-edited: by `hotreload kernel build` when it has built, by `hotreload kernel record`, or when a guest first
-boots that kernel. Whether sources and objects belong together is judged as make does, by their times.
+A record consists of the sources that the kernel was built from, so it must be made before one of them is
+edited: by `hotreload kernel build` after the build, by `hotreload kernel record`, or when a guest first boots
+that kernel. Whether sources and objects belong together is judged by their mtimes, as in make.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHOWN = 5
 
 
 async def kernel_base(tree: KernelTree, progress: Progress | None = None) -> Base:
-    """The base of the kernel built in ``tree``: as recorded, or recorded now.
+    """Return the base of the kernel built in ``tree``. Record it if that has not been done.
 
     Raises InputError (HR1006: sources were edited since it was built; HR1009: it is not built).
     """
@@ -37,12 +37,15 @@ async def kernel_base(tree: KernelTree, progress: Progress | None = None) -> Bas
         try:
             return await asyncio.to_thread(open_base, record.resolve(), tree)
         except InputError:
-            record.unlink(missing_ok=True)  # its base was swept: as if never recorded
+            record.unlink(missing_ok=True)  # its base was swept, so record it again
     return await record_kernel(tree, progress)
 
 
 async def record_kernel(tree: KernelTree, progress: Progress | None = None) -> Base:
-    """Keep what the kernel was built from. Raises as kernel_base, and KernelUnfitError (HR3102)."""
+    """Record what the kernel was built from.
+
+    Raises what kernel_base raises, and KernelUnfitError (HR3102).
+    """
     require_objects_as_run(tree)
     record = await asyncio.to_thread(_record, tree)
     if progress:
@@ -59,10 +62,11 @@ async def record_kernel(tree: KernelTree, progress: Progress | None = None) -> B
 
 
 def require_objects_as_run(tree: KernelTree) -> None:
-    """Raise KernelUnfitError (HR3102) where objtool works on vmlinux as a whole, and on no object of it.
+    """Raise KernelUnfitError (HR3102) if objtool runs on the linked vmlinux instead of on each object.
 
-    What it adds to an object (unwind tables, the places of returns and static calls) would be missing in a
-    patch: delay-objtool in scripts/Makefile.lib, Linux commit 753da4179d08 (in v5.19). Modules get theirs.
+    A patch would lack what objtool adds to an object (unwind tables, the places of returns and static calls):
+    delay-objtool in scripts/Makefile.lib, Linux commit 753da4179d08 (in v5.19). Modules are not affected,
+    because the step is replayed on their objects.
     """
     if tree.option("X86_KERNEL_IBT") == "y":
         raise KernelUnfitError(
@@ -72,7 +76,7 @@ def require_objects_as_run(tree: KernelTree) -> None:
 
 
 def require_same_kernel(base: AnyBase) -> None:
-    """Raise InputError (HR1009) when the tree's vmlinux is not the base's any more: somebody has built."""
+    """Raise InputError (HR1009) if the tree's vmlinux is not the base's, because the kernel was rebuilt."""
     booted = next((built.ko for built in base.modules if built.name == VMLINUX), None)
     if booted is not None and read_build_id(booted) != _build_id(base.tree):
         raise InputError(
@@ -82,8 +86,8 @@ def require_same_kernel(base: AnyBase) -> None:
 
 
 def require_fresh(build: Build) -> None:
-    """Raise InputError (HR1006) when a file was saved after what it goes into was made."""
-    # What the configuration says is not a question of this file's time: it is newer than most objects.
+    """Raise InputError (HR1006) if a file was saved after an object that is made from it."""
+    # Ignore the time of autoconf.h: it is newer than most objects. kernel_sources.py checks each option.
     saved = [0 if file.match(str(AUTOCONF)) else saved_ns(file) for file in build.inputs.files]
     stale = set()
     for target in build.inputs:
@@ -110,9 +114,10 @@ def _told(files: list[Path], root: Path) -> str:
 
 
 def _record(tree: KernelTree) -> Path:
-    """The link to the base of this vmlinux and of the modules that are beside it now, in this place.
+    """Return the link to the base of this vmlinux and of the modules that are next to it at present.
 
-    A copy elsewhere has its sources elsewhere, and a module may be built anew without vmlinux.
+    It depends on the path, because a copy has its sources elsewhere, and on the modules' times, because a
+    module may be rebuilt without vmlinux.
     """
     digest = hashlib.sha256(f"{tree.source}\0{tree.output}\0".encode())
     for ko in module_files(tree):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A kernel's own tree, as kbuild left it: what vmlinux and each module are linked from.
+"""Read a kernel's own tree as kbuild left it: what vmlinux and each module are linked from.
 
-``vmlinux.a`` is a thin archive: it names what goes into vmlinux, in the order of the link, and so leaves out
-the vdso, the boot code and host programs (Linux commit 989538ad9e34 "kbuild: build init/built-in.a just
-once" and its neighbours, v6.1).
+``vmlinux.a`` is a thin archive. It lists what goes into vmlinux in link order, and so does not list the vdso,
+the boot code and host programs (Linux commit 989538ad9e34 "kbuild: build init/built-in.a just once" and its
+neighbours, v6.1).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from hotreload.errors import InputError
 
 Progress = Callable[[str], None]
 
-# fixdep leaves it out of every .cmd file, and each of its options in (scripts/basic/fixdep.c).
+# fixdep omits it from every .cmd file, and lists each of its options instead (scripts/basic/fixdep.c).
 AUTOCONF = Path("include/generated/autoconf.h")
 KCONFIG_HEADER = "include/linux/kconfig.h"
 
 
 def read_kernel_build(tree: KernelTree) -> Build:
-    """Everything that the kernel in ``tree`` was built from. Raises InputError (HR1009)."""
+    """Return everything that the kernel in ``tree`` was built from. Raises InputError (HR1009)."""
     reader = _Reader(tree, UnitInputs(), {}, {})
     modules = (
         BuiltModule(VMLINUX, tree.output / VMLINUX, tuple(reader.units(VMLINUX, _linked_into_vmlinux(tree)))),
@@ -53,11 +53,13 @@ def read_kernel_build(tree: KernelTree) -> Build:
 class _Reader:
     tree: KernelTree
     inputs: UnitInputs
-    options: dict[str, int]  # when the stamp of each option of the configuration was made, in ns
-    spelled: dict[str, int | None]  # the number of each file, or that it is not the user's
+    # When the stamp of each configuration option was made, in ns of Unix time.
+    options: dict[str, int]
+    # The number of each file, or None if it is not the user's.
+    spelled: dict[str, int | None]
 
     def units(self, module: str, targets: Iterable[Path], link: str = "") -> Iterator[TranslationUnit]:
-        """The compiled ones among the objects, whose inputs are noted on the way."""
+        """Yield the units of the objects that were compiled, and record their inputs."""
         for target in targets:
             notes = read_notes(target)
             if notes is None or notes.source is None:
@@ -72,7 +74,7 @@ class _Reader:
             yield TranslationUnit(source, target, notes.command, self.tree.output, module, _late(notes, link))
 
     def _require_configured(self, target: Path, notes: CmdFile) -> None:
-        """Raise InputError (HR1006) when an option of the configuration changed after it was compiled."""
+        """Raise InputError (HR1006) if a configuration option changed after the object was compiled."""
         made = saved_ns(target)
         for option in notes.options:
             if option not in self.options:
@@ -95,7 +97,7 @@ class _Reader:
             yield BuiltModule(module, ko, tuple(self.units(module, targets, link)))
 
     def _number(self, spelled: str) -> int | None:
-        # A file is named by hundreds of units: a million times in all.
+        # Hundreds of units name the same file: a million calls in all.
         if spelled not in self.spelled:
             path = Path(os.path.join(self.tree.output, spelled))
             ours = is_users(Path(os.path.normpath(path)), self.tree.source, self.tree)
@@ -104,10 +106,10 @@ class _Reader:
 
 
 def module_files(tree: KernelTree) -> Iterator[Path]:
-    """The module files that a build has made, in the order in which modules.order names them."""
+    """Yield the module files that a build has made, in the order of modules.order."""
     order = tree.output / "modules.order"
     for name in parse_modules_order(order.read_text()) if order.is_file() else ():
-        # Until v6.1 the lines begin with kernel/, the folder of the installed module.
+        # Up to v6.1 the lines begin with kernel/, the folder of the installed module.
         stem = tree.output / name
         if not stem.with_name(f"{stem.name}.mod").is_file():
             stem = tree.output / name.removeprefix("kernel/")
@@ -127,9 +129,10 @@ def _linked_into_vmlinux(tree: KernelTree) -> list[Path]:
 
 
 def thin_archive_members(archive: bytes) -> list[str]:
-    """The names in a thin archive in its order, as ``ar`` wrote them (binutils' ar.texi, "thin archives").
+    """Return the names in a thin archive, in its order.
 
-    Raises InputError (HR1009) when it is none.
+    They are as ``ar`` wrote them (binutils' ar.texi, "thin archives"). Raises InputError (HR1009) if it is
+    not a thin archive.
     """
     if not archive.startswith(b"!<thin>\n"):
         raise InputError("vmlinux.a is no thin archive", hint="only kernels from v6.1 on are understood")
@@ -137,7 +140,7 @@ def thin_archive_members(archive: bytes) -> list[str]:
     while place + 60 <= len(archive):
         name, size = archive[place : place + 16].rstrip(), int(archive[place + 48 : place + 58])
         place += 60
-        if name in (b"/", b"//", b"/SYM64/"):  # the index and the long names have their content here
+        if name in (b"/", b"//", b"/SYM64/"):  # the index and the long names have content
             names = archive[place : place + size] if name == b"//" else names
             place += size + size % 2
         elif long := re.match(rb"/(\d+)", name):
@@ -149,14 +152,14 @@ def thin_archive_members(archive: bytes) -> list[str]:
 
 
 def _late(notes: CmdFile, link: str) -> str:
-    """objtool's call on what is linked, where it was not made on the object (see cmd_files.late_steps)."""
+    """Return objtool's call on the linked module if it was not run on the object (cmd_files.late_steps)."""
     if not link or split_command(notes.command).after:
         return ""
     return late_steps(link, notes.target)
 
 
 def _makefiles(tree: KernelTree, inputs: UnitInputs) -> set[Path]:
-    """What says how all this is built: the configuration, and the Makefiles on the way to each source."""
+    """Return the files that say how to build: .config, and the Makefiles in and above source folders."""
     folders = {Path(os.path.normpath(file.parent)) for file in inputs.files}
     every = {above for folder in folders for above in (folder, *folder.parents)}
     found = {tree.config}

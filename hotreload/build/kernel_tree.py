@@ -12,7 +12,7 @@ from pathlib import Path
 from hotreload import process
 from hotreload.errors import EnvironmentFault, InputError, KernelUnfitError
 
-# Where a kernel's own build leaves the bootable image, by architecture; x86_64 is the only one so far.
+# Where a kernel's own build leaves the bootable image. x86_64 is the only architecture so far.
 BUILT_IMAGE = "arch/x86/boot/bzImage"
 
 
@@ -20,9 +20,10 @@ BUILT_IMAGE = "arch/x86/boot/bzImage"
 class KernelTree:
     """A configured and built kernel, or the headers of one.
 
-    ``output`` is the folder for ``make -C``: it holds ``.config`` and ``Module.symvers``. ``source`` is
-    where the sources (or only the headers) are; the same folder for a kernel built in place. ``image``
-    boots; ``modules`` is its ``lib/modules/RELEASE`` with ``kernel/`` below it, or where it was built.
+    ``output`` is the folder for ``make -C``: it holds ``.config`` and ``Module.symvers``. ``source`` has the
+    sources (or only the headers); it is the same folder for a kernel built in place. ``image`` is the
+    bootable image. ``modules`` is its ``lib/modules/RELEASE`` with ``kernel/`` below it, or the folder it was
+    built in.
     """
 
     release: str
@@ -35,12 +36,18 @@ class KernelTree:
     system_map: Path
 
     def option(self, name: str) -> str | None:
-        """``y``, ``m``, a number or string as configured; None when not set. ``CONFIG_`` may be left out."""
+        """Return ``y``, ``m``, or a number or string as configured; None if not set.
+
+        ``name`` may omit ``CONFIG_``.
+        """
         stat = self.config.stat()
         return _options(self.config, stat.st_mtime_ns, stat.st_size).get(name.removeprefix("CONFIG_"))
 
     def offers(self, name: str) -> bool:
-        """Could it be set? kconfig writes a line for each option that can be, and none for others."""
+        """Return whether the option could be set.
+
+        kconfig writes a line for each option that can be set, and for no other.
+        """
         unset = f"\n# CONFIG_{name} is not set\n"
         return self.option(name) is not None or unset in self.config.read_text(errors="replace")
 
@@ -52,11 +59,11 @@ def _options(config: Path, _mtime_ns: int, _size: int) -> dict[str, str]:
 
 
 def find_kernel(where: str) -> KernelTree:
-    """The kernel at ``where``: a tree built in place, an O= folder, or a headers folder with its image near.
+    """Return the kernel at ``where``: a tree built in place, an O= folder, or a headers folder.
 
     The headers of release X below ``ROOT/usr/src`` belong to ``ROOT/boot/vmlinuz-X`` and
-    ``ROOT/lib/modules/X``; ROOT is ``/`` for installed packages. Raises InputError (HR1009) that says what
-    is missing.
+    ``ROOT/lib/modules/X``; ROOT is ``/`` for installed packages. Raises InputError (HR1009) that says what is
+    missing.
     """
     output = Path(where).expanduser().resolve()
     _require_kernel_folder(output, where)
@@ -76,9 +83,9 @@ def find_kernel(where: str) -> KernelTree:
 
 
 def image_version(image: Path) -> str | None:
-    """What a bzImage says that it is: ``RELEASE (BUILDER) VERSION``, the last as in ``uname -v``.
+    """Return the version string in a bzImage: ``RELEASE (BUILDER) VERSION``, the last as in ``uname -v``.
 
-    None: it does not tell. The offset of that text, less 0x200, is at 0x20e (Documentation/arch/x86/boot.rst,
+    None if there is none. The offset of that text, minus 0x200, is at 0x20e (Documentation/arch/x86/boot.rst,
     kernel_version).
     """
     with image.open("rb") as stream:
@@ -90,7 +97,7 @@ def image_version(image: Path) -> str | None:
 
 
 def kernel_root(folder: Path) -> Path | None:
-    """The kernel's sources that a folder is, or is in; None: it is in none."""
+    """Return the root of the kernel sources that a folder is or is in, or None."""
     places = (folder, *folder.parents)
     return next(
         (place for place in places if (place / "Kconfig").is_file() and (place / "init/main.c").is_file()),
@@ -99,7 +106,7 @@ def kernel_root(folder: Path) -> Path | None:
 
 
 def sources_of(where: str) -> Path | None:
-    """The sources of the kernel that is built in a folder; None: it is none, or has headers only."""
+    """Return the sources of the kernel built in a folder; None if there is no kernel, or only headers."""
     output = Path(where).expanduser()
     if not (output / "Makefile").is_file():
         return None
@@ -108,10 +115,10 @@ def sources_of(where: str) -> Path | None:
 
 
 def watched_kernel(folder: Path, where: str | None) -> tuple[Path, str] | None:
-    """The sources of the kernel that is meant in ``folder``, and the folder it is built in.
+    """Return the sources of the kernel that is meant in ``folder``, and the folder it is built in.
 
-    ``where``: what ``-K`` names; None: nothing. None: the folder is that of an external module. Raises
-    InputError (HR1009) for sources that are not built.
+    ``where`` is what ``-K`` names, if anything. Returns None if the folder is an external module's. Raises
+    InputError (HR1009) if the kernel is not built.
     """
     root = kernel_root(folder)
     if root is None:
@@ -152,8 +159,8 @@ def _has_option(output: Path, name: str) -> bool:
 
 
 def _release(output: Path) -> str:
-    # Debian's include/config/kernel.release says "6.1.192" where the kernel calls itself
-    # 6.1.0-56-cloud-amd64 (.kernelvariables overrides it); utsrelease.h is what was compiled in.
+    # Debian's include/config/kernel.release says "6.1.192", but the kernel calls itself 6.1.0-56-cloud-amd64
+    # (.kernelvariables overrides it). utsrelease.h is what was compiled in.
     for name, pattern in (
         ("include/generated/utsrelease.h", r'UTS_RELEASE "([^"]+)"'),
         ("include/config/kernel.release", r"(\S+)"),
@@ -169,7 +176,7 @@ def _release(output: Path) -> str:
 
 
 def _image(output: Path, release: str) -> tuple[Path, Path]:
-    """The bootable image, and the root folder that its modules are below."""
+    """Return the bootable image, and the root folder that its modules are below."""
     built = output / BUILT_IMAGE
     if built.is_file():
         return built, Path("/")
@@ -184,12 +191,12 @@ def _image(output: Path, release: str) -> tuple[Path, Path]:
 
 
 def _source(output: Path) -> Path:
-    # `make O=` leaves a link "source" and a Makefile that includes the source's own; Debian's headers
-    # have only such a Makefile.
+    # `make O=` leaves a link "source", and a Makefile that includes the source's own. Debian's headers only
+    # have such a Makefile.
     link = output / "source"
     if link.is_dir():
         return link.resolve()
-    # The kernel's own Makefile includes arch's, too, by a variable.
+    # The kernel's own Makefile also includes arch's, but through a variable.
     found = re.search(r"^include\s+([^\s$]+)/Makefile\s*$", (output / "Makefile").read_text(), re.MULTILINE)
     return (output / found[1]).resolve() if found else output
 
@@ -198,7 +205,8 @@ def _modules(output: Path, root: Path, release: str) -> Path | None:
     if (output / BUILT_IMAGE).is_file() and (output / "modules.order").is_file():
         return output
     for folder in (root / "lib/modules" / release, root / "usr/lib/modules" / release):
-        # A kernel built here only owns the installed modules that were installed from here.
+        # If the kernel was built here, an installed modules folder only belongs to it if it was installed
+        # from here.
         ours = not (output / BUILT_IMAGE).is_file() or (folder / "build").resolve() == output
         if ours and (folder / "kernel").is_dir():
             return folder
@@ -211,9 +219,9 @@ def _first_file(*candidates: Path) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """One row of the table: one of ``any_of`` must be set, or none of them (``forbidden``).
+    """One row of NEEDS: one of ``any_of`` must be set, or none of them (``forbidden``).
 
-    ``where_offered``: a kernel that knows none of them does without.
+    ``where_offered``: not required of a kernel that knows none of them.
     """
 
     any_of: tuple[str, ...]
@@ -234,7 +242,7 @@ class Need:
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """What scripts/config is to be told."""
+        """The arguments for scripts/config that satisfy the need."""
         if self.forbidden:
             return tuple(f"--disable {name}" for name in self.any_of)
         return (f"--enable {self.any_of[0]}",)
@@ -245,7 +253,7 @@ NEEDS = (
     Need(("MODULES",), "a patch is a module"),
     Need(("MODULE_UNLOAD",), "replaced patches and reloaded modules are removed"),
     Need(("LIVEPATCH",), "it is what switches the guest to the new code"),
-    # klp_find_object_symbol() goes through kallsyms; without _ALL it knows no data symbols.
+    # klp_find_object_symbol() goes through kallsyms, which has data symbols only with _ALL.
     Need(("KALLSYMS_ALL",), "new code finds the kernel's private data by it"),
     Need(("FUNCTION_TRACER",), "functions are redirected at their ftrace call"),
     Need(("DYNAMIC_FTRACE",), "functions are redirected at their ftrace call"),
@@ -256,8 +264,8 @@ NEEDS = (
         "the redirection changes the instruction pointer",
     ),
     Need(("CC_IS_CLANG",), "objects of clang are not understood", forbidden=True),
-    # RANDSTRUCT_FULL and _PERFORMANCE select it (GCC_PLUGIN_RANDSTRUCT up to v5.18). The type information
-    # in an object is that of the source order, so layouts could not be compared.
+    # RANDSTRUCT_FULL and _PERFORMANCE select it (GCC_PLUGIN_RANDSTRUCT up to v5.18). The type information in
+    # an object has the source order, so layouts could not be compared.
     Need(
         ("RANDSTRUCT", "GCC_PLUGIN_RANDSTRUCT"),
         "it shuffles structures, so layouts cannot be compared",
@@ -269,7 +277,7 @@ NEEDS = (
         forbidden=True,
     ),
     # Linux commit e8639b7ef0f8 ("modules: Allow extended modversions without basic MODVERSIONS") (in v6.14):
-    # both can be off, and modpost writes no checksums then, which the loader insists on.
+    # both can be off. Then modpost writes no checksums, but the loader insists on them.
     Need(
         ("BASIC_MODVERSIONS", "EXTENDED_MODVERSIONS"),
         "with MODVERSIONS a module without checksums is refused",
@@ -286,12 +294,15 @@ NEEDS = (
 
 
 def unmet_needs(kernel: KernelTree) -> tuple[Need, ...]:
-    """The rows of NEEDS that this kernel does not meet, in the table's order."""
+    """Return the rows of NEEDS that this kernel does not meet, in the table's order."""
     return tuple(need for need in NEEDS if not need.met(kernel))
 
 
 def check_fit(kernel: KernelTree) -> None:
-    """Raise KernelUnfitError (HR3102; HR3105 when only signatures stand in the way) that lists every need."""
+    """Raise KernelUnfitError, listing every unmet need.
+
+    The code is HR3102, or HR3105 if only module signing is in the way.
+    """
     unmet = unmet_needs(kernel)
     if not unmet:
         return
@@ -308,7 +319,10 @@ def check_fit(kernel: KernelTree) -> None:
 
 @dataclass(frozen=True, slots=True)
 class KernelCompiler:
-    """The kernel's compiler as found here. ``note`` (HR5103): the kernel was built by another one."""
+    """The kernel's compiler as found on this machine.
+
+    ``note`` (HR5103): the kernel was built by another one.
+    """
 
     program: str
     version: str
@@ -319,13 +333,14 @@ class KernelCompiler:
 async def kernel_compiler(kernel: KernelTree) -> KernelCompiler:
     """Find the kernel's compiler (the first word of CONFIG_CC_VERSION_TEXT) on this machine.
 
-    Raises EnvironmentFault (HR5106) with the command that installs it when it is not there.
+    Raises EnvironmentFault (HR5106) with the command that installs it if it is missing.
     """
     recorded = kernel.option("CC_VERSION_TEXT") or "gcc"
     program = os.path.basename(recorded.split()[0])
     version = await _version_line(program)
-    # Another build of the same compiler may generate other code: base and patch stay comparable with each
-    # other, but not with what the guest runs, so it is worth a word and no more; verify compares the code.
+    # Another build of the same compiler may generate different code. Base and patch can still be compared
+    # with each other, but not with what the guest runs. That only deserves a note, because verify compares
+    # the code.
     differs = version != recorded
     note = f"kernel {kernel.release} was built by {recorded}; here is {version}" if differs else None
     return KernelCompiler(program, version, recorded, note)

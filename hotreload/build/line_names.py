@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Where a text makes something of a line's number: a name (``PASTE(x_, __LINE__)``), an index, a case label.
+"""Find where code derives something from a line's number.
 
-There two lines with one number are two things with one name. Pure: texts in, names and lines out.
+This may be a name (``PASTE(x_, __LINE__)``), an index, or a case label. In such places, two lines with the
+same number would make two things with the same name. Pure: texts in, names and lines out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 def names_of_lines(texts: Iterable[str]) -> frozenset[str]:
-    """``__LINE__`` and the macros of these texts that come to it, if they have it at all."""
+    """Return ``__LINE__`` and the macros in these texts that expand to it; nothing if no text has it."""
     bodies: dict[str, set[str]] = {}
     found = set()
     for text in texts:
@@ -32,8 +33,11 @@ def names_of_lines(texts: Iterable[str]) -> frozenset[str]:
 
 
 def lines_that_use(names: frozenset[str], code: Sequence[str]) -> set[int]:
-    """The lines, by index, on which one of these may be expanded: that of the name, and the rest of its
-    arguments. ``code``: without comments and literals. A macro's body is expanded elsewhere."""
+    """Return the indices of the lines on which one of these names may be expanded.
+
+    These are the line with the name, and the lines with the rest of its arguments. ``code``: the lines
+    without comments and literals. Macro definitions are skipped, because they are expanded elsewhere.
+    """
     found = set()
     depth = 0
     defining = False

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Asking kbuild what it would build again, for changes that no unit names.
+"""Ask make what it would rebuild, for changes in files that no unit names.
 
-A rule makes a header of a table, a script writes flags, an object was built elsewhere, bytes are included: of
-these only make knows. It is asked by running it, where the user's own build runs, so that it writes what that
-would write and nothing else; whatever it has made anew is then found by its content. That takes a second or
-two, and an edit of a source that units name never waits for it.
+A rule may turn a table into a header, a script may write flags, an object may be built elsewhere, and bytes
+may be included. Only make knows about these. We ask by running it in the folder where the user's own build
+runs, so that it writes what that build would write, and nothing else. What it has rebuilt is then found by
+content. That takes a second or two. An edit of a source that units name never waits for it.
 
-What changes with each run (a date among the flags, a stamp that is always written) is no change: where a
-command differs make runs a second time, and the words that differ between these two runs do not count.
+What differs in every run (a date in the flags, a stamp that is always written) is not a change. If a command
+differs, make runs a second time, and words that differ between these two runs are ignored.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from hotreload.build.external_module import build_modules
 from hotreload.build.guest_base import GuestBase
 from hotreload.build.other_files import is_other, stamp, stamps
 
-# Seconds after which a clock that counts seconds says something else.
+# Seconds after which a time in seconds is certain to differ.
 CLOCK = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What make has made anew.
+    """What make has rebuilt.
 
-    ``files``: sources that it wrote and units include; ``objects``: of units whose files are as they were and
-    whose object is not; ``commands``: those of units that are compiled by another command now.
+    ``files``: sources that it wrote and that units include. ``objects``: objects that changed although the
+    files of their units did not. ``commands``: objects of units that are compiled by another command.
     """
 
     files: tuple[Path, ...] = ()
@@ -45,25 +45,30 @@ class Answer:
 
 
 class MakeQuestion:
-    """When to ask, and what came of it. Nothing is asked about a kernel: its make builds the kernel."""
+    """Decides when to ask make, and holds the answers.
+
+    A kernel tree is not asked: its make builds the kernel.
+    """
 
     def __init__(self, build: Build) -> None:
         self.build = build
         self._known = _named(build)
         self._asked: dict[Path, Stamp] = dict(build.others)
         self._note_sources(build)
-        self._rewritten: set[Path] = set()  # by make, when it was asked
-        self.new: set[Path] = set()  # files that came since kbuild ran
+        # Files that make wrote when it was asked.
+        self._rewritten: set[Path] = set()
+        # Files that were created since kbuild ran.
+        self.new: set[Path] = set()
 
     def others(self, files: Iterable[Path], also_named: Collection[Path]) -> set[Path]:
-        """Those of the files of which only make knows what they are good for."""
+        """Return those of the files whose use only make knows."""
         if self.build.is_kernel:
             return set()
         used = self.build.rule_inputs
         return {file for file in files if file in used or (self._is_other(file) and file not in also_named)}
 
     def changed(self, also_named: Collection[Path]) -> set[Path]:
-        """Those of the folder that are not as they were when make was asked last, gone ones included."""
+        """Return such files in the folder that changed since make was last asked, including deleted ones."""
         if self.build.is_kernel:
             return set()
         now = stamps(self.build.folder)
@@ -72,11 +77,11 @@ class MakeQuestion:
         return self.others(found, also_named)
 
     def is_open(self, others: Iterable[Path]) -> bool:
-        """Was make not asked since one of these changed?"""
+        """Return whether one of these files changed since make was last asked."""
         return any(stamp(file) != self._asked.get(file) for file in others)
 
     async def ask(self, base: GuestBase, others: Collection[Path]) -> Answer:
-        """Run make. Raises what build_modules raises; then the question stays open."""
+        """Run make and return the answer. Raises what build_modules raises; then the question stays open."""
         before = {file: sha256(file) for file in self.build.watched_files}
         build = await _made(base)
         different = _commands(base, build)
@@ -88,11 +93,11 @@ class MakeQuestion:
         return Answer(files, _hidden(base, different), commands)
 
     def is_only_asked_about(self, file: Path) -> bool:
-        """Is make alone to say what a file is good for, and no unit?"""
+        """Return whether no unit names the file, so that only make can say what it is used for."""
         return file not in self.build.rule_inputs
 
     def _note_sources(self, build: Build) -> None:
-        """What sources that rules use, too, were when make used them."""
+        """Note the state of the sources that rules use as well, as make used them."""
         for file in self.build.rule_inputs:
             if sha256(file) == build.digests.get(file):
                 self._set_asked(file, stamp(file))
@@ -105,7 +110,8 @@ class MakeQuestion:
             if now.get(file) == was or file in self._rewritten:
                 self._set_asked(file, now.get(file))
             elif self._is_other(file):
-                # Somebody saved it while make ran, or make wrote it: when it does so again, it was make.
+                # Either somebody saved it while make ran, or make wrote it. If it happens again, make wrote
+                # it.
                 self._rewritten.add(file)
                 self._set_asked(file, was)
         for file in self._asked.keys() - now.keys():
@@ -140,13 +146,13 @@ async def _made(base: GuestBase) -> Build:
 
 
 def _commands(base: GuestBase, build: Build) -> frozenset[Path]:
-    """The objects of units that are compiled by another command, have come or have gone."""
+    """Return the objects of units that were added or removed, or that are compiled by another command."""
     before, now = _by_object(base.units), _by_object(build.units)
     return frozenset(each for each in before.keys() | now.keys() if before.get(each) != now.get(each))
 
 
 async def _without_clock(base: GuestBase, build: Build, different: Collection[Path]) -> tuple[Path, ...]:
-    """Those of them whose commands differ in more than what differs from run to run."""
+    """Return the objects whose commands differ in more than what changes from run to run."""
     await asyncio.sleep(CLOCK)
     runs = [_by_object(units) for units in (base.units, build.units, (await _made(base)).units)]
     return tuple(each for each in sorted(different) if _differ(*(run.get(each) for run in runs)))
@@ -166,8 +172,10 @@ def _differ(before: str | None, now: str | None, again: str | None) -> bool:
 
 
 def _hidden(base: GuestBase, different: Collection[Path]) -> frozenset[Path]:
-    """The objects of C that are not as they were, though the files of their units are, as far as anybody
-    knows; those whose commands differ are another matter."""
+    """Return the objects of C units that changed although, as far as is known, the units' files did not.
+
+    Units whose commands differ are left out.
+    """
     found = set()
     for part in base.parts:
         differing = {file for file, digest in part.digests.items() if sha256(file) != digest}

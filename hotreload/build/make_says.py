@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What make and the programs that it runs say when something fails. Pure: texts in, lines out."""
+"""Interpret the output of make, and of the programs that it runs, after a failure.
+
+Pure: texts in, lines out.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,22 @@ import re
 
 MAKES_OWN = re.compile(r"make(\[\d+\])?: ")
 FAILED = re.compile(r"\*\*\* (?:\[.*\] )?(.*)")
-# What make says of a recipe that failed, and of what waits for others: no reason of its own.
+# make's message about a failed recipe, and about jobs that it waits for. It is not the reason.
 NO_REASON = re.compile(r"Error \d+|Terminated|Killed|Waiting for unfinished jobs")
 WARNING = re.compile(r"\bwarning\b|^Skipping BTF|^  [A-Z]", re.IGNORECASE)
 
 
 def without_make(said: str) -> str:
-    """The lines that are not make's own."""
+    """Return the lines that make did not write itself."""
     return "".join(line for line in said.splitlines(keepends=True) if not MAKES_OWN.match(line))
 
 
 def first_error(said: str) -> str | None:
-    """The one line that tells best why it failed: a compiler's error, make's own reason (a target without a
-    rule, a Makefile that it cannot read), or what the program said last before its recipe failed."""
+    """Return the line that best explains the failure.
+
+    That is a compiler's error, make's own reason (a target without a rule, an unreadable Makefile), or the
+    last line that a program wrote before its recipe failed.
+    """
     lines = [line.strip() for line in said.splitlines()]
     for line in lines:
         if re.search(r"\berror:", line, re.IGNORECASE) and not MAKES_OWN.match(line):

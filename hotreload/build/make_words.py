@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a module's folder wants make to be given: variables of its own Makefile and of dkms.conf.
+"""Find the variables that a module's folder expects make to be given, from its Makefile and dkms.conf.
 
-Many a Makefile has two parts: kbuild reads one, and its author's ``make`` the other, which calls kbuild with
-``CONFIG_FOO=m``. We call kbuild by ourselves, so we ask make what the author's part would have said.
+Many Makefiles have two parts: kbuild reads one, and the author's ``make`` uses the other, which calls kbuild
+with ``CONFIG_FOO=m``. We call kbuild directly, so we ask make what the author's part would pass to it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 from hotreload import process
 
-# A module, or a source of one, that depends on an option which may come from outside.
+# A module, or a source of one, that depends on an option that may be set outside.
 CONDITIONAL = re.compile(r"^\s*(?:obj|[\w-]+)-\$[({]\s*(?:CONFIG_)?\w+[)}]|\bCONFIG_\w+", re.MULTILINE)
 ASSIGNED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 # A variable in make's database, below the line that says where it comes from.
 VARIABLE = re.compile(r"^# (?:makefile|environment under -e) .*\n(CONFIG_\w+) :?= (.*)$", re.MULTILINE)
-# What we say ourselves: which kernel, which folder, how many at a time.
+# Variables that we set ourselves: the kernel, the folder, the number of jobs.
 OURS = frozenset(
     "M KDIR KERNELDIR KERNEL_DIR KERNEL_SRC KERNEL_SOURCE KSRC KBUILD KVER KVERSION KERNELRELEASE"
     " KERNELVERSION SUBDIRS PWD CURDIR O V W INSTALL_MOD_PATH INSTALL_MOD_DIR DESTDIR".split()
@@ -30,20 +30,20 @@ ASK_LIMIT = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Dkms:
-    """What a dkms.conf says: the ``modules`` that are installed, the ``variables`` of its MAKE line."""
+    """The content of a dkms.conf: the installed ``modules``, and the ``variables`` of its MAKE line."""
 
     modules: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
 
 
 async def wanted_variables(folder: Path) -> tuple[str, ...]:
-    """``NAME=VALUE`` for make: what the folder's own Makefile and its dkms.conf say, the latter last."""
+    """Return ``NAME=VALUE`` for make from the folder's Makefile and its dkms.conf, which takes precedence."""
     found = {**await _of_makefile(folder), **_assignments(read_dkms(folder).variables)}
     return tuple(f"{name}={value}" for name, value in found.items())
 
 
 def read_dkms(folder: Path) -> Dkms:
-    """What dkms.conf(5) says there; nothing where there is none. Variables of the shell are not followed."""
+    """Return what dkms.conf(5) says; empty if there is none. Shell variables are not expanded."""
     try:
         text = (folder / "dkms.conf").read_text(errors="replace")
     except OSError:
@@ -61,7 +61,7 @@ def read_dkms(folder: Path) -> Dkms:
 
 
 async def _of_makefile(folder: Path) -> dict[str, str]:
-    """The options that the author's part of a Makefile sets: as variables, or on kbuild's command line."""
+    """Return the options that the author's part of a Makefile sets, directly or for kbuild."""
     makefile = folder / "Makefile"
     try:
         text = makefile.read_text(errors="replace")
@@ -70,7 +70,8 @@ async def _of_makefile(folder: Path) -> dict[str, str]:
     recipe = (folder / "Kbuild").read_text(errors="replace") if (folder / "Kbuild").is_file() else text
     if not CONDITIONAL.search(recipe) or "CONFIG_" not in text:
         return {}
-    # Recipes are not run, but for those that call make again: they find no kernel where there is none.
+    # -n runs no recipes, except those that call make again. If these find no kernel, they fail, which does no
+    # harm. An empty KERNELRELEASE selects the author's part.
     try:
         asked = await process.run(
             ["make", "-C", folder, "-n", "-p", "--no-print-directory", "KERNELRELEASE="],

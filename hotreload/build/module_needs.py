@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What kbuild runs for a module besides compiler, linker and make: the kernel's configuration says it."""
+"""The programs that kbuild runs for a module, depending on the kernel's configuration.
+
+The compiler, the linker and make are not listed here.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,11 @@ from hotreload.errors import EnvironmentFault
 
 @dataclass(frozen=True, slots=True)
 class ModuleNeed:
-    """``program`` of a Debian ``package`` is run when ``option`` is set, and ``beside`` is in the kernel's
-    folder; without the latter kbuild leaves that step out."""
+    """A program that kbuild runs for each module.
+
+    ``program``, of the Debian ``package``, is run if ``option`` is set and the file ``beside`` is in the
+    kernel's folder. Without that file, kbuild skips the step.
+    """
 
     option: str
     beside: str
@@ -22,24 +28,24 @@ class ModuleNeed:
     package: str
 
     def is_of(self, tree: KernelTree) -> bool:
-        """Do modules of this kernel need it?"""
+        """Return whether building modules for this kernel needs it."""
         return tree.option(self.option) == "y" and (tree.output / self.beside).is_file()
 
 
 MODULE_NEEDS = (
     # cmd_btf_ko in scripts/Makefile.modfinal, Linux commit 5f9ae91f7c0d ("kbuild: Build kernel module BTFs if
-    # BTF is enabled and pahole supports it") (in v5.11). Without vmlinux it says that it skips BTF.
+    # BTF is enabled and pahole supports it") (in v5.11). Without vmlinux kbuild reports that it skips BTF.
     ModuleNeed("DEBUG_INFO_BTF_MODULES", "vmlinux", "pahole", "pahole"),
 )
 
 
 def missing_for_modules(tree: KernelTree) -> Iterator[ModuleNeed]:
-    """What modules of this kernel need, and this machine does not have."""
+    """Yield what modules of this kernel need and this machine does not have."""
     return (need for need in MODULE_NEEDS if need.is_of(tree) and shutil.which(need.program) is None)
 
 
 def require_for_modules(tree: KernelTree) -> None:
-    """Raise EnvironmentFault (HR5106) that names the option, the program, and what installs it."""
+    """Raise EnvironmentFault (HR5106), naming the option, the program, and what installs it."""
     for need in missing_for_modules(tree):
         raise EnvironmentFault(
             f"{need.program} is not installed: kernel {tree.release} has {need.option}, so kbuild runs it for"

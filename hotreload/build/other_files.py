@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The files of a module's folder that no unit names: what a rule makes a header of, what a script reads.
+"""The files in a module's folder that no unit names, such as the input of a rule or of a script.
 
-Only make knows what they are good for, so all that is asked here is whether one of them has changed.
+Only make knows what they are used for. This module only answers whether one of them has changed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hotreload.build.built import Stamp
 
-# What kbuild, compilers and people leave beside sources, and no rule begins with.
+# What kbuild, compilers and people leave next to sources. No rule takes these as its input.
 PRODUCTS = frozenset(
     ".o .a .ko .cmd .mod .d .order .symvers .dwo .gcno .gcda .su .i .lst .ll .s .map .pyc .log .orig .rej "
     ".tmp .qcow2".split()
@@ -21,14 +21,14 @@ HIDDEN_FOLDERS = frozenset(("__pycache__", "node_modules"))
 
 
 def is_other(name: str) -> bool:
-    """Can a file of this name be what a rule begins with?"""
+    """Return whether a file of this name can be the input of a rule."""
     return not (
         name.startswith((".", "#")) or name.endswith(("~", ".mod.c")) or os.path.splitext(name)[1] in PRODUCTS
     )
 
 
 def stamp(path: str | Path) -> Stamp | None:
-    """That of one file; None: there is none."""
+    """Return the stamp of a file, or None if it does not exist."""
     try:
         found = os.stat(path)
     except OSError:
@@ -37,7 +37,7 @@ def stamp(path: str | Path) -> Stamp | None:
 
 
 def stamps(folder: Path) -> dict[Path, Stamp]:
-    """Those of all such files in a folder and below."""
+    """Return the stamps of all such files in a folder and below."""
     return {Path(file): seen for file in _files(str(folder)) if (seen := stamp(file)) is not None}
 
 

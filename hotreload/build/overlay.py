@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The file system as it is, but for the texts of some files: what one compile is shown.
+"""A view of the file system in which some files have other texts, for one compile.
 
-``ROOT/absolute/path`` is ``/absolute/path``. The folders that a unit's files are in are folders here, too;
-all else in them are links to the real thing, so that a compiler looking for a header finds what it would find
-without us: also one that is new, or in a linked folder (which is a link here, to its target's place below
-ROOT). Of the folders above these only the way down is here. Where that may have mattered, because of a
-``..``, or where a link led out of here to a file with another text, the result does not count.
+``ROOT/absolute/path`` stands for ``/absolute/path``. The folders that contain a unit's files are real folders
+in the view. Everything else in them is a link to the original, so that the compiler finds the headers that it
+would find without the view, including added ones and those in a linked folder (which is a link to the place
+of its target below ROOT). Of the folders above, only the path down to these is in the view. The result is
+discarded if that may have mattered because of a ``..``, or if a link led out of the view to a file whose text
+is replaced.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# With more entries in one folder it is not worth while: a link takes 20 to 100 us.
+# Folders with more entries are not worth the time: a link takes 20 to 100 us.
 MANY = 1000
 QUOTED = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
-# What kbuild leaves in a folder, more than half of its entries. None is ever included.
+# What kbuild leaves in a folder: more than half of the entries. These files are never included.
 PRODUCTS = (".o", ".ko", ".cmd", ".mod", ".order", ".symvers")
 
 
@@ -27,7 +28,8 @@ PRODUCTS = (".o", ".ko", ".cmd", ".mod", ".order", ".symvers")
 class Overlay:
     """A view below ``root`` in which the files ``texts`` (real paths) differ.
 
-    ``folders``: where headers were looked for in it, absolute as the compiler spells them without it.
+    ``folders``: the folders that are searched for headers in it, absolute, as the compiler spells them
+    without the view.
     """
 
     root: Path
@@ -35,20 +37,26 @@ class Overlay:
     folders: frozenset[str]
 
     def real(self, path: str) -> str:
-        """The path that an absolute path stands for; a relative one was marked with ``/.`` (see Shadow)."""
+        """Return the real path for an absolute path in the view.
+
+        Relative ones are marked with ``/.`` (see Shadow).
+        """
         if not self._is_here(path):
             return path
         return path.removeprefix(str(self.root)).removeprefix("/.")
 
     def is_faithful(self, files: Collection[str]) -> bool:
-        """Are these absolute paths, which a compiler has read, what it would have read without the view?"""
+        """Return whether the compiler would have read the same files without the view.
+
+        ``files``: the absolute paths that it has read.
+        """
         real_ones = {_identity(text) for text in self.texts}
         return not any(_identity(file) in real_ones for file in files) and not self._lacks(files)
 
     def _lacks(self, files: Collection[str]) -> bool:
-        """Is there, in reality only, a file that was looked for before one of these was found?
+        """Return whether a file outside of the view would have been found before one of these files.
 
-        Only by ``..`` does a search leave the folders of which everything is here.
+        Only a ``..`` can lead a search out of the folders that are completely in the view.
         """
         searched = self.folders | {os.path.dirname(self.real(file)) for file in files if self._is_here(file)}
         upwards = [real for file in files if "/../" in (real := self.real(file))]
@@ -71,12 +79,15 @@ class Overlay:
 def make_partial_overlay(
     root: Path, source: Path, inputs: Iterable[Path], texts: Mapping[str, bytes]
 ) -> Overlay:
-    """Build only the folders of the ``texts``; whoever looks for headers looks for them here first, and then
-    in reality (replay.PartialShadow). A kernel's unit uses files of 80 folders.
+    """Build a view that only has the folders of the ``texts``.
 
-    What a file here quotes is looked for here first: so all that is in its folder is here, and in those of
-    ``"../x.h"``; of a folder that is too large only what the texts quote. ``inputs``: what the unit is known
-    to use. Raises OSError.
+    The compiler searches it for headers first, then the real folders (replay.PartialShadow). A kernel's unit
+    uses files from 80 folders.
+
+    A quoted include is first searched in the folder of the including file. Therefore the view has all files
+    of the folders of the ``texts``, and of the folders that are reached by ``"../x.h"``; if a folder is too
+    large, only the files that the texts quote. ``inputs``: the files that the unit is known to use. Raises
+    OSError.
     """
     places = _Places(texts)
     for file in _reached(str(source), inputs, texts):
@@ -91,7 +102,7 @@ def make_partial_overlay(
 
 
 def _reached(source: str, inputs: Iterable[Path], texts: Mapping[str, bytes]) -> set[str]:
-    """The texts, and every file that is quoted by a path from the folder of one of these."""
+    """Return the texts, and all files that are quoted with a path from the folder of one of these."""
     beside: dict[str, set[str]] = {}
     for file in (source, *map(str, inputs)):
         name = os.path.normpath(file)
@@ -109,7 +120,7 @@ def _reached(source: str, inputs: Iterable[Path], texts: Mapping[str, bytes]) ->
 
 
 def _quoted(file: str, texts: Mapping[str, bytes]) -> set[str]:
-    """The files that a file quotes by a path, not by their names alone."""
+    """Return the existing files that a file includes in quotes with a path, not by name alone."""
     try:
         text = texts.get(file) or Path(file).read_bytes()
     except OSError:
@@ -120,7 +131,7 @@ def _quoted(file: str, texts: Mapping[str, bytes]) -> set[str]:
 
 
 def _link_quoted(root: Path, folder: str, texts: Mapping[str, bytes]) -> None:
-    """Show those of a folder's files that its texts include by their names alone."""
+    """Show the files of a folder that its texts include by name alone."""
     for real, text in texts.items():
         for name in QUOTED.findall(text) if os.path.dirname(real) == folder else ():
             path = os.path.join(folder, os.fsdecode(name))
@@ -136,10 +147,11 @@ def _link_quoted(root: Path, folder: str, texts: Mapping[str, bytes]) -> None:
 def make_overlay(
     root: Path, files: Iterable[Path], folders: Iterable[str], texts: Mapping[str, bytes]
 ) -> Overlay | None:
-    """Build the view in the empty folder ``root``; None when a folder is too large or may not be read.
+    """Build the view in the empty folder ``root``; None if a folder is too large or cannot be read.
 
-    ``files``: what the unit is known to use, ``folders``: where headers are looked for, both absolute as the
-    compiler spells them; ``texts``: the other texts by the real paths of files. Raises OSError.
+    ``files``: the files that the unit is known to use; ``folders``: the folders that are searched for
+    headers. Both are absolute, as the compiler spells them. ``texts``: the replaced texts, by the real paths
+    of the files. Raises OSError.
     """
     folders = frozenset(folder.rstrip("/") for folder in folders)
     places = _Places(texts)
@@ -156,10 +168,10 @@ def make_overlay(
 
 
 class _Places:
-    """What the view is made of, by real path.
+    """What the view consists of, by real path.
 
-    ``folders``, some of which are ``shown`` with all that is in them; and ``links``, which lead to one of
-    these or to one of the ``texts``.
+    ``folders``: all folders, of which those in ``shown`` have their complete content. ``links``: links that
+    lead to one of these folders or to one of the ``texts``.
     """
 
     def __init__(self, texts: Collection[str]) -> None:
@@ -170,7 +182,10 @@ class _Places:
         self._entered: dict[str, str] = {}
 
     def find(self, file: str) -> None:
-        """Take in a file's folder, and where it is a link to one of the texts that one's, too."""
+        """Add the folder of a file.
+
+        If the file is a link to one of the texts, add the folder of that text, too.
+        """
         folder, name = os.path.split(file)
         path = os.path.join(self.show(folder), name)
         if os.path.islink(path) and (real := os.path.realpath(path)) in self.texts:
@@ -178,14 +193,14 @@ class _Places:
             self.show(os.path.dirname(real))
 
     def show(self, folder: str) -> str:
-        """Take in a folder with all that is in it; its real path."""
+        """Add a folder with its complete content, and return its real path."""
         place = self._enter(folder)
         if place in self.folders:
             self.shown.add(place)
         return place
 
     def fill(self, root: Path, folder: str) -> bool:
-        """Make the links for a shown folder. False: it is too large, or may not be read."""
+        """Make the links in a shown folder. Return False if it is too large or cannot be read."""
         try:
             names = [name for name in os.listdir(folder) if not name.endswith(PRODUCTS)]
         except PermissionError:
@@ -199,14 +214,14 @@ class _Places:
         return True
 
     def write_rest(self, root: Path, texts: Mapping[str, bytes]) -> None:
-        """Make the links that lead to places here, and write the texts."""
+        """Make the links that lead to places in the view, and write the texts."""
         for link, target in self.links.items():
             os.symlink(f"{root}{target}", f"{root}{link}")
         for real, text in texts.items():
             Path(f"{root}{real}").write_bytes(text)
 
     def _enter(self, folder: str) -> str:
-        """Take in a folder and all above it; its real path."""
+        """Add a folder and all folders above it, and return its real path."""
         if folder not in self._entered:
             place = "/"
             for name in folder.split("/"):

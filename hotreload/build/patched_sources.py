@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Source patches applied to copies: what the files of a module's folder would say. The folder stays as it is.
+"""Apply source patches to copies of a module's files. The folder itself stays as it is.
 
-Which file a hunk is for is found here, and only files of the folder are; patch(1) then sees one file at a
-time, under another name. It is patch and not ``git apply`` because it comes with the packages that compiler
-and make come with (dpkg-dev depends on it), and because git, inside of a repository, leaves out files
-without a word. No fuzz: every line around a change must be as the patch shows it.
+This module decides which file a hunk belongs to, and only accepts files in the folder. patch(1) then gets one
+file at a time, under another name. It is used instead of ``git apply`` because it is installed along with
+compiler and make (dpkg-dev depends on it), and because git, inside a repository, silently skips files. There
+is no fuzz: every context line must match.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ OTHER_SOURCES = "it was made for other sources, or for another folder"
 
 @dataclass(frozen=True, slots=True)
 class PatchedSources:
-    """What differs: ``texts`` by real path, None for a file that is gone; ``before``: what these files say
-    on disk, None for a new one; ``notes``: what else to tell."""
+    """The changed files.
+
+    ``texts``: by real path, None if deleted; ``before``: what is on disk, None if created; ``notes``: remarks
+    for the user.
+    """
 
     texts: Mapping[Path, bytes | None]
     before: Mapping[Path, bytes | None]
@@ -40,8 +43,8 @@ class PatchedSources:
 async def apply_patches(patches: Sequence[Path], folder: Path) -> PatchedSources:
     """Apply patches, in order, to the files of ``folder``.
 
-    Raises InputError (HR1009) for a file that cannot be read, PatchUnfitError (HR1010) for a patch that is
-    none or does not fit, EnvironmentFault (HR5106) without patch(1).
+    Raises InputError (HR1009) if a file cannot be read, PatchUnfitError (HR1010) if a patch is malformed or
+    does not fit, EnvironmentFault (HR5106) without patch(1).
     """
     sources = _Sources(folder.resolve())
     for patch in patches:
@@ -65,14 +68,14 @@ class _Sources:
         for file in files:
             old, new = (root / _stripped(name, strip) if name else None for name in (file.old, file.new))
             if old and new and not file.moved:
-                # diff -u foo.c.orig foo.c: the one that is there is meant.
+                # diff -u foo.c.orig foo.c: the file that exists is meant.
                 old = new = self._meant(old, new)
             for path in (old, new):
                 self._check_place(patch, path)
             await self._change(patch, file, old, new)
 
     def text(self, path: Path) -> bytes | None:
-        """What a file says by now; None: there is none."""
+        """Return the text of a file with the patches so far, or None if it does not exist."""
         real = Path(os.path.realpath(path))
         if real not in self.texts:
             self.texts[real] = self.before[real] = _content(real) if real.is_file() else None
@@ -85,10 +88,10 @@ class _Sources:
     # --- which files are meant ---
 
     def _place(self, patch: Path, files: Sequence[FilePatch]) -> tuple[Path, int]:
-        """The folder that names count from, and how many of their parts stand before it: git's a/ and b/."""
+        """Return the folder that names are relative to, and how many leading parts to strip (a/ and b/)."""
         names = [name for file in files for name in (file.old, file.new) if name]
         prefixed = all(name.startswith(("a/", "b/")) for name in names)
-        # A new folder is believed in only where nothing else explains the names.
+        # Only assume a created folder if nothing else explains the names.
         for new_folders in (False, True):
             for root in self._roots():
                 for strip in (1, 0) if prefixed else (0, 1):
@@ -102,7 +105,7 @@ class _Sources:
     def _misfits(
         self, files: Sequence[FilePatch], root: Path, strip: int, new_folders: bool
     ) -> list[FilePatch]:
-        """The files of a patch that are not there, if its names are to be read like this."""
+        """Return the files of a patch that do not exist if its names are interpreted in this way."""
         made: set[Path] = set()
         misfits = []
         for file in files:
@@ -119,7 +122,7 @@ class _Sources:
         return misfits
 
     def _roots(self) -> Iterator[Path]:
-        """The module's folder, and where it is in a repository the folders above it, up to the top."""
+        """Yield the module's folder and, if it is in a repository, the folders above it, up to the root."""
         yield self.folder
         chain = (self.folder, *self.folder.parents)
         top = next((number for number, place in enumerate(chain) if (place / ".git").exists()), 0)
@@ -166,7 +169,7 @@ class _Sources:
         with tempfile.TemporaryDirectory(prefix="hotreload-") as name:
             scratch = Path(name)
             (scratch / "before").write_bytes(text)
-            # Without it patch takes the CRs of a CRLF patch away, which a CRLF file has, too.
+            # Without --binary, patch strips the CRs of a patch, but the file has them, too.
             exact = ["--binary"] if b"\r\n" in text else []
             done = await process.run([*_APPLY, *exact], cwd=scratch, env={"LC_ALL": "C"}, stdin=file.text)
             if not done.ok:
@@ -203,7 +206,7 @@ def _content(file: Path) -> bytes:
 
 
 def _check_names(patch: Path, file: FilePatch) -> None:
-    """A patch may come from anywhere: its names must not lead anywhere else."""
+    """Refuse names that lead out of the folder, because a patch may come from anywhere."""
     for name in (name for name in (file.old, file.new) if name is not None):
         parts = name.split("/")
         if parts[0] == "" or ".." in parts or re.search(r"[\x00-\x1f]", name):
@@ -214,5 +217,5 @@ def _check_names(patch: Path, file: FilePatch) -> None:
 
 
 def _stripped(name: str, strip: int) -> str:
-    """The name without so many leading parts; nothing where it has no more."""
+    """Return the name without its first parts; empty if it has no more."""
     return "/".join([part for part in name.split("/") if part not in ("", ".")][strip:])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Compile units as patched sources would have them, from a second mirror of the user's files.
 
-The mirror (replay.py) holds what the base recorded, with the patched texts in their places, and links to what
-else is in these folders: a patch may include a header that no unit did so far. As with edits (compile.py),
-unchanged lines keep their numbers in what is compared, and what the compiler says is said about the lines as
-they are.
+The mirror (replay.py) has the files that the base recorded, with the patched texts in their places, and links
+to everything else in these folders, because a patch may include a header that no unit included before. As
+with edits (compile.py), unchanged lines keep their numbers in the objects that are compared, and the
+compiler's messages refer to the actual lines.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from hotreload.build.replay import PartialShadow, Shadow, include_folders
 from hotreload.errors import CompileError, InputError
 
 Texts = Mapping[Path, bytes | None]
-# What kbuild makes; a mirror without them is a small one.
+# What kbuild makes. Leaving it out keeps the mirror small.
 MADE = (".o", ".ko", ".cmd", ".mod", ".d", ".a")
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledUnits:
-    """The objects of each unit, and every file of the user's that the patched ones were made of."""
+    """The objects of each unit, and all of the user's files that the patched objects were made from."""
 
     pairs: tuple[ObjectPair, ...]
     used: frozenset[Path]
@@ -41,11 +41,11 @@ class CompiledUnits:
 async def compile_units(
     base: AnyBase, units: Iterable[TranslationUnit], texts: Texts, work: Path, *, keep: bool = False
 ) -> CompiledUnits:
-    """Both objects of each unit, the patched one with ``texts`` (by real path, None: gone) for its files.
+    """Return both objects of each unit. The patched one is made with ``texts`` (by real path, None: deleted).
 
-    ``work``: an empty folder; ``keep``: every variable has storage, whatever gcc would fold away. Raises one
-    CompileError about all units that failed, with the names of the user's files; InputError (HR1006) when a
-    patched file is reached by a way that leads out of the mirror.
+    ``work``: an empty folder. ``keep``: every variable has storage, even if gcc would optimize it away.
+    Raises one CompileError about all units that failed, with the names of the user's files; InputError
+    (HR1006) when a patched file is reached by a path that leads out of the mirror.
     """
     jobs = {unit.object: unit for unit in units}
     compilers: dict[int, _Compiler] = {}
@@ -77,7 +77,10 @@ async def compile_units(
 
 
 class _Compiler:
-    """The mirrors, and what was read from them. ``stable``: with the base's numbers for unchanged lines."""
+    """The mirrors, and the files that were read from them.
+
+    ``stable`` has the base's numbers for unchanged lines.
+    """
 
     def __init__(self, base: Base, texts: Texts, work: Path, *, keep: bool) -> None:
         self.texts = texts
@@ -89,13 +92,13 @@ class _Compiler:
         self._stable = make_mirror(work / "stable", base, {**texts, **numbered}) if numbered else None
 
     async def compile(self, unit: TranslationUnit) -> tuple[Path, str]:
-        """The patched object, and the compiler's warnings."""
+        """Return the patched object, and the compiler's warnings."""
         target = patched_object(unit, self._objects)
         if self._stable is not None and unit.source.suffix == ".c":
             try:
                 said = await compile_object(unit, target, self._stable, keep_variables=self._keep)
             except CompileError:
-                pass  # told about below, if it is one of the patch's own
+                pass  # reported below, if the patch itself causes it
             else:
                 self._note_used(unit, target, self._stable.root)
                 return target, await self._told(unit, target.with_suffix(".told.o")) if said else ""
@@ -104,7 +107,7 @@ class _Compiler:
         return target, said
 
     async def _told(self, unit: TranslationUnit, target: Path) -> str:
-        """Compile with each line's own number; what is said names the user's files."""
+        """Compile with the actual line numbers, and return messages with the names of the user's files."""
         try:
             said = await compile_object(unit, target, self._plain, keep_variables=self._keep)
             return self._named(said)
@@ -116,7 +119,7 @@ class _Compiler:
         return said.replace(f"{root}/.", "").replace(root, "")
 
     def _note_used(self, unit: TranslationUnit, target: Path, root: Path) -> None:
-        """What a patched file's text was read from must be the mirror, never the user's tree."""
+        """Note the files that were used. Raise InputError if a patched file was not read from the mirror."""
         notes = target.with_suffix(".d").read_text(errors="surrogateescape")
         for spelled in parse_dependency_file(notes):
             file = os.path.join(unit.cwd, spelled)
@@ -132,7 +135,7 @@ class _Compiler:
 
 
 def _with_base_numbers(base: Base, texts: Texts) -> dict[Path, bytes]:
-    """Those of the texts in which lines have moved, with the base's numbers for the unchanged ones."""
+    """Return the texts in which lines have moved, with the base's numbers for the unchanged lines."""
     both = {}
     for file in base.digests:
         real = Path(os.path.realpath(file))
@@ -148,12 +151,12 @@ def _with_base_numbers(base: Base, texts: Texts) -> dict[Path, bytes]:
 
 
 def make_mirror(root: Path, base: Base, texts: Texts) -> Shadow:
-    """Lay out a mirror below ``root``: the base's sources, ``texts`` in their places, links for the rest."""
+    """Create a mirror below ``root``: the base's sources, ``texts`` in their places, links for the rest."""
     if base.is_kernel:
         return _make_kernel_mirror(root, base, texts)
     shutil.copytree(base.shadow.root, root)
     _mirror_folder(root, base.users_folder)
-    # The base knows a file by the name that the compiler used, a patch by its real one.
+    # The base knows a file by the name that the compiler used, a patch knows it by its real path.
     names = {(Path(file), Path(os.path.realpath(file))) for file in base.digests}
     names |= {(real, real) for real in texts}
     for folder in _folders_elsewhere(base):
@@ -167,9 +170,9 @@ def make_mirror(root: Path, base: Base, texts: Texts) -> Shadow:
 
 
 def _make_kernel_mirror(root: Path, base: Base, texts: Texts) -> Shadow:
-    """The same for a kernel: what is not in the mirror is looked for in the tree, which is not gone through.
+    """Like make_mirror, for a kernel: what is not in the mirror is searched in the tree, which is not walked.
 
-    Only what lies beside a patched file is here in any case, for it may be included from there by its name.
+    Only the files next to a patched file are always in the mirror, because it may include them by name.
     """
     shutil.copytree(base.shadow.root, root, copy_function=_linked)
     for real, text in texts.items():
@@ -184,12 +187,12 @@ def _make_kernel_mirror(root: Path, base: Base, texts: Texts) -> Shadow:
 def _linked(source: str, place: str) -> None:
     try:
         os.link(source, place)
-    except OSError:  # no hard links there
+    except OSError:  # no hard links on this file system
         shutil.copyfile(source, place)
 
 
 def _mirror_folder(root: Path, folder: Path) -> None:
-    """The module's folder, folder by folder: a patch may put files anywhere in it."""
+    """Mirror the whole module's folder, because a patch may add files anywhere in it."""
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in folders:
@@ -203,7 +206,7 @@ def _mirror_folder(root: Path, folder: Path) -> None:
 
 
 def _folders_elsewhere(base: Base) -> set[str]:
-    """Folders of the user's outside of the module's, that headers came from or are looked for in."""
+    """Return the user's folders outside of the module's that had headers, or are searched for them."""
     folders = {os.path.dirname(os.path.normpath(file)) for file in base.digests}
     for unit in base.units:
         named = include_folders(split_command(unit.command).compile)
@@ -230,7 +233,7 @@ def _entries(folder: str) -> list[str]:
 
 
 def _link(root: Path, path: str, folder: Path | None = None) -> None:
-    """Show what is at a path, unless the mirror has it. A link within ``folder`` is one within the mirror."""
+    """Link to a path, unless the mirror has it. A link within ``folder`` becomes a link within the mirror."""
     mirrored = f"{root}{path}"
     if os.path.lexists(mirrored):
         return
@@ -244,7 +247,7 @@ def _put(root: Path, file: Path, text: bytes | None) -> None:
     place = Path(f"{root}{file}")
     place.parent.mkdir(parents=True, exist_ok=True)
     if not Path(os.path.realpath(place.parent)).is_relative_to(os.path.realpath(root)):
-        return  # a link leads out of the mirror; compiling through it is noticed
+        return  # a link leads out of the mirror; _note_used detects compiles through it
     place.unlink(missing_ok=True)
     if text is not None:
         place.write_bytes(text)

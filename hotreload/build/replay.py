@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The arguments of a replayed compile. Pure: lists of words in, lists of words out.
+"""Rewrite the arguments of a recorded compile. Pure: lists of words in, lists of words out.
 
-A recorded command is run again with other outputs, with each function and datum in a section of its own,
-and with debugging information of our choice. For the base object it is run on the *shadow*: a mirror
-of the sources the guest booted, ``SHADOW/absolute/path/of/foo.c``. Every path of the user's that the
-command names is prefixed with the shadow's, so quoted includes, ``../x.h`` and ``-I`` find the recorded
-files by the same rules, and ``-fmacro-prefix-map`` takes the prefix out of ``__FILE__`` again. An unchanged
-source makes the same object but for its debugging information, which names the shadow.
+A recorded command is run again with other outputs, with one section per function and variable, and with our
+debugging flags. For the base object it is run on the *shadow*: a mirror of the sources the guest booted,
+``SHADOW/absolute/path/of/foo.c``. Every path of the user's in the command is prefixed with the shadow's, so
+that quoted includes, ``../x.h`` and ``-I`` find the recorded files by the same rules, and
+``-fmacro-prefix-map`` removes the prefix from ``__FILE__``. An unchanged source gives the same object except
+for its debugging information, which names the shadow.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SECTION_FLAGS = ("-ffunction-sections", "-fdata-sections")
-# Says nothing of the code. 50 MB of garbage keep gcc busy for minutes otherwise.
+# Does not affect the code. Without it, 50 MB of garbage keep gcc busy for minutes.
 FEW_ERRORS = "-fmax-errors=100"
-# KASAN puts a red zone behind each global variable and string, and registers them in a constructor. What is
-# compared and patched goes without: the variables in the guest have theirs, a patch runs no constructor,
-# and strings would be bytes without a name. All other checks stay, those of an index into an array included.
+# KASAN puts a red zone after each global variable and string, and registers them in a constructor. Our
+# objects are compiled without that: the variables in the guest have theirs, a patch runs no constructor, and
+# strings would be bytes without a name. All other checks stay, including those of array indices.
 KASAN_FLAG = "-fsanitize=kernel-address"
 KASAN_OF_OURS = ("--param=asan-globals=0",)
 FOLDER_FLAGS = ("-I", "-iquote", "-isystem", "-idirafter")
@@ -30,7 +30,7 @@ FILE_FLAGS = ("-include", "-imacros")
 PREFIX_MAP = re.compile(r"-f(?:macro|file)-prefix-map=([^=]+)=(.*)")
 # -Wp,-MMD,FILE is kbuild's own; the others appear in hand-written rules.
 DEPENDENCY_FLAG = re.compile(r"-Wp,-MM?D,.*|-MM?D|-MP")
-# -g, -g2, -ggdb3, -gdwarf-5, -gz=zlib, -gsplit-dwarf ... and their way through the assembler.
+# -g, -g2, -ggdb3, -gdwarf-5, -gz=zlib, -gsplit-dwarf ... also when passed to the assembler.
 DEBUG_FLAG = re.compile(
     r"(?:-Wa,)?-g(?:$|\d|gdb|dwarf|z|split|btf|ctf|stabs|no-|strict|inline|column|record|var|as-).*"
 )
@@ -38,23 +38,26 @@ DEBUG_FLAG = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """A mirror below ``root``; ``is_users(path)`` tells for an absolute path whether it is mirrored."""
+    """A mirror below ``root``; ``is_users(path)`` returns whether an absolute path is mirrored."""
 
     root: Path
     is_users: Callable[[Path], bool]
     folder: Path
 
     def path(self, spelled: str, cwd: Path) -> str:
-        """The mirrored counterpart of a path as a command spells it; itself where it is not the user's."""
+        """Return the mirrored path for a path in a command; the path itself if it is not the user's."""
         absolute = os.path.join(cwd, spelled)
         if not self.is_users(Path(os.path.normpath(absolute))):
             return spelled
-        # A relative path gets a "/." that marks it, so that its prefix can be told from that of the same
-        # place spelled absolutely, and __FILE__ becomes relative again.
+        # A relative path is marked with "/.", so that its prefix differs from that of the same place spelled
+        # absolutely, and __FILE__ becomes relative again.
         return f"{self.root}{absolute}" if os.path.isabs(spelled) else f"{self.root}/.{absolute}"
 
     def folders(self, spelled: str, cwd: Path) -> tuple[str, ...]:
-        """The include folders that stand for one: a kernel folder above the user's keeps its own files."""
+        """Return the include folders that replace one.
+
+        A kernel folder above the user's keeps its own files.
+        """
         mirrored = self.path(spelled, cwd)
         absolute = Path(os.path.normpath(os.path.join(cwd, spelled)))
         if mirrored == spelled and self.folder.is_relative_to(absolute):
@@ -62,13 +65,13 @@ class Shadow:
         return (mirrored,)
 
     def prefix_maps(self, argv: Sequence[str], cwd: Path) -> tuple[str, ...]:
-        """Flags that make ``__FILE__`` what it is without the shadow. gcc lets the last match win."""
+        """Return flags that make ``__FILE__`` what it is without the shadow. In gcc the last match wins."""
         own = [PREFIX_MAP.fullmatch(word) for word in argv]
         return (
             f"-fmacro-prefix-map={self.root}=",
             f"-fmacro-prefix-map={self.root}/.{cwd}/=",
-            # One map applies to a path, so theirs have to begin with the shadow's. A kernel that is built in
-            # place maps "./", for its headers are below -I./include.
+            # Only one map applies to a path, so the maps of the command must begin with the shadow's prefix.
+            # A kernel that is built in place maps "./", because its headers are below -I./include.
             *(f"-fmacro-prefix-map={self._prefix(found[1], cwd)}={found[2]}" for found in own if found),
         )
 
@@ -78,7 +81,7 @@ class Shadow:
 
 @dataclass(frozen=True, slots=True)
 class PartialShadow(Shadow):
-    """A mirror that has a few of the files only: each folder is looked at there, and then where it is."""
+    """A mirror with only some of the files: each folder is searched in the mirror, then in its real place."""
 
     def path(self, spelled: str, cwd: Path) -> str:
         mirrored = Shadow.path(self, spelled, cwd)
@@ -91,9 +94,9 @@ class PartialShadow(Shadow):
 def replayed(
     argv: Sequence[str], *, output: Path, dependencies: Path, debug: Sequence[str], assembly: bool = False
 ) -> tuple[str, ...]:
-    """The compile command with its outputs redirected, and with our sections and ``debug`` flags.
+    """Return the compile command with redirected outputs, and with our section flags and the ``debug`` flags.
 
-    ``assembly`` leaves sections and debug flags as they were: they are written in the source there.
+    With ``assembly``, sections and debug flags stay as they are, because the source defines them.
     """
     kept = tuple(argv)
     if not assembly:
@@ -103,7 +106,7 @@ def replayed(
 
 
 def redirected(argv: Sequence[str], *, output: Path, dependencies: Path) -> tuple[str, ...]:
-    """The compile command with other outputs, and all else as it was."""
+    """Return the compile command with other outputs, otherwise unchanged."""
     return (*_without_outputs(argv), "-MMD", "-MF", str(dependencies), "-o", str(output))
 
 
@@ -117,7 +120,7 @@ def _without_outputs(argv: Sequence[str]) -> Iterator[str]:
 
 
 def shadowed(argv: Sequence[str], cwd: Path, source: Path, shadow: Shadow) -> tuple[str, ...]:
-    """The compile command on the shadow instead of the user's files."""
+    """Return the compile command with the shadow's paths in place of the user's."""
     words = [argv[0], *shadow.prefix_maps(argv, cwd)]
     rest = iter(argv[1:])
     for word in rest:
@@ -139,7 +142,7 @@ def _with_paths(flag: str, spelled: str, cwd: Path, shadow: Shadow) -> list[str]
 
 
 def include_folders(argv: Sequence[str]) -> tuple[str, ...]:
-    """The folders that a command searches for headers, as spelled."""
+    """Return the folders that a command searches for headers, as spelled."""
     folders = []
     words = iter(argv)
     for word in words:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Which sources are more than that: what a rule of the user's makes something else of, too.
+"""Find sources that the user's make rules use as well, in addition to the compiles.
 
-A list that units include, and of which a rule makes a header with its length: when it is saved, compiling its
-units is not all. make's database names the prerequisites of every target.
+An example is a list that units include, and from which a rule makes a header with its length. When it is
+saved, compiling its units is not enough. make's database names the prerequisites of every target.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from pathlib import Path
 from hotreload import process
 
 RULE = re.compile(r"^[^\s#:=][^#:=]*::?(?!=)", re.MULTILINE)
-# A line of the database: targets, and what they are made of.
+# A line of the database: targets, and their prerequisites.
 TARGETS = re.compile(r"([^\s#:=%][^#:=%]*?)\s*::?\s+(?!=)(.*)")
-# Targets that are made of sources by a compile, which is followed anyway.
+# Targets that are compiled from sources. Compiles are tracked anyway.
 COMPILED = (".o", ".ko", ".mod", ".i", ".s", ".lst", ".ll", ".symtypes")
 ASK_LIMIT = 60.0
-# Text that a program makes, of which nobody knows what it looks at: the name of a commit, mostly. Nearly each
-# Makefile of a module asks for the running kernel and the folder, which are what they are.
+# Text from a program whose inputs are unknown; mostly the name of a commit. Nearly every module's Makefile
+# asks for the running kernel and the current folder, which do not change.
 SHELL = re.compile(r"\$[({]shell\s+(?!(?:uname|pwd)\b)", re.MULTILINE)
 
 
 def may_have_rules(makefiles: Iterable[Path]) -> bool:
-    """Does one of them have a rule of its own?"""
+    """Return whether one of them has a rule of its own."""
     return any(RULE.search(_text(file)) for file in makefiles)
 
 
 def may_ask_the_world(makefiles: Iterable[Path]) -> bool:
-    """May one of them say something else although no file of the folder has changed?"""
+    """Return whether one of them may give another result although no file in the folder has changed."""
     return any(SHELL.search(_text(file)) for file in makefiles)
 
 
 async def rule_inputs(
     argv: Sequence[str | Path], places: Sequence[Path], sources: Collection[Path]
 ) -> frozenset[Path]:
-    """Those of the ``sources`` that are prerequisites of something else than a compile.
+    """Return those of the ``sources`` that are prerequisites of something other than a compile.
 
-    ``argv``: how make is called; ``places``: where its relative paths may begin.
+    ``argv``: the make command; ``places``: the folders that its paths may be relative to.
     """
     try:
         asked = await process.run(

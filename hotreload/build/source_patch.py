@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A source patch taken apart: which files it is about, and the hunks of each. Pure: bytes in, values out.
+"""Parse a source patch into files, with the hunks of each. Pure: bytes in, values out.
 
-What stands between the files (a mail's text, ``diff --git``, ``index``) is skipped as patch(1) does; what
-would change a file in another way than by hunks (a binary difference, a context diff) is refused.
+Text between the files (a mail, ``diff --git``, ``index``) is skipped, as patch(1) does. What changes a file
+by other means than hunks (a binary diff, a context diff) is refused.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class PatchUnfitError(InputError):
 class FilePatch:
     """What a patch does to one file.
 
-    ``old`` and ``new`` are names as the patch spells them, prefix included; None: the file is not there
-    before, or after. ``moved``: ``rename`` or ``copy``, where git says so. ``text``: the hunks, with the
-    two header lines before them; empty for a mere renaming. ``blind``: the line of a hunk that only adds
-    lines, and shows none around them.
+    ``old`` and ``new`` are names as the patch spells them, with prefix; None if the file does not exist
+    before or after. ``moved``: ``rename`` or ``copy``, if git says so. ``text``: the hunks with the two
+    header lines before them; empty for a pure rename. ``blind``: the line of a hunk that only adds lines and
+    has no context.
     """
 
     old: str | None
@@ -46,12 +46,15 @@ class FilePatch:
 
     @property
     def name(self) -> str:
-        """The name to call it by."""
+        """The name for messages."""
         return self.new or self.old or ""
 
 
 def parse_patch(content: bytes, name: str) -> tuple[FilePatch, ...]:
-    """The files of a unified diff, in order; none for an empty one. Raises PatchUnfitError (HR1010)."""
+    """Return the files of a unified diff, in order; empty for an empty one.
+
+    Raises PatchUnfitError (HR1010).
+    """
     files = tuple(_Parser(content.splitlines(keepends=True), name).files())
     if not files and content.strip():
         raise PatchUnfitError(
@@ -77,7 +80,7 @@ class _Parser:
                 continue
             if line.startswith(b"diff --git "):
                 yield from _renamed(moved)
-                # Here alone git says whether names have its prefixes; those of a renaming never have.
+                # Only this line says whether names have git's prefixes. Those of a rename never have.
                 moved = {b"prefixed": b"yes"} if re.match(rb'diff --git "?a/', line) else {}
             elif found := _EXTENDED.match(line):
                 moved |= {b"how": found[1], found[2]: found[3]}
@@ -112,7 +115,7 @@ class _Parser:
         if not counts:
             self._refuse("a file without a hunk")
         created, deleted = (len(counts) == 1 and counts[0][side] == 0 for side in (0, 1))
-        # Beside /dev/null there are old programs that write the name and the beginning of time.
+        # Instead of /dev/null, old programs write the name and the epoch as the time.
         created &= old == NOTHING or _is_epoch(self.lines[start])
         deleted &= new == NOTHING or _is_epoch(self.lines[start + 1])
         return FilePatch(
@@ -124,11 +127,11 @@ class _Parser:
         )
 
     def _skip_hunk(self, before: int, after: int) -> None:
-        """Go behind a hunk of so many lines."""
+        """Skip a hunk that has ``before`` old and ``after`` new lines."""
         self.at += 1
         while before or after:
             line = self._line(0)
-            # A mailer may have taken the blank of an empty line away.
+            # A mailer may have removed the blank of an empty context line.
             kind = line[:1] if line.strip(b"\r\n") else b" "
             if not line or kind not in b" -+\\":
                 self._refuse("a hunk that is cut off")
@@ -145,7 +148,7 @@ class _Parser:
 
 
 def _renamed(moved: dict[bytes, bytes]) -> Iterator[FilePatch]:
-    """A file that only gets another name, or a copy."""
+    """Yield the file of a pure rename or copy."""
     if b"from" in moved and b"to" in moved:
         a, b = ("a/", "b/") if b"prefixed" in moved else ("", "")
         old, new = a + _spelled(moved[b"from"]), b + _spelled(moved[b"to"])
@@ -153,7 +156,7 @@ def _renamed(moved: dict[bytes, bytes]) -> Iterator[FilePatch]:
 
 
 def _spelled(word: bytes) -> str:
-    """A file's name in a header line: without the time stamp, and unquoted as git quotes."""
+    """Return the file name in a header line, without the time stamp, and with git's quoting undone."""
     if quoted := _QUOTED.match(word):
         word = _ESCAPE.sub(lambda found: _unescaped(found[1]), quoted[1])
     else:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What kbuild was writing when it was killed, make, compilers and all: make must not believe in it.
+"""Delete the files that kbuild was writing when it was killed, because make would trust them.
 
-The compiler writes an object in place. Told to end, make deletes it; killed, it leaves a part of it, which is
-newer than its source, beside the ``.cmd`` file of the time before: with that it counts as made.
+The compiler writes an object in place. If make is told to terminate, it deletes the object. If make is killed
+as well, a partial object stays. It is newer than its source, and next to it is the ``.cmd`` file of the
+previous compile, so make takes it for up to date.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from pathlib import Path
 from hotreload.build.built import saved_ns
 from hotreload.paths import cache_folder, writing_to
 
-# File systems stamp files with the time of the last timer tick, up to 10 ms ago (HZ=100).
+# File systems use the time of the last timer tick, which is up to 10 ms ago (HZ=100).
 TICK_NS = 20_000_000
 
 
 @contextlib.contextmanager
 def remembered(folder: Path) -> Iterator[None]:
-    """Inside, kbuild writes below ``folder``; if nobody lives to see the end, who is here next deletes what
-    was not finished.
+    """Remember that kbuild writes below ``folder`` within this context.
 
-    Raises EnvironmentFault (HR5107, HR5108).
+    If the process is killed, the next one that enters it deletes the unfinished files. Raises
+    EnvironmentFault (HR5107, HR5108).
     """
     name = hashlib.sha256(bytes(folder)).hexdigest()[:16]
     note = cache_folder() / f"kbuild-{name}"
@@ -38,8 +39,11 @@ def remembered(folder: Path) -> Iterator[None]:
 
 
 def unfinished(folder: Path, since_ns: int) -> Iterator[Path]:
-    """What was written since then without that kbuild came to note the command (scripts/Kbuild.include:
-    cmd_and_fixdep, cmd_and_savecmd), though it had noted one before. Without any it is made anew anyway."""
+    """Yield the files written since then whose command kbuild did not get to record.
+
+    The command is recorded after the file is written (scripts/Kbuild.include: cmd_and_fixdep,
+    cmd_and_savecmd). Files that never had a recorded command are rebuilt anyway.
+    """
     for noted in folder.rglob(".*.cmd"):
         made = noted.with_name(noted.name.removeprefix(".").removesuffix(".cmd"))
         written = saved_ns(made)

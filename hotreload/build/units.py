@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which translation units a set of changed files touches."""
+"""Find the translation units that a set of changed files affects."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["TranslationUnit", "UnitSelection", "units_for"]
 
 @dataclass(frozen=True, slots=True)
 class UnitSelection:
-    """What to compile, in build order; and the changes no compile can follow.
+    """The units to compile, in build order, and the changes that no compile can bring.
 
-    ``files``: what kbuild's run knew of the changed files, as gcc spelled them. ``makefiles_changed``:
-    HR1004. ``not_part_of_build``: HR1002, no unit includes or is these files.
+    ``files``: the changed files that the kbuild run knows, as gcc spelled them. ``makefiles_changed``:
+    HR1004. ``not_part_of_build``: HR1002, files that no unit includes or is compiled from.
     """
 
     units: tuple[TranslationUnit, ...]
@@ -31,7 +31,7 @@ class UnitSelection:
 def units_for(changed: Iterable[Path], build: Build, compiled: Path | None = None) -> UnitSelection:
     """Sort changed files by what they mean for the build.
 
-    ``compiled`` is the folder of our own compiles (``into`` of rebuild): their ``.d`` files know the includes
+    ``compiled`` is the folder of our own compiles (``into`` of rebuild). Their ``.d`` files have the includes
     that an edit has added since kbuild ran.
     """
     paths = tuple(dict.fromkeys(changed))
@@ -41,7 +41,7 @@ def units_for(changed: Iterable[Path], build: Build, compiled: Path | None = Non
     spelled = build.inputs.named(every_name)
     touched, known = set(build.inputs.users(spelled)), set().union(*spelled.values())
     for unit, files in _compiled_here(build, compiled):
-        # Real paths are asked for only where kbuild's run did not know the file.
+        # Only resolve links for files that the kbuild run did not know.
         found = set().union(*(spelled[file] for file in spelled.keys() & files))
         new = (file for file in files if not build.inputs.has(file))
         found |= every_name.intersection(name for file in new for name in names_of(file))
@@ -57,7 +57,7 @@ def units_for(changed: Iterable[Path], build: Build, compiled: Path | None = Non
 
 
 def new_inputs(build: Build, compiled: Path) -> frozenset[Path]:
-    """The files of the user's that edits have included since kbuild ran."""
+    """Return the user's files that edits have included since kbuild ran."""
     every: set[Path] = set().union(*(files for _unit, files in _compiled_here(build, compiled)))
     return frozenset(name for file in every if not build.inputs.has(file) for name in names_of(file))
 
@@ -65,13 +65,13 @@ def new_inputs(build: Build, compiled: Path) -> frozenset[Path]:
 def _is_makefile(path: Path, build: Build) -> bool:
     if path in build.makefiles:
         return True
-    # Of a kernel's thousands only those of the folders it was built from count.
+    # In a kernel, only the Makefiles that take part in its build count.
     inside = path.is_relative_to(build.folder) and not build.is_kernel
     return inside and MAKEFILE_NAME.fullmatch(path.name) is not None
 
 
 def _compiled_here(build: Build, compiled: Path | None) -> Iterator[tuple[TranslationUnit, frozenset[Path]]]:
-    """The units that we have compiled, and what from."""
+    """Yield the units that we have compiled, with the files they were compiled from."""
     if compiled is None:
         return
     made = {entry.name for entry in compiled.glob("*.d")}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Bringing a patch into the guest, and talking to the guest at all."""
+"""Stage ``deploy``: talk to the guest, and bring patches into it."""

@@ -1,38 +1,38 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# The guest's end of a reload: one call, one line of JSON on standard output. See livepatch.py.
+# The guest's side of a reload: each call prints one line of JSON on standard output. See livepatch.py.
 #
-# Without KVM each program costs the guest 5-15 ms, so the way of a patch that applies is paved with what
-# the shell does itself: it starts cat, insmod and rm. Every wait has a limit: whoever called may be gone.
+# Without KVM each program costs the guest 5-15 ms, so a successful apply only starts cat, insmod and rm; the
+# shell does the rest. Every wait has a limit, because the caller may be gone.
 #
 #   agent apply NAME SECONDS [MODULE=BUILDID..] [SECTION..]
-#                                 load the patch module on standard input, see its transition through; tell
-#                                 where these sections of it are. Not if one of the modules is another build.
-#                                 With __dyndbg among them, each pr_debug that is switched on stays on
-#   agent disable NAME SECONDS    back to the kernel's own functions; sweep removes the module
-#   agent sweep [KEEP..]          remove our replaced patch modules, but no code that a task stands in; tell
+#                                 load the patch module on standard input, and wait for its transition; print
+#                                 the addresses of these sections. Refuse if a module has another build-id.
+#                                 With __dyndbg among the sections, keep each enabled pr_debug enabled
+#   agent disable NAME SECONDS    return to the kernel's own functions; sweep removes the module
+#   agent sweep [KEEP..]          remove our replaced patch modules, except code that a task is in; print
 #                                 where the code of the live one is
 #   agent status                  the live patches, and what holds up a transition
 #   agent load NAME [PARAMETERS]  load an ordinary module from standard input
-#   agent fits                    is there space for the module on standard input? Nothing is done with it
+#   agent fits                    check for space for the module on standard input; do nothing with it
 #   agent modules NAME..          which of these modules are loaded, and who uses them
-#   agent unload NAME             remove an ordinary module; tell which devices its drivers had
-#   agent rebind DEVICE..         give devices, as unload told them, back to their drivers
+#   agent unload NAME             remove an ordinary module; print which devices its drivers had
+#   agent rebind DEVICE..         bind devices, as unload printed them, to their drivers again
 #   agent buildid MODULE          the build-id of a loaded module
 
 LIVE=/sys/kernel/livepatch
 SCRATCH=${TMPDIR:-/tmp}
-# A kick is answered after this long at the latest; then the clock is looked at.
+# A kick returns after this time at the latest; then the time limit is checked.
 KICK_MS=100
-# How long a transition that is taken back may need, in hundredths of a second.
+# How long reverting a transition may take, in hundredths of a second.
 UNDO_CS=1000
 NULL=0000000000000000
-# A stall has few causes; a hundred readers of one file are the same one.
+# A stall has few causes: a hundred readers of one file have the same one.
 TASKS_TOLD=16
 
 now_cs() { # hundredths of a second, for limits
-    # Nobody sets the clock of /proc/uptime, but who works on that file makes it say what he likes.
+    # /proc/uptime cannot be set like a clock, but a developer who works on that file can make it say anything.
     cs=${EPOCHREALTIME:-}
     if [ "$cs" ]; then cs=${cs%.*}${cs#*.} cs=${cs%????}; else
         read -r cs _ </proc/uptime
@@ -45,7 +45,7 @@ now_us() { # microseconds, for durations
     if [ "$us" ]; then us=${us%.*}${us#*.}; else now_cs; us=${cs}0000; fi
 }
 
-# Standard input as one JSON string; with "lines", as one string for each line, with commas.
+# Print standard input as one JSON string; with "lines", as one string for each line, with commas.
 json() {
     LC_ALL=C awk -v lines="$1" '
     BEGIN {
@@ -63,17 +63,17 @@ json() {
     END { if (!lines) printf "\"" }'
 }
 
-first_line() { # of a file of the kernel: into $value, empty where there is none
+first_line() { # read the first line of a kernel file into $value; empty if there is no such file
     value=
     [ ! -e "$1" ] || read -r value <"$1"
 } 2>/dev/null
 
-transition_of() { # 1 while the patch $1 changes tasks over
+transition_of() { # succeeds while the patch $1 is in transition
     first_line "$LIVE/$1/transition"
     [ "$value" = 1 ]
 }
 
-find_transition() { # the patch that is changing tasks over, into $busy
+find_transition() { # find the patch that is in transition: $busy
     for busy in "$LIVE"/*; do
         busy=${busy##*/}
         ! transition_of "$busy" || return 0
@@ -82,12 +82,12 @@ find_transition() { # the patch that is changing tasks over, into $busy
     return 1
 }
 
-# Have the kernel look now, and again and again, whether the tasks have left the old code.
+# Make the kernel check, at once and repeatedly, whether the tasks have left the old code.
 kick() {
     echo $KICK_MS >"/sys/module/$1/parameters/kick" || sleep 0.05
 } 2>/dev/null
 
-settle() { # wait until the patch $1 is in no transition; fails at $2, in hundredths of a second since boot
+settle() { # wait until the patch $1 is not in transition; fail at the time $2 (as in $cs)
     while transition_of "$1"; do
         now_cs
         [ "$cs" -lt "$2" ] || return 1
@@ -95,7 +95,7 @@ settle() { # wait until the patch $1 is in no transition; fails at $2, in hundre
     done
 }
 
-# The tasks that have not been changed over, as the inside of a JSON array.
+# Print the tasks that are not switched yet, as the inside of a JSON array.
 tasks() {
     first_line "$LIVE/$1/enabled"
     target=$value
@@ -111,30 +111,30 @@ tasks() {
     done
 } 2>/dev/null
 
-take_back() { # reverse the transition of $1 by writing $2 to it: $undone tells how that went
+take_back() { # revert the transition of $1 by writing $2 to it; $undone is true if that succeeded
     undone=false
-    # Between the last look and this it may have ended by itself; then it is turned around as a whole.
+    # The transition may have ended since the last check; then the whole patch is reverted.
     echo "$2" >"$LIVE/$1/enabled"
     now_cs
-    # Its module goes with a sweep, if at all: tasks that had changed over may have left something in it.
+    # The module is only removed by a sweep, because tasks that were switched may have left pointers into it.
     settle "$1" $((cs + UNDO_CS)) && undone=true
 } 2>/dev/null
 
-canary() { # marks the kernel's log: what it says from here on is about $1
+canary() { # mark the kernel's log: messages after the mark are about $1
     mark="hotreload: $1 ($$)"
     echo "$mark" >/dev/kmsg
 }
 
-kernel_says() { # since the canary, at most 40 lines, as a JSON string
+kernel_says() { # print the kernel's messages since the mark, at most 40 lines, as a JSON string
     dmesg | awk -v mark="$mark" 'index($0, mark) { text = ""; next } { text = text $0 "\n" } END { printf "%s", text }' |
         tail -n 40 | json
 }
 
-ours() { # is the live patch $1 one of ours? No other has our parameter.
+ours() { # succeeds if the live patch $1 is one of ours; no other has our parameter
     [ -e "/sys/module/$1/parameters/kick" ]
 }
 
-foreign_patches() { # the live patches of others, as the inside of a JSON array, into $foreign
+foreign_patches() { # list foreign live patches, as the inside of a JSON array: $foreign
     foreign=
     for patch in "$LIVE"/*; do
         ours "${patch##*/}" && continue
@@ -143,7 +143,7 @@ foreign_patches() { # the live patches of others, as the inside of a JSON array,
     done
 }
 
-with_mounted() { # TYPE PLACE FILE COMMAND..: the command in a folder that has the file, mounted for it alone
+with_mounted() { # TYPE PLACE FILE COMMAND..: run the command in PLACE, or if it lacks FILE in a temporary mount
     type=$1 place=$2 wanted=$3
     shift 3
     if [ -e "$place/$wanted" ]; then
@@ -156,13 +156,14 @@ with_mounted() { # TYPE PLACE FILE COMMAND..: the command in a folder that has t
     rmdir "$place"
 } 2>/dev/null
 
-words() { # $2 words of memory's file behind the first $1, in hexadecimal
+words() { # print $2 words of /proc/kcore, after the first $1, in hexadecimal
     dd if=/proc/kcore bs=8 skip="$1" count="$2" | od -A n -v -t x8
 } 2>/dev/null
 
-words_at() { # the kernel's $2 words at the address $1
+words_at() { # print $2 words of the kernel's memory at the address $1
     wanted=$1 count=$2
-    # The file's segments are the regions of memory: type, offset, address, -, size, -, alignment, from word 8.
+    # The segments of the file are the regions of memory: type, offset, address, -, size, -, alignment, from
+    # word 8.
     set -- $(words 8 224)
     while [ $# -ge 7 ]; do
         within=$((0x$wanted - 0x$3))
@@ -174,19 +175,20 @@ words_at() { # the kernel's $2 words at the address $1
     done
 }
 
-# Whose kprobe it is that has a function is told nowhere but in memory: the functions that kprobes at the
-# address $1 call after the instruction, "NAME [MODULE]". Without CONFIG_PROC_KCORE nothing.
+# Only memory tells which kprobe has a function: print the functions that the kprobes at the address $1 call
+# after the instruction, as "NAME [MODULE]". Print nothing without CONFIG_PROC_KCORE.
 probe_handlers() {
     table=$(awk '$3 == "kprobe_table" { print $1 }' /proc/kallsyms)
     for probe in $(words_at "$table" 64); do # KPROBE_TABLE_SIZE lists
         while [ "${probe:-$NULL}" != $NULL ]; do
-            # struct kprobe: hlist (2 words), list (2), nmissed, addr, symbol_name, offset, pre_, post_handler.
+            # struct kprobe: hlist (2 words), list (2), nmissed, addr, symbol_name, offset, pre_,
+            # post_handler.
             set -- "$1" $(words_at "$probe" 10)
             list=$(printf %x $((0x$probe + 16)))
             probe=$2
             [ "$7" = "$1" ] || continue
             symbol_of "${11}"
-            # One that stands for several has them in its list.
+            # A kprobe that stands for several (aggregate) has them in its list.
             next=$4
             while [ "${next:-$list}" != "$list" ]; do
                 set -- "$1" $(words_at "$next" 8)
@@ -201,16 +203,16 @@ symbol_of() {
     [ "${1:-$NULL}" = $NULL ] || grep "^$1 " /proc/kallsyms | cut -d' ' -f3 | tr '\t' ' ' | grep -v '^aggr_post_handler$'
 }
 
-kprobes_on() { # in debugfs: the addresses of the kprobes that have ftrace's call at the start of $1
+kprobes_on() { # in debugfs: print the addresses of the kprobes that use ftrace's call at the start of $1
     awk -v start="$1+0x" 'index($3, start) == 1 && /\[FTRACE\]/ && !/\[GONE\]|\[DISABLED\]/ { print $1 }' kprobes/list |
         sort -u
 }
 
-ftrace_users() { # in tracefs: who has ftrace's call at the start of $1
+ftrace_users() { # in tracefs: print the users of ftrace's call at the start of $1
     awk -v name="$1" '/^[^\t]/ { on = $1 == name } on' enabled_functions
 }
 
-blocked() { # by whom the patch was kept from a function, if it was: a field of JSON. $1: what the kernel said
+blocked() { # print who kept the patch from a function, if anyone, as a JSON field. $1: the kernel's messages
     case $1 in *"ftrace handler for function '"*"' (-16)"*) ;; *) return ;; esac
     function=${1#*"ftrace handler for function '"}
     function=${function%%"'"*}
@@ -223,7 +225,7 @@ blocked() { # by whom the patch was kept from a function, if it was: a field of 
         "$(with_mounted tracefs /sys/kernel/tracing enabled_functions ftrace_users "$function" | json lines)"
 }
 
-receive() { # standard input into a file, $file, that goes when we do
+receive() { # write standard input to a file, $file, which is removed on exit
     file=$SCRATCH/hotreload-agent.$$.ko
     trap 'rm -f "$file"' EXIT
     trap 'exit 129' HUP INT TERM PIPE
@@ -238,18 +240,18 @@ fits() {
     echo '{"ok":true}'
 }
 
-sections() { # NAME SECTION..: "section":"address", for the sections of a module
+sections() { # NAME SECTION..: print "section":"address" for the sections of a module
     place=/sys/module/$1/sections
     shift
     comma=
     for section; do
-        # Such a file can be read at one go only, which the shell does not.
+        # Such a file must be read in one go, but the shell's read does not do that.
         printf '%s"%s":"%s"' "$comma" "$section" "$(cat "$place/$section")"
         comma=,
     done
 } 2>/dev/null
 
-enabled_patches() { # "name":enabled, for each live patch
+enabled_patches() { # print "name":enabled for each live patch
     comma=
     for patch in "$LIVE"/*; do
         first_line "$patch/enabled"
@@ -259,7 +261,7 @@ enabled_patches() { # "name":enabled, for each live patch
     done
 }
 
-other_builds() { # MODULE=BUILDID..: those modules that are loaded and have another one, into $others
+other_builds() { # MODULE=BUILDID..: list the loaded modules that have another build-id: $others
     others=
     for pair; do
         case $pair in *=*) ;; *) continue ;; esac
@@ -268,7 +270,7 @@ other_builds() { # MODULE=BUILDID..: those modules that are loaded and have anot
     done
 }
 
-keep_debugging() { # in the patch $1, switch on each pr_debug whose place is switched on elsewhere
+keep_debugging() { # in the patch $1, enable each pr_debug that is enabled at the same place elsewhere
     control=/proc/dynamic_debug/control
     [ -e $control ] || return
     # FILE:LINE [MODULE]FUNCTION =FLAGS "FORMAT"
@@ -306,7 +308,7 @@ apply() { # NAME SECONDS [MODULE=BUILDID..] [SECTION..]
         printf '{"ok":false,"stage":"other","modules":[%s]}\n' "$others"
         return
     fi
-    # Ours replaces every other live patch, without a word.
+    # Our patch would silently replace every other live patch.
     foreign_patches
     if [ "$foreign" ]; then
         printf '{"ok":false,"stage":"foreign","patches":[%s]}\n' "$foreign"
@@ -324,7 +326,7 @@ apply() { # NAME SECONDS [MODULE=BUILDID..] [SECTION..]
     now_us
     load=$((us - start))
     case " $* " in *' __dyndbg '*) keep_debugging "$1" ;; esac
-    # To load it may take long, too, and is not what has the limit.
+    # Loading may take long, too, and is not limited, so start the time again.
     now_cs
     limit=$((cs + $2 * 100))
     if [ ! -e "$LIVE/$1" ]; then
@@ -334,7 +336,7 @@ apply() { # NAME SECONDS [MODULE=BUILDID..] [SECTION..]
     fi
     if ! settle "$1" $limit; then
         stuck=$(tasks "$1")
-        # It may have ended by itself meanwhile: to take it back now would take all back.
+        # The transition may have ended meanwhile; reverting would then revert the whole patch.
         if transition_of "$1"; then
             take_back "$1" 0
             printf '{"ok":false,"stage":"transition","undone":%s,"tasks":[%s]}\n' $undone "$stuck"
@@ -386,11 +388,11 @@ disable() { # NAME SECONDS
     fi
     now_us
     us=$((us - start))
-    # The module goes with the next sweep: something may point into it, or a task stand in it.
+    # The next sweep removes the module: something may point into it, or a task may be in it.
     printf '{"ok":true,"complete_ms":%d.%03d}\n' $((us / 1000)) $((us % 1000))
 }
 
-replaced() { # our patch modules that are loaded and live no more, into $names
+replaced() { # list our loaded patch modules that are not live: $names
     names=
     for module in /sys/module/hotreload_*; do
         [ -e "$module/parameters/kick" ] && [ ! -e "$LIVE/${module##*/}" ] || continue
@@ -398,8 +400,8 @@ replaced() { # our patch modules that are loaded and live no more, into $names
     done
 }
 
-# A task may sleep in code of a replaced patch that the kernel did not look for on its stack: a function
-# that is new in the patch and was reached by a jump, or the cold part of one. That module waits.
+# A task may sleep in code of a replaced patch that the kernel did not look for on the stack: a function that
+# the patch added and that was reached by a jump, or the cold part of a function. Such a module has to wait.
 stands_in() {
     grep -qsF "[$1]" /proc/[0-9]*/task/[0-9]*/stack
 }
@@ -412,7 +414,7 @@ sweep() { # KEEP..
         case " $* " in *" $name "*) continue ;; esac
         [ "$value" != 0 ] || stands_in "$name" || candidates="$candidates $name"
     done
-    # The stack of a task that runs cannot be read. One that ran through old code has left it by now, or sleeps.
+    # The stack of a running task cannot be read. A task that ran old code has left it by now, or sleeps.
     [ ! "$candidates" ] || sleep 0.1
     removed=
     for name in $candidates; do
@@ -428,7 +430,7 @@ sweep() { # KEEP..
     printf '{"ok":true,"removed":[%s],"left":[%s],"text":{%s}}\n' "$removed" "$left" "$text"
 }
 
-status_of() { # one patch as a JSON object
+status_of() { # print one patch as a JSON object
     first_line "$1/enabled"
     printf '{"name":"%s","foreign":%s,"enabled":%s' "${1##*/}" "$(ours "${1##*/}" && echo false || echo true)" \
         "$([ "$value" = 1 ] && echo true || echo false)"
@@ -472,7 +474,7 @@ status() {
 load() { # NAME [PARAMETERS]
     receive
     canary "load $1"
-    # The kernel takes the parameters apart itself, quotes and all.
+    # The kernel parses the parameters itself, including quotes.
     if ! error=$(insmod "$file" ${2:+"$2"} 2>&1); then
         printf '{"ok":false,"stage":"load","error":%s,"dmesg":%s}\n' "$(echo "$error" | json)" "$(kernel_says)"
         return
@@ -480,7 +482,7 @@ load() { # NAME [PARAMETERS]
     echo '{"ok":true}'
 }
 
-holders() { # the modules that use the module $1, as the inside of a JSON array
+holders() { # print the modules that use the module $1, as the inside of a JSON array
     comma=
     for holder in "/sys/module/$1/holders"/*; do
         [ ! -e "$holder" ] || printf '%s"%s"' "$comma" "${holder##*/}"
@@ -488,11 +490,12 @@ holders() { # the modules that use the module $1, as the inside of a JSON array
     done
 }
 
-# Who may have a module's devices or files open: each program with a device, or a file of the kernel's. Whose
-# module a file is of is told nowhere, so those that every guest has are left out.
+# Print which programs may have a module's devices or files open: each program with an open device, or an open
+# file of the kernel's. Nothing says which module a file belongs to, so those that every guest has are left
+# out.
 open_files() {
     ls -l /proc/[0-9]*/fd | awk -v us=$$ '
-    function is_ours(pid, line, word) { # this agent, or what it has started to look
+    function is_ours(pid, line, word) { # this agent, or a program that it has started
         while (pid > 1 && pid != us) {
             file_of = "/proc/" pid "/status"
             pid = 0
@@ -511,7 +514,7 @@ open_files() {
     }' | sort -u | head -n 8
 } 2>/dev/null
 
-parameters() { # those of the module $1 that can be read, as the inside of a JSON object
+parameters() { # print the readable parameters of the module $1, as the inside of a JSON object
     comma=
     for parameter in "/sys/module/$1/parameters"/*; do
         first_line "$parameter"
@@ -536,7 +539,7 @@ modules() { # NAME..
     printf '},"open":[%s]}\n' "$([ $users = 0 ] || open_files | json lines)"
 }
 
-bound_devices() { # BUS/DRIVER/DEVICE of each device that a driver of the module $1 has, as a JSON array's inside
+bound_devices() { # print BUS/DRIVER/DEVICE of each device of the module $1, as the inside of a JSON array
     comma=
     for driver in "/sys/module/$1/drivers"/*; do
         for device in "$driver"/*; do
@@ -567,14 +570,14 @@ rebind() { # BUS/DRIVER/DEVICE..
         device=${place##*/}
         driver=${place%/*}
         bus=/sys/bus/${place%%/*}
-        # The bus gives its devices to a driver that appears, unless somebody has told it not to.
+        # The bus gives its devices to a driver that appears, unless it was told not to.
         [ -e "$bus/devices/$device/driver" ] || echo "$device" >"$bus/drivers/${driver#*/}/bind"
         [ -e "$bus/devices/$device/driver" ] || left="$left${left:+,}\"$place\""
     done 2>/dev/null
     printf '{"ok":true,"left":[%s]}\n' "$left"
 }
 
-build_id_in() { # of a file with an ELF note: three words, "GNU\0", then the id
+build_id_in() { # print the build-id in a file with an ELF note: three words, "GNU\0", then the id
     id=
     for byte in $(od -A n -v -t x1 -j 16 "$1"); do id=$id$byte; done
     echo "$id"
@@ -591,7 +594,7 @@ buildid() { # MODULE
 
 case $1 in
 apply | disable | sweep | status | load | fits | modules | unload | rebind | buildid) "$@" ;;
-# For tests: how standard input reads as a JSON string.
+# For tests: convert standard input to a JSON string.
 json) json ;;
 *)
     echo "usage: agent apply|disable|sweep|status|load|fits|modules|unload|rebind|buildid ..." >&2

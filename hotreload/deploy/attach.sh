@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 #
-# Run in a guest that somebody else started, for as long as a connection to it lasts: it brings the agent and
-# takes it away again, and keeps others out. See attached_guest.py.
+# Runs in a guest that somebody else started, as long as a connection to it lasts. It brings the agent and
+# removes it again, and keeps other sessions out. See attached_guest.py.
 #
-#   sh -c THIS hotreload TOKEN BYTES <the agent of so many BYTES, then nothing until the end
+#   sh -c THIS hotreload TOKEN BYTES <the agent, BYTES long, then nothing until the end
 #
-# TOKEN is the session's. Tells one line: "ready BOOT-ID", "refused WHY", or "busy" with another session.
+# TOKEN identifies the session. Prints one line: "ready BOOT-ID", "refused WHY", or "busy" if another session
+# is attached.
 
 me="$$ $1"
 folder=/run/hotreload
@@ -26,17 +27,19 @@ done
 [ -d /sys/kernel/livepatch ] || refuse "it has no /sys/kernel/livepatch: CONFIG_LIVEPATCH is off, or /sys is not mounted"
 [ -r /proc/kallsyms ] || refuse "it has no /proc/kallsyms"
 
-# The lock says whose the guest is: "PID TOKEN" of a program like this one. It comes with its content, by ln.
+# The lock names the owner of the guest: "PID TOKEN" of a program like this one. ln creates it with its
+# content.
 owner() {
     read -r pid token <$lock
 } 2>/dev/null
 
-# A connection that dropped is noticed late here; the same session may come by another one first.
-lives() { # the session that is here, if it is not ours
+# The guest notices a dropped connection late. The same session may return by another connection before that.
+lives() { # succeeds if the owner is another session and still runs
     [ "$token" != "${me#* }" ] && tr '\0' '\n' <"/proc/$pid/cmdline" | grep -qxF "$token"
 } 2>/dev/null
 
-# Of all who want to change a lock that says PID TOKEN one gets to: COMMAND.. is run while it still says so.
+# Of all that want to change a lock with PID TOKEN, only one succeeds: COMMAND.. is run if it still has that
+# text.
 as_heir_of() { # PID TOKEN COMMAND..
     heir=$lock.$1.$2 was="$1 $2"
     mkdir "$heir" 2>/dev/null || return

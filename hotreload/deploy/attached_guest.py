@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""A guest that somebody else started: their address, their keys, and nothing of ours in it until we come.
+"""A guest that somebody else started, with their address and keys.
 
-The first connection, the door, brings the agent, in a folder for root only, and a program that waits in the
-guest for that connection's end to take it away again (attach.sh). By that program a second session learns
-that there is a first one, wherever it runs. Commands have connections of their own.
+Nothing of ours is in it before we connect. The first connection, the door, brings the agent, in a folder for
+root only, and a program that waits in the guest for the end of that connection, to remove the agent again
+(attach.sh). That program also tells a second session, on whatever machine, that there is a first one.
+Commands use connections of their own.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ if TYPE_CHECKING:
 
 FOLDER = "/run/hotreload"
 KNOWN_HOSTS = (Path("~/.ssh/known_hosts"), Path("/etc/ssh/ssh_known_hosts"))
-# Why nobody gets in, where waiting does not help: the code of these errors.
+# The code of login errors that waiting does not cure.
 UNFIT = "HR3108"
-# Seconds in which a session that was killed leaves the guest.
+# Seconds that a killed session has to leave the guest.
 LEAVING = 2.0
 ADDRESS = re.compile(r"(?:([^@\s]+)@)?(\[[^\]\s]+\]|[^@:\s\[\]]+)(?::(\d+))?")
 KEY = re.compile(r"(?:^|\s)((?:ssh|ecdsa|sk)-[\w@.-]+ +[A-Za-z0-9+/=]+)")
@@ -40,10 +41,10 @@ KEY = re.compile(r"(?:^|\s)((?:ssh|ecdsa|sk)-[\w@.-]+ +[A-Za-z0-9+/=]+)")
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """How the guest is reached. ``port`` None: as the user's SSH configuration says, else 22.
+    """How to reach the guest. ``port`` None: as in the user's SSH configuration, else 22.
 
-    ``identity``: a private key; None: the user's own and their agent's. ``host_key``: a file with the one key
-    of the guest's that is accepted, None: those that the user knows.
+    ``identity``: a private key; None: the user's own keys and their agent's. ``host_key``: a file with the
+    only host key that is accepted; None: the keys that the user knows.
     """
 
     host: str
@@ -60,7 +61,7 @@ class Login:
 
     @property
     def ssh_command(self) -> str:
-        """The line that logs a person in."""
+        """The command line that logs a person in."""
         words: list[str | Path] = ["ssh"]
         if self.port is not None:
             words += ["-p", str(self.port)]
@@ -74,7 +75,10 @@ class Login:
 
 
 def parse_address(text: str) -> tuple[str, str, int | None]:
-    """``[USER@]HOST[:PORT]`` as user, host and port; an IPv6 host in brackets. Raises InputError (HR1008)."""
+    """Split ``[USER@]HOST[:PORT]`` into user, host and port; an IPv6 host is in brackets.
+
+    Raises InputError (HR1008).
+    """
     found = ADDRESS.fullmatch(text)
     port = int(found[3]) if found and found[3] else None
     if (
@@ -90,9 +94,9 @@ def parse_address(text: str) -> tuple[str, str, int | None]:
 
 
 def pinned_key(file: Path) -> str:
-    """The public key in a file, ``ssh-ed25519 AAAA``; the file may also be what ssh-keyscan printed.
+    """Return the public key in a file, as ``ssh-ed25519 AAAA``.
 
-    Raises InputError (HR1009).
+    The file may also be the output of ssh-keyscan. Raises InputError (HR1009).
     """
     try:
         lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
@@ -105,10 +109,10 @@ def pinned_key(file: Path) -> str:
 
 
 class AttachedGuest(ShellGuest):
-    """See the module. ``token``: of the session; no other comes in while it is there.
+    """An attached guest. ``token`` identifies the session; no other session can attach as long as it lasts.
 
-    ``rebooted`` is called when another connection finds another boot of the guest; ``kernel_log``: a file for
-    what its kernel says while we are connected.
+    ``rebooted`` is called if a later connection finds that the guest was booted again. ``kernel_log``: a file
+    for the kernel's messages while we are connected.
     """
 
     def __init__(
@@ -120,7 +124,7 @@ class AttachedGuest(ShellGuest):
     ) -> None:
         super().__init__()
         self.login = login
-        # Of the boot that the first connection found.
+        # The boot ID that the first connection found.
         self.boot_id: str | None = None
         self._rebooted = rebooted
         self._token = token
@@ -132,16 +136,16 @@ class AttachedGuest(ShellGuest):
 
     @property
     def agent(self) -> str:
-        """See `Guest.agent`. Not run by its name: /run may be mounted so that nothing in it is."""
+        """See `Guest.agent`. The agent is run by sh, because /run may be mounted noexec."""
         return f"PATH=$PATH:/usr/sbin:/sbin TMPDIR={FOLDER} sh {FOLDER}/agent"
 
     @property
     def ssh_command(self) -> str:
-        """The line that logs a person in, to be pasted into a shell."""
+        """The command line that logs a person in, to be pasted into a shell."""
         return self.login.ssh_command
 
     async def leave(self) -> None:
-        """Take the agent and all else away, and hang up."""
+        """Remove the agent and everything else from the guest, and disconnect."""
         if self._hearing is not None and self._door is not None:
             self._hearing.cancel()
             await asyncio.wait({self._hearing}, timeout=LEAVING)
@@ -154,7 +158,7 @@ class AttachedGuest(ShellGuest):
         await self.close()
 
     async def close(self) -> None:
-        """Hang up. The next command connects again."""
+        """Disconnect. The next command connects again."""
         await super().close()
         door, self._door = self._door, None
         if door is not None:
@@ -166,7 +170,10 @@ class AttachedGuest(ShellGuest):
         self._at_the_door = ()
 
     async def _log_in(self) -> asyncssh.SSHClientConnection:
-        """Raises GuestUnreachableError (HR4103; HR3108 who does not let us in, ever), GuestBusyError."""
+        """Connect, through the door.
+
+        Raises GuestUnreachableError (HR4103; HR3108 if it will never let us in), GuestBusyError.
+        """
         if self._door is None:
             await self._open_door()
         return await self._connect()
@@ -185,9 +192,9 @@ class AttachedGuest(ShellGuest):
             self._at_the_door += (self._hearing,)
 
     async def _watch_door(self, door: asyncssh.SSHClientConnection) -> None:
-        """When it drops, the agent goes with it: no other connection is of use then."""
+        """Wait until the door drops. The agent is then removed, so the other connections are of no use."""
         await door.wait_closed()
-        if self._door is door:  # else it was us who hung up
+        if self._door is door:  # else we disconnected ourselves
             self._door = None
             await self.connections.close()
             self.connections.note_lost()
@@ -204,13 +211,13 @@ class AttachedGuest(ShellGuest):
             options["known_hosts"] = ([key], [], [])
         else:
             known = [str(file.expanduser()) for file in KNOWN_HOSTS if file.expanduser().is_file()]
-            # Not None: that would be to accept whatever answers.
+            # Not None, which would accept any host.
             options["known_hosts"] = known or b""
         try:
             return await asyncssh.connect(
                 login.host,
                 username=login.user,
-                # Nobody is there to be asked for a password.
+                # Nobody is there to enter a password.
                 preferred_auth="publickey",
                 compression_algs=None,
                 keepalive_interval=KEEPALIVE_INTERVAL,
@@ -232,7 +239,7 @@ class AttachedGuest(ShellGuest):
                 "a key with a passphrase goes into ssh-agent: ssh-add KEYFILE",
             ) from error
         except (asyncssh.Error, OSError) as error:
-            # Some servers hang up on who offers to take every kind of key.
+            # Some servers disconnect a client that offers to accept every kind of key.
             if isinstance(error, asyncssh.DisconnectError) and not self._knows_host(options["known_hosts"]):
                 raise self._unknown_host("it is in no known_hosts") from error
             raise GuestUnreachableError(
@@ -245,7 +252,7 @@ class AttachedGuest(ShellGuest):
 
         agent = agent_source()
         lines = Path(__file__).with_name("attach.sh").read_text().splitlines()
-        # Whoever lists the guest's processes reads it all.
+        # The script shows in the guest's list of processes, so strip the comments.
         script = "\n".join(line for line in lines if line and not line.startswith("#"))
         command = shlex.join(("sh", "-c", script, "hotreload", self._token, str(len(agent))))
         clock = asyncio.get_running_loop().time
@@ -254,7 +261,7 @@ class AttachedGuest(ShellGuest):
             try:
                 async with asyncio.timeout(LOGIN_LIMIT):
                     doorkeeper = await connection.create_process(command, encoding=None)
-                    with contextlib.suppress(BrokenPipeError):  # who refuses us does not wait for it
+                    with contextlib.suppress(BrokenPipeError):  # a script that refuses us does not read it
                         doorkeeper.stdin.write(agent)
                     line = (await doorkeeper.stdout.readline()).decode(errors="replace")
                     if not line.endswith("\n"):

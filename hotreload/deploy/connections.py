@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""SSH connections into one guest, each of them for one command at a time.
+"""SSH connections into one guest, each used by one command at a time.
 
-dropbear (2022.83) is no good at several: when one command ends while another begins it may close the new
-channel without a word, or the connection; of two loops of `echo` on one connection every tenth failed, of
-four every third. So a command that finds all connections at work gets one of its own, which stays.
+dropbear (2022.83) does not handle several well: if one command ends while another begins, it may silently
+close the new channel, or the connection. Of two loops of `echo` on one connection, every tenth command
+failed, of four loops every third. Therefore a command that finds all connections in use gets another one,
+which stays open.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncssh
 
-# That stay open while nothing is to be done: for a reload, and for who looks on.
+# Connections that stay open while idle: one for a reload, one for a user who looks around.
 KEPT = 2
-# Seconds for what is left of one that was aborted.
+# Seconds to wait for the end of an aborted connection.
 HANG_UP = 2.0
 
 
 async def hang_up(connection: asyncssh.SSHClientConnection) -> None:
-    """End it, whether somebody is at its other end or not."""
-    # Not close(): a guest that is gone would never answer the farewell.
+    """End a connection, whether or not somebody is at its other end."""
+    # Not close(), because a guest that is gone would never answer its message.
     connection.abort()
-    with contextlib.suppress(TimeoutError):  # nothing that ends waits for it longer
+    with contextlib.suppress(TimeoutError):  # nothing waits longer for its end
         async with asyncio.timeout(HANG_UP):
             await connection.wait_closed()
 
 
 class Connections:
-    """``log_in`` makes one; what it raises ``one`` raises, too."""
+    """The connections into one guest. ``log_in`` makes one; what it raises, ``one`` raises as well."""
 
     def __init__(self, log_in: Callable[[], Awaitable[asyncssh.SSHClientConnection]]) -> None:
         self._log_in = log_in
@@ -43,9 +44,10 @@ class Connections:
 
     @contextlib.asynccontextmanager
     async def one(self, *, new: bool = False) -> AsyncIterator[asyncssh.SSHClientConnection]:
-        """One that nobody else uses within the block; ``new``: that nobody has used.
+        """Yield a connection that nobody else uses within the context; ``new``: one that was never used.
 
-        What leaves the block by an error, or is cancelled, drops it: a command may run on at its other end.
+        If the context is left by an error or a cancellation, the connection is dropped, because a command may
+        still run at its other end.
         """
         connection = await self._take(new=new)
         try:
@@ -59,24 +61,24 @@ class Connections:
             self._idle.append(connection)
 
     async def close(self) -> None:
-        """Hang up, whoever is using them. The next command logs in again."""
+        """Drop all connections, even those in use. The next command logs in again."""
         for connection in tuple(self._watched):
             await self._drop(connection)
 
     async def wait_until_lost(self) -> None:
-        """Return when one has dropped since the last call, in use or idle."""
+        """Return when a connection, in use or idle, has dropped since the last call."""
         await self._lost.wait()
         self._lost.clear()
 
     def note_lost(self) -> None:
-        """Somebody has found one to have dropped."""
+        """Note that a connection was found to have dropped."""
         self._lost.set()
 
     async def _take(self, *, new: bool) -> asyncssh.SSHClientConnection:
         if not new and self._idle:
             return self._idle.pop()
         async with self._logging_in:
-            if not new and self._idle:  # meanwhile
+            if not new and self._idle:  # another task may have returned one meanwhile
                 return self._idle.pop()
             connection = await self._log_in()
             self._watched[connection] = asyncio.create_task(self._watch(connection))
@@ -84,7 +86,7 @@ class Connections:
 
     async def _watch(self, connection: asyncssh.SSHClientConnection) -> None:
         await connection.wait_closed()
-        if self._watched.pop(connection, None):  # else it was us who hung up
+        if self._watched.pop(connection, None):  # else we disconnected ourselves
             self._idle = [each for each in self._idle if each is not connection]
             self._lost.set()
 

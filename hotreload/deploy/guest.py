@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Talking to the guest: commands over SSH connections that stay open and come back.
+"""Run commands in the guest, over SSH connections that stay open and are restored when lost.
 
 A handshake with a guest without KVM takes 0.1-1.3 s, a command on an open connection 20-30 ms.
 """
@@ -28,26 +28,27 @@ AGENT_PATH = "/usr/lib/hotreload/agent"
 
 # dropbear with only an ed25519 host key aborts when it is offered other kinds first.
 HOST_KEY_KINDS = ("ssh-ed25519",)
-# Of what dropbear 2022 and asyncssh both know, the cheapest for a guest whose processor is emulated.
+# Of those that dropbear 2022 and asyncssh both know, the cheapest for a guest with an emulated processor.
 KEY_EXCHANGES = ("curve25519-sha256", "curve25519-sha256@libssh.org")
 
-# Silence is noticed after INTERVAL * (COUNT + 1) seconds: QEMU itself answers TCP for ever.
-# Of one that ends QEMU tells; a shorter time is for nobody, and cuts off who was only stopped for a while.
+# Silence is noticed after INTERVAL * (COUNT + 1) seconds: QEMU itself answers TCP even if the guest is dead.
+# QEMU reports a guest that ends, so a shorter time helps nobody, and would disconnect a guest that was only
+# stopped for a while.
 KEEPALIVE_INTERVAL = 2
 KEEPALIVE_COUNT = 5
 # Seconds for a login. QEMU accepts the connection even if no guest is behind it.
 LOGIN_LIMIT = 10.0
 LOGINS = 3
-# A session brings a guest that crashed back by itself.
+# The session restores a crashed guest by itself.
 LOOK = "hotreload status says whether it is there again; hotreload guest logs shows its console"
 
 
 class Guest(Protocol):
-    """A running guest that takes commands. A command's status is 128 + N when signal N killed it."""
+    """A running guest that takes commands. The status of a command is 128 + N if signal N killed it."""
 
     @property
     def agent(self) -> str:
-        """What to write in front of the agent's words, for the guest's shell."""
+        """The words to put before the agent's arguments, for the guest's shell."""
         ...
 
     async def run(self, command: str, *, stdin: bytes | None = None, timeout: float = 30.0) -> CommandResult:
@@ -59,7 +60,7 @@ class Guest(Protocol):
 
 
 class RestorableGuest(Guest, Protocol):
-    """One that may be brought back to a checkpoint."""
+    """A guest that may be restored to a checkpoint."""
 
     async def reconnect(self) -> None:
         """Drop the connection and log in again. Raises GuestUnreachableError (HR4103)."""
@@ -67,9 +68,10 @@ class RestorableGuest(Guest, Protocol):
 
 
 async def log_in_again(guest: RestorableGuest, logins: int = LOGINS) -> None:
-    """Reach a guest that was brought back; beside a compiler one login may take too long.
+    """Log in to a restored guest, in several attempts.
 
-    Raises GuestUnreachableError (HR4103) after so many ``logins``.
+    Next to a running compiler a login may time out. Raises GuestUnreachableError (HR4103) if ``logins``
+    attempts fail.
     """
     for _ in range(logins - 1):
         with contextlib.suppress(GuestUnreachableError):
@@ -77,12 +79,12 @@ async def log_in_again(guest: RestorableGuest, logins: int = LOGINS) -> None:
     return await guest.reconnect()
 
 
-# Seconds for a look through /proc/kallsyms: a kernel that checks itself, emulated on a busy machine, takes
-# more than half a minute for its 100,000 lines.
+# Seconds to search /proc/kallsyms: a kernel with self-checks, emulated on a busy machine, takes more than
+# half a minute for its 100,000 lines.
 KALLSYMS_LIMIT = 120.0
 
 
-# A command that takes longer than its time may take so many times as long, while the guest answers others.
+# A command that exceeds its timeout may take this many times as long, as long as the guest answers others.
 PATIENCE = 4
 # Seconds for an answer that takes a moment on an idle machine.
 ANSWER_LIMIT = 15.0
@@ -91,12 +93,12 @@ ANSWER_LIMIT = 15.0
 async def run_in_time(
     guest: Guest, command: str, *, stdin: bytes | None = None, timeout: float = 30.0, patience: int = PATIENCE
 ) -> CommandResult:
-    """Guest.run, of which no answer within ``timeout`` seconds is a GuestUnreachableError (HR4103), too.
+    """Like Guest.run, but a timeout raises GuestUnreachableError (HR4103) as well.
 
-    A kernel that checks itself, emulated on a busy machine, may need minutes for what takes a second
-    elsewhere. So the guest is asked something else then: while it answers that, it is slow and not dead, and
-    the command has ``patience`` times as long. Whoever runs the user's code, which may wait for ever, has
-    none: 1.
+    A kernel with self-checks, emulated on a busy machine, may need minutes for what takes a second elsewhere.
+    After ``timeout`` seconds, the guest is therefore asked to run another command. If it answers, it is slow
+    but not dead, and the first command gets ``patience`` times as long. Callers that run the user's code,
+    which may wait for ever, pass 1.
     """
     running = asyncio.ensure_future(guest.run(command, stdin=stdin, timeout=timeout * patience))
     try:
@@ -109,15 +111,15 @@ async def run_in_time(
         raise GuestUnreachableError(f"the guest did not answer within {timeout:.0f} s", hint=LOOK) from late
     finally:
         if not running.cancel() and not running.cancelled():
-            running.exception()  # whoever does not look at it has it printed
+            running.exception()  # retrieve it, so that asyncio does not log it
 
 
 class _NotStartedError(ConnectionError):
-    """A command that a connection did not take."""
+    """The connection did not accept a command."""
 
 
 class ShellGuest(ABC):
-    """A guest behind SSH; those who derive from it say how to get in. The first command connects."""
+    """A guest behind SSH. Subclasses define how to log in. The first command connects."""
 
     def __init__(self) -> None:
         self.connections = Connections(self._log_in)
@@ -138,14 +140,14 @@ class ShellGuest(ABC):
     @property
     @abstractmethod
     def ssh_command(self) -> str:
-        """The line that logs a person in, to be pasted into a shell."""
+        """The command line that logs a person in, to be pasted into a shell."""
 
     @abstractmethod
     async def _log_in(self) -> asyncssh.SSHClientConnection:
         """Connect. Raises asyncssh.Error, OSError, GuestUnreachableError (HR4103)."""
 
     async def run(self, command: str, *, stdin: bytes | None = None, timeout: float = 30.0) -> CommandResult:
-        """See `Guest.run`. A connection that was lost while idle is made anew; no command is sent twice."""
+        """See `Guest.run`. If an idle connection was lost, another one is made; no command is sent twice."""
         import asyncssh
 
         async with asyncio.timeout(timeout):
@@ -173,7 +175,7 @@ class ShellGuest(ABC):
             return await _communicate(process, stdin)
 
     async def put(self, data: bytes, path: str, mode: int = 0o644) -> None:
-        """Write a file in the guest: whole or not at all."""
+        """Write a file in the guest, completely or not at all. Raises OSError if it cannot be written."""
         new, final = shlex.quote(f"{path}.new"), shlex.quote(path)
         result = await self.run(
             f"cat >{new} && chmod {mode:o} {new} && mv -f {new} {final} || {{ rm -f {new}; exit 1; }}",
@@ -183,12 +185,12 @@ class ShellGuest(ABC):
             raise OSError(f"{path} cannot be written in the guest: {result.complaint}")
 
     async def reconnect(self) -> None:
-        """Drop the connections and log in again: a guest that was restored does not know the old ones."""
+        """Drop the connections and log in again, because a restored guest does not know the old ones."""
         await self.close()
         await self.knock()
 
     async def knock(self) -> None:
-        """Log in, whatever becomes of other connections. Raises GuestUnreachableError (HR4103)."""
+        """Log in, regardless of other connections. Raises GuestUnreachableError (HR4103)."""
         import asyncssh
 
         try:
@@ -198,11 +200,11 @@ class ShellGuest(ABC):
             raise _lost(error) from error
 
     async def wait_until_lost(self) -> None:
-        """Return when a connection has dropped since the last call, in use or idle."""
+        """Return when a connection, in use or idle, has dropped since the last call."""
         await self.connections.wait_until_lost()
 
     async def close(self) -> None:
-        """Hang up. The next command connects again."""
+        """Disconnect. The next command connects again."""
         await self.connections.close()
 
 
@@ -210,7 +212,10 @@ class SshGuest(ShellGuest):
     """A guest that we booted, behind a port of this machine, with the keys of its image."""
 
     def __init__(self, port: int, client_key: Path, host_key: Path) -> None:
-        """``host_key``: a file with the guest's public key (``ssh-ed25519 AAAA``); no other is accepted."""
+        """``host_key``: a file with the guest's public key (``ssh-ed25519 AAAA``).
+
+        No other key is accepted.
+        """
         super().__init__()
         self._port = port
         self._client_key = client_key
@@ -223,7 +228,7 @@ class SshGuest(ShellGuest):
 
     @property
     def ssh_command(self) -> str:
-        """The line that logs a person in, to be pasted into a shell."""
+        """The command line that logs a person in, to be pasted into a shell."""
         kind, key = self._host_key.read_text().split()[:2]
         known = f"KnownHostsCommand=/bin/echo [{HOST}]:{self._port} {kind} {key}"
         options = ("-o", known, "-o", "UserKnownHostsFile=/dev/null", "-o", "IdentitiesOnly=yes")
@@ -238,7 +243,7 @@ class SshGuest(ShellGuest):
             self._port,
             username=USER,
             client_keys=[str(self._client_key)],
-            # Neither the user's configuration nor their agent has a say in this.
+            # Ignore the user's SSH configuration and agent.
             config=None,
             agent_path=None,
             known_hosts=([host_key], [], []),
@@ -255,7 +260,7 @@ class SshGuest(ShellGuest):
 async def _communicate(process: asyncssh.SSHClientProcess[bytes], stdin: bytes) -> CommandResult:
     # Not communicate(stdin): without data it sends no end of file, and `cat` would wait for ever.
     with contextlib.suppress(BrokenPipeError):
-        # The command may end without reading; its status and output tell why.
+        # The command may end without reading; its status and output say why.
         process.stdin.write(stdin)
         process.stdin.write_eof()
     stdout, stderr = await process.communicate()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The memory of a guest's kernel, as /proc/kcore shows it to the guest's root.
+"""Read the memory of a guest's kernel from /proc/kcore, as the guest's root sees it.
 
-For a guest that somebody else started: whose QEMU may run as another user, write its files elsewhere, or have
-no monitor for us. The file is an ELF core whose segments are the regions of memory (fs/proc/kcore.c).
+This is for a guest that somebody else started: its QEMU may run as another user, write its files elsewhere,
+or have no monitor for us. The file is an ELF core whose segments are the regions of memory (fs/proc/kcore.c).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hotreload.errors import EnvironmentFault, GuestUnreachableError
 
 PAGE: Final = 0x1000
 PT_LOAD: Final = 1
-# Offsets in Elf64_Ehdr: e_phoff, e_phentsize, e_phnum; then a program header's own fields.
+# Offsets in Elf64_Ehdr: e_phoff, e_phentsize, e_phnum; then the fields of a program header.
 PLACE, COUNTS = struct.Struct("<32xQ"), struct.Struct("<54xHH")
 HEADER = struct.Struct("<IIQQQQQQ")
 # Seconds; the code of all modules is some 16 MiB.
@@ -26,7 +26,7 @@ LIMIT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A region of memory, and where it is in the file."""
+    """A region of memory, and its offset in the file."""
 
     address: int
     size: int
@@ -34,16 +34,17 @@ class Segment:
 
 
 class KernelMemory:
-    """Reads it, a command for each stretch."""
+    """Reads the memory, with one command for each stretch."""
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self._segments: tuple[Segment, ...] = ()
 
     async def read(self, address: int, size: int) -> bytes:
-        """``size`` bytes at a virtual address; zeros where nothing is mapped in a region.
+        """Return ``size`` bytes at a virtual address; zeros for unmapped addresses within a region.
 
-        Raises EnvironmentFault (HR5111) where there is no region, or no such file, GuestUnreachableError.
+        Raises EnvironmentFault (HR5111) if no region contains it, or there is no such file;
+        GuestUnreachableError.
         """
         if not self._segments:
             self._segments = parse_segments(await self._pages(0, 2))
@@ -58,7 +59,7 @@ class KernelMemory:
         raise _unreadable(f"/proc/kcore has no {address:#x}")
 
     async def idt_base(self) -> int:
-        """Where the interrupt descriptor table is. Raises as ``read``."""
+        """Return the address of the interrupt descriptor table. Raises what ``read`` raises."""
         looking = run_in_time(self._guest, "grep ' idt_table$' /proc/kallsyms", timeout=KALLSYMS_LIMIT)
         told = (await looking).text.split()
         if not told or not int(told[0], 16):
@@ -77,7 +78,7 @@ class KernelMemory:
 
 
 def parse_segments(data: bytes) -> tuple[Segment, ...]:
-    """The regions, of the beginning of the file. Raises EnvironmentFault (HR5111) for what is none."""
+    """Return the regions from the start of the file. Raises EnvironmentFault (HR5111) if it is malformed."""
     try:
         if data[:4] != b"\x7fELF":
             raise _unreadable("/proc/kcore is no ELF file")

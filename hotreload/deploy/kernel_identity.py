@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Is the kernel that the guest runs the one that its tree has now?"""
+"""Check whether the guest runs the kernel that is in its tree at present."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hotreload.errors import KernelUnfitError
 from hotreload.vm.console import printable
 
 RESTART = "the guest has to be booted with what the tree has now: hotreload guest restart, if it is ours"
-# kbuild leaves it beside a vmlinux that it links (scripts/Makefile.vmlinux); no package has it.
+# kbuild leaves it next to a vmlinux that it links (scripts/Makefile.vmlinux); packages do not have it.
 LINKED_HERE = f".{VMLINUX}.cmd"
 
 
 async def require_kernel(guest: Guest, kernel: KernelTree, hint: str) -> None:
-    """Raise KernelUnfitError (HR3101) with ``hint`` when the guest runs another kernel than the tree's.
+    """Raise KernelUnfitError (HR3101) with ``hint`` if the guest runs another kernel than the tree's.
 
     Raises GuestUnreachableError.
     """
@@ -34,10 +34,11 @@ async def require_kernel(guest: Guest, kernel: KernelTree, hint: str) -> None:
 
 
 async def require_layouts(guest: Guest, base: GuestBase, headers: Iterable[Path], hint: str) -> None:
-    """Raise as ``require_kernel`` when what is compiled now is for another kernel than the guest booted.
+    """Raise KernelUnfitError (HR3101) if code compiled now would not be for the kernel that the guest booted.
 
-    ``headers``: files of the kernel's that a module was made of. One that was saved after the kernel's image
-    says something else than that kernel; so does another configuration, of whose time nothing follows.
+    It raises what ``require_kernel`` raises. ``headers``: the kernel's files that a module was made from. If
+    one was saved after the kernel's image was made, it differs from what that kernel was built with. A
+    changed configuration is detected by content, because its mtime proves nothing.
     """
     if later := await asyncio.to_thread(_later, base, headers):
         raise KernelUnfitError(later, code="HR3101", hint=hint)
@@ -50,13 +51,16 @@ def _later(base: GuestBase, headers: Iterable[Path]) -> str | None:
         return f"the kernel in {kernel.output} was configured anew"
     built = saved_ns(kernel.image)
     if not built or not (kernel.output / LINKED_HERE).exists():
-        return None  # there is no image any more; the files of a package have no order
+        return None  # no image any more, or a package, where the order of mtimes says nothing
     later = next((file for file in headers if saved_ns(file) > built), None)
     return f"{later} was saved after {kernel.image} was made" if later else None
 
 
 async def _other(guest: Guest, kernel: KernelTree) -> str | None:
-    """What tells the two kernels apart. Raises OSError, GuestUnreachableError."""
+    """Return how the two kernels differ, or None if they are the same.
+
+    Raises OSError, GuestUnreachableError.
+    """
     vmlinux = kernel.output / VMLINUX
     expected = await asyncio.to_thread(read_build_id, vmlinux) if vmlinux.is_file() else None
     if expected is not None:
@@ -65,7 +69,7 @@ async def _other(guest: Guest, kernel: KernelTree) -> str | None:
     elif (kernel.output / LINKED_HERE).exists():
         return f"{vmlinux} is not whole: the kernel is being built"
     else:
-        # A packaged kernel comes without vmlinux, or with its types only; its image says which build it is.
+        # A packaged kernel comes without vmlinux, or with its types only. Its image says which build it is.
         told = printable((await run_in_time(guest, "uname -r; uname -v")).text).splitlines()
         release, version = told[:2] if len(told) > 1 else ("", "")
         text = await asyncio.to_thread(image_version, kernel.image) or ""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The kernel's log of a guest, followed over SSH: for a guest whose console nobody keeps.
+"""Follow the log of a guest's kernel over SSH, for a guest whose console nobody records.
 
-It tells all that a kernel complains about and survives. What it dies of does not get out this way.
+The log has everything that a kernel complains about and survives. The messages of a fatal crash do not get
+out this way.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from hotreload.vm.console import printable
 if TYPE_CHECKING:
     import asyncssh
 
-# All of it, from a mark on; busybox's dmesg does not wait for more. Who is too slow for a kernel that says
-# much is told so by one failed read (EPIPE), and reads on behind what was lost: the file stays open. The mark
-# may be among that. Who waits for the kernel's next word does not notice that nobody listens any more: that
-# the input ends is what tells.
+# Print the whole log from a mark on. busybox's dmesg cannot wait for more. If the reader is too slow for a
+# kernel that prints much, one read fails (EPIPE), and the next one continues after the lost records, because
+# the file stays open. The mark may be among them, so it is written again. A process that waits for the next
+# record does not notice that nobody listens any more; the end of its input says so.
 FOLLOW = """follow() {
     trap 'kill $reader; exit' TERM
     while echo "$1" >/dev/kmsg; do
@@ -36,14 +37,14 @@ follow "$1" &
 cat >/dev/null
 kill $!
 wait"""
-# Seconds for that end.
+# Seconds for the command in the guest to end.
 LEAVING = 2.0
 LOST = "hotreload: {} lines of the kernel's log were lost here: it said them faster than they came through"
 RECORD = re.compile(r"\d+,(\d+),(\d+),[^;]*;(.*)")
 
 
 class KernelLog:
-    """What a guest's kernel says from a mark on, and how much of it was lost on the way."""
+    """The messages of a guest's kernel from a mark on, and how many of them were lost on the way."""
 
     def __init__(self, mark: str) -> None:
         self._mark = mark
@@ -51,7 +52,7 @@ class KernelLog:
         self._last = 0
 
     def heard(self, line: str) -> list[str]:
-        """What the console would have for a line of /dev/kmsg."""
+        """Return the console's lines for a line of /dev/kmsg."""
         found = RECORD.match(line)
         if found is None:
             return []
@@ -66,20 +67,20 @@ class KernelLog:
 
 
 def _as_console(record: re.Match[str]) -> str:
-    """A record of /dev/kmsg as the console has it: ``[    1.234567] text``.
+    """Return a record of /dev/kmsg as the console shows it: ``[    1.234567] text``.
 
-    Documentation/ABI/testing/dev-kmsg: ``LEVEL,SEQUENCE,MICROSECONDS,FLAGS;TEXT``, and behind it lines with
-    a blank in front, which are for programs.
+    Documentation/ABI/testing/dev-kmsg: ``LEVEL,SEQUENCE,MICROSECONDS,FLAGS;TEXT``, followed by lines with a
+    leading blank, which are for programs.
     """
     seconds, rest = divmod(int(record[2]), 1_000_000)
-    # Bytes that are no text stand as \\x0a in it.
+    # Non-printable bytes are escaped in it, as \x0a.
     return f"[{seconds:5}.{rest:06}] {printable(record[3])}"
 
 
 async def follow_kernel_log(connection: asyncssh.SSHClientConnection, log: Path) -> None:
-    """Append what the kernel says from now on to ``log``, until the connection ends.
+    """Append what the kernel prints from now on to ``log``, until the connection ends.
 
-    When it is cancelled, what was started for it in the guest has ended.
+    If it is cancelled, the command that it started in the guest is ended before it returns.
     """
     import asyncssh
 
@@ -98,5 +99,5 @@ async def follow_kernel_log(connection: asyncssh.SSHClientConnection, log: Path)
                 process.stdin.write_eof()
                 async with asyncio.timeout(LEAVING):
                     await process.wait_closed()
-    except (asyncssh.Error, OSError):  # TimeoutError, too
-        return  # whoever uses the connection tells of it
+    except (asyncssh.Error, OSError):  # includes TimeoutError
+        return  # the user of the connection reports it

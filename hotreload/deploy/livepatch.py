@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Bringing patch modules into the guest and out of it, one round trip each, through the agent (agent.sh)."""
+"""Load patch modules into the guest and remove them, in one round trip each, through the agent (agent.sh)."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from hotreload.deploy.neighbours import blocked_by, foreign_patches
 from hotreload.deploy.transition import PatchStatus, nonsense, parse_answer, parse_status, stalled
 from hotreload.errors import PatchRejectedError, ValueChangedError
 
-# Beyond the agent's limits: sending the module, taking a transition back (10 s), removing the module (2 s).
+# Seconds in addition to the agent's limits: to send the module, to revert a transition (10 s), and to remove
+# the module (2 s).
 MARGIN = 20.0
 PLAIN_LIMIT = 30.0
-# A module's init may look for hardware, or test itself; its exit waits for others.
+# A module's init may look for hardware, or test itself; its exit may wait for others.
 MODULE_LIMIT = 120.0
-# Before v6.2 the kernel goes through all its symbols for each that a patch refers to: 27 to 64 ms in an
+# Before v6.2 the kernel searches all its symbols for each one that a patch refers to: 27 to 64 ms in an
 # emulated guest.
 LOOKUP = 0.25
 
-# Lines of the kernel's log that accompany every patch, good or bad.
+# Lines of the kernel's log that accompany every patch, successful or not.
 NOISE = re.compile(
     r"hotreload: (?!value of )|loading out-of-tree module taints|tainting kernel"
     r"|module verification failed: signature and|enabling patch|initializing patching transition"
     r"|starting (?:un)?patching|(?:un)?patching complete"
 )
-# What the template says of a value that it would have to write (patch/csource).
+# The template's message about a value that it would have to write (patch/csource).
 EVOLVED = re.compile(r"value of (\S+) is not the one it was loaded with")
 UNSIGNED = re.compile(
     r"Lockdown: |Key was rejected by service|Required key not available|signature", re.IGNORECASE
@@ -43,11 +44,11 @@ STAMP = re.compile(r"^(?:<\d+>)?\[\s*\d+\.\d+\](?:\[\s*\w+\])? ")
 
 @dataclass(frozen=True, slots=True)
 class AppliedPatch:
-    """A live patch whose transition is complete. All times in milliseconds.
+    """A live patch whose transition is complete. All times are in milliseconds.
 
-    ``load_ms``: insmod, which is when the first tasks ran the new code; ``complete_ms``: from the same start
-    until every task did; ``push_ms``: the round trip less ``complete_ms``.
-    ``live``: the patches that the guest has now. ``sections``: the addresses that were asked for, and told.
+    ``load_ms``: insmod, after which the first tasks run the new code. ``complete_ms``: from the same start
+    until all tasks do. ``push_ms``: the round trip minus ``complete_ms``. ``live``: the patches that the
+    guest has. ``sections``: the addresses of the requested sections, as far as they are known.
     """
 
     name: str
@@ -60,7 +61,7 @@ class AppliedPatch:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """Patch modules that were removed, those replaced ones that are still loaded, and where live code is."""
+    """The patch modules that were removed, the replaced ones still loaded, and where live code is."""
 
     removed: tuple[str, ...]
     left: tuple[str, ...]
@@ -68,7 +69,7 @@ class Swept:
 
 
 def agent_source() -> bytes:
-    """The agent, a shell script."""
+    """Return the agent, a shell script."""
     return Path(__file__).with_name("agent.sh").read_bytes()
 
 
@@ -82,15 +83,16 @@ async def apply_patch(
     sections: Iterable[str] = (),
     builds: Mapping[str, str] | None = None,
 ) -> AppliedPatch:
-    """Load the patch module ``name`` and see its transition through, at most ``timeout`` seconds.
+    """Load the patch module ``name`` and wait for its transition, at most ``timeout`` seconds.
 
-    ``lookups``: how many symbols the kernel has to find for it; loading it may take a while for each.
-    ``sections``: those of the module whose addresses are asked for. ``builds``: the build-ids, in
-    hexadecimal, that modules must have if they are loaded. A patch that fails leaves the guest as it was.
-    Raises PatchRejectedError (HR3103 with the kernel's reason, or who else has the function, or whose live
-    patch ours would replace; HR3101 a module of another build; HR3105 signature or lockdown; HR3109 no space
-    in the guest; HR2103 a value that the kernel has changed), TransitionStalledError (HR3104),
-    GuestUnreachableError (HR4103).
+    ``lookups``: how many symbols the kernel has to find for it; each may prolong loading. ``sections``:
+    sections of the module whose addresses are requested. ``builds``: the build-ids, in hexadecimal, that
+    modules must have if they are loaded. A patch that fails leaves the guest as it was.
+
+    Raises PatchRejectedError (HR3103 with the kernel's reason, or the other user of the function, or the
+    foreign live patches that ours would replace; HR3101 a module of another build; HR3105 signature or
+    lockdown; HR3109 no space in the guest; HR2103 a value that the kernel has changed),
+    TransitionStalledError (HR3104), GuestUnreachableError (HR4103).
     """
     started = time.monotonic()
     answer = await _ask(
@@ -110,7 +112,7 @@ async def apply_patch(
         raise _refusal(f"patch {name}", answer, timeout)
     try:
         load, complete = float(answer["load_ms"]), float(answer["complete_ms"])
-        # A guest that hides addresses tells zeros.
+        # If the guest hides addresses, they are zero.
         found = {section: int(address or "0", 16) for section, address in answer["sections"].items()}
         known = {section: address for section, address in found.items() if address}
         return AppliedPatch(
@@ -121,11 +123,11 @@ async def apply_patch(
 
 
 async def disable_patch(guest: Guest, name: str, *, timeout: float, lookups: int = 0) -> bool:
-    """Go back to the kernel's own functions, at most ``timeout`` seconds; ``sweep`` removes the module.
+    """Return to the kernel's own functions, within ``timeout`` seconds; ``sweep`` removes the module.
 
-    ``lookups``: as for ``apply_patch``, for many functions take long to be given back, too. False when there
-    is no such live patch. Raises PatchRejectedError (HR3103), TransitionStalledError (HR3104; the patch is
-    live again then), GuestUnreachableError (HR4103).
+    ``lookups``: as for ``apply_patch``, because reverting many functions takes long, too. Returns False if
+    there is no such live patch. Raises PatchRejectedError (HR3103), TransitionStalledError (HR3104; the patch
+    is live again then), GuestUnreachableError (HR4103).
     """
     limit = timeout + MARGIN + lookups * LOOKUP
     answer = await _ask(guest, ("disable", name, _seconds(timeout)), timeout=limit)
@@ -137,14 +139,14 @@ async def disable_patch(guest: Guest, name: str, *, timeout: float, lookups: int
 
 
 async def sweep(guest: Guest, keep: Iterable[str] = ()) -> Swept:
-    """Remove our replaced patch modules that no task stands in, but those in ``keep``."""
+    """Remove our replaced patch modules whose code no task is in, except those in ``keep``."""
     answer = await _ask(guest, ("sweep", *keep))
     text = {name: int(address or "0", 16) for name, address in answer.get("text", {}).items()}
     return Swept(tuple(answer.get("removed", ())), tuple(answer.get("left", ())), text)
 
 
 async def patch_status(guest: Guest) -> PatchStatus:
-    """The live patches of the guest, ours and others'."""
+    """Return the live patches of the guest, ours and foreign ones."""
     return parse_status(await _ask(guest, ("status",)))
 
 
@@ -160,7 +162,10 @@ async def load_module(guest: Guest, name: str, image: bytes, parameters: str = "
 
 
 async def require_space(guest: Guest, name: str, image: bytes) -> None:
-    """Raise PatchRejectedError (HR3109) when the guest has no space for a module; ask before another goes."""
+    """Raise PatchRejectedError (HR3109) if the guest has no space for a module.
+
+    Call before unloading another.
+    """
     answer = await _ask(guest, ("fits",), stdin=image)
     if not answer["ok"]:
         raise _refusal(f"module {name}", answer, PLAIN_LIMIT)
@@ -168,9 +173,9 @@ async def require_space(guest: Guest, name: str, image: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ModuleUse:
-    """Who uses a loaded module: ``users`` references, among them one of each of the ``holders``, modules.
+    """Who uses a loaded module: ``users`` references, including one from each of the ``holders`` (modules).
 
-    ``parameters``: those that it shows, with their values.
+    ``parameters``: the readable ones, with their values.
     """
 
     users: int
@@ -180,14 +185,17 @@ class ModuleUse:
 
 @dataclass(frozen=True, slots=True)
 class ModuleUses:
-    """``of`` each module that is loaded; ``open_files``: those that may be one's, as people read them."""
+    """The use of modules.
+
+    ``of``: the use of each loaded module. ``open_files``: files that may belong to one, in readable form.
+    """
 
     of: Mapping[str, ModuleUse]
     open_files: tuple[str, ...]
 
 
 async def module_uses(guest: Guest, names: Iterable[str]) -> ModuleUses:
-    """Those of the modules that are loaded, and who uses them."""
+    """Return which of the modules are loaded, and who uses them."""
     answer = await _ask(guest, ("modules", *names))
     uses = {
         name: ModuleUse(int(use["users"]), tuple(map(str, use["holders"])), dict(use["parameters"]))
@@ -197,7 +205,7 @@ async def module_uses(guest: Guest, names: Iterable[str]) -> ModuleUses:
 
 
 async def unload_module(guest: Guest, name: str) -> tuple[str, ...]:
-    """Remove an ordinary module; the devices that its drivers had, as ``rebind_devices`` takes them.
+    """Remove an ordinary module. Return the devices that its drivers had, in the form for ``rebind_devices``.
 
     Raises PatchRejectedError: HR2301 in use, HR2304 other modules use it, HR2302 it has no exit function,
     HR3103 anything else.
@@ -209,12 +217,15 @@ async def unload_module(guest: Guest, name: str) -> tuple[str, ...]:
 
 
 async def rebind_devices(guest: Guest, devices: Iterable[str]) -> tuple[str, ...]:
-    """Give devices, ``BUS/DRIVER/DEVICE``, back to their drivers where the bus did not; those not taken."""
+    """Bind devices, ``BUS/DRIVER/DEVICE``, to their drivers again if the bus did not.
+
+    Return those not bound.
+    """
     return tuple(map(str, (await _ask(guest, ("rebind", *devices)))["left"]))
 
 
 async def build_id(guest: Guest, module: str) -> str | None:
-    """The build-id of a loaded module in hexadecimal; None when it is not loaded, or has none."""
+    """Return the build-id of a loaded module in hexadecimal; None if it is not loaded, or has none."""
     answer = await _ask(guest, ("buildid", module))
     return str(answer["buildid"]) if answer["ok"] else None
 
@@ -231,7 +242,7 @@ async def _ask(
 
 
 def _seconds(timeout: float) -> str:
-    # The agent's shell counts in whole numbers.
+    # The agent's shell only has integers.
     return str(max(1, math.ceil(timeout)))
 
 
@@ -259,13 +270,13 @@ def _refusal(what: str, answer: dict[str, Any], timeout: float) -> Exception:
 
 
 def _no_room(what: str, folder: str, error: str) -> PatchRejectedError:
-    """The error for a module that the folder in the guest where it is brought to does not take."""
+    """Return the error for a module that the receiving folder in the guest cannot hold."""
     if "No space left" in error:
         fact = f"the guest's {folder} is full: there is no space for {what}"
     else:
         reason = error.strip().rpartition(": ")[2] or "no reason given"
         fact = f"the guest's {folder} does not take {what}: {reason}"
-    # Below /run others fill the file system, not we.
+    # Below /run other programs fill the file system, not we.
     place = folder if folder.count("/") == 1 else folder.rpartition("/")[0]
     hint = (
         f"hotreload guest exec 'du -ax {place} | sort -n' shows what is there;"
@@ -275,9 +286,9 @@ def _no_room(what: str, folder: str, error: str) -> PatchRejectedError:
 
 
 def kernel_reason(dmesg: str, complaint: str) -> str:
-    """Why, in the kernel's own words: its log lines without stamp, noise and repetition, else insmod's."""
+    """Return the kernel's reason: its log lines without time stamps, noise and repetition, else insmod's."""
     lines = _outside_traces(STAMP.sub("", line).strip() for line in dmesg.splitlines())
-    # busybox's insmod tries twice, so the kernel says everything twice.
+    # busybox's insmod tries twice, so the kernel prints everything twice.
     told = dict.fromkeys(line for line in lines if line and not NOISE.search(line))
     return (
         "; ".join(told)
@@ -287,7 +298,7 @@ def kernel_reason(dmesg: str, complaint: str) -> str:
 
 
 def _outside_traces(lines: Iterable[str]) -> Iterator[str]:
-    """All but what stands between the marks of a WARN: that is told as a complaint of its own."""
+    """Yield the lines outside the marks of a WARN, which is reported separately as a complaint."""
     inside = False
     for line in lines:
         inside = inside or "[ cut here ]" in line
@@ -297,7 +308,7 @@ def _outside_traces(lines: Iterable[str]) -> Iterator[str]:
 
 
 def rejection(what: str, reason: str) -> PatchRejectedError:
-    """The error for a module that the kernel does not take."""
+    """Return the error for a module that the kernel refuses."""
     code, hint = "HR3103", "hotreload guest logs shows all that the kernel said"
     if found := EVOLVED.search(reason):
         return evolved(found[1])
@@ -309,7 +320,7 @@ def rejection(what: str, reason: str) -> PatchRejectedError:
 
 
 def evolved(name: str) -> ValueChangedError:
-    """The error for a value that is not the old one any more."""
+    """Return the error for a value that the kernel has changed."""
     return ValueChangedError(
         name,
         f"{name} has a new initial value in the source, and the kernel has changed the old one",
@@ -319,13 +330,13 @@ def evolved(name: str) -> ValueChangedError:
 
 
 def used_by(name: str, holders: Iterable[str]) -> PatchRejectedError:
-    """The error for a module that other modules use."""
+    """Return the error for a module that other modules use."""
     told = ", ".join(holders)
     return PatchRejectedError(f"module {name} is used by {told}", code="HR2304", hint=f"remove {told} first")
 
 
 def in_use(name: str, users: int, open_files: Sequence[str]) -> PatchRejectedError:
-    """The error for a module that something of user space, or of the kernel, holds."""
+    """Return the error for a module that user space, or the kernel, holds."""
     count = "1 reference" if users == 1 else f"{users} references"
     hint = "end what has its devices or files open, then: hotreload push"
     if open_files:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Loading modules anew: the old ones go, those that use others first, and the new ones come."""
+"""Reload modules: unload the old ones, dependent modules first, and load the new ones."""
 
 from __future__ import annotations
 
@@ -45,16 +45,17 @@ class ModuleFile:
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """Shell commands of the user's: ``setup`` after modules were loaded, ``teardown`` before they go."""
+    """The user's shell commands: ``setup`` runs after loading modules, ``teardown`` before unloading them."""
 
     setup: str | None = None
     teardown: str | None = None
 
 
 def load_order(depends: Mapping[str, Iterable[str]], wanted: Sequence[str] = ()) -> tuple[Load, ...]:
-    """What to load, in order: as wanted (``"NAME PARAMETERS"``; default: all of ours), what each uses first.
+    """Return what to load, in order: dependencies first, otherwise as ``wanted`` (default: all).
 
-    ``depends``: our modules, each with what it uses; other names are the kernel's.
+    ``depends``: our modules, each with its dependencies; other names are the kernel's modules. ``wanted``:
+    lines ``"NAME PARAMETERS"``.
     """
     given = dict(_split(line) for line in wanted)
     order: dict[str, Load] = {}
@@ -76,21 +77,21 @@ def _split(line: str) -> tuple[str, str]:
 
 
 def depends_of(ko: Path) -> tuple[str, ...]:
-    """The modules that a module uses, as its file says."""
+    """Return the modules that a module depends on, according to its file."""
     words = modinfo(ko.read_bytes(), str(ko)).get("depends", [""])[0].split(",")
     return tuple(canonical(word) for word in words if word)
 
 
 class ModuleExchange:
-    """One exchange of modules, ``old`` for ``new``, both in the order in which they are loaded.
+    """One exchange of modules, ``old`` for ``new``, both in load order.
 
-    Of both only what the guest has loaded when it begins.
+    Only those that the guest has loaded when it begins take part.
     """
 
     def __init__(
         self, guest: Guest, old: Sequence[ModuleFile], new: Sequence[ModuleFile], commands: Commands
     ) -> None:
-        self.notes: list[str] = []  # what to tell about it
+        self.notes: list[str] = []  # what to report about it
         self._guest = guest
         self._old = old
         self._new = new
@@ -101,10 +102,11 @@ class ModuleExchange:
         self._had: Mapping[str, ModuleUse] = {}
 
     async def begin(self) -> bool:
-        """Run the teardown command, and look whether the modules can go; False: none is loaded.
+        """Run the teardown command, and check whether the modules can be unloaded.
 
-        Raises PatchRejectedError, HR2301 in use, HR2304 other modules use it, HR3109 there is no space for
-        the new ones, or for the old ones if they are wanted again: nothing has changed.
+        Return False if none is loaded. Raises PatchRejectedError, HR2301 in use, HR2304 other modules use it,
+        HR3109 no space for the new modules, or for the old ones if they have to be loaded again. In these
+        cases nothing has changed.
         """
         names = [each.load.name for each in self._old]
         if not (await module_uses(self._guest, names)).of:
@@ -130,23 +132,23 @@ class ModuleExchange:
 
     @property
     def has_begun(self) -> bool:
-        """Has a module gone?"""
+        """Return whether a module has been unloaded."""
         return bool(self._gone)
 
     async def abandon(self) -> None:
-        """After ``begin``, while no module has gone."""
+        """Cancel the exchange after ``begin``, as long as no module was unloaded."""
         await self._set_up()
 
     async def unload(self) -> None:
-        """Unload the old modules. Raises what unload_module raises; only some have gone then."""
+        """Unload the old modules. Raises what unload_module raises; then only some are unloaded."""
         for each in reversed(self._old):
             self._bound += await unload_module(self._guest, each.load.name)
             self._gone.append(each)
 
     async def load(self) -> None:
-        """Load the new modules, give the drivers the devices that they had, and run the setup command.
+        """Load the new modules, bind their devices again, and run the setup command.
 
-        Raises what load_module raises; only some have come then.
+        Raises what load_module raises; then only some are loaded.
         """
         for each in self._new:
             await self._load(each)
@@ -154,7 +156,7 @@ class ModuleExchange:
         await self._make_ready()
 
     async def _note_parameters(self) -> None:
-        """Tell which parameters are not as they were: who loaded a module by hand knows what was given."""
+        """Note which parameters have changed: a module may have been loaded by hand with other values."""
         uses = await module_uses(self._guest, [each.load.name for each in self._new])
         for name, use in uses.of.items():
             had = {key: self._had[name].parameters.get(key, now) for key, now in use.parameters.items()}
@@ -165,7 +167,7 @@ class ModuleExchange:
                 )
 
     async def put_back(self) -> str:
-        """After a failure: have the old modules again, loaded anew; what is to be told of it."""
+        """After a failure, load the old modules again. Return what to report about it."""
         old = self._gone[::-1]
         if not old:
             return ""
@@ -195,7 +197,7 @@ class ModuleExchange:
             await self._run("setup", self._commands.setup)
 
     async def _run(self, which: str, command: str) -> None:
-        """Run a command of the user's; that it failed is told."""
+        """Run a command of the user's. A failure is only noted."""
         try:
             done = await self._guest.run(command, timeout=COMMAND_LIMIT)
         except TimeoutError:
@@ -208,7 +210,7 @@ class ModuleExchange:
 def _require_unused(modules: ModuleUses) -> None:
     """Raise PatchRejectedError for a module that is held by something other than these modules.
 
-    Our own patches do not count: they are taken off first.
+    Our own patches do not count, because they are removed first.
     """
     for name, use in modules.of.items():
         others = [holder for holder in use.holders if holder not in modules.of]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who else works on the guest's functions, and so keeps a patch of ours out. Pure."""
+"""Report which other user of the guest's functions prevents a patch of ours. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from hotreload.deploy.transition import nonsense
 from hotreload.errors import PatchRejectedError
 
-# In enabled_functions: an address (%pS), the mark of a function that is redirected, every kprobe's handler.
+# In enabled_functions: an address (%pS), the mark of a redirected function, the handler of every kprobe.
 SYMBOL = r"[A-Za-z_][\w.]*\+0x\w+/0x\w+(?: \[\w+\])?"
 REDIRECTED = re.compile(r"\(\d+\)[ RDOM]* I")
 KPROBES = "kprobe_ftrace_handler"
 
 
 def foreign_patches(what: str, names: Sequence[str]) -> PatchRejectedError:
-    """The error for a guest with live patches of others, which ours, being atomic-replace, would disable."""
+    """Return the error for a guest with foreign live patches, which ours (atomic replace) would disable."""
     several = len(names) > 1
     return PatchRejectedError(
         f"{what} would take the guest's other live patch{'es' * several} back: {', '.join(names)}",
@@ -27,9 +27,9 @@ def foreign_patches(what: str, names: Sequence[str]) -> PatchRejectedError:
 
 
 def blocked_by(what: str, blocked: Mapping[str, Any]) -> PatchRejectedError:
-    """The error for a function that the kernel could not redirect (-16, EBUSY), with who has it.
+    """Return the error for a function that the kernel could not redirect (-16, EBUSY), with its other user.
 
-    ``blocked``: the agent's field of that name. Raises GuestUnreachableError (HR4103) when it is not one.
+    ``blocked``: the agent's field of that name. Raises GuestUnreachableError (HR4103) if it is malformed.
     """
     try:
         function, traces = str(blocked["function"]), bool(blocked["ftrace_enabled"])
@@ -54,12 +54,13 @@ def blocked_by(what: str, blocked: Mapping[str, Any]) -> PatchRejectedError:
 
 
 def _owner(users: str, handlers: Sequence[str], has_kprobe: bool) -> tuple[str, Sequence[str]]:
-    """What it is, and its functions as far as they are known.
+    """Return what kind of user it is, and its functions as far as they are known.
 
-    One at a time may redirect a function: live patches together, a kprobe that has a post_handler
-    (arm_kprobe_ftrace() in kernel/kprobes.c), or any other ftrace_ops with IPMODIFY; and none of them where a
-    direct call does not share (prepare_direct_functions_for_ipmodify() in kernel/trace/ftrace.c).
-    ``users``: the function's lines of enabled_functions, which name an ftrace_ops that is the only one.
+    Only one user at a time may redirect a function: live patches together, a kprobe that has a post_handler
+    (arm_kprobe_ftrace() in kernel/kprobes.c), or any other ftrace_ops with IPMODIFY. None of them may do so
+    if there is a direct call that does not share (prepare_direct_functions_for_ipmodify() in
+    kernel/trace/ftrace.c). ``users``: the function's lines in enabled_functions, which name the ftrace_ops if
+    it is the only one.
     """
     redirected = REDIRECTED.search(users)
     direct = re.findall(rf"direct-->({SYMBOL})", users)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the guest's agent tells, as values: live patches, and the tasks that hold up a transition. Pure."""
+"""Parse the answers of the guest's agent: live patches, and tasks that hold up a transition. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from hotreload.errors import GuestUnreachableError, TransitionStalledError
 
 @dataclass(frozen=True, slots=True)
 class StalledTask:
-    """A task on the wrong side of a transition. ``stack``: ``func+0x1/0x2 [module]``, innermost first."""
+    """A task on the wrong side of a transition.
+
+    ``stack``: ``func+0x1/0x2 [module]``, innermost frame first.
+    """
 
     pid: int
     comm: str
@@ -26,13 +29,13 @@ class StalledTask:
         return f"{self.comm} ({self.pid})" + (f" in {' < '.join(frames[:3])}" if frames else "")
 
 
-# Innermost frames of every task that sleeps; the next one tells where.
+# Innermost frames of every sleeping task. The next frame says where it sleeps.
 SCHEDULER = ("__schedule+", "schedule+", "schedule_timeout+", "__switch_to+", "msleep+", "io_schedule+")
 
 
 @dataclass(frozen=True, slots=True)
 class PatchedFunction:
-    """A function that a live patch replaces. ``position``: which of that name it is, 1 for the first."""
+    """A function that a live patch replaces. ``position``: its rank among functions of that name, from 1."""
 
     name: str
     position: int
@@ -40,7 +43,10 @@ class PatchedFunction:
 
 @dataclass(frozen=True, slots=True)
 class PatchedObject:
-    """``name`` is ``vmlinux`` or a module's; ``patched`` is False while that module is not loaded."""
+    """An object that a live patch changes: ``name`` is ``vmlinux`` or a module's name.
+
+    ``patched`` is False while that module is not loaded.
+    """
 
     name: str
     patched: bool
@@ -60,7 +66,10 @@ class LivePatchState:
 
 @dataclass(frozen=True, slots=True)
 class PatchStatus:
-    """``replaced``: our modules that are loaded and live no more. ``tasks``: what holds up a transition."""
+    """The live patches of the guest.
+
+    ``replaced``: our loaded modules that are not live. ``tasks``: the tasks that hold up a transition.
+    """
 
     patches: tuple[LivePatchState, ...]
     replaced: tuple[str, ...]
@@ -68,7 +77,7 @@ class PatchStatus:
 
 
 def parse_answer(text: str) -> dict[str, Any]:
-    """The agent's one line. Raises GuestUnreachableError (HR4103) when it is anything else."""
+    """Parse the agent's one line. Raises GuestUnreachableError (HR4103) if it is anything else."""
     lines = text.strip().splitlines()
     try:
         answer = json.loads(lines[-1]) if lines else None
@@ -80,7 +89,7 @@ def parse_answer(text: str) -> dict[str, Any]:
 
 
 def nonsense(text: str) -> GuestUnreachableError:
-    """The error for an answer that is none."""
+    """Return the error for a malformed answer."""
     return GuestUnreachableError(
         f"the agent in the guest answers nonsense: {text.strip()[-120:] or 'nothing'!r}",
         hint="hotreload guest restart boots the guest with the agent of this version",
@@ -95,7 +104,7 @@ def parse_tasks(entries: Iterable[dict[str, Any]]) -> tuple[StalledTask, ...]:
 
 
 def parse_status(answer: dict[str, Any]) -> PatchStatus:
-    """Raises GuestUnreachableError (HR4103) when a field is missing."""
+    """Parse an answer to ``status``. Raises GuestUnreachableError (HR4103) when a field is missing."""
     try:
         return PatchStatus(
             tuple(_patch(patch) for patch in answer["patches"]),
@@ -122,7 +131,7 @@ def _object(entry: dict[str, Any]) -> PatchedObject:
 
 
 def stalled(what: str, answer: dict[str, Any]) -> TransitionStalledError:
-    """The error for an answer of stage ``transition`` or ``busy``; ``what``: the sentence's beginning."""
+    """Return the error for an answer of stage ``transition`` or ``busy``; ``what`` begins the sentence."""
     tasks = parse_tasks(answer.get("tasks", ()))
     held = f"{len(tasks)} task{'s' * (len(tasks) != 1)} in the way: " if tasks else "no task is told"
     fact = f"{what}; {held}{', '.join(task.told for task in tasks)}"

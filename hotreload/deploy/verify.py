@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Before a function is replaced: does the guest run the code that the patch was made for?
+"""Before a function is replaced, check whether the guest runs the code that the patch was made for.
 
-The memory is read here, and compared in diff/guest_code.py. It takes a few milliseconds for a patch.
+The memory is read here, and compared in diff/guest_code.py. It takes a few milliseconds per patch.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ ReadMemory = Callable[[int, int], Awaitable[bytes]]
 ModuleTables = dict[str, dict[str, list[int]]]
 
 PAGE: Final = 0x1000
-# __START_KERNEL_map: what is below, the offsets of per-CPU variables, does not move with the kernel.
+# __START_KERNEL_map. Lower values, such as offsets of per-CPU variables, do not move with the kernel.
 KERNEL_MAP: Final = 0xFFFF_FFFF_8000_0000
-# The kernel rewrites an instruction in three steps, with an INT3 there meanwhile (text_poke_bp()): what
-# differs is read again, so often and after so many seconds, before it counts.
+# The kernel rewrites an instruction in three steps, with an INT3 in its place meanwhile (text_poke_bp()).
+# Therefore code that differs is read this many times, at this interval in seconds, before it counts.
 READS: Final = 3
 PAUSE: Final = 0.02
 
 
 def functions_of(listing: str) -> dict[int, str]:
-    """Where functions start, by a System.map or /proc/kallsyms."""
+    """Return the start addresses of functions, from a System.map or /proc/kallsyms."""
     rows = (line.split(maxsplit=3) for line in listing.splitlines())
     functions: dict[int, str] = {}
     for row in rows:
@@ -46,7 +46,11 @@ def functions_of(listing: str) -> dict[int, str]:
 
 
 def addresses_in_vmlinux(symbols: VmlinuxSymbols, block: int | None, offset: int = 0) -> AddressOf:
-    """Where the symbols of a unit of vmlinux are. ``block``: the unit's (VmlinuxSymbols.block_of)."""
+    """Return a function that finds the addresses of a vmlinux unit's symbols.
+
+    ``block``: the unit's block (VmlinuxSymbols.block_of). ``offset``: how far the kernel was moved
+    (offset_of_kernel).
+    """
 
     def find(name: str, block: int | None) -> int | None:
         found = symbols.find(name, block)
@@ -63,7 +67,7 @@ def addresses_in_vmlinux(symbols: VmlinuxSymbols, block: int | None, offset: int
                 return address
         if symbol.section is not None or symbol.binding != STB_WEAK:
             return None
-        # What nobody defines and nobody has to has no address.
+        # An undefined weak symbol has the address 0, unless kallsyms only hides it.
         hidden = symbols.hidden(symbol.name)
         return 0 if hidden is None else moved(hidden)
 
@@ -71,7 +75,7 @@ def addresses_in_vmlinux(symbols: VmlinuxSymbols, block: int | None, offset: int
 
 
 def module_tables(listing: str) -> ModuleTables:
-    """The symbols of each module that /proc/kallsyms lists: addresses by name, in its order."""
+    """Return the symbols of each module in /proc/kallsyms: addresses by name, in its order."""
     tables: ModuleTables = defaultdict(lambda: defaultdict(list))
     for line in listing.splitlines():
         if line.endswith("]"):
@@ -81,9 +85,10 @@ def module_tables(listing: str) -> ModuleTables:
 
 
 def addresses_in_module(tables: ModuleTables, module: str, in_vmlinux: AddressOf) -> AddressOf:
-    """Where the symbols of a unit of a module are: its own, those of vmlinux, and those of other modules.
+    """Return a function that finds the addresses of a module unit's symbols.
 
-    Of several of one name it is not known, and then found out by the code that refers to it.
+    These are its own, vmlinux's and other modules'. If several symbols have the same name, the address is
+    unknown, and is derived from the code that refers to it.
     """
 
     def address_of(symbol: Symbol) -> int | None:
@@ -98,10 +103,10 @@ def addresses_in_module(tables: ModuleTables, module: str, in_vmlinux: AddressOf
 
 
 def offset_of_kernel(descriptor: bytes, linked: int) -> int:
-    """How far the running kernel is from where it was linked to: 0 without KASLR.
+    """Return how far the running kernel is from its link address: 0 without KASLR.
 
     ``descriptor``: the first 16 bytes of the interrupt descriptor table, whose first gate leads to
-    asm_exc_divide_error; ``linked``: where vmlinux has that (Intel SDM volume 3, figure 6-8).
+    asm_exc_divide_error; ``linked``: the address of that symbol in vmlinux (Intel SDM volume 3, figure 6-8).
     """
     low, _selector, _kind, middle, high = struct.unpack_from("<HHHHI", descriptor)
     return int(low | middle << 16 | high << 32) - linked
@@ -109,7 +114,7 @@ def offset_of_kernel(descriptor: bytes, linked: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A function of the object that kbuild made, and where the guest should have it."""
+    """A function of the object that kbuild made, and its expected address in the guest."""
 
     unit: GuestUnit
     function: Symbol
@@ -118,14 +123,17 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``traced``: functions that somebody hooks by ftrace already, a live patch of ours among them."""
+    """The result of a check.
+
+    ``traced``: functions that already have an ftrace hook, for example by a live patch of ours.
+    """
 
     mismatches: tuple[Mismatch, ...]
     traced: tuple[str, ...]
 
 
 async def check_functions(read_memory: ReadMemory, wanted: Sequence[Checked]) -> Verdict:
-    """Compare functions with what the guest runs, those of one unit by what is known of its addresses.
+    """Compare functions with what the guest runs, using the known addresses of each unit.
 
     Raises GuestUnreachableError when the guest is gone.
     """
@@ -173,7 +181,7 @@ _Read = dict[_Stretch, bytes | EnvironmentFault]
 
 
 def _with_constants(result: Matched | Mismatch, constants: _Read) -> Matched | Mismatch:
-    """A match whose strings and constants are not what the object has is none."""
+    """Return a mismatch instead of a match if its strings and constants differ from the object's."""
     if isinstance(result, Matched):
         for pointed in result.pointed:
             found = constants[pointed.address, len(pointed.content)]
@@ -183,7 +191,10 @@ def _with_constants(result: Matched | Mismatch, constants: _Read) -> Matched | M
 
 
 async def _read(read_memory: ReadMemory, stretches: Iterable[_Stretch]) -> _Read:
-    """Read stretches of memory, those of neighbouring pages at once; the error where nothing is mapped."""
+    """Read stretches of memory, neighbouring pages at once.
+
+    The result is the error where nothing is mapped.
+    """
     found: _Read = {}
     for group in _neighbours(sorted({stretch for stretch in stretches if stretch[1]})):
         start = group[0][0]
@@ -198,7 +209,7 @@ async def _read(read_memory: ReadMemory, stretches: Iterable[_Stretch]) -> _Read
 
 
 def _neighbours(stretches: Sequence[_Stretch]) -> list[list[_Stretch]]:
-    """Sorted stretches in groups, each without a page that none of them touches: it may not be mapped."""
+    """Group sorted stretches so that no group spans an untouched page, which may not be mapped."""
     groups: list[list[_Stretch]] = []
     last = -2
     for address, size in stretches:

@@ -1,2 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The guest: its image, its virtual machine, its life. A toolkit: it imports no stage of the pipeline."""
+"""The guest: its image, its virtual machine, its life cycle.
+
+A toolkit that imports no stage of the pipeline.
+"""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a session asks of a guest's machine, whoever started it: ours (machine.py), or another's
-(foreign_machine.py)."""
+"""What a session needs from a guest's machine.
+
+The machine is ours (machine.py) or somebody else's (foreign_machine.py).
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,25 @@ from hotreload.vm.processors import InKernel
 
 
 class AnyMachine(Protocol):
-    """A machine whose guest runs, or has come into trouble."""
+    """A machine whose guest runs, or is in trouble."""
 
     @property
     def trouble(self) -> Trouble | None:
         """Why the guest does not run, or None if it does."""
 
     async def wait_for_trouble(self) -> Trouble:
-        """Return when the guest does not run any more, at once if it does not now. Any number may wait."""
+        """Return when the guest does not run, at once if that is so already.
+
+        Any number of callers may wait.
+        """
         ...
 
     async def standstill(self) -> str | None:
-        """See processors.standstill; None also where nobody can tell. Raises GuestUnreachableError."""
+        """See processors.standstill; None also if it cannot be determined. Raises GuestUnreachableError."""
         ...
 
     async def stuck_processor(self) -> InKernel | None:
-        """See processors.stuck_processor; None where nobody can tell. Raises GuestUnreachableError."""
+        """See processors.stuck_processor; None if it cannot be determined. Raises GuestUnreachableError."""
         ...
 
     async def dump(self, file: Path) -> None:

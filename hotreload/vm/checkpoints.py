@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Checkpoints of a running guest: its memory and processors, saved by QEMU into the state disk.
 
-    save      0.1-0.35 s, in which the guest stands still
+    save      0.1-0.35 s, during which the guest is stopped
     restore   0.1-0.4 s; a guest that panicked runs again
 
-(512 MiB under TCG.) They live as long as the machine, and each takes the memory that the guest has in use,
-60 to 200 MB of disk, which has lost its name by then (``take_name``): when QEMU ends, whatever ends it, the
-space is free again. QEMU's jobs answer at once; whether one went well is in query-jobs alone.
+(512 MiB under TCG.) Checkpoints last as long as the machine. Each takes as much disk space as the guest uses
+memory, 60 to 200 MB. The disk's file is unlinked by then (``take_name``), so that its space is freed when
+QEMU ends, for whatever reason. QEMU's job commands return at once; only query-jobs says whether a job
+succeeded.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from hotreload.vm.machine import Machine, State
 from hotreload.vm.monitor import QmpError
 from hotreload.vm.spec import STATE_NODE
 
-# What the disk may grow to; it takes what is used.
+# The maximum size of the disk; it only takes the space that is used.
 DISK_SIZE = "64G"
 TAG_PREFIX = "checkpoint-"
 WITHOUT = "--checkpoints off goes without them"
-# Seconds between looks at a job, and in which one must be over.
+# Seconds between polls of a job or of a sleeping guest, and in which a job must be done.
 INTERVAL = 0.005
 LONG_INTERVAL = 0.1
 LIMIT = 60.0
@@ -36,7 +37,7 @@ LIMIT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A saved state of the guest. ``tag``: its name in the state disk; ``seconds``: to save it.
+    """A saved state of the guest. ``tag``: its name in the state disk; ``seconds``: the time it took to save.
 
     ``saved_at``: Unix time.
     """
@@ -47,7 +48,10 @@ class Checkpoint:
 
 
 async def make_state_disk(file: Path) -> None:
-    """Make an empty one. Raises EnvironmentFault (HR5105) when there is no qemu-img, or no space."""
+    """Make an empty state disk.
+
+    Raises EnvironmentFault (HR5105) if there is no qemu-img, or no disk space.
+    """
     try:
         made = await process.run(["qemu-img", "create", "-q", "-f", "qcow2", file, DISK_SIZE])
     except FileNotFoundError as error:
@@ -57,9 +61,9 @@ async def make_state_disk(file: Path) -> None:
 
 
 def take_name(file: Path) -> int:
-    """Delete the disk, which QEMU has open, and return a descriptor of it.
+    """Unlink the disk, which QEMU has open, and return a descriptor of it.
 
-    A second QEMU, for the same guest, is given another disk.
+    A second QEMU for the same guest gets another disk.
     """
     descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
     file.unlink()
@@ -67,18 +71,18 @@ def take_name(file: Path) -> int:
 
 
 class NoSpaceError(EnvironmentFault):
-    """There is no space for a checkpoint now."""
+    """There is not enough disk space for a checkpoint."""
 
 
 class TooSlowError(EnvironmentFault):
-    """A save did not end in time: this machine is busy."""
+    """A save did not end in time, because this machine is busy."""
 
 
 class Checkpoints:
-    """Those of one machine; calls are done one at a time."""
+    """The checkpoints of one machine; calls are run one at a time."""
 
     def __init__(self, machine: Machine, disk: int) -> None:
-        """``disk``: descriptor of the machine's state disk, which need not have a name any more."""
+        """``disk``: descriptor of the machine's state disk, which may be unlinked already."""
         self._machine = machine
         self._disk = disk
         self._serial = 0
@@ -88,15 +92,15 @@ class Checkpoints:
         self._busy = asyncio.Lock()
 
     async def save(self, tag: str | None = None) -> Checkpoint:
-        """Save the guest as it is now; ``tag``: a name of its own.
+        """Save the current state of the guest; ``tag``: a name for the checkpoint.
 
-        Raises NoSpaceError (HR5107), EnvironmentFault (HR5105), and GuestUnreachableError, also for a guest
-        that does not run: nobody wants that one back.
+        Raises NoSpaceError (HR5107), EnvironmentFault (HR5105), and GuestUnreachableError, also if the guest
+        does not run, because that state is of no use.
         """
         async with self._busy:
             self._serial += 1
             tag = tag or f"{TAG_PREFIX}{self._serial}"
-            # QEMU saves one that sleeps, too; brought back, it would neither sleep nor wake.
+            # QEMU would also save a suspended guest, but when restored it would neither sleep nor wake up.
             while await self._machine.standstill():  # noqa: ASYNC110 - QEMU is asked
                 await asyncio.sleep(LONG_INTERVAL)
             started = time.monotonic()
@@ -108,7 +112,7 @@ class Checkpoints:
             return self._there[tag]
 
     def _require_space(self) -> None:
-        """Raise NoSpaceError when the guest's memory may not fit: who compiles needs what is left more."""
+        """Raise NoSpaceError if the guest's memory may not fit: compilers need the remaining space more."""
         wanted, about = self._machine.spec.memory_mb << 20, os.fstatvfs(self._disk)
         if (free := about.f_bavail * about.f_frsize) < wanted:
             disk = self._machine.spec.state_disk
@@ -120,7 +124,7 @@ class Checkpoints:
             )
 
     def give_up(self) -> None:
-        """Give the disk's space back. None of the checkpoints can be used any more."""
+        """Free the space of the disk. No checkpoint can be used afterwards."""
         self.is_given_up = True
         with contextlib.suppress(OSError):
             os.ftruncate(self._disk, 0)
@@ -130,24 +134,24 @@ class Checkpoints:
             raise GuestUnreachableError(f"the guest is lost: {trouble.message}")
 
     async def delete(self, checkpoint: Checkpoint) -> None:
-        """Give its space back. Raises as ``save``."""
+        """Free the space of a checkpoint. Raises what ``save`` raises."""
         async with self._busy:
             await self._job("snapshot-delete", checkpoint.tag)
             self._there.pop(checkpoint.tag, None)
 
     async def delete_all_but(self, kept: Checkpoint) -> None:
-        """Give the space of all others back. Raises as ``save``."""
+        """Free the space of all other checkpoints. Raises what ``save`` raises."""
         for checkpoint in tuple(self._there.values()):
             if checkpoint.tag != kept.tag:
                 await self.delete(checkpoint)
 
     async def restore(self, checkpoint: Checkpoint) -> None:
-        """Bring the guest back there, and let it run. Connections into it are lost.
+        """Restore a checkpoint, and let the guest run. Connections into it are lost.
 
-        Raises as ``save``.
+        Raises what ``save`` raises.
         """
         async with self._busy:
-            await self.wake()  # QEMU does not let one go on that it found asleep
+            await self.wake()  # QEMU does not continue a guest that it found suspended
             was_reset = self._machine.trouble is not None and self._machine.trouble.state is State.RESET
             try:
                 async with asyncio.timeout(LIMIT):
@@ -164,13 +168,13 @@ class Checkpoints:
                 raise _unusable(f"to bring the guest back takes more than {LIMIT:g} s") from error
 
     async def wake(self) -> None:
-        """Wake the guest, if it sleeps. Raises GuestUnreachableError."""
+        """Wake up the guest if it is suspended. Raises GuestUnreachableError."""
         if await self._machine.standstill() == "suspended":
-            with contextlib.suppress(QmpError):  # it has woken by itself
+            with contextlib.suppress(QmpError):  # it has woken up by itself
                 await self._execute("system_wakeup")
 
     async def _let_reset(self) -> None:
-        """A machine that was shut down loads no state before it was reset."""
+        """Reset a machine that was shut down, because it cannot load a state before."""
         await self._execute("set-action", reboot="reset")
         await self._execute("system_reset")
 
@@ -196,7 +200,7 @@ class Checkpoints:
             raise _unusable(complaint)
 
     async def _end_of(self, name: str) -> str:
-        """Wait for a job; what went wrong in it, empty: nothing."""
+        """Wait for a job. Return its error; empty if it succeeded."""
         while True:
             for job in await self._machine.monitor.execute("query-jobs"):
                 if job["id"] == name and job["status"] == "concluded":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The guest's serial console: the kernel's own words, and the lines by which the boot is followed.
+"""The guest's serial console: the kernel's messages, and the lines that show the progress of the boot.
 
-QEMU writes everything to a log file, whoever is connected. We connect while the guest boots, wait
-for one of the markers with pexpect, and hang up: a client that stayed and did not read would stop
-the guest at its next printk, and QEMU serves one client only, which from then on may be a person.
+QEMU writes everything to a log file, whether or not a client is connected. We connect while the guest boots,
+wait for one of the markers with pexpect, and disconnect. A client that stayed connected without reading would
+stop the guest at its next printk. QEMU serves one client only, and after the boot that may be a person.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hotreload.errors import GuestUnreachableError
 
 READY = "hotreload-guest: ready"
 
-# What ends the wait for READY early. The group is the reason.
+# Patterns that end the wait for READY early. The group is the reason.
 FAILURES = (
     r"hotreload-guest: failed: ([^\r\n]*)[\r\n]",
     r"Kernel panic - not syncing: ([^\r\n]*)[\r\n]",
@@ -42,7 +42,7 @@ class Console:
     async def wait_for_boot(self) -> None:
         """Return when the guest is ready. The caller sets the time limit.
 
-        Raises GuestUnreachableError (HR3107) when the guest says that it failed, panics, or hangs up.
+        Raises GuestUnreachableError (HR3107) when the guest reports a failure, panics, or closes its console.
         """
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             try:
@@ -55,7 +55,7 @@ class Console:
             try:
                 reason = await asyncio.shield(waiting)
             except asyncio.CancelledError:
-                # The thread blocks in a read: the end of the stream is what wakes it up.
+                # The thread blocks in a read; the end of the stream wakes it up.
                 connection.shutdown(socket.SHUT_RDWR)
                 await asyncio.wait({waiting})
                 raise
@@ -63,12 +63,12 @@ class Console:
             raise GuestUnreachableError(f"the guest did not boot: {printable(reason)}", code="HR3107")
 
     def tail(self, lines: int = 20) -> str:
-        """The last lines of the log, safe to print on a terminal; empty if there are none."""
+        """Return the last lines of the log, safe to print on a terminal; empty if there are none."""
         return tail(self.log, lines)
 
 
 def tail(log: Path, lines: int) -> str:
-    """The last ``lines`` lines of a console log that say something, neutralised."""
+    """Return the last ``lines`` lines of a console log that are not blank, without control characters."""
     try:
         with log.open("rb") as stream:
             stream.seek(0, 2)
@@ -81,17 +81,17 @@ def tail(log: Path, lines: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Console text that cannot move a cursor, change a title or a colour: only line ends and tabs stay."""
+    """Remove what could move a cursor, or change a title or colour. Only line ends and tabs stay."""
     return _CONTROLS.sub("", _ESCAPES.sub("", text.replace("\r\n", "\n")))
 
 
 def _expect_boot(descriptor: int) -> str | None:
-    """Blocks until the boot has ended: None if it went well, else the reason."""
+    """Block until the boot has ended. Return None if it succeeded, else the reason."""
     import pexpect
     from pexpect import fdpexpect
 
     stream = fdpexpect.fdspawn(descriptor, encoding="utf-8", codec_errors="replace", timeout=None)
-    # pexpect searches again from the start on every read; the markers are short.
+    # pexpect searches from the start on every read. The markers are short, so only search the end.
     stream.searchwindowsize = 4096
     found = stream.expect([re.escape(READY), *FAILURES, pexpect.EOF])
     if found == 0:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Writing a cpio archive in the "newc" format, which the kernel unpacks as its first root file system.
+"""Write a cpio archive in the "newc" format, which the kernel unpacks as its first root file system.
 
 Source of the format: Documentation/driver-api/early-userspace/buffer-format.rst in the kernel.
-Written here, not by the ``cpio`` program, because ``/dev/console`` must be in the archive and only
-root may make that node on disk for cpio to find; and because the same content must give the same
-bytes: owners are root, times are zero, names are sorted, inodes are counted.
+
+The ``cpio`` program is not used, because ``/dev/console`` must be in the archive, and only root may create
+that node on disk for cpio to find. Also, the same content must give the same bytes: owners are root, times
+are zero, names are sorted, inodes are counted.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ TRAILER = "TRAILER!!!"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of the archive. ``mode`` holds the file type and the permissions, as in ``st_mode``.
+    """One file of the archive. ``mode`` has the file type and the permissions, as in ``st_mode``.
 
-    ``content`` is a link's target for links; ``device`` is (major, minor) for device nodes.
+    ``content`` is the target for links; ``device`` is (major, minor) for device nodes.
     """
 
     path: str
@@ -47,16 +48,16 @@ def character_device(path: str, major: int, minor: int, permissions: int = 0o600
 
 
 def archive(entries: Iterable[Entry]) -> bytes:
-    """The bytes of an archive with these entries and the folders they need.
+    """Return the bytes of an archive with these entries and the folders that they need.
 
-    Of two entries with one path the later one wins.
+    If two entries have the same path, the later one wins.
     """
     by_path = {entry.path: entry for entry in entries}
     for path in list(by_path):
         for parent in PurePosixPath(path).parents:
             if str(parent) != ".":
                 by_path.setdefault(str(parent), folder(str(parent)))
-    # Sorting puts each folder before what is in it: "a" < "a/b".
+    # Sorting puts each folder before its content: "a" < "a/b".
     members = [_member(number, by_path[path]) for number, path in enumerate(sorted(by_path), start=1)]
     return b"".join([*members, _member(0, Entry(TRAILER, 0))])
 

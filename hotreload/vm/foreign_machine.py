@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The machine of a guest that somebody else started: we look on, and never end it.
+"""The machine of a guest that somebody else started. We observe it, and never end it.
 
-With a QMP socket of its QEMU we hear of what happens to the guest, and can ask where its processors are;
-without one, what is known comes from whoever talks to the guest (``lose``). Other than ours it may be reset,
-and come back: that is up to its owner.
+With a QMP socket of its QEMU, we are notified of what happens to the guest, and can ask where its processors
+are. Without one, we only know what the connections to the guest report (``lose``). Unlike our own machine, it
+may be reset and come back, as its owner likes.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from hotreload.vm.processors import InKernel, standstill, stuck_processor
 
 REBOOTED = Trouble(State.RESET, "the guest was booted anew")
 ENDED = Trouble(State.STOPPED, "QEMU has ended, or closed its monitor")
-# How QEMU says that the guest did it, and not its owner (ShutdownCause in qapi/run-state.json).
+# QEMU's reason if the guest itself caused it, and not its owner (ShutdownCause in qapi/run-state.json).
 BY_GUEST = "guest-reset"
 
 
 class ForeignMachine:
-    """See the module. Entry raises EnvironmentFault (HR3108) when ``qmp`` is no monitor that talks to us.
+    """A foreign machine. Entry raises EnvironmentFault (HR3108) if ``qmp`` is not a monitor that talks to us.
 
-    NobodyListensError among them: there is no QEMU.
+    That includes NobodyListensError: there is no QEMU.
     """
 
     def __init__(self, qmp: Path | None, folder: Path, *, has_console: bool) -> None:
-        """``folder``: for what QEMU writes for us, for its owner only.
+        """``folder``: for the files that QEMU writes for us; accessible to its owner only.
 
-        ``has_console``: is there a log of its console, which tells a reboot from a triple fault?
+        ``has_console``: whether its console is logged, which distinguishes a reboot from a triple fault.
         """
         self._qmp = qmp
         self._folder = folder
@@ -69,7 +69,7 @@ class ForeignMachine:
 
     @property
     def may_return(self) -> bool:
-        """May somebody boot a guest anew that is lost? Until QEMU has ended, as far as that is told."""
+        """Return whether a lost guest may be booted again; true until QEMU is known to have ended."""
         return not self._ended.is_set()
 
     async def wait_for_trouble(self) -> Trouble:
@@ -77,12 +77,12 @@ class ForeignMachine:
         return await asyncio.shield(self._trouble)
 
     async def wait_for_end(self) -> Trouble:
-        """Return when QEMU has ended, within the block; without a monitor that is never."""
+        """Return when QEMU has ended; never if there is no monitor. Must be used within the context."""
         await self._ended.wait()
         return ENDED
 
     def lose(self, trouble: Trouble) -> None:
-        """Take it from us that the guest is in trouble. What was first is what is told."""
+        """Record that the guest is in trouble. The first report counts."""
         if not self._trouble.done():
             self._trouble.set_result(trouble)
 
@@ -97,11 +97,11 @@ class ForeignMachine:
         return None if self._monitor is None else await stuck_processor(self._monitor)
 
     async def dump(self, file: Path) -> None:
-        """See AnyMachine; QEMU writes it, as the user that it runs as."""
+        """See AnyMachine. QEMU writes the file, as the user that it runs as."""
         await dump_memory(self._required(), file)
 
     async def read_memory(self, address: int, size: int) -> bytes:
-        """See Machine.read_memory; QEMU writes it, as the user that it runs as."""
+        """See Machine.read_memory. QEMU writes the file, as the user that it runs as."""
         self._reads += 1
         return await read_memory(self._required(), self._folder / f"memory-{self._reads}", address, size)
 
@@ -111,7 +111,7 @@ class ForeignMachine:
 
     @property
     def has_monitor(self) -> bool:
-        """Can its QEMU be asked?"""
+        """Return whether there is a monitor of its QEMU."""
         return self._monitor is not None
 
     def _required(self) -> Monitor:
@@ -132,9 +132,10 @@ class ForeignMachine:
 
 
 def foreign_trouble_in(event: QmpEvent, *, has_console: bool) -> Trouble | None:
-    """What the event of a QEMU says whose command line is not ours: there a reset is no end.
+    """Return what an event means if QEMU was not started by us, so that a reset does not end the guest.
 
-    RESET itself only where a console tells more of it; what somebody asked QEMU for is none of the guest's.
+    Return RESET only if a console tells more about it. What somebody requested from QEMU was not done by the
+    guest.
     """
     if event.name == "GUEST_PANICKED":
         return PANICKED

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Building the guest's initramfs: busybox, dropbear and the kernel's own virtio modules.
+"""Build the guest's initramfs: busybox, dropbear and the kernel's own virtio modules.
 
-The guest runs from memory: there is no disk to make, to mount or to break, booting is reading one
-file, and whatever happens to the guest is gone with it. The archive is written here, so nothing
-needs root. It is not compressed: QEMU copies it into the guest's memory in no time, while unpacking
-3 MB of gzip takes a guest without KVM a third of a second.
+The guest runs from memory. There is no disk to make, to mount or to break, booting means reading one file,
+and all changes disappear with the guest. The archive is written by our own code, so nothing needs root. It is
+not compressed: QEMU copies it into the guest's memory almost instantly, but unpacking 3 MB of gzip takes a
+guest without KVM a third of a second.
 
-An image is kept by the digest of all that goes into it: the recipe, the host's programs with their
-libraries, the modules, the extra files. Its keys are made once, with it.
+An image is cached by the digest of everything that goes into it: the recipe, the host's programs with their
+libraries, the modules, the extra files. Its keys are made once, together with the image.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hotreload.paths import cache_folder, writing_to
 from hotreload.vm import cpio
 from hotreload.vm.kernel_modules import ModuleFolder, ModuleSet, modules_dep
 
-# Part of the digest: to be raised when the image changes in a way that its inputs do not show.
+# Part of the digest. Increment it when the image changes in a way that its inputs do not show.
 FORMAT = 1
 
 SYSTEM_FOLDERS = ("proc", "sys", "dev", "tmp", "run", "mnt", "root", "var/log", "usr/lib/hotreload")
@@ -42,7 +42,7 @@ SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/s
 
 
 class BootableKernel(Protocol):
-    """What an image needs to know of a kernel; hotreload.build.kernel_tree.KernelTree is one."""
+    """What an image needs to know about a kernel; hotreload.build.kernel_tree.KernelTree implements it."""
 
     @property
     def release(self) -> str: ...
@@ -65,7 +65,7 @@ class GuestImage:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """``recipe.toml`` of a folder below vmimages/, and the files beside it."""
+    """``recipe.toml`` of a folder below vmimages/, and the files next to it."""
 
     folder: Path
     applets: tuple[str, ...]
@@ -79,7 +79,7 @@ class Recipe:
 
 
 def recipe_folder(name: str = "minimal") -> Path:
-    """The recipe of that name: inside the installed package, or beside it in a source checkout."""
+    """Return the recipe of that name, in the installed package or in the source checkout."""
     package = Path(hotreload.__file__).parent
     for folder in (package / "_vmimages" / name, package.parent / "vmimages" / name):
         if folder.is_dir():
@@ -88,7 +88,7 @@ def recipe_folder(name: str = "minimal") -> Path:
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """Read a recipe. Raises InputError (HR1009) when it is missing or not what it should be."""
+    """Read a recipe. Raises InputError (HR1009) if it is missing or malformed."""
     try:
         table = tomllib.loads((folder / "recipe.toml").read_text())
         modules = table["modules"]
@@ -112,13 +112,12 @@ async def build_image(
     extra: Mapping[str, bytes] | None = None,
     modules: Sequence[str] = (),
 ) -> GuestImage:
-    """The image for this kernel, from the cache or built now (0.3 s).
+    """Return the image for this kernel, from the cache or newly built (0.3 s).
 
-    ``extra``: further files, guest path to content; they are executable if they start with ``#!``.
-    ``modules``: names of further modules of the kernel that modprobe shall find in the guest.
-
-    Raises KernelUnfitError (HR3102) when the kernel has no virtio, EnvironmentFault (HR5106, HR5107,
-    HR5108, HR5110) when this machine lacks something.
+    ``extra``: additional files, guest path to content; files that start with ``#!`` become executable.
+    ``modules``: names of additional modules of the kernel that modprobe can find in the guest. Raises
+    KernelUnfitError (HR3102) if the kernel has no virtio, EnvironmentFault (HR5106, HR5107, HR5108, HR5110)
+    if this machine lacks something.
     """
     plan = read_recipe(recipe or recipe_folder())
     content = await _content(kernel, plan, extra or {}, modules)
@@ -134,7 +133,7 @@ async def build_image(
 async def _content(
     kernel: BootableKernel, plan: Recipe, extra: Mapping[str, bytes], modules: Sequence[str]
 ) -> list[cpio.Entry]:
-    """Everything in the image but its keys."""
+    """Return everything in the image but its keys."""
     folder = await asyncio.to_thread(ModuleFolder, kernel.release, kernel.modules)
     loaded = await folder.closure(plan.required_modules, plan.optional_modules)
     carried = await folder.closure(modules, plan.carried_modules)
@@ -160,7 +159,7 @@ def _base_system(plan: Recipe) -> list[cpio.Entry]:
         cpio.file("etc/hotreload/sysctls", plan.text("sysctls")),
         cpio.file("etc/hostname", b"guest\n"),
         cpio.file("etc/hosts", b"127.0.0.1 localhost guest\n10.0.2.2 host\n"),
-        # The * is no password that a login could give.
+        # No password can match the *.
         cpio.file("etc/passwd", b"root:*:0:0:root:/root:/bin/sh\nnobody:*:65534:65534::/:/bin/false\n"),
         cpio.file("etc/group", b"root:*:0:\ntty:*:5:\nnobody:*:65534:\n"),
         cpio.file("etc/shells", b"/bin/sh\n"),
@@ -171,7 +170,7 @@ def _base_system(plan: Recipe) -> list[cpio.Entry]:
 
 
 async def _busybox(applets: Sequence[str]) -> list[cpio.Entry]:
-    """busybox (static or not) and a link for each of its applets that the recipe wants."""
+    """Return busybox (static or not), and a link for each applet that the recipe needs."""
     program = _host_program("busybox", "busybox-static")
     listing = await process.run([program, "--list"], timeout=10)
     missing = set(applets).difference(listing.text.split())
@@ -194,9 +193,9 @@ async def _host_programs(names: Iterable[str]) -> list[cpio.Entry]:
 
 
 async def program_with_libraries(name: str, path: str, package: str) -> list[cpio.Entry]:
-    """A program of this machine for the guest's ``path``, and the shared libraries that it needs.
+    """Return a program of this machine, for ``path`` in the guest, and the shared libraries it needs.
 
-    Raises EnvironmentFault: HR5106 it is not there (``package`` has it), HR5110 it cannot be brought over.
+    Raises EnvironmentFault: HR5106 it is not installed (``package`` has it), HR5110 it cannot be copied.
     """
     return await _with_libraries(_host_program(name, package), path)
 
@@ -211,13 +210,13 @@ def _host_program(name: str, package: str) -> Path:
 
 
 async def _with_libraries(program: Path, path: str) -> list[cpio.Entry]:
-    """A program of this machine with its dynamic loader and libraries, where the loader looks for them."""
+    """Return a program with its dynamic loader and libraries, at the paths that the loader searches."""
     loader = _interpreter(program)
     entries = [cpio.file(path, _read(program), 0o755)]
     if loader is None:
         return entries
-    # The loader itself says which files it would map; it does not run the program for that. An empty
-    # LD_PRELOAD and LD_LIBRARY_PATH: what it needs, not what this shell adds.
+    # The loader lists the files that it would map, without running the program. LD_PRELOAD and
+    # LD_LIBRARY_PATH are empty, so that it only lists what the program needs, not what this shell adds.
     clean = {"LD_PRELOAD": "", "LD_LIBRARY_PATH": ""}
     listing = await process.run([loader, "--list", program], env=clean, timeout=10)
     libraries = _listed_libraries(listing.text)
@@ -231,13 +230,13 @@ async def _with_libraries(program: Path, path: str) -> list[cpio.Entry]:
 
 
 def _listed_libraries(listing: str) -> list[str]:
-    """``libz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x7f..)``: the paths; the vdso has none."""
+    """Return the paths in ``libz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x7f..)``; the vdso has none."""
     words = [line.split() for line in listing.splitlines()]
     return [line[2] for line in words if len(line) > 2 and line[1] == "=>" and line[2].startswith("/")]
 
 
 def _interpreter(program: Path) -> str | None:
-    """The dynamic loader that a program names (PT_INTERP); None for a static one."""
+    """Return the dynamic loader that a program names (PT_INTERP); None for a static program."""
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
     from elftools.elf.segments import InterpSegment
@@ -270,7 +269,7 @@ def _extra_file(path: str, content: bytes) -> cpio.Entry:
 async def _write_image(
     place: Path, kernel: BootableKernel, plan: Recipe, content: Sequence[cpio.Entry]
 ) -> None:
-    """Make the keys and the archive in a folder beside ``place``, then rename it."""
+    """Make the keys and the archive in a folder next to ``place``, then rename it."""
     with writing_to(place.parent):
         place.parent.mkdir(parents=True, exist_ok=True)
         _sweep(place.parent)
@@ -292,7 +291,7 @@ async def _write_image(
 
 
 def _sweep(images: Path) -> None:
-    """Remove what was being made by one who lives no more."""
+    """Remove the unfinished images of processes that no longer exist."""
     for entry in images.glob("new-*"):
         if not Path("/proc", entry.name.split("-")[1]).exists():
             shutil.rmtree(entry, ignore_errors=True)
@@ -304,13 +303,13 @@ def _move(folder: Path, place: Path) -> None:
     try:
         folder.rename(place)
     except OSError:
-        # Whoever built the same image at the same time was faster; theirs is as good.
+        # Another process built the same image at the same time and was faster. Its image is as good.
         if not _is_whole(place):
             raise
 
 
 def _is_whole(place: Path) -> bool:
-    """Is there an image, and is it not the remains of one that a crash of this machine cut short?"""
+    """Return whether there is a complete image, not one that was cut short by a crash of this machine."""
     try:
         expected = json.loads((place / "image.json").read_text())["bytes"]
         keys = [(place / name).stat().st_size for name in ("client_key", "host_key.pub")]
@@ -320,7 +319,7 @@ def _is_whole(place: Path) -> bool:
 
 
 async def _make_host_key(folder: Path) -> bytes:
-    """Make the guest's host key: ``host_key.pub`` stays in the folder, the private half is returned."""
+    """Make the guest's host key. ``host_key.pub`` stays in the folder; return the private key."""
     private = folder / "host_key"
     made = await process.run(["dropbearkey", "-t", "ed25519", "-f", private], timeout=30)
     public = [line for line in made.text.splitlines() if line.startswith("ssh-ed25519 ")]
@@ -329,13 +328,13 @@ async def _make_host_key(folder: Path) -> bytes:
     kind, key = public[0].split()[:2]
     (folder / "host_key.pub").write_text(f"{kind} {key} hotreload-guest\n")
     data = private.read_bytes()
-    # It lives inside the image only.
+    # The private key is only kept inside the image.
     private.unlink()
     return data
 
 
 def _make_client_key(folder: Path) -> bytes:
-    """Make ``client_key`` (OpenSSH's format, mode 0600) and return the line for authorized_keys."""
+    """Make ``client_key`` (OpenSSH's format, mode 0600), and return the line for authorized_keys."""
     import asyncssh
 
     key = asyncssh.generate_private_key("ssh-ed25519", comment="hotreload")

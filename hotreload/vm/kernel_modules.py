@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Finding kernel modules and what they depend on, without depmod.
+"""Find kernel modules and their dependencies without depmod.
 
 A freshly unpacked kernel package has no ``modules.dep`` (depmod writes it at installation), so the
 dependencies are read from the ``depends=`` that modpost left in each module's ``.modinfo`` section.
@@ -17,7 +17,7 @@ from pathlib import Path
 from hotreload import process
 from hotreload.errors import InputError, KernelUnfitError
 
-# The suffixes that CONFIG_MODULE_COMPRESS_* gives.
+# The suffixes that CONFIG_MODULE_COMPRESS_* can give.
 SUFFIXES = (".ko", ".ko.xz", ".ko.gz", ".ko.zst")
 
 
@@ -32,20 +32,23 @@ class KernelModule:
 
 @dataclass(frozen=True, slots=True)
 class ModuleSet:
-    """Modules in an order in which each can be loaded, and the names asked for that are built in."""
+    """Modules in a possible load order, and those of the requested names that are built in."""
 
     modules: tuple[KernelModule, ...]
     built_in: frozenset[str]
 
 
 def canonical(name: str) -> str:
-    """The name as the kernel shows it in /proc/modules."""
+    """Return the name as the kernel shows it in /proc/modules."""
     return name.replace("-", "_")
 
 
 class ModuleFolder:
-    """The modules of one kernel: ``folder`` is lib/modules/RELEASE, the folder in which the kernel was
-    built, or None for a kernel without modules."""
+    """The modules of one kernel.
+
+    ``folder`` is lib/modules/RELEASE, or the folder in which the kernel was built, or None for a kernel
+    without modules.
+    """
 
     def __init__(self, release: str, folder: Path | None) -> None:
         self.release = release
@@ -53,11 +56,11 @@ class ModuleFolder:
         self._built_in = _built_in_names(folder) if folder else None
 
     def is_built_in(self, name: str) -> bool:
-        # A kernel without a module folder has no modules: whatever it has is built in.
+        # Without a module folder the kernel has no modules, so everything is built in.
         return self._built_in is None or canonical(name) in self._built_in
 
     async def load(self, name: str) -> KernelModule:
-        """Read one module. Raises KernelUnfitError (HR3102) when the kernel does not have it."""
+        """Read one module. Raises KernelUnfitError (HR3102) if the kernel does not have it."""
         path = self._files.get(canonical(name))
         if path is None:
             raise KernelUnfitError(
@@ -71,10 +74,10 @@ class ModuleFolder:
         )
 
     async def closure(self, names: Iterable[str], optional: Iterable[str] = ()) -> ModuleSet:
-        """The named modules and all that they depend on, dependencies first.
+        """Return the named modules and all their dependencies, dependencies first.
 
-        Raises KernelUnfitError (HR3102) when one of ``names`` is missing; missing ``optional`` ones are
-        left out.
+        Raises KernelUnfitError (HR3102) if one of ``names`` is missing; missing ``optional`` ones are left
+        out.
         """
         found: dict[str, KernelModule] = {}
         built_in: set[str] = set()
@@ -99,7 +102,7 @@ class ModuleFolder:
 
 
 def modules_dep(modules: Sequence[KernelModule]) -> str:
-    """The text of a ``modules.dep`` for modules, given in load order, that all lie beside it as NAME.ko."""
+    """Return the text of a ``modules.dep`` for modules, in load order, that are next to it as NAME.ko."""
     depends = {module.name: module.depends for module in modules}
     position = {module.name: place for place, module in enumerate(modules)}
 
@@ -107,7 +110,7 @@ def modules_dep(modules: Sequence[KernelModule]) -> str:
         direct = {word for word in depends[name] if word in depends}
         return direct.union(*(needed(word) for word in direct))
 
-    # modprobe loads what stands last first.
+    # modprobe loads the last one first.
     lines = (
         [
             f"{name}.ko:",
@@ -119,7 +122,7 @@ def modules_dep(modules: Sequence[KernelModule]) -> str:
 
 
 async def read_module(path: Path) -> bytes:
-    """A module's ELF file, decompressed by what its name says. Raises InputError (HR1009)."""
+    """Return a module's ELF file, decompressed according to its suffix. Raises InputError (HR1009)."""
     try:
         data = path.read_bytes()
         match path.suffix:
@@ -136,7 +139,10 @@ async def read_module(path: Path) -> bytes:
 
 
 def modinfo(content: bytes, what: str) -> dict[str, list[str]]:
-    """The ``.modinfo`` section as ``key -> values``. Raises InputError (HR1009) if this is no module."""
+    """Return the ``.modinfo`` section as ``key -> values``.
+
+    Raises InputError (HR1009) if this is not a module.
+    """
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
@@ -155,7 +161,7 @@ def modinfo(content: bytes, what: str) -> dict[str, list[str]]:
 
 
 async def _unzstd(data: bytes) -> bytes:
-    # The standard library has zstd since Python 3.14 only.
+    # The standard library only has zstd since Python 3.14.
     done = await process.run(["zstd", "-dc"], stdin=data)
     if not done.ok:
         raise OSError(done.complaint)
@@ -176,7 +182,7 @@ def _installed_modules(folder: Path) -> list[Path]:
 
 
 def _built_modules(folder: Path) -> list[Path]:
-    """Those of a kernel's own tree: modules.order names each with .ko, and since v6.3 with .o."""
+    """Return the modules of a kernel's own tree. modules.order names them with .ko, since v6.3 with .o."""
     order = (folder / "modules.order").read_text().split()
     stems = [folder / line.removeprefix("kernel/").rpartition(".")[0] for line in order]
     return [stem.with_name(f"{stem.name}.ko") for stem in stems]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The life of one virtual machine, from its sockets to its end.
+"""The life cycle of one virtual machine, from its sockets to its end.
 
     created --> booting --> running --> stopped
                    |         |   ^-----------------.
@@ -8,8 +8,8 @@
                    |         `-----> halted -------'                     the guest switched itself off
                    `------------------------------> stopped              with GuestUnreachableError
 
-``async with Machine(...)`` owns all of it: QEMU dies with us (process.spawn), the sockets' folder
-goes with the machine, and what a killed hotreload left behind is swept by the next one.
+``async with Machine(...)`` owns everything: QEMU dies with this process (process.spawn), the sockets' folder
+is removed with the machine, and what a killed hotreload left behind is removed by the next one.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from hotreload.vm.qemu import Qemu, QemuEndedError, main_complaint, start_qemu
 from hotreload.vm.sockets import free_port, socket_folder
 from hotreload.vm.spec import Endpoints, MachineSpec
 
-# Seconds. A guest without KVM on a loaded machine boots in ten; one that takes a minute does not come.
+# Seconds. A guest without KVM on a loaded machine boots in ten; one that takes a minute never boots.
 BOOT_DEADLINE = 60.0
-# How often a port that somebody else took first is replaced by another one.
+# How many ports are tried, in case somebody else takes one first.
 PORT_ATTEMPTS = 3
-# A panic or QEMU's end shows twice, as an event and on the console: how long to wait for the other one.
+# A panic or the end of QEMU is reported twice, as an event and on the console: how long to wait for the
+# second report.
 SECOND_OPINION = 0.5
 
 
@@ -54,7 +55,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why a guest does not run any more: ``state`` is PANICKED, HALTED, RESET or STOPPED."""
+    """Why a guest does not run: ``state`` is PANICKED, HALTED, RESET or STOPPED."""
 
     state: State
     message: str
@@ -66,27 +67,26 @@ RESET = Trouble(State.RESET, "the guest reset itself")
 
 
 def trouble_in(event: QmpEvent) -> Trouble | None:
-    """What QEMU reports when a guest stops by itself."""
+    """Return what an event of QEMU means if it says that the guest stopped by itself."""
     if event.name == "GUEST_PANICKED":
         return PANICKED
     if event.name == "SHUTDOWN":
-        # A reset is a shutdown to us: -action reboot=shutdown.
+        # With -action reboot=shutdown, a reset is reported as a shutdown.
         return RESET if event.data.get("reason") == "guest-reset" else HALTED
     return None
 
 
 class Machine:
-    """One QEMU, booted on entry and gone on exit.
+    """One QEMU, booted on entry and ended on exit.
 
-    Entry raises EnvironmentFault (HR5104) when QEMU is missing, and GuestUnreachableError (HR3107)
-    when the guest is not ready before ``boot_deadline`` seconds are over, with the console's last lines
-    and QEMU's own error.
+    Entry raises EnvironmentFault (HR5104) if QEMU is missing, and GuestUnreachableError (HR3107) if the guest
+    is not ready within ``boot_deadline`` seconds, with the console's last lines and QEMU's own error.
     """
 
     def __init__(self, spec: MachineSpec, console_log: Path, *, boot_deadline: float = BOOT_DEADLINE) -> None:
         self.spec = spec
         self.state = State.CREATED
-        # From the start of QEMU to the ready guest.
+        # From the start of QEMU until the guest is ready.
         self.boot_seconds = 0.0
         self.endpoints: Endpoints
         self.console: Console
@@ -134,7 +134,7 @@ class Machine:
 
     @property
     def pid(self) -> int:
-        """QEMU's process."""
+        """The process ID of QEMU."""
         return self._qemu.pid
 
     @property
@@ -143,7 +143,7 @@ class Machine:
 
     @property
     def by_hand(self) -> str:
-        """A QEMU line that boots the same guest in a terminal, without us."""
+        """A QEMU command line that boots the same guest in a terminal, without hotreload."""
         return self.spec.by_hand(self.ssh_port)
 
     @property
@@ -152,17 +152,20 @@ class Machine:
         return self._trouble.result() if self._trouble.done() else None
 
     async def wait_for_trouble(self) -> Trouble:
-        """Return when the guest does not run any more, at once if it does not now. Any number may wait."""
+        """Return when the guest does not run, at once if that is so already.
+
+        Any number of callers may wait.
+        """
         return await asyncio.shield(self._trouble)
 
     async def wait_until_running(self) -> None:
-        """Return when the guest runs (again): when QEMU has told so, and it is known here."""
+        """Return when the guest runs (again): when QEMU has reported it, and ``state`` shows it."""
         await self._running.wait()
 
     async def dump(self, file: Path) -> None:
-        """Write the guest's memory to a new file, as drgn and crash read it; it stands still meanwhile.
+        """Write the guest's memory to a new file for drgn and crash. The guest is stopped meanwhile.
 
-        ``file`` is absolute. Raises InputError when it is there already, EnvironmentFault when it cannot be
+        ``file`` is absolute. Raises InputError if it exists already, EnvironmentFault if it cannot be
         written, GuestUnreachableError.
         """
         await dump_memory(self.monitor, file)
@@ -176,13 +179,13 @@ class Machine:
         return await stuck_processor(self.monitor)
 
     async def read_memory(self, address: int, size: int) -> bytes:
-        """``size`` bytes of the kernel's memory at a virtual address, while the guest runs on.
+        """Return ``size`` bytes of the kernel's memory at a virtual address, while the guest keeps running.
 
-        A page takes 1-2 ms, 16 MiB take 40. Raises EnvironmentFault (HR5111) when nothing is mapped there,
-        and GuestUnreachableError when QEMU is gone.
+        A page takes 1-2 ms, 16 MiB take 40 ms. Raises EnvironmentFault (HR5111) if nothing is mapped there,
+        and GuestUnreachableError if QEMU is gone.
         """
         self._reads += 1
-        # The folder is for its owner only, and goes with the machine.
+        # The folder is accessible to its owner only, and is removed with the machine.
         return await read_memory(self.monitor, self.endpoints.folder / f"memory-{self._reads}", address, size)
 
     async def _start(self) -> None:
@@ -212,7 +215,7 @@ class Machine:
         raise AssertionError("unreachable")
 
     async def _watch(self) -> None:
-        """Follow what QEMU reports until it is gone."""
+        """Follow QEMU's events until it is gone."""
         async for event in self.monitor.events():
             self._note(event)
         self._enter(Trouble(State.STOPPED, await self._qemu.wait()))
@@ -222,7 +225,7 @@ class Machine:
         if trouble is not None and self.state in (State.BOOTING, State.RUNNING):
             self._enter(trouble)
         elif event.name == "RESUME" and self.state in (State.PANICKED, State.HALTED, State.RESET):
-            # Somebody loaded a snapshot over the dead guest.
+            # A snapshot was loaded over the dead guest.
             self.state = State.RUNNING
             self._trouble = asyncio.get_running_loop().create_future()
             self._running.set()
@@ -231,12 +234,12 @@ class Machine:
         self.state = trouble.state
         self._running.clear()
         if self._trouble.done():
-            # Who asks from now on hears of the end, not of the panic that it followed.
+            # From now on, report the end, not the panic before it.
             self._trouble = asyncio.get_running_loop().create_future()
         self._trouble.set_result(trouble)
 
     async def _wait_for_boot(self) -> None:
-        """Ends in RUNNING or raises GuestUnreachableError (HR3107) with all that is known."""
+        """Return in state RUNNING, or raise GuestUnreachableError (HR3107) with everything that is known."""
         ready = asyncio.create_task(self.console.wait_for_boot())
         both: set[asyncio.Future[Any]] = {ready, self._trouble}
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Reading the memory of a running guest by QEMU's monitor, without its help.
+"""Read the memory of a running guest through QEMU's monitor, without the guest's help.
 
-memsave sees what the processor sees at that moment. While a process runs under page-table isolation that
-is a page table without the kernel's code; the kernel's own table lies beside it (the two halves of an 8 KiB
-block, arch/x86/entry/calling.h), and is walked here (Intel SDM volume 3, 4.5).
+memsave sees what the processor sees at that moment. While a process runs under page-table isolation, that is
+a page table without the kernel's code. The kernel's own table is next to it (the two are the halves of an 8
+KiB block, arch/x86/entry/calling.h), and is walked here (Intel SDM volume 3, 4.5).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hotreload.paths import writing_to
 from hotreload.vm.monitor import Monitor, QmpError
 
 PAGE: Final = 0x1000
-# Which of the two tables CR3 points at under page-table isolation: PTI_USER_PGTABLE_BIT.
+# The bit of CR3 that selects one of the two tables under page-table isolation: PTI_USER_PGTABLE_BIT.
 USER_TABLE: Final = 0x1000
 PRESENT, LARGE, FIVE_LEVELS = 1 << 0, 1 << 7, 1 << 12
 FRAME: Final = 0x000F_FFFF_FFFF_F000
@@ -29,9 +29,9 @@ ReadPhysical = Callable[[int, int], Coroutine[Any, Any, bytes]]
 
 
 async def read_memory(monitor: Monitor, file: Path, address: int, size: int) -> bytes:
-    """``size`` bytes at a virtual address, through ``file``, which is gone afterwards.
+    """Return ``size`` bytes at a virtual address. They pass through ``file``, which is deleted afterwards.
 
-    Raises EnvironmentFault (HR5111) where nothing is mapped, GuestUnreachableError when QEMU is gone.
+    Raises EnvironmentFault (HR5111) if nothing is mapped there, GuestUnreachableError if QEMU is gone.
     """
     try:
         # QEMU takes the address as a signed number.
@@ -49,7 +49,10 @@ async def read_memory(monitor: Monitor, file: Path, address: int, size: int) -> 
 
 
 async def idt_base(monitor: Monitor) -> int:
-    """Where the first processor's interrupt descriptor table is. Every page table of Linux maps it."""
+    """Return the address of the first processor's interrupt descriptor table.
+
+    Every page table of Linux maps it.
+    """
     return (await _registers(monitor))["IDT"]
 
 
@@ -71,7 +74,10 @@ async def _registers(monitor: Monitor) -> dict[str, int]:
 
 
 async def _read_behind_isolation(monitor: Monitor, file: Path, address: int, size: int) -> bytes | None:
-    """By the kernel's page table, beside that of the process or in use by now; None where none has it."""
+    """Read with the kernel's page table, which is next to the process's, or in use by now.
+
+    Return None if the address is not mapped there.
+    """
 
     async def physical(place: int, count: int) -> bytes:
         return await _save(monitor, "pmemsave", file, place, count)
@@ -82,7 +88,8 @@ async def _read_behind_isolation(monitor: Monitor, file: Path, address: int, siz
     tables = used
     if used.root & USER_TABLE and await used.translate(address) is None:
         tables = _Tables(physical, used.root & ~USER_TABLE, levels)
-        # Without isolation that is any page: two tables of one process have the descriptor table in common.
+        # Without isolation that could be any page. Two tables of one process both map the IDT to the same
+        # page.
         shared = await used.translate(registers["IDT"])
         if shared is None or await tables.translate(registers["IDT"]) != shared:
             return None
@@ -99,7 +106,7 @@ async def _read_behind_isolation(monitor: Monitor, file: Path, address: int, siz
 
 
 def _pieces(address: int, size: int) -> Iterator[tuple[int, int]]:
-    """A stretch of memory cut at the borders of pages."""
+    """Split a stretch of memory at page boundaries."""
     end = address + size
     while address < end:
         stop = min(end, (address | (PAGE - 1)) + 1)
@@ -117,7 +124,7 @@ class _Tables:
         self._read: dict[int, bytes] = {}
 
     async def translate(self, address: int) -> int | None:
-        """The physical address; None when the page is not there."""
+        """Return the physical address, or None if the page is not present."""
         table = self.root
         for level in range(self._levels, 0, -1):
             shift = 12 + 9 * (level - 1)
@@ -135,13 +142,13 @@ class _Tables:
 
 
 async def dump_memory(monitor: Monitor, file: Path) -> None:
-    """Write the guest's memory to a new file, as drgn and crash read it; it stands still meanwhile.
+    """Write the guest's memory to a new file for drgn and crash. The guest is stopped meanwhile.
 
-    ``file`` is absolute. Raises InputError when it is there already, EnvironmentFault when it cannot be
-    written, GuestUnreachableError.
+    ``file`` is absolute. Raises InputError if it exists already, EnvironmentFault if it cannot be written,
+    GuestUnreachableError.
     """
     try:
-        # All that the guest knows is in it.
+        # Create it for its owner only, because it contains all of the guest's data.
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError as error:
         raise InputError(f"{file} is there already", hint="name another file") from error

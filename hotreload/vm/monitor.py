@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""QEMU's monitor protocol. The only module that knows the qemu.qmp package, which is still in alpha.
+"""QEMU's monitor protocol. The only module that uses the qemu.qmp package, which is still in alpha.
 
-With a QEMU of ours we listen and it connects: there is no moment at which the socket does not exist yet. To
-that of somebody else we connect. A monitor serves one life of one QEMU; a socket serves one client, so people
-get a second one.
+For our own QEMU we listen and it connects, so the socket always exists before it is used. To somebody else's
+QEMU we connect. A monitor serves one QEMU process. A socket serves one client, so people get a second one.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from hotreload.errors import EnvironmentFault, GuestUnreachableError
 if TYPE_CHECKING:
     from qemu.qmp import QMPClient
 
-# Seconds in which QEMU greets whoever may talk to it.
+# Seconds within which QEMU greets a client that may talk to it.
 GREETING_LIMIT = 5.0
 
 
@@ -34,7 +33,7 @@ class QmpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class QmpEvent:
-    """What QEMU reports by itself, such as GUEST_PANICKED; ``data`` as in its QMP reference."""
+    """An event that QEMU sends, such as GUEST_PANICKED; ``data`` as in its QMP reference."""
 
     name: str
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -49,16 +48,19 @@ class Monitor:
         self._socket = socket
         self._is_ours = False
         self._client: QMPClient = QMPClient("hotreload")
-        # Its own warnings about a peer that went away would be noise: the machine reports that.
+        # Its warnings about a peer that disconnected would be noise, because the machine reports that.
         self._client.logger.disabled = True
 
     async def listen(self) -> None:
-        """Make the socket. QEMU may be started now."""
+        """Create the socket. QEMU may be started afterwards."""
         await self._client.start_server(str(self._socket))
         self._is_ours = True
 
     async def accept(self) -> None:
-        """Wait until QEMU connects, and shake hands. It waits for ever if QEMU died: race it."""
+        """Wait until QEMU connects, and shake hands.
+
+        Never returns if QEMU died, so wait for its end as well.
+        """
         from qemu.qmp import ConnectError
 
         try:
@@ -67,9 +69,9 @@ class Monitor:
             raise GuestUnreachableError(f"QEMU's monitor does not answer: {error}", code="HR3107") from error
 
     async def connect(self) -> None:
-        """Connect to a socket where somebody's QEMU listens.
+        """Connect to a socket on which somebody's QEMU listens.
 
-        Raises EnvironmentFault (HR3108), of which NobodyListensError may come of a QEMU that has ended.
+        Raises EnvironmentFault (HR3108). In the case of NobodyListensError, QEMU may have ended.
         """
         from qemu.qmp import ConnectError
 
@@ -108,7 +110,7 @@ class Monitor:
             raise GuestUnreachableError(f"QEMU is gone: {command} was not answered") from error
 
     async def events(self) -> AsyncIterator[QmpEvent]:
-        """What QEMU reports from now on; ends when QEMU goes away."""
+        """Yield QEMU's events from now on; end when QEMU is gone."""
         with self._client.listener() as listener:
             # A listener does not end by itself on a disconnect (qemu.qmp 0.0.6).
             gone = asyncio.create_task(self._disconnected())
@@ -117,7 +119,7 @@ class Monitor:
                 while await _first(message, gone) is message:
                     event = message.result()
                     message = asyncio.create_task(listener.get())
-                    # The client keeps them for a reader of its own, which nobody is.
+                    # The client also queues the events for a default listener, which nobody reads.
                     self._client.events.clear()
                     yield QmpEvent(str(event["event"]), _data(event))
             finally:
@@ -127,7 +129,7 @@ class Monitor:
     async def close(self) -> None:
         """Disconnect. Safe in every state."""
         with contextlib.suppress(Exception):
-            # Whatever ended the connection has been reported by the call that met it.
+            # What ended the connection was reported by the call that ran into it.
             await self._client.disconnect()
         if self._is_ours:
             self._socket.unlink(missing_ok=True)
@@ -144,6 +146,6 @@ def _data(event: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def _first(message: asyncio.Task[Any], gone: asyncio.Task[None]) -> asyncio.Task[Any]:
-    """Whichever is done, the message if both are: no event may be lost to the disconnect that follows it."""
+    """Return the task that is done; the message if both are, so that no event before a disconnect is lost."""
     await asyncio.wait({message, gone}, return_when=asyncio.FIRST_COMPLETED)
     return message if message.done() else gone

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Does KVM run guests here? Only running one tells.
+"""Find out whether KVM runs guests here. Only running one can tell.
 
-``/dev/kvm`` may open, answer every ioctl and still run no guest: where the host itself is a virtual
-machine, KVM may know nothing but interpreting guest instructions, a microsecond each, until it meets
-one that it cannot. So QEMU is given a ROM of a hundred bytes of code instead of a BIOS, on the very
-processor model that the guest would get. It switches to 64-bit mode with paging, counts down from
-67 million (30 ms on a real processor, a minute when interpreted), and leaves through QEMU's debug
-exit device with a status that nothing else gives. The answer is cached.
+``/dev/kvm`` may open and answer every ioctl, but still run no guest: if the host itself is a virtual machine,
+KVM may only interpret guest instructions, a microsecond each, until it finds one that it cannot interpret.
+Therefore QEMU gets a ROM with a hundred bytes of code instead of a BIOS, with the same processor model as the
+guest. The code switches to 64-bit mode with paging, counts down from 67 million (30 ms on a real processor, a
+minute when interpreted), and exits through QEMU's debug exit device with a unique status. The answer is
+cached.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hotreload.vm.qemu import main_complaint
 from hotreload.vm.spec import cpu_model
 
 KVM = Path("/dev/kvm")
-# Seconds. Ten times what a slow machine needs; a KVM that only interprets takes a minute, or for ever.
+# Seconds. Ten times what a slow machine needs; a KVM that only interprets takes a minute, or never ends.
 PROBE_LIMIT = 5.0
 
 EXIT_PORT = 0xF4
@@ -37,13 +37,13 @@ EXIT_STATUS = EXIT_VALUE << 1 | 1
 ROUNDS = 1 << 26
 
 ROM_SIZE = 64 * 1024
-# The first instruction of an x86 processor is 16 bytes below 4 GiB (Intel SDM vol. 3, 10.1.4).
+# An x86 processor executes its first instruction at 16 bytes below 4 GiB (Intel SDM vol. 3, 10.1.4).
 RESET_VECTOR = ROM_SIZE - 16
 
 
 @dataclass(frozen=True, slots=True)
 class Accel:
-    """What runs the guest, and why. ``code`` is HR5101 where it is not KVM."""
+    """How the guest is run, and why. ``code`` is HR5101 if it is not KVM."""
 
     name: Literal["kvm", "tcg"]
     reason: str
@@ -54,13 +54,14 @@ class Accel:
 
 
 async def choose_accel(qemu: str = "qemu-system-x86_64") -> Accel:
-    """``kvm`` where it was seen to run a guest, else ``tcg``. Raises EnvironmentFault (HR5104)."""
+    """Return ``kvm`` if it was seen to run a guest, else ``tcg``. Raises EnvironmentFault (HR5104)."""
     program = shutil.which(qemu)
     if program is None:
         raise EnvironmentFault(
             f"{qemu} is not installed", code="HR5104", hint="apt-get install qemu-system-x86"
         )
-    # Presence and permission change without a trace that a cache could see, and cost nothing to ask.
+    # Presence and permission are not cached, because no key would show their change, and they cost nothing to
+    # check.
     if not KVM.exists():
         return Accel("tcg", f"there is no {KVM}: the guest runs emulated, several times slower")
     if not os.access(KVM, os.R_OK | os.W_OK):
@@ -77,7 +78,7 @@ async def choose_accel(qemu: str = "qemu-system-x86_64") -> Accel:
 
 
 async def probe_kvm(qemu: str) -> Accel:
-    """Run the ROM under KVM, now."""
+    """Run the ROM under KVM."""
     try:
         status, complaint = await run_rom(qemu, "kvm")
     except TimeoutError:
@@ -88,7 +89,7 @@ async def probe_kvm(qemu: str) -> Accel:
 
 
 async def run_rom(qemu: str, accel: str) -> tuple[int, str]:
-    """QEMU's exit status and error line. Raises TimeoutError when the ROM did not run."""
+    """Return QEMU's exit status and error line. Raises TimeoutError if the ROM did not run."""
     rom = cache_folder() / "probe.rom"
     with writing_to(rom):
         _replace(rom, probe_rom())
@@ -115,7 +116,7 @@ async def run_rom(qemu: str, accel: str) -> tuple[int, str]:
 
 
 def probe_rom() -> bytes:
-    """A ROM whose code enters 64-bit mode, counts, and writes EXIT_VALUE to EXIT_PORT."""
+    """Return a ROM whose code enters 64-bit mode, counts, and writes EXIT_VALUE to EXIT_PORT."""
     enter = bytes(
         (
             *(0x66, 0x2E, 0x0F, 0x01, 0x16, *_word(_GDT_REGISTER)),  # lgdtl %cs:GDT_REGISTER
@@ -135,7 +136,7 @@ def probe_rom() -> bytes:
             *(0xEB, 0xFE),  # 1: jmp 1b
         )
     )
-    # Accessed and dirty are set already, as a processor cannot write them to a ROM.
+    # The accessed and dirty bits are set, because a processor cannot write them to a ROM.
     present_writable = 0x63
     last_2_mb = (1 << 32) - (2 << 20)
     rom = bytearray(ROM_SIZE)
@@ -173,7 +174,7 @@ def _quad(value: int) -> bytes:
 
 
 def _fingerprint(qemu: Path) -> str:
-    """Whatever a different answer may come from: the question, the host's kernel, QEMU, the processor."""
+    """Hash what may change the answer: the probe itself, the host's kernel, QEMU, the processor."""
     about = qemu.resolve().stat()
     question = (probe_rom(), cpu_model("kvm"))
     facts = (question, *platform.uname()[2:4], str(qemu), about.st_size, about.st_mtime_ns, _processor())
@@ -193,7 +194,7 @@ def _cached(cache: Path, key: str) -> Accel | None:
 
 
 def _remember(cache: Path, key: str, answer: Accel) -> None:
-    # One machine, one answer: an older one is of a kernel or QEMU that is gone.
+    # Only keep one answer: an older one is of a kernel or QEMU that is no longer used.
     with writing_to(cache):
         _replace(cache, json.dumps({key: asdict(answer)}).encode())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the processors of a guest are at, asked by QEMU's monitor while the guest runs on."""
+"""What the processors of a guest are doing, as QEMU's monitor reports while the guest runs."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from dataclasses import dataclass
 
 from hotreload.vm.monitor import Monitor
 
-# A kernel that works has its interrupts off for microseconds, and leaves for a program or to rest in between.
+# A healthy kernel has its interrupts off for microseconds, and returns to a program or to idle in between.
 LOOKS = 40
 INTERVAL = 0.05
-# RFLAGS bit 9 (Intel SDM volume 1, 3.4.3.3): interrupts are taken.
+# RFLAGS bit 9 (Intel SDM volume 1, 3.4.3.3): interrupts are enabled.
 INTERRUPTS = 1 << 9
 
-# RunState (qapi/run-state.json) -> what people call it.
+# RunState (qapi/run-state.json) -> the name that people use.
 STANDSTILLS = {"suspended": "suspended", "paused": "paused", "debug": "paused", "io-error": "paused"}
 
 
 @dataclass(frozen=True, slots=True)
 class InKernel:
-    """A processor that runs code of the kernel, at this address; ``closed``: with its interrupts off.
+    """A processor that runs kernel code at this address; ``closed``: with interrupts off.
 
-    ``stack``: the address of the end of its stack.
+    ``stack``: its stack pointer (RSP).
     """
 
     address: int
@@ -32,18 +32,19 @@ class InKernel:
 
 
 async def standstill(monitor: Monitor) -> str | None:
-    """ "suspended": the guest sleeps (S3) until a wakeup; "paused": somebody wants it so, over QMP or with a
-    debugger, until `cont`. None: it runs, or QEMU is at something that ends by itself.
+    """Return why the guest stands still, or None if it runs or QEMU does something that ends by itself.
 
-    Raises GuestUnreachableError when QEMU is gone.
+    "suspended": the guest sleeps (S3) until a wakeup. "paused": somebody paused it over QMP or with a
+    debugger, until `cont`. Raises GuestUnreachableError if QEMU is gone.
     """
     return STANDSTILLS.get((await monitor.execute("query-status"))["status"])
 
 
 async def stuck_processor(monitor: Monitor) -> InKernel | None:
-    """One that was in the kernel whenever we looked, for two seconds; ``closed`` if it was so each time.
+    """Return a processor that was in the kernel each time we looked, for two seconds.
 
-    None: each has left it. Raises GuestUnreachableError when QEMU is gone.
+    ``closed`` if its interrupts were off each time. None if each processor has left the kernel. Raises
+    GuestUnreachableError if QEMU is gone.
     """
     stuck: dict[int, InKernel] | None = None
     for _ in range(LOOKS):
@@ -64,7 +65,7 @@ async def _registers(monitor: Monitor) -> object:
 
 
 def in_kernel(registers: str) -> dict[int, InKernel]:
-    """The processors that run in ring 0, by number, of QEMU's text."""
+    """Return the processors that run in ring 0, by number, from QEMU's text."""
     found = {}
     for number, text in enumerate(re.split(r"(?m)^CPU#\d+\s*$", registers)[1:] or [registers]):
         place = re.search(r"RIP=([0-9a-f]+) RFL=([0-9a-f]+).*CPL=(\d).*HLT=(\d)", text)

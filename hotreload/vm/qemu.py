@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One QEMU process and its monitor: started together, ended together."""
+"""One QEMU process and its monitor, started together and ended together."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hotreload.vm.monitor import Monitor, QmpError
 
 # Seconds from QMP's `quit` to SIGKILL.
 QUIT_GRACE = 2.0
-# QEMU needs some 50 ms to connect to the monitor; a machine that swaps needs more.
+# Seconds. QEMU takes some 50 ms to connect to the monitor; more on a machine that swaps.
 CONNECT_LIMIT = 30.0
-# The last words are what matters of a program that may warn a thousand times.
+# QEMU may print a thousand warnings; only the last lines matter.
 COMPLAINT_BYTES = 8192
 
 
 def main_complaint(stderr: str) -> str:
-    """The line that tells why QEMU ended: the first that is no warning."""
+    """Return the line that says why QEMU ended: the first one that is not a warning."""
     lines = [line for line in printable(stderr).splitlines() if line.strip()]
     return next((line for line in lines if "warning:" not in line), lines[0] if lines else "")
 
@@ -46,11 +46,11 @@ class Qemu:
 
     @property
     def complaint(self) -> str:
-        """What QEMU said on its standard error, safe to print."""
+        """What QEMU wrote to its standard error, safe to print."""
         return printable(self._stderr.decode(errors="replace")).strip()
 
     async def wait(self) -> str:
-        """Return one line on how it ended, once it did."""
+        """Wait until QEMU has ended, and return one line that says how."""
         await self._process.wait()
         await asyncio.wait({self._reader})
         status = self._process.returncode or 0
@@ -59,7 +59,7 @@ class Qemu:
         return f"QEMU ended with {how}" + (f": {complaint}" if complaint else "")
 
     async def end(self) -> None:
-        """Ask, wait, kill. Nothing of it is left afterwards."""
+        """End QEMU: ask, wait, kill. Nothing of it is left afterwards."""
         try:
             with contextlib.suppress(TimeoutError, QmpError, GuestUnreachableError):
                 async with asyncio.timeout(QUIT_GRACE):
@@ -80,7 +80,7 @@ class Qemu:
 async def start_qemu(argv: Sequence[str], qmp_socket: Path) -> Qemu:
     """Start QEMU and wait until it has connected to the monitor at ``qmp_socket``.
 
-    Raises QemuEndedError when it ends instead, GuestUnreachableError (HR3107) when it does neither.
+    Raises QemuEndedError if it ends instead, GuestUnreachableError (HR3107) if it does neither.
     """
     monitor = Monitor(qmp_socket)
     await monitor.listen()
@@ -103,7 +103,7 @@ async def _connected(qemu: Qemu) -> None:
     try:
         await asyncio.wait({accepted, ended}, timeout=CONNECT_LIMIT, return_when=asyncio.FIRST_COMPLETED)
         if accepted.done() and accepted.exception():
-            # It hung up on us; it is on its way out, and its own words say more.
+            # It closed the connection and is about to end. Its own error message says more.
             await asyncio.wait({ended}, timeout=QUIT_GRACE)
         if ended.done():
             raise QemuEndedError(qemu.complaint or ended.result())

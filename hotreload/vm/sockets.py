@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A folder for the sockets of one machine, and a free port. Both are gone with the machine.
+"""A folder for the sockets of one machine, and a free port. Both are released with the machine.
 
-Each folder is locked by its owner (flock), and the kernel drops the lock when the owner dies in
-whatever way; so a folder that can be locked is the rest of a killed hotreload, and is removed.
+Each folder is locked by its owner (flock), and the kernel drops the lock when the owner dies for any reason.
+A folder that can be locked is therefore left over from a killed hotreload, and is removed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from hotreload.paths import runtime_folder, writing_to
 
-# sockaddr_un.sun_path has 108 bytes, with the closing zero (unix(7)).
+# sockaddr_un.sun_path has 108 bytes, including the terminating zero (unix(7)).
 PATH_LIMIT = 107
 LONGEST_NAME = "console"
 PREFIX = "vm-"
@@ -26,7 +26,7 @@ PREFIX = "vm-"
 
 @contextlib.contextmanager
 def socket_folder() -> Iterator[Path]:
-    """A fresh folder, for its owner only, short enough for the paths of sockets in it."""
+    """Create a folder, accessible to its owner only, with a path short enough for sockets in it."""
     parent = _short_parent()
     _sweep(parent)
     with writing_to(parent), contextlib.ExitStack() as cleanup:
@@ -37,7 +37,7 @@ def socket_folder() -> Iterator[Path]:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody uses now. Somebody may be faster than QEMU, though."""
+    """Return a TCP port of 127.0.0.1 that is free. Somebody else may take it before QEMU does."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -52,7 +52,7 @@ def _short_parent() -> Path:
     with writing_to(shared):
         shared.mkdir(mode=0o700, exist_ok=True)
         about = shared.lstat()
-        # Anybody may make a folder of this name in /tmp before us, and would own our sockets.
+        # Somebody else may have created a folder of this name in /tmp, and would own our sockets.
         if about.st_uid == os.getuid() and about.st_mode & 0o777 == 0o700 and not shared.is_symlink():
             return shared
         return Path(tempfile.mkdtemp(prefix="hotreload-"))
@@ -66,7 +66,7 @@ def _locked(folder: Path) -> int:
 
 def _sweep(parent: Path) -> None:
     for folder in parent.glob(f"{PREFIX}*"):
-        # BlockingIOError: it is in use. FileNotFoundError: somebody else swept it.
+        # BlockingIOError: it is in use. FileNotFoundError: another process removed it.
         with contextlib.suppress(OSError):
             descriptor = _locked(folder)
             shutil.rmtree(folder, ignore_errors=True)

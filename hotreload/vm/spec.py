@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What the virtual machine is: a value, and the QEMU command line that it stands for. Pure.
+"""The description of a virtual machine, as a value, and its QEMU command line. Pure.
 
-Reasons for what is not obvious, each measured under TCG with Debian's 6.1 cloud kernel (to SSH, seconds):
-q35 2.0, pc 2.2; qemu64 2.2, max 2.6; a kernel at its link address 2.2, with KASLR 2.4.
+Some choices are based on measurements under TCG with Debian's 6.1 cloud kernel (seconds until SSH): q35 2.0,
+pc 2.2; qemu64 2.2, max 2.6; a kernel at its link address 2.2, with KASLR 2.4.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ KERNEL_COMMAND_LINE = (
     "console=ttyS0",
     # Boot messages go to the ring buffer (dmesg), not over the slow serial port. Errors still do.
     "quiet",
-    # A guest that panics waits: QEMU tells us, and the report and the checkpoint need it as it is.
+    # A guest that panics waits: QEMU reports it, and the report and the checkpoint need it as it is.
     "panic=0",
     "oops=panic",
-    # System.map, vmlinux, memsave and gdb then all speak of the same addresses. The guest is reachable from
-    # this machine only and runs its developer's code: there is nobody to hide addresses from.
+    # System.map, vmlinux, memsave and gdb then all use the same addresses. The guest can only be reached from
+    # this machine and runs its developer's code, so there is nobody to hide addresses from.
     "nokaslr",
     "mitigations=off",
-    # The self-tests of all ciphers at each boot: 0.5 s of 2.5. cryptomgr.notests=0 brings them back.
+    # Skip the self-tests of all ciphers at each boot: 0.5 s of 2.5. cryptomgr.notests=0 enables them again.
     "cryptomgr.notests",
 )
 # On a busy machine an emulated timer is late, and a kernel that counts its ticks panics: "IO-APIC + timer
-# doesn't work". As a guest of KVM the kernel leaves the check out by itself.
+# doesn't work". Under KVM the kernel skips the check by itself.
 EMULATED_COMMAND_LINE = ("no_timer_check",)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where one running machine is reached; ``folder`` holds its sockets.
+    """How one running machine is reached; ``folder`` holds its sockets.
 
-    ``qmp``: we listen, QEMU connects, before the guest runs. ``qmp2``: QEMU listens, for people and for
-    ``drgn --qemu``. ``console``: the serial port, QEMU listens; ``console_log`` keeps all that it ever said.
-    ``ssh_port`` is one of 127.0.0.1.
+    ``qmp``: we listen, and QEMU connects before the guest runs. ``qmp2``: QEMU listens, for people and for
+    ``drgn --qemu``. ``console``: the serial port, QEMU listens; ``console_log`` has everything it ever
+    printed. ``ssh_port`` is a port of 127.0.0.1.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True)
 class MachineSpec:
-    """What a virtual machine is. ``memory_mb`` in MiB; ``accel`` is ``kvm`` or ``tcg``.
+    """The description of a virtual machine. ``memory_mb`` in MiB; ``accel`` is ``kvm`` or ``tcg``.
 
     ``state_disk``: a qcow2 file that snapshots are saved in, or None.
     """
@@ -72,7 +72,7 @@ class MachineSpec:
     kernel: Path
     initramfs: Path
     accel: str = "tcg"
-    # One: with more, the kernel's own live patch transition waits 0.75-1.75 s for the idle ones.
+    # One, because with more the kernel's live patch transition waits 0.75-1.75 s for the idle ones.
     cpus: int = 1
     memory_mb: int = 512
     state_disk: Path | None = None
@@ -81,12 +81,15 @@ class MachineSpec:
     qemu: str = "qemu-system-x86_64"
 
     def argv(self, at: Endpoints) -> tuple[str, ...]:
-        """The QEMU command line."""
+        """Return the QEMU command line."""
         devices = (*self._devices(at.ssh_port), *self._disk())
         return (self.qemu, *self._machine(), *self._boot(), *_control(at), *devices)
 
     def by_hand(self, ssh_port: int) -> str:
-        """The command line for a person to paste: the console is the terminal, nothing else is needed."""
+        """Return a command line for people to paste, with the console in the terminal.
+
+        It needs nothing else.
+        """
         terminal = ("-serial", "mon:stdio")
         return paste_ready((self.qemu, *self._machine(), *self._boot(), *terminal, *self._devices(ssh_port)))
 
@@ -96,10 +99,11 @@ class MachineSpec:
         yield from ("-machine", "q35")
         yield from ("-accel", self.accel)
         yield from ("-cpu", cpu_model(self.accel))
-        # A socket each: the firmware's MP table, for kernels without ACPI, lists only the first of a socket.
+        # One processor per socket: the firmware's MP table, for kernels without ACPI, only lists the first
+        # one of a socket.
         yield from ("-smp", f"{self.cpus},sockets={self.cpus}" if self.cpus > 1 else "1")
         yield from ("-m", str(self.memory_mb))
-        # A crashed or stopped guest stays in memory: to be looked at, and to be restored.
+        # A crashed or stopped guest stays in memory, to be examined and restored.
         yield from ("-action", "reboot=shutdown,shutdown=pause,panic=pause")
 
     def _boot(self) -> Iterator[str]:
@@ -109,19 +113,19 @@ class MachineSpec:
 
     def _devices(self, ssh_port: int) -> Iterator[str]:
         yield from ("-device", "virtio-rng-pci")
-        # restrict=on: the guest reaches nothing but the port that is forwarded to it.
+        # restrict=on: the guest can reach nothing but the port that is forwarded to it.
         forward = f"hostfwd=tcp:127.0.0.1:{ssh_port}-:{GUEST_SSH_PORT}"
         yield from ("-netdev", f"user,id=net,restrict=on,{forward}")
-        # No boot ROM: nobody boots from this network.
+        # No boot ROM, because nothing boots from this network.
         yield from ("-device", "virtio-net-pci,netdev=net,romfile=")
         yield from ("-device", "pvpanic-pci")
-        # Where the kernel keeps its VMCOREINFO note: drgn and the crash tools ask QEMU for it.
+        # Where the kernel puts its VMCOREINFO note: drgn and the crash tools ask QEMU for it.
         yield from ("-device", "vmcoreinfo")
 
     def _disk(self) -> Iterator[str]:
         if self.state_disk is not None:
-            # The guest has no such device: what it does not see cannot change what is tested in it.
-            # A snapshot lives as long as QEMU, so nothing has to reach the disk.
+            # The guest has no such device, so it cannot affect what is tested in the guest. A snapshot only
+            # lasts as long as QEMU, so nothing has to reach the disk.
             file = f"driver=file,node-name=state-file,filename={_escaped(self.state_disk)}"
             yield from ("-blockdev", f"{file},cache.no-flush=on")
             node = f"driver=qcow2,node-name={STATE_NODE},file=state-file"
@@ -129,15 +133,16 @@ class MachineSpec:
 
 
 def cpu_model(accel: str) -> str:
-    """The processor that QEMU shows to the guest."""
-    # Under TCG each feature of the processor costs: `max` boots slower than the plain model. Its time stamp
-    # counter is the host's, which a restore does not set back: the guest's clock would jump, and watchdogs
-    # fire. KVM's clock is part of a checkpoint: QEMU saves it, and sets it back (hw/i386/kvm/clock.c).
+    """Return the processor model that QEMU shows to the guest."""
+    # Under TCG each feature of the processor costs time: `max` boots slower than the plain model. Its time
+    # stamp counter is the host's, which a restore does not set back: the guest's clock would jump, and
+    # watchdogs would fire. KVM's clock is part of a checkpoint: QEMU saves it, and sets it back
+    # (hw/i386/kvm/clock.c).
     return "host" if accel == "kvm" else "qemu64,-tsc"
 
 
 def _control(at: Endpoints) -> Iterator[str]:
-    # The console comes first: QEMU makes character devices in this order, so its socket is there when
+    # The console comes first: QEMU creates character devices in this order, so its socket exists by the time
     # QEMU has connected to ours.
     console = f"path={_escaped(at.console)},logfile={_escaped(at.console_log)}"
     yield from ("-chardev", f"socket,id=console,server=on,wait=off,{console}")
@@ -149,5 +154,5 @@ def _control(at: Endpoints) -> Iterator[str]:
 
 
 def _escaped(value: str | Path) -> str:
-    """A value inside a QEMU option list, where a comma would end it."""
+    """Return a value for a QEMU option list, in which a comma would end it."""
     return str(value).replace(",", ",,")

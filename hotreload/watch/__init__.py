@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Stage 1: files are saved, batches of changes come out."""
+"""Stage ``watch``: turn saves of files into batches of changes."""

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Saves become batches. Pure: events and times, digests of contents in; what changed out.
+"""Turn saves into batches. Pure: events, times and digests of contents in, changes out.
 
-An event means no more than "this path may differ now". Two things stand between it and a batch:
+An event only means "this path may differ now". Two steps lie between it and a batch:
 
-The *quiet time*. A save is seldom one event, and people (and formatters, and git) save several files at
-once. A batch is due 15 ms after the last event. Some events say that more must follow: a file that was
-created but not closed yet is still being written, and one that vanished is often about to come back under
-its name (vim moves the old file away first, then writes and syncs the new one). Those are given 120 ms.
-Whatever happens, nobody waits longer than 300 ms from the first event.
+The *quiet time*. A save often causes several events, and people (and formatters, and git) save several files
+at once. A batch is due 15 ms after the last event. Some events mean that more must follow: a file that was
+created but not closed is still being written, and one that vanished is often about to reappear under its name
+(vim moves the old file away first, then writes and syncs the new one). In these cases the batch is due after
+120 ms. It is due 300 ms after the first event at the latest.
 
-The *content*. What a path holds is compared with what was last delivered, so `touch`, a save without a
-change, an edit that was taken back in time, or a file deleted and made again yield nothing at all.
+The *content*. The content of a path is compared with what was last delivered. So `touch`, a save without a
+change, an edit that was reverted in time, and a file that was deleted and created again yield nothing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ PATIENCE = 0.120
 LIMIT = 0.300
 
 Kind = Literal["modified", "created", "deleted"]
-Digest = bytes | None  # of a file's content; None: there is no such file
+Digest = bytes | None  # of a file's content; None: the file does not exist
 
 
 @dataclass(frozen=True, slots=True)
 class SourceChange:
-    """One file that differs from what was last delivered."""
+    """A file that differs from what was last delivered."""
 
     path: Path
     kind: Kind
@@ -41,7 +41,8 @@ class SourceChange:
 class ChangeBatch:
     """Files that changed together, ordered by path.
 
-    ``saved_at``: when the last of their events arrived, by ``time.monotonic()``; "saved to live" begins.
+    ``saved_at``: when the last of their events arrived, by ``time.monotonic()``. The time from save to live
+    is measured from it.
     """
 
     changes: tuple[SourceChange, ...]
@@ -53,7 +54,7 @@ class ChangeBatch:
 
 
 class Hint(Enum):
-    """What an event tells about its path, besides that it may differ."""
+    """What an event says about its path, besides that it may differ."""
 
     COMPLETE = "closed after writing, or moved here: the content is all there"
     OPENED = "created and not closed yet: more is likely to follow"
@@ -62,7 +63,7 @@ class Hint(Enum):
 
 
 class Debounce:
-    """Collects paths that may differ, and says when it is time to look at them. Times are in seconds."""
+    """Collects paths that may differ, and decides when to read them. Times are in seconds."""
 
     def __init__(self, quiet: float = QUIET, patience: float = PATIENCE, limit: float = LIMIT) -> None:
         self.quiet = quiet
@@ -73,7 +74,7 @@ class Debounce:
         self._first = self._last = 0.0
 
     def note(self, path: str, hint: Hint, now: float) -> None:
-        """An event came in. The last hint about a path is the one that counts."""
+        """Record an event. For each path, the last hint counts."""
         if not self._paths:
             self._first = now
         self._last = now
@@ -84,14 +85,14 @@ class Debounce:
             self._unsettled.discard(path)
 
     def due(self) -> float | None:
-        """The time at which to take what was collected; None while there is nothing."""
+        """Return the time at which to take the collected paths, or None if there are none."""
         if not self._paths:
             return None
         wait = self.patience if self._unsettled else self.quiet
         return min(self._last + wait, self._first + self.limit)
 
     def take(self) -> tuple[frozenset[str], float]:
-        """The paths collected so far, and the time of the last event."""
+        """Return the paths collected so far, and the time of the last event."""
         paths = frozenset(self._paths)
         self._paths.clear()
         self._unsettled.clear()
@@ -99,7 +100,7 @@ class Debounce:
 
 
 def compare(delivered: Mapping[str, Digest], now: Mapping[str, Digest]) -> tuple[SourceChange, ...]:
-    """What differs, among the paths of ``now``, from what was last delivered; ordered by path."""
+    """Return which paths of ``now`` differ from what was last delivered, ordered by path."""
     changes = []
     for path in sorted(now):
         kind = _kind(delivered.get(path), now[path])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Looking at files: what they hold, which are in a folder, which file systems keep quiet about changes."""
+"""Read files, list folders, and find out which file systems do not report changes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from hotreload.watch.changes import Digest
 from hotreload.watch.filters import file_matters, folder_matters
 
-LARGEST_SOURCE = 64 << 20  # bytes; the kernel's largest header has 24 MB, core dumps have more
+LARGEST_SOURCE = 64 << 20  # bytes; the kernel's largest header has 24 MB, core dumps are larger
 NO_SUCH_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 
-# Where others than this kernel change files, so that inotify hears of nothing: inotify(7), "Limitations".
+# File systems that other machines can change without inotify noticing: inotify(7), "Limitations".
 REMOTE_FILESYSTEMS = frozenset(
     "9p afs beegfs ceph cifs davfs glusterfs lustre nfs nfs4 prl_fs smb3 smbfs vboxsf virtiofs".split()
 )
@@ -28,12 +28,12 @@ class StillWrittenError(Exception):
 
 
 def digest(path: str) -> Digest:
-    """BLAKE2b of a file's content, 16 bytes; None when there is no such file, or it cannot be a source.
+    """Return the 16-byte BLAKE2b of a file's content; None if it does not exist or cannot be a source.
 
-    Raises StillWrittenError when it changed meanwhile, OSError when it cannot be read.
+    Raises StillWrittenError if it changed meanwhile, OSError if it cannot be read.
     """
     try:
-        # Without O_NONBLOCK the open of a fifo waits for its writer.
+        # Without O_NONBLOCK, opening a fifo waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in NO_SUCH_FILE:
@@ -54,7 +54,7 @@ def digest(path: str) -> Digest:
 
 
 def stamp_digest(path: str) -> Digest:
-    """What stands for the content of a file that is not read: its time, size and inode."""
+    """Return a substitute for the digest of a file that is not read: its mtime, size and inode."""
     try:
         found = os.stat(path)
     except OSError:
@@ -68,7 +68,7 @@ def stamp_digest(path: str) -> Digest:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What is directly in one folder, after the filters. Paths are strings: there are thousands."""
+    """The entries of one folder, after filtering. Paths are strings, because there are thousands."""
 
     folders: tuple[str, ...]
     files: tuple[str, ...]
@@ -76,9 +76,9 @@ class Listing:
 
 
 def list_folder(folder: str) -> Listing:
-    """Sources and subfolders of ``folder``, empty when it is gone or cannot be read.
+    """Return the sources and subfolders of ``folder``; empty if it does not exist or cannot be read.
 
-    Symbolic links to folders are not followed: the kernel tree's lead back into itself.
+    Symbolic links to folders are not followed, because those in the kernel tree lead back into it.
     """
     folders, files, links = [], [], []
     try:
@@ -97,7 +97,7 @@ def list_folder(folder: str) -> Listing:
 
 
 def stat_files(roots: Iterable[str], files: Iterable[str]) -> dict[str, tuple[int, int, int]]:
-    """Modification time (ns), size and inode of everything below ``roots`` and of ``files``, for polling."""
+    """Return mtime (ns), size and inode of everything below ``roots`` and of ``files``, for polling."""
     found = {}
     waiting = list(roots)
     paths = list(files)
@@ -116,19 +116,19 @@ def stat_files(roots: Iterable[str], files: Iterable[str]) -> dict[str, tuple[in
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mounted file system: where, and its type as in /proc/filesystems (``nfs4``, ``fuse.sshfs``)."""
+    """A mounted file system: mount point, and type as in /proc/filesystems (``nfs4``, ``fuse.sshfs``)."""
 
     point: str
     type: str
 
     @property
     def needs_polling(self) -> bool:
-        # fuseblk (NTFS on a local disk) is this kernel's own; fuse.sshfs and its like are not.
+        # fuseblk (NTFS on a local disk) is only changed by this kernel; fuse.sshfs and the like are not.
         return self.type in REMOTE_FILESYSTEMS or self.type.startswith("fuse.")
 
 
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
-    """The lines of /proc/self/mountinfo (proc(5)), in their order."""
+    """Parse /proc/self/mountinfo (proc(5)). The order is kept."""
     mounts = []
     for line in text.splitlines():
         here, separator, source = line.partition(" - ")
@@ -138,7 +138,7 @@ def parse_mountinfo(text: str) -> tuple[Mount, ...]:
 
 
 def mount_of(path: str, mounts: Iterable[Mount]) -> Mount | None:
-    """The mount that holds a resolved path: the deepest; of several on one point, the last hides the rest."""
+    """Return the mount that holds a resolved path: the deepest, and the last one on the same point."""
     best: Mount | None = None
     for mount in mounts:
         below = mount.point.rstrip("/") + "/"
@@ -148,7 +148,7 @@ def mount_of(path: str, mounts: Iterable[Mount]) -> Mount | None:
 
 
 def needs_polling(paths: Iterable[str]) -> bool:
-    """Whether any of these is on a file system that others may change behind inotify's back."""
+    """Return whether any of these is on a file system that can change without inotify noticing."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         mounts = parse_mountinfo(file.read())
     found = (mount_of(os.path.realpath(path), mounts) for path in paths)
@@ -156,5 +156,5 @@ def needs_polling(paths: Iterable[str]) -> bool:
 
 
 def _unescape(field: str) -> str:
-    # seq_file writes space, tab, newline and backslash as \040 and the like.
+    # seq_file writes space, tab, newline and backslash as \040 etc.
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Which paths can matter at all. Pure: names in, yes or no out.
+"""Decide by name which paths can matter. Pure: names in, yes or no out.
 
-What is left after these filters is "a file somebody wrote by hand"; which of those are part of the build
-is the build stage's question.
+What passes these filters is probably written by hand. The build stage decides whether it is part of the
+build.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
-# What kbuild writes next to the sources (scripts/Makefile.build, scripts/Makefile.modpost), compilers'
-# and archivers' outputs, and what people leave beside them. Not images and packed files: a driver may include
-# one as bytes.
+# What kbuild writes next to the sources (scripts/Makefile.build, scripts/Makefile.modpost), outputs of
+# compilers and archivers, and what people leave there. Images and packed files are not listed, because a
+# driver may include their bytes.
 OUTPUT_SUFFIXES = frozenset(
     ".o .a .so .ko .cmd .mod .d .order .symvers .builtin .modinfo .dwo .gcno .gcda .su .i .lst .ll .s "
     ".map .qcow2 .pyc .log .orig .rej .tmp".split()
 )
 OUTPUT_NAMES = frozenset("vmlinux vmlinuz bzImage tags TAGS cscope.out compile_commands.json".split())
 
-# 4913 and its neighbours are vim's probe for a writable folder: 4913, then 123 more each time it exists.
+# vim creates 4913 to test whether a folder is writable; if that exists, it adds 123 until the name is free.
 VIM_PROBE = re.compile(r"\d{4,5}")
 # sed -i: sedXXXXXX. GNOME: .goutputstream-XXXXXX. JetBrains: ___jb_tmp___ and ___jb_old___.
 SAVE_TEMPORARIES = re.compile(r"sed[A-Za-z0-9]{6}|.*___jb_(tmp|old)___|.*~[0-9a-f]*|.*\.(bak|sw[a-px])")
 
 
 def folder_matters(name: str) -> bool:
-    """Whether sources may be below a folder of this name: not below ``.git`` and its hidden like."""
+    """Return whether a folder of this name may contain sources; ``.git`` and other hidden folders do not."""
     return not name.startswith(".") and name not in {"__pycache__", "node_modules"}
 
 
 def file_matters(name: str) -> bool:
-    """Whether a file of this name can be a source: no build output, no editor's temporary file."""
+    """Return whether a file of this name can be a source: no build output, no editor's temporary file."""
     return not (_is_output(name) or _is_editors(name))
 
 
 def path_matters(path: PurePath, root: PurePath) -> bool:
-    """The same for a whole path; the folders down to ``root`` are not looked at (it may be in ``~/.src``)."""
+    """Return the same for a whole path. Folders above ``root`` are not checked (it may be in ``~/.src``)."""
     below = path.relative_to(root).parts if path.is_relative_to(root) else path.parts[-1:]
     return bool(below) and all(map(folder_matters, below[:-1])) and file_matters(below[-1])
 

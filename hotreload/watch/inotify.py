@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
 """inotify, through watchdog's InotifyFD: which folders are watched, and what their events mean.
 
-watchdog's Observer is one floor above, and three of its habits do not fit a tool that promises that no
+watchdog's Observer is the next layer up. Three of its properties do not suit a tool that promises that no
 edit is lost and that a save is live at once (watchdog 7.1):
 
-- An event that moves a file out of the watched folders is held back 500 ms, in wait for its other half, and
-  everything behind it waits, too: a save right after `mv foo.c /elsewhere` arrived 500 ms late, measured.
-- When a subfolder cannot be watched, for want of watches (ENOSPC) above all, it says nothing.
-- A recursive watch takes in `.git` and everything else; its filters work behind the queue, not before it.
+- An event that moves a file out of the watched folders is held back for 500 ms, to wait for its counterpart,
+  and delays every event after it: a save right after `mv foo.c /elsewhere` arrived 500 ms late (measured).
+- If a subfolder cannot be watched, above all for lack of watches (ENOSPC), it does not report that.
+- A recursive watch includes `.git` and everything else; its filters work after the queue, not before it.
 
-So we take from watchdog what is tedious to get right, the descriptor, its reading thread and the parsing of
-events, and give it a callback of our own for each folder. Moves are not paired: an event means no more than
-"this path may differ", and both halves of a move do.
+Therefore we only use the parts of watchdog that are tedious to get right: the descriptor, its reading thread
+and the parsing of events. We register our own callback for each folder. Moves are not paired: an event only
+means "this path may differ", and that is true of both halves of a move.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from hotreload.watch.filters import file_matters, folder_matters
 if TYPE_CHECKING:
     from watchdog.observers.inotify_c import InotifyEvent, WatchDescriptor
 
-# <sys/inotify.h>. Not IN_OPEN: our own hashing would make it.  Not IN_MODIFY: the close follows.
-# IN_ATTRIB: a file that becomes readable.
+# <sys/inotify.h>. IN_OPEN is omitted because our own hashing would cause it, and IN_MODIFY because the close
+# follows. IN_ATTRIB: a file may become readable.
 IN_ATTRIB, IN_CLOSE_WRITE = 0x4, 0x8
 IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE = 0x40, 0x80, 0x100, 0x200
 IN_DELETE_SELF, IN_MOVE_SELF, IN_ONLYDIR, IN_EXCL_UNLINK = 0x400, 0x800, 0x0100_0000, 0x0400_0000
@@ -41,7 +41,7 @@ MASK = (
     | IN_DELETE_SELF | IN_MOVE_SELF | IN_ONLYDIR | IN_EXCL_UNLINK
 )  # fmt: skip
 
-# The two limits an inotify user meets, and the files that set them: for the machine, for this namespace.
+# The two limits of inotify, and the settings for each: of the machine and of this namespace.
 LIMITS = {
     errno.ENOSPC: ("watches", "fs.inotify.max_user_watches", "user.max_inotify_watches", 524_288),
     errno.EMFILE: ("instances", "fs.inotify.max_user_instances", "user.max_inotify_instances", 1_024),
@@ -51,9 +51,9 @@ Note = Callable[[str, Hint], None]
 
 
 class FolderWatch:
-    """The callback for one folder. ``names`` restricts it to some entries, and says what path each means.
+    """The callback for one folder. ``names`` restricts it to some entries, and maps each to a path.
 
-    The mapping is kept, not copied: names may be added to it later.
+    The mapping is kept, not copied, so names may be added to it later.
     """
 
     __slots__ = ("_folder", "_names", "_note", "_overflowed", "wd")
@@ -71,7 +71,7 @@ class FolderWatch:
         hint = hint_of(event.mask)
         if hint is None:
             return
-        if not event.name:  # about the folder itself
+        if not event.name:  # the event is about the folder itself
             if hint is Hint.GONE:
                 self._note(self._folder, hint)
             return
@@ -86,7 +86,7 @@ class FolderWatch:
         return os.path.join(self._folder, name) if matters else None
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:
-        """The folder is gone; the event of its parent, or its own, tells the rest."""
+        """Do nothing: the folder is gone, which its parent's event or its own reports."""
 
     def on_queue_overflow(self) -> None:
         self._overflowed()
@@ -101,7 +101,8 @@ class Inotify:
     def __init__(self, note: Note, overflowed: Callable[[], None]) -> None:
         from watchdog.observers.inotify_c import InotifyFD
 
-        # Its one warning, "queue overflowed", is ours to tell: it is followed by what we do about it.
+        # Its only warning is "queue overflowed". The watcher logs that itself, along with what it does about
+        # it.
         logging.getLogger("watchdog.observers.inotify_c").setLevel(logging.ERROR)
         self._note = note
         self._overflowed = overflowed
@@ -119,9 +120,10 @@ class Inotify:
         return sum(map(len, self._watches.values()))
 
     def watch(self, folder: str, names: Mapping[str, str] | None = None, *, owner: str) -> bool:
-        """Watch a folder, following it if it is a symbolic link; False when it is not there or not readable.
+        """Watch a folder, following it if it is a symbolic link.
 
-        ``owner``: the path on whose behalf, for ``forget`` and ``forget_tree``.
+        Return False if it does not exist or is unreadable. ``owner``: the path for which it is watched, for
+        ``forget`` and ``forget_tree``.
         """
         from watchdog.observers.inotify_c import CallbackId, Mask
 
@@ -134,14 +136,14 @@ class Inotify:
             if fault:
                 raise fault from error
             return False
-        if watch.wd == -1:  # watchdog's answer for a folder that we may not read
+        if watch.wd == -1:  # watchdog's result for a folder that we may not read
             self._descriptor.remove_callbacks([(watch.wd, identity)])
             return False
         self._watches.setdefault(owner, []).append(watch)
         return True
 
     def forget_tree(self, path: str) -> None:
-        """End the watches that ``path``, or anything below it, owns."""
+        """End the watches owned by ``path`` or anything below it."""
         below = path.rstrip("/") + "/"
         for owner in [owner for owner in self._watches if owner == path or owner.startswith(below)]:
             self.forget(owner)
@@ -155,14 +157,14 @@ class Inotify:
         self._descriptor.remove_callbacks(pairs)
 
     def stop(self) -> None:
-        """End every watch and the thread."""
+        """End all watches and the thread."""
         self._descriptor.stop()
         self._descriptor.join()
         self._watches.clear()
 
 
 def hint_of(mask: int) -> Hint | None:
-    """What an event's mask says about its path; None when it is not about a change."""
+    """Return what an event's mask says about its path; None if it is not about a change."""
     if mask & (IN_DELETE | IN_MOVED_FROM | IN_DELETE_SELF | IN_MOVE_SELF):
         return Hint.GONE
     if mask & IN_CREATE:
@@ -173,7 +175,7 @@ def hint_of(mask: int) -> Hint | None:
 
 
 def limit_fault(error: OSError) -> EnvironmentFault | None:
-    """The HR5102 for an error that stands for a limit of inotify, naming the setting and its value."""
+    """Return the HR5102 for an error that means a limit of inotify, naming the setting; else None."""
     if error.errno not in LIMITS:
         return None
     what, *settings, enough = LIMITS[error.errno]

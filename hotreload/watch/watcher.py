@@ -5,13 +5,13 @@
         async for batch in watcher:
             ...
 
-No edit is lost, by the order of things. The watches are set before the state is taken, and a folder is
-watched before it is listed, so whatever happens meanwhile is either seen or heard of, or both. What was
-heard of stays noted until its batch is handed out: a cancelled wait for a batch loses nothing. When the
-kernel's queue overflows, everything is looked at again.
+No edit is lost. Watches are set before the state is read, and a folder is watched before it is listed, so
+whatever happens meanwhile is seen, or reported, or both. Reported paths are kept until their batch is handed
+out, so a cancelled wait for a batch loses nothing. When the kernel's queue overflows, every file is checked
+again.
 
-Events arrive on watchdog's thread, which only notes paths; all else happens in the task that waits for a
-batch (many files: in a worker thread). While nothing happens, nothing runs.
+Events arrive on watchdog's thread, which only records paths. Everything else happens in the task that waits
+for a batch (in a worker thread if there are many files). While nothing happens, nothing runs.
 """
 
 from __future__ import annotations
@@ -41,34 +41,34 @@ from hotreload.watch.inotify import Inotify
 
 log = logging.getLogger(__name__)
 
-# Owners of watches that are not the watched folder itself; no path begins like this.
+# Owners of watches other than the watched folder itself; no path begins like this.
 ANCHOR, FILES = "anchor of ", "files in "
-FEW = 16  # so many files are hashed sooner than a worker thread is woken
+FEW = 16  # up to this many files, hashing is faster than waking a worker thread
 POLL_INTERVAL = 1.0  # seconds
 POLL_SHARE = 0.05  # of one core, at most
-# Where inotify tells of changes: of those that it does not tell of. A file that has another name elsewhere is
-# edited there, or a file system is mounted over its folder.
+# Polling of single files where inotify works, for changes that it does not report: a file that is edited
+# under another name (a hard link), or a file system that is mounted over its folder.
 NAMED_INTERVAL = 2.0
 NAMED_SHARE = 0.005
 
 
 class Watcher:
-    """Watches folders with all that is below them, and single files wherever they are.
+    """Watches folders with everything below them, and single files anywhere.
 
-    ``roots``   folders; paths are reported below them as they were given, symbolic links included
+    ``roots``   folders; paths below them are reported as they were given, including symbolic links
     ``files``   files elsewhere, such as headers; their folders are watched, but only these files count
-    ``wanted``  a further filter; outputs, hidden and editors' files never count
+    ``wanted``  an additional filter; outputs, hidden files and editors' files never count
     ``since``   digests of what counts as delivered, from an earlier ``digests()``; default: the files as
-                they are on entering. What differs from it is the first batch.
-    ``look``    False: only ``files`` are read on entering; another one below ``roots`` counts as changed with
-                its first event. A kernel has 60,000 sources, and a small one is built from 4,000
-    ``by_time`` files that are not read: they differ when their time or size does
+                they are on entering. The first batch has the differences.
+    ``look``    False: only ``files`` are read on entering; any other file below ``roots`` counts as changed
+                with its first event. A kernel has 60,000 sources, and a small one is built from 4,000
+    ``by_time`` files that are not read: they differ when their mtime or size does
     ``quiet``   seconds after the last event, as in ``changes``
-    ``polling`` look at all files every second, too; default: when a path is on a network file system, and
-                else at ``files`` every two
+    ``polling`` also check all files every second; default: if a path is on a network file system, otherwise
+                only check ``files``, every two seconds
 
-    Entering raises InputError (HR1009) when a root is no folder; entering and iterating raise
-    EnvironmentFault (HR5102) when inotify's limits are too low.
+    Entering raises InputError (HR1009) if a root is not a folder. Entering and iterating raise
+    EnvironmentFault (HR5102) if inotify's limits are too low.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class Watcher:
         self._overflow = False
         self._closed = False
         self._unreadable: set[str] = set()
-        self._notes = threading.Lock()  # guards _debounce and _overflow, which both threads touch
-        self._looking = threading.Lock()  # one look at a time: a cancelled one may not have ended yet
+        self._notes = threading.Lock()  # guards _debounce and _overflow, which both threads use
+        self._looking = threading.Lock()  # one check at a time, because a cancelled one may still run
         self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inotify: Inotify | None = None
@@ -143,7 +143,7 @@ class Watcher:
         return self
 
     async def __anext__(self) -> ChangeBatch:
-        """The next batch; waits for it. A batch holds all that changed since the one before."""
+        """Wait for the next batch, which has everything that changed since the previous one."""
         while not self._closed:
             self._wake.clear()
             with self._notes:
@@ -157,41 +157,44 @@ class Watcher:
         raise StopAsyncIteration
 
     def rescan(self) -> None:
-        """Look at every file, as if each had been saved; what differs comes as a batch."""
+        """Check every file, as if each had been saved. The differences come as a batch."""
         self._note_again((*self._roots, *self._names), Hint.COMPLETE)
 
     async def also_watch(self, files: Iterable[Path]) -> None:
-        """Watch further files, such as headers that a unit began to include, from what they hold now on."""
+        """Also watch these files, such as headers that a unit began to include.
+
+        Their current content counts as delivered.
+        """
         await asyncio.to_thread(self._add_files, {os.path.abspath(file) for file in files})
 
     def taken(self, files: Iterable[Path]) -> None:
-        """Somebody knows of these files what they hold now: it is no change."""
+        """Take the current content of these files as delivered, because the caller knows it already."""
         with self._looking:
             self._deliver(str(file) for file in files if str(file) in self._delivered)
 
     def digests(self) -> dict[Path, bytes]:
-        """What each file held when it was last delivered (at first: on entering); for ``since``."""
+        """Return the digest of each file as last delivered (at first: on entering), for ``since``."""
         return {Path(path): held for path, held in self._delivered.items() if held is not None}
 
-    # What watchdog's thread calls.
+    # The following methods are called by watchdog's thread.
 
     def _note(self, path: str, hint: Hint) -> None:
         with self._notes:
             first = self._debounce.due() is None
             self._debounce.note(path, hint, time.monotonic())
         if first and self._loop is not None:
-            # The loop is closed when the process ends without leaving the watcher: nobody listens.
+            # The loop is closed if the process ends without leaving the watcher; then nobody listens.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._wake.set)
 
     def _overflowed(self) -> None:
         with self._notes:
             known, self._overflow = self._overflow, True
-        if not known:  # each watched folder tells us
+        if not known:  # every watched folder reports the overflow
             log.warning("more changes than the kernel's inotify queue holds: looking at every file")
             self.rescan()
 
-    # What the waiting task does.
+    # The following methods are run by the waiting task.
 
     async def _look(self) -> ChangeBatch | None:
         with self._notes:
@@ -216,7 +219,7 @@ class Watcher:
             self._note(path, hint)
 
     def _examine(self, paths: Iterable[str]) -> tuple[dict[str, Digest], set[str]]:
-        """What the files at and below ``paths`` hold now; and those that somebody is writing."""
+        """Return the current digests of the files at and below ``paths``, and the files being written."""
         with self._looking:
             candidates: set[str] = set()
             for path in paths:
@@ -224,11 +227,11 @@ class Watcher:
             return self._digests(candidates)
 
     def _candidates(self, path: str) -> set[str]:
-        """The files that an event about ``path`` is about: itself, or all of a folder."""
+        """Return the files that an event about ``path`` concerns: itself, or all files of a folder."""
         assert self._inotify is not None
         was_watched = path in self._inotify
         if was_watched:
-            self._inotify.forget_tree(path)  # another folder or link may bear its name by now
+            self._inotify.forget_tree(path)  # another folder or link may have this name by now
         is_folder = os.path.isdir(path) and (path in self._roots or not os.path.islink(path))
         candidates = {path}
         if was_watched or is_folder:
@@ -273,7 +276,7 @@ class Watcher:
     def _is_below_a_root(self, folder: str) -> bool:
         return any(folder == root or folder.startswith(root.rstrip("/") + "/") for root in self._roots)
 
-    # Watches: each of these sets them first and looks afterwards.
+    # Setting watches. Each of these methods sets the watches first, and reads files afterwards.
 
     def _take_stock(self) -> None:
         found: set[str] = set()
@@ -294,7 +297,7 @@ class Watcher:
             self._deliver(self._name(files) - self._delivered.keys())
 
     def _deliver(self, files: Iterable[str]) -> None:
-        """What these files hold now is where we start from."""
+        """Take the current content of these files as delivered."""
         now, unsettled = self._digests(files)
         self._delivered.update(now)
         self._note_again(unsettled, Hint.OPENED)
@@ -315,7 +318,7 @@ class Watcher:
         return set(files)
 
     def _anchor(self, folder: str) -> None:
-        """Hear of it when the folder itself is replaced: only its parent's watch tells."""
+        """Watch the parent of a folder, because only that reports that the folder is replaced."""
         assert self._inotify is not None
         parent, name = os.path.split(folder)
         if name:
@@ -323,14 +326,14 @@ class Watcher:
             self._inotify.watch(parent, {name: folder}, owner=ANCHOR + folder)
 
     def _watch_files(self, folder: str) -> set[str]:
-        """Watch the folder of single files; these files."""
+        """Watch the folder of single files, and return these files."""
         assert self._inotify is not None
         self._inotify.forget(FILES + folder)
         self._inotify.watch(folder, self._names[folder], owner=FILES + folder)
         return set(self._names[folder].values())
 
     def _cover(self, folder: str) -> set[str]:
-        """Watch a folder and all below it; the files there."""
+        """Watch a folder and everything below it, and return its files."""
         assert self._inotify is not None
         found: set[str] = set()
         waiting = [folder]
@@ -345,12 +348,12 @@ class Watcher:
         return found
 
     def _follow(self, link: str) -> None:
-        """A file that is a symbolic link changes where it leads to."""
+        """Watch the target of a file that is a symbolic link."""
         assert self._inotify is not None
         target = os.path.realpath(link)
         self._inotify.watch(os.path.dirname(target), {os.path.basename(target): link}, owner=link)
 
-    # What inotify does not tell of.
+    # Polling, for what inotify does not report.
 
     async def _poll(self, roots: Sequence[str], seen: Mapping[str, tuple[int, int, int]]) -> None:
         least, share = (POLL_INTERVAL, POLL_SHARE) if roots else (NAMED_INTERVAL, NAMED_SHARE)
@@ -362,7 +365,8 @@ class Watcher:
             now = await asyncio.to_thread(stat_files, roots, self._files)
             interval = max(least, (time.monotonic() - started) / share)
             changed = {path for path in seen.keys() | now.keys() if seen.get(path) != now.get(path)}
-            # Whoever has a local file open for long may still be writing: inotify tells when it is closed.
+            # A local file that stays open may still be written, so wait until it is stable; inotify reports
+            # its close.
             for path in changed if roots else changing - changed:
                 self._note(path, Hint.COMPLETE)
             seen, changing = now, changed
