@@ -27,7 +27,7 @@ from hotreload.elf.model import Symbol
 
 @dataclass(frozen=True, slots=True)
 class Resized:
-    """``function`` allocates ``after`` bytes instead of ``before``."""
+    """``function`` allocates ``after`` instead of ``before``, in the unit of its allocator."""
 
     function: Symbol
     before: int
@@ -78,10 +78,10 @@ def refuse_other_frees(
 
 def message_of(resized: Resized, user: Symbol) -> str:
     """Return why the edit is refused."""
-    name = parent_name(resized.function.name)
+    name, relying = parent_name(resized.function.name), parent_name(user.name)
     return (
-        f"{name} allocates {resized.after} bytes instead of {resized.before}, and {parent_name(user.name)}"
-        " relies on that: what was allocated before keeps its size"
+        f"the size that {name} allocates changed from {resized.before} to {resized.after}, and {relying}"
+        " relies on it: what was allocated before keeps its size"
     )
 
 

@@ -8,6 +8,7 @@ object file does not keep these marks, so the allocators are listed here, each w
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Final
 
 from hotreload.elf.decoded import R8, RCX, RDI, RDX, RSI, RSP, Decoded, Memory, Number, Register, body_of
@@ -26,7 +27,7 @@ _SIZE_IN: Final = {
         ),
         (
             RSI,
-            """krealloc kvrealloc devm_kmalloc dma_alloc_attrs dmam_alloc_attrs dma_alloc_pages
+            """krealloc devm_kmalloc dma_alloc_attrs dmam_alloc_attrs dma_alloc_pages
             dma_alloc_noncontiguous kmem_cache_create kmem_cache_create_usercopy __kmem_cache_create_args
             __kfifo_alloc devm_bitmap_alloc devm_bitmap_zalloc kmemdup kmemdup_array kvmemdup memdup_user
             vmemdup_user __devres_alloc_node alloc_pages_exact_nid devm_alloc_percpu __devm_alloc_percpu
@@ -50,6 +51,9 @@ _SIZE_IN: Final = {
     )
     for name in names.split()
 }
+# Its arguments were the pointer, the old size, the new size and the flags before v6.12 (include/linux/mm.h),
+# and are the pointer, the size and the flags since (include/linux/slab.h).
+_KVREALLOC: Final = "kvrealloc"
 # These take the order of an allocation: the number of pages is 2 to the power of it.
 _ORDER_IN: Final = {
     name: register
@@ -71,14 +75,18 @@ _TAGGED: Final = "_noprof"
 
 
 def allocated_sizes(function: Symbol) -> Counter[int]:
-    """Return the sizes that a function passes to the kernel's allocators as numbers."""
+    """Return the sizes that a function passes to the kernel's allocators as numbers.
+
+    They are in the unit that the allocator counts in, mostly bytes; ``bitmap_alloc()`` takes bits.
+    """
     sizes: Counter[int] = Counter()
-    if not any(name in _SIZE_IN or name in _ORDER_IN for name in _called(function)):
+    called = _called(function)
+    if _KVREALLOC not in called and not any(name in _SIZE_IN or name in _ORDER_IN for name in called):
         return sizes
     known: dict[int, int] = {}
     for at in body_of(function).instructions.values():
         if at.mnemonic in ("call", "jmp"):
-            register = _SIZE_IN.get(_destination(at))
+            register = _size_register(_destination(at), known)
             if register in known:
                 sizes[known[register]] += 1
             register = _ORDER_IN.get(_destination(at))
@@ -92,6 +100,13 @@ def allocated_sizes(function: Symbol) -> Counter[int]:
         if (number := _set_to(at)) is not None:
             known[number[0]] = number[1]
     return sizes
+
+
+def _size_register(allocator: str, known: Mapping[int, int]) -> int | None:
+    """Return the register in which an allocator gets the size; ``known``: the registers that hold numbers."""
+    if allocator == _KVREALLOC:
+        return RDX if RCX in known else RSI
+    return _SIZE_IN.get(allocator)
 
 
 def frees(function: Symbol) -> bool:

@@ -43,11 +43,12 @@ _ALLOCATES: Final = {
 }
 # The kinds of memory that each of these takes, the usual one first, and the register that passes it.
 _FREES: Final = {
-    name: (kinds, register)
-    for names, kinds, register in (
+    name: (kinds, registers)
+    for names, kinds, *registers in (
         ("kfree kfree_sensitive bitmap_free", (SLAB, CACHE), RDI),
         ("kvfree kvfree_sensitive", (SLAB, CACHE, VMALLOC), RDI),
-        ("kvfree_call_rcu", (SLAB, CACHE, VMALLOC), RSI),
+        # In v6.1 the second argument is the offset of the first one in the object, unless that is NULL.
+        ("kvfree_call_rcu", (SLAB, CACHE, VMALLOC), RSI, RDI),
         ("vfree vfree_atomic", (VMALLOC,), RDI),
         ("kmem_cache_free", (CACHE,), RSI),
         ("free_pages __free_pages", (PAGES,), RDI),
@@ -87,7 +88,7 @@ def frees_of(function: Symbol) -> Counter[str]:
         name = at.destination.name if at.destination is not None else ""
         if at.mnemonic not in ("call", "jmp") or name not in _FREES:
             continue
-        pointer = known.get(_FREES[name][1])
+        pointer = next((known[register] for register in _FREES[name][1] if register in known), None)
         if pointer is not None and not _is_allocated(origin_of(body, pointer)):
             found[name] += 1
     return found

@@ -50,7 +50,7 @@ def test_a_new_size_of_an_allocation_is_refused_with_the_code_that_counts_on_it(
     others = {"use": use} if use else {}
     diff = difference(tmp_path, source(4, **others), source(new, **others))
     assert [(o.code, o.symbol) for o in diff.obstacles] == [("HR2101", "probe")]
-    assert f"allocates {new * 4} bytes instead of 16" in diff.obstacles[0].message
+    assert f"the size that probe allocates changed from 16 to {new * 4}" in diff.obstacles[0].message
 
 
 def test_what_is_allocated_at_its_first_use_is_there_when_the_size_changes(tmp_path: Path) -> None:
@@ -200,6 +200,28 @@ def test_another_unit_may_give_back_what_was_allocated(how: str, is_also_made: b
         compared[Path(name)] = Compared(ObjectPair(unit, Path(), Path()), cast("Original", None), diff)
     found = [(o.code, o.where) for o in allocations_across_units(compared, {"drv": frozenset(("drv",))})]
     assert found == ([("HR2101", "b.c")] if is_also_made else [])
+
+
+def test_an_object_that_is_freed_after_a_grace_period_is_one_of_its_allocator(tmp_path: Path) -> None:
+    # kfree_rcu(ptr, member) of v6.1 passes the address of the member, and its offset.
+    head = FREES + "void kvfree_call_rcu(void *, void *); void drop(void) { FREES; buf = 0; }"
+    rcu = head.replace("ALLOC", "__kmalloc(64, 3)").replace(
+        "FREES;", "kvfree_call_rcu(buf + 16, (void *) 16);"
+    )
+    pages = head.replace("ALLOC", "vmalloc(64)").replace("FREES;", "vfree(buf);")
+    rcu, pages = (text.replace("FREE(", "kfree(") for text in (rcu, pages))
+    found = difference(tmp_path, rcu, pages).obstacles
+    assert [o.code for o in found if "frees with vfree()" in o.message] == ["HR2101"]
+
+
+def test_the_new_size_of_an_object_is_the_one_of_kvrealloc(tmp_path: Path) -> None:
+    code = HEAD + "void *kvrealloc(); void *f(void *p) { return kvrealloc(p, 16, 48, 3); }"
+    code += "void *g(void *p) { return kvrealloc(p, 32, 3); }"
+    made = object_of(code.replace("kvrealloc()", "kvrealloc(void *, long, long, ...)"), tmp_path)
+    f, g = made.symbol("f"), made.symbol("g")
+    assert f is not None
+    assert g is not None
+    assert (allocated_sizes(f), allocated_sizes(g)) == ({48: 1}, {32: 1})
 
 
 def test_another_free_is_no_new_allocator(tmp_path: Path) -> None:
