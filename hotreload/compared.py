@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A unit as the guest booted it, and as its sources make it now, side by side."""
+"""A unit as the guest booted it and as its sources make it now, side by side."""
 
 from __future__ import annotations
 
@@ -22,32 +22,35 @@ Prototypes = Mapping[str, tuple[Any, ...]]
 
 
 def prototypes_of(unit: UnitObject) -> Prototypes:
-    """The prototypes of a unit's global functions, as layouts.py has them."""
+    """Return the prototypes of a unit's global functions, in the form of layouts.py."""
     known = unit.layouts.functions if unit.layouts is not None else {}
     return {name: known[name] for name in global_functions(unit.object) if name in known}
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A unit's base object, and what of it the guest runs: read once in the guest's life."""
+    """A unit's base object, and how it relates to what the guest runs. Read once in the life of a guest."""
 
     base: UnitObject
     running: RunningCode
 
 
 def read_original(base: Path, plain: Path) -> Original:
-    """Read a unit's base object and the one kbuild made. Raises InputError (HR1009)."""
+    """Read a unit's base object and the object that kbuild made. Raises InputError (HR1009)."""
     original = read_object(base)
     return Original(unit_object_of(original), match_running(read_object(plain), original))
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A unit's two objects, and what they differ in.
+    """A unit's two objects and the difference between them.
 
-    ``types``: of the patched one, if it has any that the base has not; ``digest``: of its file; ``edited``:
-    the digests of those files that it was made of and that were not as in the base. ``renames``: as diff_unit
-    took them. ``linkage``, ``prototypes``: of the patched one, these of its global functions.
+    ``types``       the types of the patched object, if it has any that the base lacks
+    ``digest``      of the patched object
+    ``edited``      digests of the input files that differ from the base
+    ``renames``     as passed to diff_unit
+    ``linkage``     of the patched object
+    ``prototypes``  of the global functions of the patched object
     """
 
     pair: ObjectPair
@@ -62,16 +65,16 @@ class Compared:
 
     @property
     def original_prototypes(self) -> Prototypes:
-        """Those of the base."""
+        """The prototypes of the global functions of the base object."""
         return prototypes_of(self.original.base)
 
 
 async def proved(base: Base, one: Compared) -> Compared:
-    """The same; where our flags change the code of a changed function, kbuild's show that the base is right.
+    """Return the same, after proving the changed functions whose code our compiler flags alter.
 
-    Without a red zone behind each variable, KASAN looks at no access of another file's variables. So the base
-    source is compiled once more, with the flags of kbuild alone: the functions that this makes as the guest
-    has them are proved. Raises InputError, CompilerDiedError.
+    Our flags omit KASAN's red zones behind variables, and without them gcc does not check accesses to
+    variables of other files. So the base source is compiled once more with kbuild's own flags. Functions that
+    come out as the guest has them count as proved. Raises InputError, CompilerDiedError.
     """
     running, unit = one.original.running, one.pair.unit
     if not any(twins.original in running.different for twins in one.diff.changed):

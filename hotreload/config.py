@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Settings: one frozen ``Config``, and where its values come from.
+"""Settings: one frozen ``Config``, and the sources of its values, the strongest first.
 
     flag  >  HOTRELOAD_* in the environment  >  the project's file  >  the user's file  >  the default
 
 The project's file is ``hotreload.toml``, or the table ``[tool.hotreload]`` of ``pyproject.toml``, in the
 watched folder or the nearest parent that has one, up to the root of its repository. Each value is checked
-where it enters, so that an error names its place: a file with its line, a variable, a flag.
+where it is read, so that an error can name its place: a file and line, a variable, or a flag.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from hotreload.errors import InputError
 from hotreload.paths import config_file
 
 RUNGS = ("patch", "module", "restore", "reboot")
-# What becomes of changed code that runs when a module is loaded.
+# What to do with changed code that runs when a module is loaded.
 INIT_CHANGES = ("reload", "wait")
-# A header that half of a small kernel uses; some minutes of compiling on two processors.
+# Enough for a header that half of a small kernel uses, which takes minutes to compile on two processors.
 MAX_UNITS = 300
 PACKAGED_KERNEL = "debian"
 # debian:6.12 is the packaged kernel of that series, from linux-image-6.12-cloud-amd64.
@@ -33,7 +33,7 @@ _SERIES = re.compile(rf"{PACKAGED_KERNEL}(?::(\d+\.\d+))?")
 
 
 class _Wrong(Exception):
-    """A value that its setting cannot take; the text says what it expects."""
+    """A value that its setting does not accept. The text says what is expected."""
 
 
 def _word(value: object) -> str:
@@ -49,7 +49,7 @@ def _command(value: object) -> str | None:
 
 
 def _words(value: object) -> tuple[str, ...]:
-    if isinstance(value, str):  # from the environment: ';' cannot stand in a module's name
+    if isinstance(value, str):  # from the environment; a module name cannot contain ';'
         value = [word for word in value.split(";") if word.strip()]
     if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
         raise _Wrong('a list of strings, like ["foo debug=1", "bar"]')
@@ -73,7 +73,7 @@ def _one_of(*choices: str) -> Callable[[object], str]:
 
 
 def _plain(number: float) -> str:
-    """A bound as a person writes it."""
+    """Format a bound without a needless decimal point."""
     return str(int(number)) if number == int(number) else f"{number:g}"
 
 
@@ -102,7 +102,7 @@ def _setting(default: Any, convert: Callable[[object], Any], text: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """Everything that can be set. ``settings()`` gives each field's line of help."""
+    """All settings. ``settings()`` returns the help line of each field."""
 
     kernel: str = _setting(
         PACKAGED_KERNEL,
@@ -160,7 +160,7 @@ class Config:
 
 
 def packaged_flavour(kernel: str) -> str | None:
-    """The flavour of the packaged kernel that is meant, as in linux-image-FLAVOUR; None for a folder."""
+    """Return the flavour of a packaged kernel, as in linux-image-FLAVOUR, or None for a folder."""
     found = _SERIES.fullmatch(kernel)
     if found is None:
         return None
@@ -168,14 +168,14 @@ def packaged_flavour(kernel: str) -> str | None:
 
 
 def settings() -> dict[str, str]:
-    """Every key with its line of help."""
+    """Return each key with its help line."""
     return {item.name: item.metadata["help"] for item in fields(Config)}
 
 
 def load_config(
     folder: Path, flags: Mapping[str, object] | None = None, environ: Mapping[str, str] = os.environ
 ) -> Config:
-    """The settings that hold for a project in ``folder``. A flag that is None was not given.
+    """Return the settings for a project in ``folder``. A flag that is None was not given.
 
     Raises InputError (HR1008) for a file that is not TOML, an unknown key, or a value of the wrong kind.
     """
@@ -192,14 +192,14 @@ def load_config(
 
 
 def wants_color(choice: str, stream: IO[str]) -> bool:
-    """Whether to colour what goes to ``stream``: ``auto`` means a terminal that is not dumb."""
+    """Return whether to colour output to ``stream``. ``auto`` means a terminal that is not dumb."""
     if choice == "auto":
         return stream.isatty() and os.environ.get("TERM") != "dumb"
     return choice == "always"
 
 
 def _project_file(folder: Path) -> Path | None:
-    """The nearest project file, at or above ``folder``; above it only inside a git repository."""
+    """Return the nearest project file at or above ``folder``. Only look above it inside a git repository."""
     folder = folder.resolve()
     chain = [folder, *folder.parents]
     root = next((number for number, place in enumerate(chain) if (place / ".git").exists()), 0)
@@ -211,12 +211,12 @@ def _project_file(folder: Path) -> Path | None:
 
 
 def _tables(file: Path) -> dict[str, Any] | None:
-    """The settings in ``file``; None for a pyproject.toml that is not about us."""
+    """Return the settings in ``file``, or None for a pyproject.toml without a table of ours."""
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         if file.name == "pyproject.toml" and "tool.hotreload" not in file.read_text(encoding="utf-8"):
-            return None  # not ours to judge
+            return None  # no table of ours: do not report its errors
         place = re.search(r" \(at line (\d+), column \d+\)$", str(error))
         said = str(error)[: place.start()] if place else str(error)
         line = f":{place[1]}" if place else ""
@@ -254,7 +254,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _located(key: str, value: Any, base: Path) -> Any:
-    """A path is relative to the file that names it, not to where the command is run."""
+    """Resolve a path relative to the file that names it, not to the current folder."""
     if key == "extra_modules":
         return tuple(_located_line(line, base) for line in value)
     if key != "kernel" or packaged_flavour(value):
@@ -263,7 +263,7 @@ def _located(key: str, value: Any, base: Path) -> Any:
 
 
 def _located_line(line: str, base: Path) -> str:
-    """A file and what is behind it."""
+    """Resolve the file at the start of a line, and keep the parameters behind it."""
     file, _, rest = line.partition(" ")
     return f"{os.path.normpath(base / Path(file).expanduser())} {rest}".strip()
 
@@ -281,14 +281,14 @@ def _shown(value: object) -> str:
 
 
 def _line_of(key: str, file: Path) -> str:
-    """``:LINE`` where ``key`` is set, as compilers write it; nothing when it cannot be told."""
+    """Return ``:LINE`` of where ``key`` is set, as compilers write it, or an empty string."""
     pattern = re.compile(rf"""\s*(?:\[.*)?["']?{re.escape(key)}["']?\s*[=\].]""")
     lines = file.read_text(encoding="utf-8").splitlines()
     return next((f":{number}" for number, line in enumerate(lines, 1) if pattern.match(line)), "")
 
 
 def nearest(word: str, words: Iterable[str]) -> str | None:
-    """The one of ``words`` that was most likely meant."""
+    """Return the one of ``words`` that was most likely meant, or None."""
     return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)), None)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One cycle, from a save to its report: what is known while it runs, and the report of each ending."""
+"""One cycle, from a save to its report: the data collected on the way, and a report for each outcome."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ _OUTCOMES = {
 
 @dataclass(slots=True)
 class Cycle:
-    """What is known of the cycle that is under way; ``saved_at`` is time.monotonic() of the last save."""
+    """The data of the cycle that is under way. ``saved_at`` is time.monotonic() of the last save."""
 
     files: tuple[Path, ...]
     saved_at: float
     announce: Announce
     compared: list[Compared] = field(default_factory=list)
     milliseconds: dict[str, float] = field(default_factory=dict)
-    is_saved: bool = False  # there is a checkpoint of the guest as it was before
+    is_saved: bool = False  # the save of a checkpoint before the change has begun
     notes: list[str] = field(default_factory=list)
-    moved: frozenset[str] = frozenset()  # as PatchPlan has it
+    moved: frozenset[str] = frozenset()  # as in PatchPlan
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes to the stage's."""
+        """Add the time that the block takes to the time of the stage."""
         started = time.monotonic()
         try:
             yield
@@ -68,7 +68,7 @@ class Cycle:
             self.milliseconds[name] = self.milliseconds.get(name, 0.0) + spent
 
     def announce_difference(self) -> None:
-        """Tell what the units of this edit differ in, before it is brought to the guest."""
+        """Announce how the units of this edit differ, before the guest is changed."""
         diffs = [each.diff for each in self.compared]
         self.announce(
             "diff.done",
@@ -84,18 +84,22 @@ class Cycle:
     def announce_climb(
         self, refusal: NotPatchableError, modules: Collection[str], still_runs: int | None
     ) -> ReloadReport:
-        """Tell why no patch can do it, and what is lost by what follows, before it is; what was told."""
+        """Announce why a patch is not enough, and what the next rung will lose. Return what was announced."""
         names = ", ".join(f"{name}.ko" for name in sorted(modules))
         lost = "its state is lost" if len(modules) == 1 else "their state is lost"
         hint = f"needs a module reload: {names}; {lost}"
         hinted = NotPatchableError(replace(each, hint=hint) for each in refusal.obstacles)
-        # The notes are told with what comes of it.
+        # The notes are reported with the outcome.
         report = replace(self.failed(hinted, still_runs), notes=())
         self.announce("climb", {"report": report})
         return report
 
     def note_times(self, applied: AppliedPatch) -> None:
-        """``push``: on the way; ``load``: insmod; ``complete``: from then until all tasks run new code."""
+        """Record the times of a deployment.
+
+        ``push`` is the transfer, ``load`` is insmod, and ``complete`` is the time from then until all tasks
+        run new code.
+        """
         self.milliseconds |= {
             "push": applied.push_ms,
             "load": applied.load_ms,
@@ -103,7 +107,7 @@ class Cycle:
         }
 
     def note_settlement(self, settlement: Settlement, reset: tuple[str, ...] = ()) -> None:
-        """Tell what of the functions and variables that earlier reloads added is not as it was."""
+        """Note which functions and variables that earlier reloads added start again from scratch."""
         if settlement.anew:
             names = ", ".join(settlement.anew)
             self.notes.append(f"HR2104 starts anew, with another type, initial value or function: {names}")
@@ -112,24 +116,27 @@ class Cycle:
             self.notes.append(f"HR2104 starts anew with each patch, for several have that name: {names}")
 
     def note_variables(self, names: Iterable[str]) -> None:
-        """Tell of variables that earlier reloads added, and that no code has any more."""
+        """Note variables that earlier reloads added and that no code uses any more."""
         if told := ", ".join(names):
             self.notes.append(f"HR2104 not there any more, though somebody may hold its address: {told}")
 
     def note_dropped(self, names: tuple[str, ...]) -> None:
-        """Tell of variables that earlier reloads added, and that the sources have no more."""
+        """Note variables that earlier reloads added and that the sources no longer have."""
         if names:
             self.notes.append(f"HR2104 not there any more, and new if it returns: {', '.join(names)}")
 
     def notes_of_units(self) -> list[str]:
-        """The notes on all units. A variable that moved from one unit to another is not lost."""
+        """Return the notes on all units. A variable that moved to another unit is not reported as lost."""
         notes = (note for each in self.compared for note in each.diff.notes)
         return [note.message for note in notes if note.code != "HR2104" or note.symbol not in self.moved]
 
     # --- endings ---
 
     def went_live(self, step: Step, before: Step) -> ReloadReport:
-        """The guest runs the sources: with a patch, or without one when nothing differs any more."""
+        """Return the report of a guest that runs the sources.
+
+        It does so with a patch, or without one if nothing differs from what it booted.
+        """
         live_ms = (time.monotonic() - self.saved_at) * 1000
         undone = [name for name in before.symbols if name not in step.symbols]
         changed = self._of_this_edit(step, before)
@@ -156,19 +163,20 @@ class Cycle:
 
     def _of_this_edit(self, step: Step, before: Step) -> tuple[str, ...]:
         names = [name for each in self.compared for name in each.diff.changed_names]
-        # What was compiled with an edit that was refused, and is not compiled again.
+        # Add what was compiled with an earlier, refused edit, and was not compiled again.
         names += [name for name in step.symbols if name not in before.symbols]
         told = tuple(name for name in dict.fromkeys(names) if name in step.symbols)
         if step.plan is None:
             return told
-        # What earlier saves changed is part of the plan, too, and status tells the sum.
+        # The plan also has what earlier saves changed. ``status`` shows the sum, this report only the
+        # difference.
         exits = {name for each in self.compared for name in each.diff.exit_names}
         changed = changed_since(before.plan, step.plan) | exits
         of_this_save = tuple(name for name in told if name in changed)
         return of_this_save or tuple(sorted(changed)) or told
 
     def went_anew(self, step: Step, modules: Collection[str]) -> ReloadReport:
-        """The guest runs the sources: these modules were loaded anew."""
+        """Return the report of a guest that runs the sources because these modules were reloaded."""
         return ReloadReport(
             Outcome.RELOADED,
             step.number,
@@ -181,7 +189,7 @@ class Cycle:
         )
 
     def no_change(self, still_runs: int | None) -> ReloadReport:
-        """The compiler made the same code of it."""
+        """Return the report of an edit that did not change the code."""
         notes = self.notes_of_units() + self.notes
         return ReloadReport(
             Outcome.NO_CHANGE,
@@ -193,7 +201,7 @@ class Cycle:
         )
 
     def would_be(self, symbols: tuple[str, ...], still_runs: int | None) -> ReloadReport:
-        """A dry run ends here."""
+        """Return the report of a dry run."""
         note = "dry run: nothing was sent to the guest"
         return ReloadReport(
             Outcome.PATCHABLE,
@@ -206,7 +214,10 @@ class Cycle:
         )
 
     def _to_blame(self, error: EditError | SessionError) -> tuple[Path, ...]:
-        """The files that an error is about: of several sources that were saved those that do not compile."""
+        """Return the files that an error is about.
+
+        If some of the saved sources compiled and others did not, these are the ones that did not.
+        """
         if not isinstance(error, SomeFailedError):
             return self.files
         broken = tuple(unit.source for unit in error.failed)
@@ -214,7 +225,7 @@ class Cycle:
         return tuple(file for file in self.files or broken if file in broken or file not in others)
 
     def failed(self, error: EditError | SessionError, still_runs: int | None) -> ReloadReport:
-        """The edit failed, and the guest was left as it was (or died)."""
+        """Return the report of an edit that failed. The guest was left as it was (or died)."""
         outcome = next(
             (_OUTCOMES[kind] for kind in type(error).__mro__ if kind in _OUTCOMES), Outcome.REFUSED
         )
@@ -223,7 +234,7 @@ class Cycle:
             reasons = tuple(map(_reason, error.obstacles))
         elif isinstance(error, CompileError):
             reasons = ()
-        # What was found out on the way is true whatever became of the edit.
+        # Notes from earlier stages are still true when the edit fails.
         notes = [*(error.tasks if isinstance(error, TransitionStalledError) else ()), *self.notes]
         text = getattr(error, "diagnostics", "") or getattr(error, "excerpt", "")
         return ReloadReport(
@@ -241,7 +252,10 @@ class Cycle:
 
 
 def with_waiting(report: ReloadReport, waits: Collection[str]) -> ReloadReport:
-    """The same report, with what of the edits waits for a load; then the sources are not all there."""
+    """Return the report with notes on edits that wait for a load.
+
+    Notes that say that the guest runs the sources are removed, because it does not.
+    """
     if not waits:
         return report
     notes = (note for note in report.notes if note not in (THE_SAME, AS_BOOTED))
@@ -250,7 +264,7 @@ def with_waiting(report: ReloadReport, waits: Collection[str]) -> ReloadReport:
 
 def _reason(obstacle: Obstacle) -> Reason:
     file, _, line = (obstacle.where or "").rpartition(":")
-    if not line.isdigit():  # a file alone
+    if not line.isdigit():  # a file without a line
         file, line = obstacle.where or "", ""
     return Reason(
         obstacle.code,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""``hotreload doctor``: run every check of preconditions.py, print it, and mend what can be mended.
+"""``hotreload doctor``: run every check of preconditions.py, print the findings, and fix what can be fixed.
 
-Mending goes in rounds, since one mend may show the next: only when apt has its lists can it say which
-compiler the kernel needs. A mend that did not help is not tried again.
+Fixing takes rounds, because one fix may reveal the next: only once apt has its lists can it say which
+compiler the kernel needs. A fix that did not help is not tried again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def examine(
     terse: bool = False,
     checks: Sequence[Check] = CHECKS,
 ) -> int:
-    """Run the checks and print what it found; with ``fix`` mend it. Returns the exit status, 0 or 7.
+    """Run the checks and print their findings. With ``fix``, fix what can be fixed.
 
-    ``terse`` prints only what fails in the end.
+    ``terse`` prints only what fails in the end. Return the exit status, 0 or 7.
     """
     tell = _as_json() if as_json else _as_text(color)
     tell_now = _silent if terse else tell
@@ -45,7 +45,7 @@ def examine(
         for mend in mends:
             _run_as_root(mend)
         tried.update(mends)
-        # All of them again: a new program may be what another check waited for.
+        # Run all checks again, because another check may have needed the new program.
         again = _look_at(checks, config, _silent)
         for check in checks:
             if again[check] != results[check]:
@@ -118,7 +118,10 @@ def _summary(results: Results, fixed: bool) -> str:
 
 
 def _merged(results: Results) -> list[Mend]:
-    """Each command once, and all packages in one call of apt, after `apt-get update` if that is needed."""
+    """Return each command once, and all packages in a single call of apt.
+
+    ``apt-get update`` comes first if it is needed.
+    """
     mends = [found.mend for found in results.values() if found.mend]
     packages = dict.fromkeys(package for mend in mends for package in mend.packages)
     commands = dict.fromkeys(mend for mend in mends if mend.command)
@@ -126,18 +129,18 @@ def _merged(results: Results) -> list[Mend]:
 
 
 def _run_as_root(mend: Mend) -> None:
-    """Run it; say what is being waited for, and what it said if it failed."""
+    """Run it as root. Print what is being run, and its output if it fails."""
     print(f"hotreload: running {mend}", file=sys.stderr, flush=True)
     done = _system(mend.argv)
     if done.returncode and mend.packages and _system(("apt-get", "update")).returncode == 0:
-        done = _system(mend.argv)  # the lists were older than the archive
+        done = _system(mend.argv)  # the package lists were out of date
     if done.returncode:
         print(f"{done.stdout.rstrip()}\nhotreload: {mend}: exit status {done.returncode}", file=sys.stderr)
 
 
 def _system(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    # Not process.run: that puts a program into a process group of its own, where sudo could not ask for a
-    # password, and kills it with us, which would leave dpkg half done.
+    # Do not use process.run. It gives the program a process group of its own, where sudo could not ask for a
+    # password, and kills it when we are killed, which would leave dpkg half done.
     if argv[0] == "apt-get":
         argv = (
             "env",

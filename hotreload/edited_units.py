@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Which units the sources' edits ask to be compiled: those that can differ from what the guest booted.
+"""Which units have to be compiled because of edits: those that can differ from what the guest booted.
 
-A file counts by what it says, not by having been saved. A unit all of whose files are as they were when the
-guest booted has the object of then, and is not compiled to find that out: taking an edit back costs nothing.
+A file counts as edited if its content differs, not because it was saved. If all files of a unit are as they
+were when the guest booted, so is its object, and the unit is not compiled. So it costs nothing to take an
+edit back.
 """
 
 from __future__ import annotations
@@ -23,35 +24,44 @@ MANY_UNITS = "hotreload push --max-units N compiles them all; or build the kerne
 
 
 class EditedUnits:
-    """See the module. ``compiled``: the objects of the units that are not made of the base's files alone."""
+    """Keeps track of the units to compile.
+
+    ``compiled`` holds the objects of the units whose inputs are not all those of the base. ``pushed`` holds
+    those that come from a source patch.
+    """
 
     def __init__(self, base: GuestBase, objects: Path, max_units: int) -> None:
-        """``objects``: the folder of our own compiles; their ``.d`` files know what edits have included."""
+        """``objects`` is the folder of our own compiles. Their ``.d`` files list what edits have included."""
         self.max_units = max_units
         self.compiled: set[Path] = set()
-        self.pushed: set[Path] = set()  # of a source patch, until one of their files is saved
+        self.pushed: set[Path] = set()  # from a source patch, until one of their files is saved
         self._base = base
-        # Of each part of the base the files that are not as they were for it.
+        # For each part of the base, the files that differ from it.
         self._differing: tuple[set[Path], ...] = tuple(set() for _ in base.parts)
         self._objects = objects
-        self._due: set[Path] = set()  # objects of units that have to be compiled at the next chance
-        # Objects that may differ though the files that they were made of do not: those that find another
-        # header, those that may, and those of which only make knows why.
+        self._due: set[Path] = set()  # objects of units to compile at the next chance
+        # Objects that may differ although the files that they were made of do not: those compiled with
+        # another header, those that may find another header, and those that make builds differently for a
+        # reason that only make knows.
         self._otherwise: set[Path] = set()
         self._candidates: set[Path] = set()
         self._hidden: frozenset[Path] = frozenset()
         self._left_out: tuple[Path, ...] = ()
-        self._unread: tuple[Path, ...] = ()  # Makefiles and sources of no unit that an error came before
-        self._asked_of = dict(base.makefiles)  # as they were when they were refused last
-        self._refused: dict[Path, str] = {}  # carried files that were refused once, with their digests
+        # Makefiles and sources of no unit that were saved with an error, and are still to be handled.
+        self._unread: tuple[Path, ...] = ()
+        self._asked_of = dict(base.makefiles)  # the digests at the last refusal
+        self._refused: dict[Path, str] = {}  # carried files refused once, with digests
 
     @property
     def differing(self) -> set[Path]:
-        """The files of the base that are not as they were."""
+        """The files of the base whose contents differ from it."""
         return set().union(*self._differing)
 
     def rebase(self, base: GuestBase, compiled: Iterable[Path]) -> None:
-        """The guest has another base now, and what it runs beyond that was made of these objects."""
+        """Take over another base of the guest.
+
+        ``compiled`` are the objects of which the guest runs a version that differs from that base.
+        """
         self._base = base
         self._differing = tuple(set() for _ in base.parts)
         for part in base.parts:
@@ -63,61 +73,70 @@ class EditedUnits:
         self._hidden &= self.compiled
 
     def ask_for(self, modules: Collection[str]) -> None:
-        """Compile with the next save what the files say of these modules."""
+        """Compile the units of these modules with the next save, if they differ from the base."""
         self._due |= {unit.object for unit in self._base.units if unit.module in modules}
 
     def may_find_others(self, objects: Collection[Path]) -> None:
-        """Compile these, for they may find another header than they did."""
+        """Compile these objects, because they may find another header than before."""
         self._due |= set(objects)
         self._candidates |= set(objects)
 
     def differ_by_make(self, objects: frozenset[Path]) -> None:
-        """Compile these, for make made others of the same files; all that it did so with."""
+        """Compile these objects, because make built others from the same files.
+
+        ``objects`` is the complete set, and replaces the previous one.
+        """
         self._due |= objects
         self._hidden = objects
 
     def new_inputs(self) -> frozenset[Path]:
-        """The files of the user's that edits have included."""
+        """Return the user's files that edits have included."""
         return new_inputs(self._base.build, self._objects)
 
     def with_unread(self, files: Iterable[Path]) -> tuple[Path, ...]:
-        """These files, and what was saved before and is still unread: a Makefile, say."""
+        """Return these files and those that were saved earlier and not handled yet, such as a Makefile."""
         files = tuple(files)
         unread, self._unread = self._unread, ()
         return tuple(dict.fromkeys((*files, *unread))) if files else ()
 
     def leave_unread(self, files: Iterable[Path]) -> None:
-        """These were saved with something that did not compile: what no unit names is still to be read."""
+        """Remember files that were saved together with something that did not compile.
+
+        Those that no unit names (Makefiles and other sources) are still to be handled.
+        """
         selection = units_for(files, self._base.build, self._objects)
         self._unread = (*selection.makefiles_changed, *filter(_is_source, selection.not_part_of_build))
 
     def refuse_again(self) -> None:
-        """Nothing came of the build that a refusal led to: what was refused once is refused once more."""
+        """Refuse again what was refused once, because the build that followed the refusal failed."""
         self._asked_of = dict(self._base.makefiles)
         self._refused.clear()
 
     @property
     def has_news(self) -> bool:
-        """Does make make something else of files that are as they were?"""
+        """Return whether make builds something else from the same files, or a carried file changed."""
         return bool(self._hidden - self.compiled or self._new_carried())
 
     def of(self, files: tuple[Path, ...], others: tuple[Path, ...] = ()) -> list[TranslationUnit]:
-        """What to compile when these files were saved; none: whatever differs from the base.
+        """Return the units to compile when these files were saved.
 
-        ``others`` were saved, too, and no unit names them: make was asked about them. Raises
-        NotPatchableError: HR1002, none is part of the build; HR1004, a Makefile changed; HR1005, more units
-        than anybody wants to wait for; HR2206, what is in a module as it is changed. What is not compiled
-        then is tried again with the next save.
+        Without files, these are all units that may differ from the base. ``others`` were saved, too, and no
+        unit names them. make was asked about them.
+
+        Raises NotPatchableError: HR1002, no file is part of the build; HR1004, a Makefile changed; HR1005,
+        too many units; HR2206, a carried file changed. What is not compiled then is tried again with the next
+        save.
         """
         if not (files or others):
             self._require_makefiles()
             self.require_carried()
             return self._all_that_may_differ()
         selection = units_for(files, self._base.build, self._objects)
-        # A part that was recorded later may know files that the build did not.
+        # A part of the base that was recorded later may know files that the build does not.
         self._note_contents((*selection.files, *files))
         self.pushed -= {unit.object for unit in selection.units}
-        # A unit that did not compile may do so now: because of a header that has come into being, say.
+        # A unit that did not compile may compile this time, because a missing header was created, for
+        # example.
         self._due |= {unit.object for unit in selection.units}
         if names := self._names_of_changed(selection.makefiles_changed):
             raise self._recipe_changed(names)
@@ -129,26 +148,29 @@ class EditedUnits:
         return self.due()
 
     def back_at_base(self) -> set[Path]:
-        """The objects whose files are all as they were again; they count as compiled no more."""
+        """Return the objects whose files are all as in the base again. They no longer count as compiled."""
         back = self.compiled - self.pushed - self._users_of_differing() - self._otherwise - self._hidden
         self.compiled -= back
         return back
 
     def drop_pushed(self) -> set[Path]:
-        """Forget source patches: the objects that are of one. They count as compiled no more."""
+        """Forget source patches. Return their objects, which no longer count as compiled."""
         dropped = set(self.pushed)
         self.compiled -= dropped
-        # What the files themselves say of these units is to be compiled with the next save.
+        # Compile these units from the files themselves with the next save.
         self._due |= dropped
         self.pushed.clear()
         return dropped
 
     def changed_makefiles(self) -> str:
-        """The names of those that are not as they were when the guest booted."""
+        """Return the names of the Makefiles that differ from when the guest booted."""
         return self._names_of_changed(self._base.makefiles)
 
     def are_compiled(self, units: Iterable[TranslationUnit], failed: Iterable[TranslationUnit] = ()) -> None:
-        """These have objects of what the files say now; those that ``failed`` are due with the next save."""
+        """Note that these units have objects of the current files.
+
+        Units that ``failed`` are compiled again with the next save.
+        """
         units = tuple(units)
         self.compiled |= {unit.object for unit in units}
         self._due = {unit.object for unit in failed}
@@ -157,7 +179,7 @@ class EditedUnits:
             (self._otherwise.add if self._is_of_other_files(unit) else self._otherwise.discard)(unit.object)
 
     def _require_makefiles(self) -> None:
-        """Raise NotPatchableError (HR1004), once, for those of a folder that are not as they were."""
+        """Raise NotPatchableError (HR1004), once, if Makefiles of the folder changed."""
         changed = {} if self._base.is_kernel else {file: sha256(file) for file in self._base.makefiles}
         new = [file for file, digest in changed.items() if self._asked_of.get(file) != digest]
         self._asked_of = {**self._base.makefiles, **changed}
@@ -170,7 +192,7 @@ class EditedUnits:
         return NotPatchableError([Obstacle("HR1004", names, message, BUILD_MODULE)])
 
     def require_carried(self) -> None:
-        """Raise NotPatchableError (HR2206), once, for what is in a module as it is and has changed."""
+        """Raise NotPatchableError (HR2206), once, if files changed that a module contains as they are."""
         changed, new = self._base.carried_otherwise(), self._new_carried()
         self._refused = {file: sha256(file) for file in changed}
         if new:
@@ -185,20 +207,20 @@ class EditedUnits:
             )
 
     def _new_carried(self) -> set[Path]:
-        """What of it nobody was told of yet."""
+        """Return the changed carried files that were not refused yet."""
         return {file for file in self._base.carried_otherwise() if self._refused.get(file) != sha256(file)}
 
     def left_out(self) -> str:
-        """The names of files of a kernel that were saved last, and that no unit was made of."""
+        """Return the names of files of a kernel that were saved last and that no unit was made of."""
         known = self.new_inputs() if self._left_out else frozenset()
         return ", ".join(file.name for file in self._left_out if file not in known)
 
     def carried_otherwise(self) -> str:
-        """The names of what is in a module as it is, and is not as the guest has it."""
+        """Return the names of the carried files that differ from those in the guest."""
         return ", ".join(sorted(file.name for file in self._base.carried_otherwise()))
 
     def _is_of_other_files(self, unit: TranslationUnit) -> bool:
-        """Was it compiled of other files than those that the base was made of?"""
+        """Return whether a unit was compiled from other files than its base object."""
         notes = patched_object(unit, self._objects).with_suffix(".d")
         if unit.is_assembly or not notes.is_file():
             return False
@@ -211,7 +233,7 @@ class EditedUnits:
         return self._names(path for path in makefiles if sha256(path) != known.get(path))
 
     def _names(self, files: Iterable[Path]) -> str:
-        """A tree may have a Makefile in each folder."""
+        """Return the names, with folders, because a tree may have a Makefile in each folder."""
         folder = self._base.build.folder
         inside = (file.relative_to(folder) if file.is_relative_to(folder) else file for file in files)
         return ", ".join(sorted(map(str, inside)))
@@ -234,31 +256,31 @@ class EditedUnits:
                     differing.add(file)
 
     def _users_of_differing(self) -> set[Path]:
-        """The objects of the units that were made of other contents than there are now."""
+        """Return the objects of the units whose files had other contents when they were compiled."""
         found: set[Path] = set()
         for part, differing in zip(self._base.parts, self._differing, strict=True):
             found.update(part.inputs.users(differing))
         return found
 
     def edited_inputs(self, unit: TranslationUnit) -> set[Path]:
-        """Of the files that a unit was made of those that are not as they were."""
+        """Return the files that a unit was made of and that differ from its base."""
         parts = zip(self._base.parts, self._differing, strict=True)
         own = self._base.of(unit)
         return next(differing & set(part.inputs[unit.object]) for part, differing in parts if part is own)
 
     def is_edited_alone(self, unit: TranslationUnit) -> bool:
-        """Is its source the only file of a unit, which has compiled, that is not as it was?"""
+        """Return whether its source is the only changed file of a unit that has compiled."""
         others = self.edited_inputs(unit) - {unit.source}
         return not others and unit.object not in self._otherwise and not self._is_of_other_files(unit)
 
     def made_of(self, file: Path) -> Iterator[tuple[Path, str]]:
-        """The objects that were made of a file, each with the digest that it had then."""
+        """Yield the objects that were made of a file, each with the digest that the file had then."""
         for part in self._base.parts:
             for target in part.inputs.users((file,)):
                 yield target, part.digests[file]
 
     def due(self) -> list[TranslationUnit]:
-        """Those that are to be compiled at the next chance. Raises NotPatchableError (HR1005)."""
+        """Return the units to compile at the next chance. Raises NotPatchableError (HR1005)."""
         self._due &= self._users_of_differing() | self._otherwise | self._candidates | self._hidden
         if len(self._due) > self.max_units:
             raise NotPatchableError([self._too_many(self._due)])
@@ -269,7 +291,7 @@ class EditedUnits:
         message = f"{names} is not part of this build: no unit includes it"
         hint = "add it to the module's Makefile, or include it"
         if self._base.is_kernel:
-            # The vdso, the boot code and the programs that build a kernel are built, and not linked into it.
+            # The vdso, the boot code and the build tools are built, but not linked into the kernel.
             message = f"{names}: no unit of vmlinux or of a module was made of it"
             hint = f"if it is new, or goes into the image in another way: {BUILD_KERNEL}"
         return Obstacle(STRAY, names, message, hint)

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The edits since the guest booted: the units that they ask for, what these differ in from the base, and the
-plan of a patch that is made of it.
-"""
+"""The edits since the guest booted: their units, how these differ from the base, and the plan of a patch."""
 
 from __future__ import annotations
 
@@ -39,7 +37,10 @@ Texts = Mapping[Path, bytes | None]
 
 
 class Edits:
-    """See the module. ``units``: which are to be compiled; ``compared``: what was, by object."""
+    """Keeps track of the edits.
+
+    ``units`` tells which units to compile. ``compared`` has the results of comparing them, by object.
+    """
 
     def __init__(
         self,
@@ -50,7 +51,10 @@ class Edits:
         max_units: int,
         init_changes: str,
     ) -> None:
-        """``objects``: the folder of our own compiles; ``running``: what looks at the guest's memory."""
+        """Start without edits.
+
+        ``objects`` is the folder of our own compiles. ``running`` checks code in the guest's memory.
+        """
         self.init_changes = init_changes
         self.base = base
         self.units = EditedUnits(base, objects, max_units)
@@ -59,18 +63,18 @@ class Edits:
         self.glue = glue
         self._objects = objects
         self._originals: dict[Path, Original] = {}
-        self._keeping: set[Path] = set()  # units that are compiled so that every variable has storage
-        # A variable that was renamed is the same one in all edits to come.
+        self._keeping: set[Path] = set()  # units compiled so that every variable has storage
+        # Variables that were renamed. The renames hold for all later edits.
         self._renamed_variables: dict[Path, dict[tuple[str, str], str]] = {}
-        self._used: dict[str, set[str]] = {}  # of other units, by edits since the boot, by module
+        self._used: dict[str, set[str]] = {}  # by module, the names that edits have needed of other units
         self._again: dict[Path, Callable[[Mapping[str, str]], Compared]] = {}
         self._knowledge: KernelKnowledge | None = None
         self._question = MakeQuestion(base.build)
-        self._made: set[Path] = set()  # by make, and not brought yet
-        self._commands: tuple[Path, ...] = ()  # that make has changed, and nobody was told
+        self._made: set[Path] = set()  # files that make wrote and that were not brought yet
+        self._commands: tuple[Path, ...] = ()  # targets with changed commands, not reported
 
     async def learn(self, guest: Guest) -> None:
-        """Learn once what has to be known of the kernel. Raises GuestUnreachableError, InputError."""
+        """Read, once, what has to be known about the kernel. Raises GuestUnreachableError, InputError."""
         if self._knowledge is None:
             self._knowledge = await learn(self.base.build, self.base, self.glue, guest)
 
@@ -80,33 +84,35 @@ class Edits:
         return self._knowledge
 
     def selection(self, files: Iterable[Path]) -> UnitSelection:
-        """What these files go into, edits included."""
+        """Return the units that these files go into, including what edits have included."""
         return units_for(files, self.base.build, self._objects)
 
     def others(self, files: Iterable[Path]) -> set[Path]:
-        """Those of these files of which only make knows what they are good for; of none: those of the folder
-        that have changed since it was asked."""
+        """Return which of these files only make knows the purpose of.
+
+        Without files, return those of the folder that have changed since make was asked.
+        """
         if self.base.is_kernel:
             return set()
         files, named = tuple(files), self.units.new_inputs()
         return self._question.others(files, named) if files else self._question.changed(named)
 
     def are_unknown(self, files: Collection[Path]) -> bool:
-        """Does no unit name any of these files, so that only make knows what they are good for?"""
+        """Return whether no unit names any of these files, so that only make knows what they are for."""
         others = self.others(files) if files else set()
         return (
             bool(files) and others.issuperset(files) and all(map(self._question.is_only_asked_about, files))
         )
 
     def is_open(self, others: Collection[Path]) -> bool:
-        """Does make have to be asked about them?"""
+        """Return whether make has to be asked about these files."""
         return self._question.is_open(others)
 
     async def is_made_otherwise(self, taken: Callable[[Collection[Path]], None]) -> bool:
-        """Does make make something else of the folder, although no file of it has changed?
+        """Return whether make builds the folder differently although none of its files has changed.
 
-        The compiler's command line may hold the name of a commit. ``taken`` gets the files that make wrote.
-        Raises what ask_make raises.
+        The compiler's command line may contain the name of a commit, for example. ``taken`` is called with
+        the files that make wrote. Raises as ``ask_make``.
         """
         if self.base.is_kernel or not may_ask_the_world(self.base.makefiles):
             return False
@@ -114,9 +120,9 @@ class Edits:
         return self.has_new(())
 
     async def ask_make(self, others: Collection[Path]) -> frozenset[Path]:
-        """Have made what depends on these files; what make wrote. Then ``of`` knows it.
+        """Let make build what depends on these files. Return the files that it wrote.
 
-        Raises CompileError, EnvironmentFault.
+        A following call of ``of`` takes the result into account. Raises CompileError, EnvironmentFault.
         """
         try:
             answer = await self._question.ask(self.base, others)
@@ -128,7 +134,7 @@ class Edits:
         return frozenset(answer.files)
 
     def has_new(self, others: Collection[Path]) -> bool:
-        """Is there something to be done, now that make was asked about them?"""
+        """Return whether there is something to do after make was asked about these files."""
         return bool(
             self._made
             or self._commands
@@ -137,10 +143,10 @@ class Edits:
         )
 
     def of(self, files: tuple[Path, ...], others: Collection[Path] = ()) -> list[TranslationUnit]:
-        """The units to compile when these files were saved; raises as EditedUnits.of.
+        """Return the units to compile when these files were saved.
 
-        ``others``: those of which make knows more, which was asked. What is as the guest booted it again is
-        compared no more.
+        make was asked about ``others``. Units that are as the guest booted them again are dropped from
+        ``compared``. Raises as EditedUnits.of.
         """
         new = self._question.new.intersection(others)
         self._question.new -= new
@@ -156,7 +162,7 @@ class Edits:
             )
         except NotPatchableError as refusal:
             if any(each.code == STRAY for each in refusal.obstacles):
-                # No unit has the file, but make may have one.
+                # No unit names the file, but a command of make may have changed with it.
                 self._require_same_commands(asked or files)
             raise
         self._require_same_commands(asked)
@@ -166,7 +172,7 @@ class Edits:
         return [*units, *self._beside(units)]
 
     def _require_same_commands(self, others: Iterable[Path]) -> None:
-        """Raise NotPatchableError (HR1004) when make compiles or links something in another way now."""
+        """Raise NotPatchableError (HR1004) if make compiles or links something by another command."""
         commands, self._commands = self._commands, ()
         if commands:
             names = ", ".join(sorted(file.name for file in others)) or "something"
@@ -175,10 +181,10 @@ class Edits:
             raise NotPatchableError([Obstacle("HR1004", names, message, BUILD_MODULE)])
 
     def _beside(self, units: list[TranslationUnit]) -> list[TranslationUnit]:
-        """Those that include a header that these include, and were made of other contents of it.
+        """Return further units that were compiled from other contents of the edited headers of these units.
 
-        A guest that was brought back runs units of then. What is saved now must not be patched alone where a
-        header has a new declaration for both.
+        A guest that was brought back to a checkpoint runs units of that time. A unit must not be patched
+        alone if a header has another declaration for both.
         """
         headers = {file for unit in units for file in self.units.edited_inputs(unit) if file != unit.source}
         chosen, behind = {unit.object for unit in units}, set()
@@ -193,13 +199,13 @@ class Edits:
     async def build(
         self, units: list[TranslationUnit], progress: Callable[[int], None]
     ) -> tuple[ObjectPair, ...]:
-        """Both objects of each unit. Raises as rebuild."""
+        """Return both objects of each unit. Raises as rebuild."""
         return await rebuild(self.base, units, self._objects, progress, self._keeping)
 
     def keep_variables(self, compared: Iterable[Compared]) -> list[TranslationUnit]:
-        """The units of which gcc has folded a variable away that has a value in the guest.
+        """Return the units in which gcc has folded away a variable that has a value in the guest.
 
-        They are compiled in another way from now on, until their sources are as they were.
+        From now on they are compiled in another way, until their sources are as in the base again.
         """
         units = [
             each.pair.unit
@@ -210,10 +216,10 @@ class Edits:
         return units
 
     def compare(self, pair: ObjectPair, instead: Texts, context: UnitContext) -> Compared:
-        """What a unit differs in; it is one of those compared from now on.
+        """Compare the two objects of a unit, and keep the result in ``compared``.
 
-        ``instead``: what files say, whatever is on disk (by real path); ``context``: what the reloads of the
-        guest have made of the unit. Raises InputError (HR1009).
+        ``instead`` has texts to use in place of the files on disk, by real path. ``context`` is what earlier
+        reloads have done to the unit. Raises InputError (HR1009).
         """
         key = pair.unit.object
         if key not in self._originals:
@@ -241,7 +247,10 @@ class Edits:
         return self.compared[key]
 
     async def prove(self, compared: Iterable[Compared]) -> list[Compared]:
-        """The same, proved where our flags change the code. Raises InputError, CompilerDiedError."""
+        """Return the same, after proving the changed functions whose code our compiler flags alter.
+
+        Raises InputError, CompilerDiedError.
+        """
         found = [await proved(self.base.of(each.pair.unit), each) for each in compared]
         for each in found:
             self._originals[each.pair.unit.object] = each.original
@@ -249,29 +258,29 @@ class Edits:
         return found
 
     def compare_renamed(self) -> None:
-        """Compare those units once more to which a function is known under another name now."""
+        """Compare units again for which renames of functions in other units have become known."""
         for key, renames in renames_across(self.base, self.compared).items():
             if renames != self.compared[key].renames and key in self._again:
                 self.compared[key] = self._again[key](renames)
 
     def _texts(self, unit: TranslationUnit, instead: Texts) -> Mapping[str, str]:
-        """The unit's sources as they are now, its own file first; read when they are asked for."""
+        """Return the unit's current sources, its own file first. They are read on demand."""
         inputs = self.base.of(unit).inputs[unit.object]
         files = (unit.source, *(file for file in inputs if file != unit.source))
         texts = {file: instead.get(Path(os.path.realpath(file))) for file in files} if instead else {}
         return SourceTexts(files, {file: text for file, text in texts.items() if text is not None})
 
     def but_of(self, modules: Iterable[str], compared: Mapping[Path, Compared]) -> dict[Path, Compared]:
-        """Those of them that are not of these modules."""
+        """Return the units of ``compared`` that do not belong to these modules."""
         without = frozenset(modules)
         return {key: each for key, each in compared.items() if each.pair.unit.module not in without}
 
     def plan(self, compared: Mapping[Path, Compared]) -> PatchPlan | None:
-        """One plan for all of them; None: nothing differs from the base. Raises NotPatchableError."""
+        """Return one plan for all these units, or None if nothing differs. Raises NotPatchableError."""
         further = init_obstacles(compared, self.init_changes)
         plan = plan_units(self.base, with_init(compared), self.knowledge.symbols, further, self._used)
         beside = self.base.beside_the_tree
-        # The kernel would patch the tree's module, too, should somebody load that instead.
+        # The kernel would also patch the module of the tree, if somebody loaded that instead.
         if plan is not None and (found := sorted(plan.changed_objects & beside)):
             raise NotPatchableError(
                 Obstacle("HR2305", name, f"{name} was loaded anew, and the tree has that of before")
@@ -280,8 +289,11 @@ class Edits:
         return plan
 
     def require_callers(self, failed: Collection[TranslationUnit], before: Mapping[Path, Compared]) -> None:
-        """Raise NotPatchableError (HR2205) where one of these, which stay as they are, calls what has another
-        prototype now than ``before`` this save."""
+        """Check the units that ``failed`` to compile and therefore stay as they are.
+
+        Raise NotPatchableError (HR2205) if one of them calls a function whose prototype has changed since
+        ``before``, the state before this save.
+        """
         for unit in failed:
             one = before.get(unit.object)
             needs = one.linkage.needs if one is not None else linkage_of_plain(self.base, unit).needs
@@ -293,7 +305,7 @@ class Edits:
                         raise NotPatchableError([Obstacle("HR2205", name, message, where=str(unit.source))])
 
     async def require_running(self, compared: Mapping[Path, Compared]) -> None:
-        """Raise NotPatchableError (HR3101) where the guest does not run what would be replaced."""
+        """Raise NotPatchableError (HR3101) if the guest does not run what would be replaced."""
         if found := await self._running.obstacles(compared.values(), self.knowledge.symbols):
             raise NotPatchableError(found)
 
@@ -302,14 +314,14 @@ class Edits:
         return plan and await self._running.with_texts(plan, written, self.knowledge.symbols)
 
     def take_base(self, base: GuestBase, modules: frozenset[str]) -> None:
-        """These modules are of another base than before: forget what was known of them."""
+        """Note that these modules belong to another base, and forget what was known about them."""
         self.base = base
         anew = {unit.object for unit in base.units if unit.module in modules}
         self.compared = {key: each for key, each in self.compared.items() if key not in anew}
         self._originals = {key: each for key, each in self._originals.items() if key not in anew}
         if base.build is not self._question.build:
             self._question = MakeQuestion(base.build)
-            self._commands = ()  # they are those of this build
+            self._commands = ()  # the new build already uses them
         self._again = {key: each for key, each in self._again.items() if key not in anew}
         self._renamed_variables = {k: v for k, v in self._renamed_variables.items() if k not in anew}
         self._running.forget(base, modules)
@@ -317,14 +329,14 @@ class Edits:
         self._knowledge = self.knowledge.of(base)
 
     def return_to(self, compared: Mapping[Path, Compared]) -> None:
-        """What the guest runs was made of these, whatever was compiled since."""
+        """Note that the guest runs these units, whatever was compiled since."""
         self.compared = dict(compared)
-        self._again.clear()  # the files of their objects may be newer
+        self._again.clear()  # their object files may be newer
         self.units.compiled |= self.compared.keys()
 
     @contextlib.contextmanager
     def as_pushed(self, units: Iterable[TranslationUnit]) -> Iterator[None]:
-        """Inside, and afterwards if it went well, these units are as a source patch has them."""
+        """In the block, and after it if it succeeds, treat these units as changed by a source patch."""
         before = dict(self.compared), set(self.units.compiled), set(self.units.pushed)
         objects = {unit.object for unit in units}
         self.units.compiled |= objects
@@ -332,12 +344,12 @@ class Edits:
         try:
             yield
         except BaseException:
-            # The next save is not to bring what nobody's files say.
+            # The next save must not bring what is in no file.
             self.compared, self.units.compiled, self.units.pushed = before
             raise
 
     def pushed_into(self, modules: Collection[str]) -> tuple[Path, ...]:
-        """The sources of these modules that are as a source patch has them."""
+        """Return the sources of these modules that a source patch has changed."""
         pushed = (unit for unit in self.base.units if unit.object in self.units.pushed)
         return tuple(unit.source for unit in pushed if unit.module in modules)
 
@@ -347,10 +359,10 @@ class Edits:
             self.compared.pop(pushed, None)
 
     def symbols(self) -> tuple[str, ...]:
-        """What all of them change."""
+        """Return the names of everything that the edits change."""
         compared = with_init(self.compared).values()
         return tuple(dict.fromkeys(name for each in compared for name in each.diff.changed_names))
 
     def waiting(self) -> tuple[str, ...]:
-        """What of them waits for the next load of a module, or for a boot, told for people."""
+        """Return notes on edits that wait for the next load of a module, or for a boot."""
         return tuple(waiting(self.compared, self.init_changes))

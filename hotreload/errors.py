@@ -3,14 +3,14 @@
 
     HotReloadError
     |-- EditError                 the edit failed; the loop goes on, the guest keeps its last good code
-    |   |-- CompileError          3  HR1003  the compiler said no
-    |   |   `-- CompilerDiedError              it was killed, by a lack of memory, say
+    |   |-- CompileError          3  HR1003  the compiler refused the source
+    |   |   `-- CompilerDiedError              it was killed, for example by a lack of memory
     |   |-- NotPatchableError     4  HR2xxx  the edit cannot become a live patch; carries every obstacle
     |   |-- PatchRejectedError    4  HR3103  the guest's kernel refused the patch module
-    |   |   `-- ValueChangedError   4  HR2103  it has changed a value that has a new initial one
+    |   |   `-- ValueChangedError   4  HR2103  a value with a new initial value has changed
     |   |-- TransitionStalledError 6 HR3104  tasks sleep in the old code
     |   `-- GuestCrashedError     5  HR41xx  the guest's kernel died
-    `-- SessionError              nothing can go on: the command ends; in a session's cycle, that edit
+    `-- SessionError              the command ends; in a cycle of a session, only the edit fails
         |-- InputError            2  HR10xx  usage, configuration, an unreadable file or tree
         |-- EnvironmentFault      7  HR51xx  this machine lacks something (see `hotreload doctor`)
         |-- KernelUnfitError      7  HR3102  the kernel lacks an option that live patching needs
@@ -25,9 +25,9 @@ from __future__ import annotations
 
 
 class HotReloadError(Exception):
-    """Base of everything this package raises on purpose.
+    """Base of everything that this package raises on purpose.
 
-    ``message`` is one line that states the fact; ``hint`` one line that says what to do.
+    ``message`` is one line that states the fact. ``hint`` is one line that says what to do.
     """
 
     exit_status = 1
@@ -41,7 +41,7 @@ class HotReloadError(Exception):
 
 
 class EditError(HotReloadError):
-    """The edit failed; the guest still runs its last good code."""
+    """The edit failed. The guest still runs its last good code."""
 
 
 class CompileError(EditError):
@@ -56,18 +56,18 @@ class CompileError(EditError):
 
 
 class CompilerDiedError(CompileError):
-    """The compiler was killed, and said nothing about the source."""
+    """The compiler was killed without saying anything about the source."""
 
 
 class PatchRejectedError(EditError):
-    """The guest's kernel refused to load or enable the patch; the message is its own reason."""
+    """The guest's kernel refused to load or enable the patch. The message is its reason."""
 
     exit_status = 4
     default_code = "HR3103"
 
 
 class ValueChangedError(PatchRejectedError):
-    """The kernel has changed a value that the source gives a new initial one; ``name`` as C has it."""
+    """The kernel has changed a value that has a new initial value in the source. ``name`` is its C name."""
 
     default_code = "HR2103"
 
@@ -77,7 +77,7 @@ class ValueChangedError(PatchRejectedError):
 
 
 class TransitionStalledError(EditError):
-    """The livepatch transition did not finish in time; it was reversed. ``tasks`` hold it up."""
+    """The livepatch transition did not finish in time and was reversed. ``tasks`` held it up."""
 
     exit_status = 6
     default_code = "HR3104"
@@ -88,9 +88,9 @@ class TransitionStalledError(EditError):
 
 
 class GuestCrashedError(EditError):
-    """The guest's kernel oopsed or panicked; ``excerpt`` is what its console said.
+    """The guest's kernel oopsed or panicked. ``excerpt`` is the console output about it.
 
-    ``place``: the module, the function to blame in it, and the offset of the instruction there, in bytes.
+    ``place`` is the module, the function in it that is to blame, and the offset of the instruction, in bytes.
     """
 
     exit_status = 5
@@ -115,7 +115,7 @@ class SessionError(HotReloadError):
 
 
 class InputError(SessionError):
-    """Usage, configuration, or a file or tree that cannot be read as what it should be."""
+    """A mistake in usage or configuration, or a file or tree that cannot be read as what it should be."""
 
     exit_status = 2
     default_code = "HR1009"
@@ -143,7 +143,10 @@ class GuestBusyError(SessionError):
 
 
 class GuestUnreachableError(SessionError):
-    """The guest did not boot, or does not answer any more; ``excerpt``: its console's end, if known."""
+    """The guest did not boot, or no longer answers.
+
+    ``excerpt`` is the end of its console output, if known.
+    """
 
     exit_status = 8
     default_code = "HR4103"

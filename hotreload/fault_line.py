@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""From a place in code, as an oops names it, to the line of the source.
+"""Find the source line of a place in code that an oops names.
 
-Neither patches nor most modules have tables of lines, which would make each compile longer. A unit that
-crashed is compiled once more with one: that changes no code. Whether it is the code that ran, the function's
-bytes tell; where they differ (the file was saved since), no line is told rather than a wrong one.
+Neither patches nor most modules have line tables, because these would slow down each compile. So a unit that
+crashed is compiled once more with a line table, which does not change its code. The function's bytes tell
+whether it is the code that ran. If they differ, because the file was saved since, no line is reported rather
+than a wrong one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ LIMIT = 10.0
 
 @dataclass(frozen=True, slots=True)
 class SourceLine:
-    """``line`` counts from 1."""
+    """A line of a file. ``line`` counts from 1."""
 
     file: Path
     line: int
@@ -41,9 +42,10 @@ class SourceLine:
 async def fault_line(
     module: bytes, function: str, offset: int, pairs: Iterable[ObjectPair]
 ) -> SourceLine | None:
-    """The line of an offset, in bytes, in a function of a patch module that was made of these units.
+    """Return the source line of an offset in a function of a patch module that was made of these units.
 
-    The offset is that of an instruction, or in the middle of it. None: nobody knows for sure.
+    ``offset`` is in bytes, at the start or in the middle of an instruction. Return None if the line is
+    uncertain.
     """
     with tempfile.TemporaryDirectory(prefix="hotreload-line-") as folder:
         file = Path(folder, "patch.ko")
@@ -58,19 +60,19 @@ async def fault_line(
                 if line := await _line_in(unit, target, ran, offset):
                     return line
         except (HotReloadError, TimeoutError, OSError):
-            pass  # the report of the crash is what matters
+            pass  # the crash is reported even without the line
     return None
 
 
 async def base_line(base: GuestBase, module: str, function: str, offset: int) -> SourceLine | None:
-    """The same of a function that is as it was booted, or as its ``module`` was loaded; vmlinux is one.
+    """Return the same for a function as it was booted, or as its ``module`` (or vmlinux) was loaded.
 
-    The line is that of the file as it is now.
+    The line is that of the current file.
     """
     with tempfile.TemporaryDirectory(prefix="hotreload-line-") as folder:
         try:
             having = await asyncio.to_thread(lambda: list(_having(base, module, function)))
-            if len(having) == 1:  # of several static functions nobody knows which
+            if len(having) == 1:  # several static functions of one name cannot be told apart
                 unit, ran = having[0]
                 part, target = base.of(unit), Path(folder, unit.object.name)
                 await compile_as_kbuild(unit, target, part.shadow, lines=True)
@@ -83,17 +85,17 @@ async def base_line(base: GuestBase, module: str, function: str, offset: int) ->
 
 
 def _having(base: GuestBase, module: str, function: str) -> Iterator[tuple[TranslationUnit, Symbol]]:
-    """The units of a module that define a function, and how they do."""
-    name = b"%b\0" % function.encode()  # it may be the end of a longer one
+    """Yield the units of a module that define a function, each with its definition."""
+    name = b"%b\0" % function.encode()  # it may also be the end of a longer name
     for unit in (unit for built in base.modules if built.name == module for unit in built.units):
         plain = base.of(unit).plain_object(unit)
-        # Of a kernel's thousand objects few are worth reading as what they are.
+        # Parsing is expensive, so only parse the objects of the kernel that contain the name.
         if name in plain.read_bytes() and (ran := _find(plain, function)):
             yield unit, ran
 
 
 def _as_now(base: Base, found: SourceLine) -> SourceLine | None:
-    """A line of what was recorded, in the file as it is now; None: it is not there any more."""
+    """Return where a line of the recorded file is in the current file, or None if it no longer exists."""
     recorded = base.source(found.file)
     if recorded is None:
         return found
@@ -107,7 +109,7 @@ def _as_now(base: Base, found: SourceLine) -> SourceLine | None:
 
 
 def function_at(module: bytes, offset: int) -> tuple[str, int] | None:
-    """The function at an offset in the code of a patch module, and the offset in it."""
+    """Return the function at an offset in the code of a patch module, and the offset in that function."""
     with tempfile.NamedTemporaryFile(prefix="hotreload-line-", suffix=".ko") as file:
         file.write(module)
         file.flush()
@@ -123,8 +125,10 @@ def function_at(module: bytes, offset: int) -> tuple[str, int] | None:
 async def _line_in(
     unit: TranslationUnit, target: Path, ran: Symbol, offset: int, root: str = ""
 ) -> SourceLine | None:
-    """The line of an offset in the code that ``ran``, by its object ``target``, which was compiled from a
-    mirror below ``root``."""
+    """Return the line of an offset in the function ``ran``.
+
+    ``target`` is the unit's object with a line table, compiled from a mirror of the sources below ``root``.
+    """
     made = _find(target, ran.name)
     if made is None or made.section is None or not _is_same_code(made, ran):
         return None
@@ -133,20 +137,21 @@ async def _line_in(
     words = ["addr2line", "-i", "-j", made.section.name, "-e", str(target), hex(made.value + offset)]
     told = re.findall(r"(?m)^(.+):(\d+)", (await process.run(words, timeout=LIMIT)).text)
     lines = [SourceLine(_file(unit, file, root), int(line)) for file, line in told if line != "0"]
-    # The innermost first. Where a header's function was inlined, the author knows the line that calls it.
+    # The innermost function comes first. If a function of a header was inlined, the line that calls it is
+    # more useful.
     return next((line for line in lines if line.file == unit.source), lines[0] if lines else None)
 
 
 def _file(unit: TranslationUnit, told: str, root: str) -> Path:
     name = os.path.normpath(told.replace(root, "") if root else told)
-    # The kernel's own call their files by the place below its sources, wherever they were compiled.
+    # The kernel's own objects name files relative to its sources, wherever they were compiled.
     return unit.source if f"{unit.source}".endswith(f"/{name}") else unit.cwd / name
 
 
 def _line_of_check(made: ObjectFile, function: str, offset: int) -> tuple[str, int] | None:
-    """The file and line of a WARN() or BUG() there, which tell it themselves (struct bug_entry, asm/bug.h).
+    """Return the file and line of the WARN() or BUG() at an offset, as its bug table entry has them.
 
-    gcc's table of lines gives their instruction to whatever stands before it.
+    See struct bug_entry, asm/bug.h. gcc's line table would attribute the instruction to the code before it.
     """
     for table in (section for section in made.sections if section.name == "__bug_table"):
         at = {relocation.offset: relocation for relocation in table.relocations}
@@ -161,13 +166,16 @@ def _line_of_check(made: ObjectFile, function: str, offset: int) -> tuple[str, i
 
 
 def _find(file: Path, name: str) -> Symbol | None:
-    """The function of that name in an object; None where there are several."""
+    """Return the function of that name in an object, or None if there is not exactly one."""
     named = [each for each in read_object(file).symbols if each.is_function and each.name == name]
     return named[0] if len(named) == 1 else None
 
 
 def _is_same_code(made: Symbol, ran: Symbol) -> bool:
-    """The same bytes. What relocations write is zero in both; those of the module that are livepatch ones
-    stand elsewhere."""
+    """Return whether two functions have the same bytes.
+
+    Bytes that relocations write are zero in both. The livepatch relocations of the module are stored
+    elsewhere, so its function has fewer.
+    """
     places = [{each.offset for each in symbol.relocations if each.type} for symbol in (made, ran)]
     return made.content == ran.content and places[1] <= places[0]

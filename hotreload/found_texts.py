@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Where a variable begins with a pointer to a string, the guest's memory has to say which one that is.
+"""Find out which string a pointer variable points at, by reading the guest's memory.
 
-Strings have no symbols, and a linker merges those that are alike. So the address that the variable has now is
-read, and what stands there: while that is the text which the source had, it is the old value.
+Strings have no symbols, and a linker merges equal ones. So read the address that the variable holds, and the
+text at that address. If that is the text of the old source, the variable still has its old value.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from hotreload.patch.model import Absolute, PatchPlan, Pointer, Text, Write
 from hotreload.patch.symbols import SymbolPosition
 from hotreload.patch.writes import Place, Written, place_of
 
-# Where a symbol is in the guest; None: nobody knows.
+# The address of a symbol in the guest. None if it is unknown.
 Where = Callable[[SymbolPosition], int | None]
-# An address that nothing has: what is to be exchanged with it stays as it is.
+# An address that nothing has. A value that is to be exchanged with it never matches, and stays as it is.
 NOWHERE = Pointer(Absolute(1), 0)
 
 
 def unknown_texts(plan: PatchPlan, written: Mapping[Place, Written]) -> tuple[Write, ...]:
-    """The writes over pointers to strings that are not known from an earlier patch."""
+    """Return the writes to pointers to strings whose addresses are not known from an earlier patch."""
     return tuple(w for w in plan.writes if isinstance(w.before, Text) and place_of(w) not in written)
 
 
 async def with_texts(
     plan: PatchPlan, unknown: tuple[Write, ...], read: ReadMemory, where: Callable[[], Awaitable[Where]]
 ) -> PatchPlan:
-    """The plan with the addresses of the old strings. Raises PatchRejectedError (HR2103) where a variable
-    points at something else by now; a parameter that does was set by hand, and stays so."""
+    """Return the plan with the addresses of the old strings.
+
+    Raises PatchRejectedError (HR2103) if a variable points at something else by now. A parameter that does
+    was set by hand, and is left alone.
+    """
     if not unknown:
         return plan
     find = await where()
@@ -49,7 +52,7 @@ async def with_texts(
 
 
 async def _old_text(write: Write, address: int, read: ReadMemory) -> int | None:
-    """Where the variable points; None: not at its old text in the memory of the kernel or of a module."""
+    """Return the pointer in the variable, or None if it does not point at the old text in kernel memory."""
     assert isinstance(write.before, Text)
     old = write.before.text + b"\0"
     pointer = int.from_bytes(await read(address + write.offset, write.size), "little")
@@ -58,4 +61,4 @@ async def _old_text(write: Write, address: int, read: ReadMemory) -> int | None:
     try:
         return pointer if await read(pointer, len(old)) == old else None
     except EnvironmentFault:
-        return None  # it points at nothing that is there
+        return None  # the pointer is not valid

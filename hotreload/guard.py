@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""What ends the programs that hotreload has started when hotreload itself is killed, and theirs.
+"""Ends the programs that hotreload has started, and their children, when hotreload itself is killed.
 
-The kernel's PR_SET_PDEATHSIG reaches our own children alone; of make it leaves the compilers, of gcc cc1 and
-the assembler, and those write on into the user's folders. So everything that is started here has a word in
-its environment, which its children inherit, and beside us lives a shell that reads from a pipe which nobody
-writes to. When that ends, so have we, whatever killed us; then it ends every process that has the word, with
-SIGTERM first: make and gcc delete what they were about to write.
+The kernel's PR_SET_PDEATHSIG only reaches our direct children. It leaves the compilers that make started, and
+cc1 and the assembler that gcc started, and these would go on writing into the user's folders. So everything
+that is started here gets a word in its environment, which its children inherit. A shell beside us reads from
+a pipe that nobody writes to. When the read ends, we have ended, whatever killed us. The shell then ends every
+process that has the word, with SIGTERM first, so that make and gcc can delete unfinished files.
 
-A word, and not the numbers of process groups: it says nothing of a process that got the number of another one
-later, nobody has to be told when a program starts or ends, and one that leaves its group is found, too.
-To start the shell takes 0.4 ms, once, and it has 0.1 MB of its own; a program that is started costs nothing.
+A word works better than process group numbers. It never matches a process that got the number of another one
+later, no list of running programs is needed, and it also finds a program that has left its group. Starting
+the shell takes 0.4 ms, once, and it uses 0.1 MB of memory. Starting a program costs nothing extra.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import os
 import secrets
 
 VARIABLE = "HOTRELOAD_STARTED_BY"
-# Looks, 50 ms apart, until what does not end is killed, and until nobody looks any more.
+# Numbers of scans, 50 ms apart: when to kill what has not ended, and when to stop scanning.
 ASKED, LOOKED = 80, 160
 
-# A program may be missed while it is between fork and exec: two looks must find none. Who was found at the
-# first look may start others to clean up with: they are left alone for a second.
+# A program may be missed while it is between fork and exec, so two scans must find nothing. A process found
+# by the first scan may start others to clean up. Those are left alone for a second.
 GUARD = """
 cd /
 trap '' HUP INT QUIT TERM
@@ -42,13 +42,13 @@ while [ $none -lt 2 ] && [ $look -lt $3 ]; do
 done
 """
 
-_guards: dict[int, tuple[str, int]] = {}  # of this process: its number, the word, the pipe
+_guards: dict[int, tuple[str, int]] = {}  # by process id, for forks: the word and the pipe
 
 
 def word() -> dict[str, str]:
-    """What a program's environment needs, so that the program ends with us; the guard is there then.
+    """Return what a program's environment needs so that the program ends with us. Start the guard if needed.
 
-    Raises OSError when no process can be started.
+    Raises OSError if no process can be started.
     """
     if os.getpid() not in _guards:
         _guards[os.getpid()] = _start()
@@ -57,19 +57,19 @@ def word() -> dict[str, str]:
 
 def _start() -> tuple[str, int]:
     name = f"{os.getpid()}-{secrets.token_hex(8)}"
-    reading, writing = os.pipe()  # no program that we start has an end of it
+    reading, writing = os.pipe()  # no program that we start inherits an end of it
     try:
         os.posix_spawnp(
             "sh",
             ["sh", "-c", GUARD, "hotreload-guard", f"{VARIABLE}={name}", str(ASKED), str(LOOKED)],
-            # Not ours: it would have the word of the hotreload that has started this one.
+            # Not our environment, which may have the word of a hotreload that has started us.
             {"PATH": f"{os.environ.get('PATH', '')}:{os.defpath}", "LC_ALL": "C"},
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, reading, 0),
                 (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
             ],
-            setsid=True,  # what a terminal says to us is not for it
+            setsid=True,  # it must not get the signals of our terminal
         )
     except BaseException:
         os.close(writing)
@@ -80,7 +80,7 @@ def _start() -> tuple[str, int]:
 
 
 def _forget() -> None:
-    """A fork of us has programs of its own, and must not keep our guard from seeing our end."""
+    """Drop the guards in a fork, which starts its own. It must not hold our pipe open after we have ended."""
     for _word, pipe in _guards.values():
         os.close(pipe)
     _guards.clear()

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What ^C, SIGTERM and a lost terminal do: end us, through every ``with`` that holds something.
+"""What ^C, SIGTERM and a lost terminal do: end us, and leave every ``with`` block that holds something.
 
-An exception may come out of any line of Python. In the middle of an import it is at times swallowed, for
-callbacks run there whose errors are only printed, and extensions have left the interpreter believing that it
-died of it. So while nothing is held yet, the process just leaves; from ``raise_interrupts`` on an interrupt
-is a KeyboardInterrupt, or, where an event loop runs, cancels what runs in it.
+A signal handler may raise an exception at any line of Python. In the middle of an import, such an exception
+is sometimes lost: callbacks run there whose errors are only printed, and extension modules have made the
+interpreter believe that it ended with an unhandled one. So as long as nothing is held, the process just
+exits. After ``raise_interrupts``, an interrupt raises KeyboardInterrupt or, in an event loop, cancels what
+runs in it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def leave_at_once() -> None:
-    """From now on each of SIGNALS that is not ignored (as nohup has SIGHUP) ends the process."""
+    """From now on, each of SIGNALS ends the process at once, unless it is ignored (as nohup does SIGHUP)."""
 
     def leave(_number: int, _frame: object) -> None:
         os._exit(INTERRUPTED)
@@ -32,22 +33,26 @@ def leave_at_once() -> None:
 
 
 def raise_interrupts() -> None:
-    """From now on they are a KeyboardInterrupt: to be called before the first thing that needs an end."""
+    """From now on, SIGNALS raise KeyboardInterrupt.
+
+    Call this before acquiring the first thing that needs to be cleaned up.
+    """
     _answer(signal.default_int_handler)
 
 
 def _answer(handler: Callable[[int, FrameType | None], object]) -> None:
     for number in SIGNALS:
-        # Scripts start what they leave behind with SIGINT ignored, nohup with SIGHUP.
+        # Scripts start background programs with SIGINT ignored, and nohup ignores SIGHUP.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run, for the process's main work: an interrupt cancels it, and is raised when it has ended.
+    """Like asyncio.run, for the main work of the process, but handle all of SIGNALS.
 
-    A second one does not wait for that end. asyncio's own handler would do this for SIGINT, and only where
-    that is not ignored.
+    An interrupt cancels the work, and is raised as KeyboardInterrupt when the work has ended. A second
+    interrupt does not wait for that end. asyncio's own handler does this only for SIGINT, and only if that is
+    not ignored.
     """
     import asyncio
 
@@ -64,7 +69,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
                 raise KeyboardInterrupt
             interrupted = True
             task.cancel()
-            loop.call_soon_threadsafe(lambda: None)  # it may be asleep
+            loop.call_soon_threadsafe(lambda: None)  # wake the loop, which may be waiting
 
         _answer(cancel)
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What has to be known of a kernel to patch it; a session learns it once, while the first edit compiles."""
+"""What has to be known about a kernel to patch it. A session reads it once, while the first edit compiles."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from hotreload.patch.model import PatchPlan
 from hotreload.patch.module import TRANSITION_SYMBOLS, ModuleGlue, read_glue
 from hotreload.patch.symbols import VMLINUX, SymbolPosition
 
-# The function that clears them.
+# The function that clears relocation targets when a module goes.
 CLEARING = "clear_relocate_add"
 
 
 @dataclass(frozen=True, slots=True)
 class KernelKnowledge:
-    """Names and CRCs that a patch may refer to, and the constant part of every patch module."""
+    """The names and CRCs that a patch may refer to, and the constant part of every patch module."""
 
     symbols: KernelSymbols
     glue: ModuleGlue
 
     def of(self, base: GuestBase) -> KernelKnowledge:
-        """The same kernel, with the modules that the guest has now."""
+        """Return the same for the modules that the guest has now."""
         return replace(self, symbols=_symbols(base.build, base))
 
     def cannot_load_again(self, plan: PatchPlan) -> tuple[str, ...]:
-        """The modules of a plan that this kernel does not load again under it, once they were unloaded.
+        """Return the modules that this kernel cannot load again under the patch once they were unloaded.
 
-        What the patch's own relocations point at stays in them when its target goes, and is refused when
-        that comes back, before Linux commit 0c05e7bd2d01 ("livepatch,x86: Clear relocation targets on a
-        module removal") (in v6.3). Only of a kernel whose vmlinux is at hand.
+        Before Linux commit 0c05e7bd2d01 ("livepatch,x86: Clear relocation targets on a module removal") (in
+        v6.3), the targets of the patch's own relocations stay filled in when a module goes, and the module is
+        refused when it comes back. Return nothing for a kernel whose vmlinux is not available.
         """
         if VMLINUX not in self.symbols.modules or self.symbols.modules[VMLINUX].has_global(CLEARING):
             return ()
@@ -51,7 +51,10 @@ class KernelKnowledge:
 
 
 async def learn(module: Build, base: AnyBase, glue: Path, guest: Guest) -> KernelKnowledge:
-    """Read exports and module symbols, ask the guest's kallsyms. Raises GuestUnreachableError, InputError."""
+    """Read exports and module symbols, and ask the guest's kallsyms.
+
+    Raises GuestUnreachableError, InputError.
+    """
     asking = asyncio.create_task(_unique_in_guest(guest))
     try:
         symbols = await asyncio.to_thread(_symbols, module, base)
@@ -62,7 +65,7 @@ async def learn(module: Build, base: AnyBase, glue: Path, guest: Guest) -> Kerne
 
 
 def learn_offline(module: Build, base: Base, glue: Path) -> KernelKnowledge:
-    """The same without a guest, from the kernel's System.map where there is a real one. Raises InputError."""
+    """Do the same without a guest, from the kernel's System.map if there is a real one. Raises InputError."""
     return KernelKnowledge(_symbols(module, base), read_glue(glue, _unique_in_map(base.tree.system_map)))
 
 
@@ -74,18 +77,24 @@ def _symbols(module: Build, base: AnyBase) -> KernelSymbols:
 
 
 def extra_symvers(module: Build) -> tuple[Path, ...]:
-    """The exports of modules of other folders, which KBUILD_EXTRA_SYMBOLS has named to kbuild's modpost."""
+    """Return the files with exports of modules of other folders.
+
+    KBUILD_EXTRA_SYMBOLS has named them to kbuild's modpost.
+    """
     notes = module.folder / ".Module.symvers.cmd"
     if module.is_kernel or not notes.is_file():
         return ()
     files = re.findall(r"\s-i\s+(\S+)", notes.read_text(errors="replace"))
-    # The kernel's own is among them, by a path from where modpost ran (see external_module.py).
+    # The kernel's own file is among them, with a path relative to where modpost ran (see external_module.py).
     places = (place / file for file in files for place in (module.folder, module.tree.output))
     return tuple(file for file in dict.fromkeys(places) if file.is_file())
 
 
 def _unique_in_map(system_map: Path) -> frozenset[str]:
-    """Which of TRANSITION_SYMBOLS a System.map has just once. Debian packages a stub, which has neither."""
+    """Return which of TRANSITION_SYMBOLS occur exactly once in a System.map.
+
+    The map that Debian packages is a stub, which has none of them.
+    """
     try:
         names = [line.split()[-1] for line in system_map.read_text(errors="replace").splitlines() if line]
     except OSError:
@@ -94,8 +103,9 @@ def _unique_in_map(system_map: Path) -> frozenset[str]:
 
 
 async def _unique_in_guest(guest: Guest) -> frozenset[str]:
-    """Which of TRANSITION_SYMBOLS the kernel has just once, and not in a module."""
-    # Fixed strings: an emulated guest needs 0.3 s for 100,000 symbols, 1.1 s for a regular expression.
+    """Return which of TRANSITION_SYMBOLS the kernel has exactly once, outside of modules."""
+    # Use fixed strings: for 100,000 symbols an emulated guest needs 0.3 s, and 1.1 s with a regular
+    # expression.
     patterns = " ".join(f"-e ' {name}'" for name in TRANSITION_SYMBOLS)
     answer = await run_in_time(guest, f"grep -F {patterns} /proc/kallsyms", timeout=KALLSYMS_LIMIT)
     names = [line.split()[2] for line in answer.text.splitlines()]

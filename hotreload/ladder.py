@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How far an edit has to go: which modules have to be loaded anew where no patch can do it. Pure."""
+"""How far an edit has to go: which modules must be reloaded if a patch is not enough. Pure."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from hotreload.report.codes import codes
 
 
 def is_allowed(rung: str, max_rung: str) -> bool:
-    """May an edit go as far as ``rung``?"""
+    """Return whether an edit may go as far as ``rung``."""
     return RUNGS.index(rung) <= RUNGS.index(max_rung)
 
 
 def can_be_loaded(obstacles: Iterable[Obstacle]) -> bool:
-    """Is a module that is built and loaded anew past all of these obstacles?"""
+    """Return whether reloading a rebuilt module gets past all of these obstacles."""
     return all(codes()[each.code].rung in ("patch", "module") for each in obstacles)
 
 
 def modules_in_the_way(
     edited: Mapping[Path, Compared], plan: Callable[[Mapping[Path, Compared]], object]
 ) -> frozenset[str]:
-    """The fewest modules without whose edits the others can be patched; vmlinux may be among them.
+    """Return the fewest modules without whose edits the others can be patched. vmlinux may be among them.
 
-    ``plan`` raises NotPatchableError for edits that cannot.
+    ``plan`` raises NotPatchableError for edits that cannot be patched.
     """
     by_module: dict[str, dict[Path, Compared]] = {}
     for key, each in edited.items():
         by_module.setdefault(each.pair.unit.module, {})[key] = each
     alone = frozenset(name for name, units in by_module.items() if not _can_be(plan, units))
     rest = {key: each for key, each in edited.items() if each.pair.unit.module not in alone}
-    # What stands in the way only of all of them together is in the way of each.
+    # An obstacle that only the combination has is attributed to every module.
     return alone if _can_be(plan, rest) else frozenset(by_module)
 
 
@@ -50,9 +50,10 @@ def _can_be(plan: Callable[[Mapping[Path, Compared]], object], edited: Mapping[P
 def with_dependents(
     names: Collection[str], modules: Sequence[BuiltModule], depends: Mapping[str, Collection[str]]
 ) -> frozenset[str]:
-    """These modules, those that use them, which have to go first, and those that share an object with them.
+    """Return these modules, those that use them, and those that share an object with them.
 
-    ``depends``: each module with those that it uses; others than ``modules`` do not count.
+    Modules that use another must be unloaded before it. ``depends`` maps each module to those that it uses.
+    Names that are not in ``modules`` do not count.
     """
     wanted = set(names)
     known = {built.name for built in modules}

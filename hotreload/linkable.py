@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Whether a module's units could still be linked: what each defines, and what it needs of the others. Pure.
+"""Check whether a module's units could still be linked, from what each defines and needs. Pure.
 
-The guest still has every function that it booted with, and would keep calling one that no source has any
-more. make could not link that. So this module checks what the linker would check.
+The guest still has every function that it booted with. It would keep calling one that no source defines any
+more, and make could not link such sources. So this module checks what the linker would check.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ def unlinkable(
     has_global: HasGlobal,
     mentions: Callable[[TranslationUnit, Collection[str]], bool],
 ) -> Iterator[Obstacle]:
-    """Symbols that are used and no longer defined (HR2209), or defined twice (HR2208).
+    """Yield an obstacle for each symbol that is used but not defined (HR2209), or defined twice (HR2208).
 
-    ``plain`` reads the object that kbuild made of a unit; ``has_global``: does a module that the guest booted
-    define a name? ``mentions``: does the object that kbuild made of a unit have one of these names?
+    ``plain``       reads the object that kbuild made of a unit
+    ``has_global``  returns whether a module that the guest booted defines a name
+    ``mentions``    returns whether the object that kbuild made of a unit has one of these names
     """
     exported = {name: one.pair.unit.module for one in compared.values() for name in one.diff.new_exports}
     for module in base.modules:
         edited = {unit.object: compared[unit.object] for unit in module.units if unit.object in compared}
         before = {key: linkage_of(one.original.base.object) for key, one in edited.items()}
         now = {key: one.linkage for key, one in edited.items()}
-        # What another module exports from now on is found there.
+        # A name that another module exports from now on is found there.
         elsewhere = {name for name, exporter in exported.items() if exporter != module.name}
         gone = _defined(before) - _defined(now) - elsewhere
         if gone:
-            # The units of vmlinux are too many to be read.
+            # vmlinux has too many units to read them all.
             units = [u for u in module.units if module.name != VMLINUX or mentions(u, gone)]
             all_now = {u.object: linkage_of(plain(u)) for u in units if u.object not in edited} | now
             known = {u.object: u for u in module.units}
@@ -50,7 +51,7 @@ def unlinkable(
             yield from _missed(gone - _defined(all_now) - _weak(all_now), all_now, known)
         for key, one in edited.items():
             others = _defined({other: each for other, each in now.items() if other != key})
-            # What the guest has, and no edited unit defined, another unit goes on to define.
+            # If the guest has the name, and no edited unit defined it, an unedited unit still defines it.
             for name in sorted(now[key].defines - before[key].defines):
                 if name in others or (name not in _defined(before) and has_global(module.name, name)):
                     message = f"{name} is defined in another unit of {module.name}, too"
@@ -68,7 +69,10 @@ def _weak(units: Mapping[Path, Linkage]) -> frozenset[str]:
 def _weak_now(
     gone: frozenset[str], units: Mapping[Path, Linkage], known: Mapping[Path, TranslationUnit]
 ) -> Iterator[Obstacle]:
-    """The linker would take these; in the guest it has taken what is gone."""
+    """Yield an obstacle for each weak definition of a name that is gone.
+
+    The linker would use it, but the guest was linked with the one that is gone.
+    """
     for key, each in units.items():
         for name in sorted(each.weak & gone):
             where = known[key].source

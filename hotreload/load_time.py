@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What becomes of edits of code that runs at load: the module is reloaded, or they wait for it. Pure.
+"""What to do with edits of code that runs at load: reload the module, or let them wait for a load. Pure.
 
-An exit code is the counterpart of an init code. Where any unit of a module has another init code, which the
-guest has not run, the exit code of before is the one for what init has made: it stays.
+Exit code is the counterpart of init code. If any unit of a module has changed init code, which the guest has
+not run, then the old exit code is the one that fits what init has done. So it stays.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ HINT = (
 
 
 def init_obstacles(compared: Mapping[Path, Compared], init_changes: str) -> Iterator[Obstacle]:
-    """Init code of modules that changed, and may not wait. vmlinux has nothing but to wait for a boot."""
+    """Yield an obstacle for changed init code of modules that may not wait.
+
+    Init code of vmlinux always waits, for a boot.
+    """
     for each in compared.values() if init_changes != WAIT else ():
         if each.pair.unit.module != VMLINUX:
             for name in each.diff.init_changed:
@@ -40,7 +43,7 @@ def init_obstacles(compared: Mapping[Path, Compared], init_changes: str) -> Iter
 
 
 def with_init(compared: Mapping[Path, Compared]) -> Mapping[Path, Compared]:
-    """The same without the exit code that waits, as its module's init code does."""
+    """Return the same units without exit code that waits because init code of its module waits."""
     modules = _with_other_init(compared)
     return {
         key: replace(each, diff=replace(each.diff, exit=None)) if _is_held(each, modules) else each
@@ -49,7 +52,7 @@ def with_init(compared: Mapping[Path, Compared]) -> Mapping[Path, Compared]:
 
 
 def waiting(compared: Mapping[Path, Compared], init_changes: str) -> Iterator[str]:
-    """What waits, told for people, by module."""
+    """Yield notes for people on what waits, by module."""
     modules = _with_other_init(compared)
     names: dict[str, list[str]] = defaultdict(list)
     for each in compared.values():
@@ -67,9 +70,9 @@ def waiting(compared: Mapping[Path, Compared], init_changes: str) -> Iterator[st
 def refuse_unstopped(
     live: Mapping[Path, Compared], pending: Mapping[Path, Compared], names: Set[str]
 ) -> None:
-    """Refuse to unload modules while what live code has started runs on: only ``pending`` code stops it.
+    """Refuse to unload modules if live code has started something that only ``pending`` exit code stops.
 
-    Where live code has an exit code of its own, that one stops it. Raises NotPatchableError (HR2201).
+    Live code that came with its own changed exit code is stopped by that. Raises NotPatchableError (HR2201).
     """
     stopping = {
         each.pair.unit.module
@@ -91,7 +94,10 @@ def refuse_unstopped(
 def unloaded_by_the_old(
     live: Mapping[Path, Compared], pending: Mapping[Path, Compared], names: Set[str]
 ) -> Iterator[str]:
-    """Notes on modules whose new exit code comes with what needs the reload: the old code ends by its own."""
+    """Yield notes on modules that are unloaded by their old exit code.
+
+    This happens if new exit code comes with the same edit that needs the reload.
+    """
     running = {key: _exit_code(each) for key, each in with_init(live).items()}
     changed: dict[str, set[str]] = defaultdict(set)
     for key, each in (*live.items(), *pending.items()):
@@ -105,7 +111,10 @@ def unloaded_by_the_old(
 
 
 def _exit_code(edited: Compared) -> frozenset[Hashable]:
-    """The exit code that an edit brings, by what it says; what cannot go live, by its names."""
+    """Return the exit code that an edit brings, as a comparable value.
+
+    For exit code that cannot go live, these are its names.
+    """
     diff = edited.diff
     new = [s for s in diff.carried if s in diff.original_of] if diff.exit_changed else []
     code = {
@@ -121,7 +130,7 @@ def _meaning(target: Target) -> Hashable:
 
 
 def _starts_something(live: Compared) -> bool:
-    """Does code of an edit call what its original does not, and what may go on after the call?"""
+    """Return whether an edit adds calls that may start something that goes on after the call."""
     new = {symbol for symbol in live.diff.carried if symbol.is_function}
     for twins in live.diff.changed:
         new.discard(twins.patched)
@@ -131,7 +140,7 @@ def _starts_something(live: Compared) -> bool:
 
 
 def _calls(function: Symbol) -> set[str]:
-    """What code of others it refers to, but for what only reads what it is given."""
+    """Return the names of external code that a function refers to, except what only reads its arguments."""
     names = {
         relocation.target.symbol.name
         for relocation in function.relocations

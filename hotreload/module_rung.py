@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The rung above a patch: modules are built anew, the old ones unloaded, the new ones loaded.
+"""The rung above a patch: build modules, unload the old ones, load the new ones.
 
-Only where the user allows it, and only past obstacles that a module which is loaded anew does not have.
+It is only taken if the user allows it, and only past obstacles that a reloaded module does not have.
 """
 
 from __future__ import annotations
@@ -40,32 +40,35 @@ NEW_MODULE = "end hotreload and start it again: the guest boots with the modules
 
 @dataclass(frozen=True, slots=True)
 class ModuleRung:
-    """``load`` and ``commands`` are the user's settings: what is loaded, and what else is run."""
+    """``load`` and ``commands`` are the user's settings: what to load, and which other commands to run."""
 
     max_rung: str
     load: tuple[str, ...]
     commands: Commands
 
     def leads_past(self, refusal: NotPatchableError, base: GuestBase) -> bool:
-        """May it be taken, and does it help?"""
+        """Return whether this rung is allowed, and gets past the refusal."""
         if base.is_kernel and _is_of_recipes(refusal):
-            return False  # what its Makefiles and its configuration say goes for vmlinux, too
+            return False  # Makefiles and configuration of a kernel apply to vmlinux, too
         return is_allowed("module", self.max_rung) and can_be_loaded(refusal.obstacles)
 
     async def build(
         self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
     ) -> tuple[GuestBase, frozenset[str]]:
-        """Build the modules as the sources are; the base with those that have to be loaded anew, their names.
+        """Build the modules from the current sources. Return the new base, and which modules to reload.
 
-        ``names``: those that stand in the way. Raises what build_base and build_in_tree raise, and the
-        refusal when it is not one of modules only.
+        ``names`` are those that stand in the way. Raises what build_base and build_in_tree raise, and the
+        refusal if reloading modules is not enough.
         """
         if base.is_kernel:
             return await self._build_in_tree(guest, base, refusal, names)
         return await self._build_folder(guest, base, refusal, names)
 
     def wanted(self, base: GuestBase, names: Collection[str]) -> frozenset[str]:
-        """The modules that somebody asks for; without names all of a folder's. Raises InputError."""
+        """Return the modules that the user asks for. Without names, return all of the folder's.
+
+        Raises InputError.
+        """
         known = {built.name for built in base.modules} - {VMLINUX}
         if base.is_kernel and not names:
             raise InputError(
@@ -80,14 +83,14 @@ class ModuleRung:
     async def build_these(
         self, guest: Guest, base: GuestBase, names: frozenset[str]
     ) -> tuple[GuestBase, frozenset[str]]:
-        """The same for modules that somebody asks for, whatever the rungs that are allowed."""
+        """Do the same for modules that the user asks for, whichever rungs are allowed."""
         told = Obstacle("HR2201", ", ".join(sorted(names)), f"{', '.join(sorted(names))} cannot be reloaded")
         if base.is_kernel:
             return await self._build_in_tree(guest, base, NotPatchableError([told]), names)
         return await self._build_folder(guest, base, NotPatchableError([told]), names)
 
     async def with_dependents(self, guest: Guest, base: GuestBase, names: Collection[str]) -> frozenset[str]:
-        """These modules of the base, and those that have to be loaded anew with them."""
+        """Return these modules of the base, and those that have to be reloaded with them."""
         if base.is_kernel:
             uses: Mapping[str, Collection[str]] = await _users_of(guest, names)
         else:
@@ -100,10 +103,10 @@ class ModuleRung:
         if VMLINUX in names or names & _shared_with_vmlinux(base):
             raise refusal
         if unloaded := names - (await module_uses(guest, sorted(names))).of.keys():
-            # Whoever loads it takes the tree's file, and that is still the one of before.
+            # If it is loaded later, the tree's file is used, and that is still the old one.
             hint = f"{', '.join(sorted(unloaded))} is not loaded: {BUILD_KERNEL}"
             raise _with_hint(refusal, hint)
-        # Of a kernel's thousands of modules those count that are loaded.
+        # Only consider the modules that are loaded, not all thousands of a kernel.
         names = with_dependents(names, base.modules, await _users_of(guest, names))
         with work_folder() as work:
             try:
@@ -111,7 +114,7 @@ class ModuleRung:
             except (InputError, OSError) as error:
                 hint = f"the module cannot be built beside the tree: {error}; {BUILD_KERNEL}"
                 raise _with_hint(refusal, hint) from error
-            # What the Makefiles say now was not asked.
+            # The units and commands are the recorded ones: changes of the Makefiles are not part of them.
             built = replace(built, makefiles=base.makefiles)
             return base.with_anew(base.build, built, names), names
 
@@ -122,7 +125,7 @@ class ModuleRung:
         await asyncio.to_thread(forget_stale, base)
         build, built = await build_base(base.tree, base.build.folder, variables=base.build.variables)
         try:
-            # Whoever builds the kernel while its guest runs has modules of other layouts from then on.
+            # If the kernel was rebuilt while its guest runs, modules may have other layouts from then on.
             await require_layouts(guest, base, build.kernel_files, RESTART)
         except KernelUnfitError as error:
             hint = f"the module cannot be loaded anew: {error}; {error.hint}"
@@ -139,14 +142,14 @@ class ModuleRung:
     async def exchange(
         self, guest: Guest, old: GuestBase, new: GuestBase, names: Collection[str]
     ) -> ModuleExchange:
-        """How the modules of these names get from one base to the other."""
+        """Return the steps that exchange the modules of these names between the two bases."""
         gone, come = await asyncio.to_thread(lambda: (self._files(old, names), self._files(new, names)))
         return ModuleExchange(guest, gone, come, self.commands)
 
     def _files(self, base: GuestBase, names: Collection[str]) -> tuple[ModuleFile, ...]:
         kos = {built.name: built.ko for built in base.modules if built.name in names}
         given = {load.name: load.parameters for load in load_order({}, self.load)}
-        # Also those that nobody wanted loaded: somebody may have done it by hand.
+        # Include modules that were not to be loaded, because somebody may have loaded them by hand.
         order = load_order(_depends([built for built in base.modules if built.name in names]))
         return tuple(
             ModuleFile(Load(load.name, given.get(load.name, "")), kos[load.name])
@@ -156,10 +159,11 @@ class ModuleRung:
 
 
 def forget_stale(base: GuestBase) -> None:
-    """Remove objects that make would take for fresh: of files that say something else, and are older.
+    """Remove objects that make would consider fresh although they do not match their sources.
 
-    A file may have been moved here with its folder, or be what the guest runs again, since an edit that was
-    undone or did not load was compiled.
+    A file may be older than its object and still differ from what was compiled: it may have been moved here
+    with its folder, or be what the guest runs again, after an edit that was compiled and then undone or not
+    loaded.
     """
     for part in base.parts:
         edited = {file for file, digest in part.digests.items() if sha256(file) != digest}
@@ -170,8 +174,10 @@ def forget_stale(base: GuestBase) -> None:
 
 
 def newly_exporting(base: GuestBase, built: Base, names: Collection[str]) -> frozenset[str]:
-    """The modules that have to be loaded anew with these: what they export to them is at most live, and the
-    loader finds it in no module that the guest has."""
+    """Return further modules to reload, because they export something new to these modules.
+
+    Their new exports are at most in a live patch, and the loader only finds exports of loaded modules.
+    """
     then, now = ({module.name: module.ko for module in each.modules} for each in (base, built))
     found: set[str] = set()
     due = set(names)
@@ -192,13 +198,13 @@ def _exports(ko: Path) -> frozenset[str]:
 
 
 def _shared_with_vmlinux(base: GuestBase) -> frozenset[str]:
-    """The modules that have an object which vmlinux has, too."""
+    """Return the modules that share an object with vmlinux."""
     objects = {built.name: {unit.object for unit in built.units} for built in base.modules}
     return frozenset(name for name, held in objects.items() if name != VMLINUX and held & objects[VMLINUX])
 
 
 def _with_hint(refusal: NotPatchableError, hint: str) -> NotPatchableError:
-    """The same, with another way out."""
+    """Return the same refusal with another hint."""
     return NotPatchableError((replace(each, hint=hint) for each in refusal.obstacles), refusal.modules)
 
 
@@ -207,7 +213,10 @@ def _is_of_recipes(refusal: NotPatchableError) -> bool:
 
 
 async def _users_of(guest: Guest, names: Collection[str]) -> dict[str, set[str]]:
-    """Those that use one of these modules in the guest, or one that does, each with what it uses of them."""
+    """Return the modules in the guest that use one of these, directly or through others.
+
+    Each comes with the modules of them that it uses.
+    """
     uses: dict[str, set[str]] = {}
     asked, due = set(names), set(names)
     while due:
@@ -221,7 +230,7 @@ async def _users_of(guest: Guest, names: Collection[str]) -> dict[str, set[str]]
 
 
 def _depends(modules: Collection[BuiltModule]) -> dict[str, set[str]]:
-    """Each module with those that it uses; of several of one name all that they use."""
+    """Return each module with those that it uses. Modules of the same name are combined."""
     uses: dict[str, set[str]] = {}
     for built in modules:
         uses.setdefault(built.name, set()).update(depends_of(built.ko))
@@ -229,6 +238,6 @@ def _depends(modules: Collection[BuiltModule]) -> dict[str, set[str]]:
 
 
 def _made_otherwise(base: GuestBase, build: Build) -> frozenset[str]:
-    """The modules that kbuild makes of other units now, or by other commands."""
+    """Return the modules that kbuild builds from other units or by other commands than before."""
     before = {built.name: built.units for built in base.modules}
     return frozenset(built.name for built in build.modules if built.units != before[built.name])

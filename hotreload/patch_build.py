@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Source patches through all stages but the last: a livepatch module file, made without a guest.
+"""Build a livepatch module file from source patches, without a guest.
 
-Read ``build_patch`` first. The stages are those of an edit (reload.py). The base is the sources as they are:
-a driver that was built from others is not what the module fits.
+Read ``build_patch`` first. The stages are those of an edit (reload.py), except the last. The base is the
+sources as they are. The module does not fit a driver that was built from other sources.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from hotreload.source_texts import SourceTexts
 
 Progress = Callable[[str], None]
 
-# MODULE_NAME_LEN of include/linux/moduleparam.h is 64 - sizeof(unsigned long), with the NUL behind.
+# MODULE_NAME_LEN of include/linux/moduleparam.h is 64 - sizeof(unsigned long), which includes the NUL.
 LONGEST_NAME = 55
 RECIPE = re.compile(rf"{MAKEFILE_NAME.pattern}|Kconfig(?:\..+)?")
 BUILD_BY_HAND = "apply the patch, build the module and load it anew"
@@ -48,7 +48,7 @@ BUILD_BY_HAND = "apply the patch, build the module and load it anew"
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Patches of the module in ``folder``, built for ``kernel``; ``name``: of the patch module."""
+    """Patches of the module in ``folder``, built for ``kernel``. ``name`` is the name of the patch module."""
 
     folder: Path
     kernel: KernelTree
@@ -58,8 +58,12 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class PatchBuild:
-    """What came of it. ``module``: the file's content, where there is something to patch; ``compared``: the
-    units whose sources changed; ``obstacles``: all of them, where it is refused."""
+    """The result.
+
+    ``compared``   the units whose sources changed
+    ``obstacles``  all of them, if the patch is refused
+    ``module``     the content of the module file, if there is something to patch
+    """
 
     report: ReloadReport
     compared: tuple[Compared, ...] = ()
@@ -68,12 +72,12 @@ class PatchBuild:
 
 
 async def build_patch(order: Order, progress: Progress | None = None) -> PatchBuild:
-    """Build a patch module of source patches. A refusal is a result.
+    """Build a patch module from source patches. A refusal is a result, not an error.
 
     Raises InputError (HR1006, HR1009, HR1010), CompileError, EnvironmentFault, KernelUnfitError.
     """
     started = time.monotonic()
-    # What would the files say? Copies are patched; nothing of this is written into the user's tree.
+    # Patch copies of the files. Nothing of this is written into the user's tree.
     sources = await apply_patches(order.patches, order.folder)
     cycle = Cycle(tuple(sources.texts), started, lambda _type, _fields: None)
     cycle.notes += sources.notes
@@ -98,7 +102,7 @@ async def _through(
     compared: dict[Path, Compared],
     progress: Progress,
 ) -> LivePatch | None:
-    # Build what the patch is for, and keep what it was made of.
+    # Build what the patch is for, and keep the sources that it was built from.
     module, base = await _base(order, cycle, progress)
     require_same_sources(sources, base)
     require_other_name(order.name, base)
@@ -108,11 +112,11 @@ async def _through(
     units = patched_units(sources, module, selection)
 
     with work_folder() as work:
-        # Compile them from a mirror of the sources in which the patched files are.
+        # Compile them from a mirror of the sources that has the patched files.
         with cycle.stage("build"):
             compiled = await compile_units(base, units, sources.texts, work)
 
-        # What changed? Into ``compared``, for it is told with a refusal, too.
+        # What changed? Put it into ``compared``, because a refusal reports it, too.
         with cycle.stage("diff"):
             linked = read_symbols((), {built.name: built.ko for built in base.modules})
 
@@ -124,7 +128,8 @@ async def _through(
                 original = read_original(pair.original, base.plain_object(pair.unit))
                 compared[pair.unit.object] = compare(pair, original)
 
-        # A variable that nothing writes any more, or nothing reads, has a value all the same.
+        # gcc folds away a variable that nothing writes or nothing reads. It still has a value in the guest,
+        # so compile the unit again in a way that keeps it.
         if folded := [each for each in compared.values() if each.diff.folded]:
             again = [each.pair.unit for each in folded]
             with cycle.stage("build"):
@@ -135,7 +140,7 @@ async def _through(
             compared[key] = await proved(base.of(each.pair.unit), each)
         cycle.compared += compared.values()
 
-    # Which of it can be patched? All obstacles are told at once.
+    # Can it be patched? All obstacles are reported at once.
     require_built(sources, selection, compiled.used, cycle, compared)
     glue = await build_glue(order.kernel, progress, base if module.is_kernel else None)
     with cycle.stage("link"):
@@ -184,7 +189,7 @@ def refuse_recipes(sources: PatchedSources) -> None:
 
 
 def require_same_sources(sources: PatchedSources, base: Base) -> None:
-    """Raise SourceMovedError (HR1006) when a file was saved between being patched and being built."""
+    """Raise SourceMovedError (HR1006) if a file was saved between being patched and being built."""
     for file, digest in base.digests.items():
         before = sources.before.get(Path(os.path.realpath(file)))
         if before is not None and hashlib.sha256(before).hexdigest() != digest:
@@ -194,7 +199,11 @@ def require_same_sources(sources: PatchedSources, base: Base) -> None:
 def patched_units(
     sources: PatchedSources, module: Build, selection: UnitSelection
 ) -> tuple[TranslationUnit, ...]:
-    """The units to compile: where files come or go also those of which a header may be hidden by another."""
+    """Return the units to compile.
+
+    If files are added or removed, this includes units in which a header may hide, or stop hiding, another
+    one. Raises NotPatchableError (HR1004) if the patch removes the source of a unit.
+    """
     gone = {file for file, text in sources.texts.items() if text is None}
     if lost := [unit.source for unit in module.units if Path(os.path.realpath(unit.source)) in gone]:
         raise NotPatchableError(
@@ -206,7 +215,7 @@ def patched_units(
         )  # fmt: skip
     moved = {file.name for file, text in sources.texts.items() if None in (text, sources.before[file])}
     if not moved or not module.is_kernel:
-        # What a module's units include of the kernel is not among their inputs.
+        # The inputs of a module's units do not list the kernel's headers.
         return module.units if moved else selection.units
     same_name = [file for file in module.inputs.files if file.name in moved]
     touched = {unit.object for unit in selection.units} | set(module.inputs.users(same_name))
@@ -214,7 +223,7 @@ def patched_units(
 
 
 def patched_texts(unit: TranslationUnit, module: Build, sources: PatchedSources) -> Mapping[str, str]:
-    """The unit's sources as the patch makes them, its own file first."""
+    """Return the unit's sources with the patch applied, its own file first."""
     new = [file for file, text in sources.texts.items() if sources.before[file] is None and text is not None]
     files = dict.fromkeys((unit.source, *module.inputs[unit.object], *new))
     instead = {file: sources.texts.get(Path(os.path.realpath(file))) for file in files}
@@ -228,7 +237,7 @@ def require_built(
     cycle: Cycle,
     compared: Mapping[Path, Compared],
 ) -> None:
-    """Raise NotPatchableError (HR1002) for a source that no unit is made of; note other such files."""
+    """Raise NotPatchableError (HR1002) for a source that no unit is made of. Note other such files."""
     strays = _strays(sources, selection, used)
     if missing := tuple(_not_built(strays, sources)):
         raise NotPatchableError((*missing, *obstacles_of(compared)))
@@ -237,13 +246,13 @@ def require_built(
 
 
 def _strays(sources: PatchedSources, selection: UnitSelection, used: frozenset[Path]) -> tuple[Path, ...]:
-    """The files of the patch that no unit was made of, before or after."""
+    """Return the files of the patch that no unit was made of, before or after it."""
     other = (file for file in selection.not_part_of_build if file not in used)
     return tuple(file for file in other if sources.texts[file] is not None)
 
 
 def _not_built(strays: Sequence[Path], sources: PatchedSources) -> Iterator[Obstacle]:
-    """Sources among them: what these do would be missing without a word."""
+    """Yield an obstacle for each source among them. Otherwise their change would be missing silently."""
     for file in filter(_is_source, strays):
         new = sources.before[file] is None
         fact = "new, and no unit is built from it" if new else "not part of this build"
@@ -256,7 +265,7 @@ def _is_source(file: Path) -> bool:
 
 
 def _note_what_stays(plan: PatchPlan, cycle: Cycle) -> None:
-    """Tell what the kernel may still point at when the patch is disabled."""
+    """Note what the kernel may still point at after the patch is disabled."""
     names = dict.fromkeys((*(piece.name for piece in plan.pieces if piece.escapes), *plan.strings))
     if names:
         told = ", ".join(names)
@@ -267,18 +276,18 @@ def _note_what_stays(plan: PatchPlan, cycle: Cycle) -> None:
 
 
 def module_name_of(file: Path) -> str:
-    """The name of the module in a file: what the kernel allows, and at most 55 bytes."""
+    """Return the name of the module in a file: characters that the kernel allows, and at most 55 bytes."""
     name = re.sub(r"[^A-Za-z0-9_]", "_", file.name.removesuffix(".ko"))
     return name[:LONGEST_NAME] or "livepatch"
 
 
 def default_output(patch: Path) -> Path:
-    """``livepatch-NAME.ko`` for ``NAME.patch``, in the folder where the command is run."""
+    """Return ``livepatch-NAME.ko`` for ``NAME.patch``, in the current folder."""
     return Path(f"livepatch-{re.sub(r'[.](patch|diff|mbox|eml|txt)$', '', patch.name)}.ko")
 
 
 def require_other_name(name: str, base: Base) -> None:
-    """Raise InputError (HR1009) when the patch module would have the name of a module that it is for."""
+    """Raise InputError (HR1009) if the patch module would have the name of a module that it patches."""
     if any(built.name == name for built in base.modules):
         raise InputError(
             f"{name} is the name of the module that the patch is for", hint="name another file behind -o"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The guest as reloads have changed it: what is known of it, and every way to change it.
+"""The guest as reloads have changed it: what is known about it, and every way to change it.
 
-What is known is one value (`Known`). A checkpoint is saved with it, and brings it back.
+All that is known is one value (`Known`). A checkpoint is saved together with it, and brings it back.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from hotreload.vm.machine import Trouble
 
 T = TypeVar("T")
 
-# How often a guest that takes a patch is looked at for a panic, in seconds.
+# The interval in seconds at which a guest that is loading a patch is checked for a panic.
 TROUBLE_INTERVAL = 0.05
 
 
 class PatchedGuest:
-    """See the module. One change at a time: callers serialise the calls.
+    """A guest and its changes, one at a time. Callers serialise the calls.
 
-    ``known``: of the guest as it is now; ``newest``: the patch that is live, or was on its way last.
+    ``known`` describes the guest as it is now. ``newest`` is the patch that is live or was sent last.
     """
 
     def __init__(
@@ -63,41 +63,46 @@ class PatchedGuest:
         checkpoints: Checkpoints | None,
         restored: Callable[[str, float], None],
     ) -> None:
-        """``trouble``: why the guest stopped, if it did; ``checkpoints``: of its machine, if it can.
+        """Take over a guest of which ``known`` is known.
 
-        ``restored`` is told the name of a checkpoint, and the seconds that it took to be back there.
+        ``trouble``      returns why the guest stopped, or None
+        ``checkpoints``  those of its machine, or None if it cannot have any
+        ``restored``     called with the name of a checkpoint and the seconds that it took to return to it
         """
         self.guest = guest
         self.known = known
         self.newest: LivePatch | None = None
-        self.is_changing = False  # nobody knows how far a change got
+        self.is_changing = False  # it is unknown how far a change got
         self.transition_timeout = transition_timeout
         self._trouble = trouble
         self._restored = restored
         self._restore_points = RestorePoints(checkpoints)
-        # Other than those that are loaded already.
+        # Start above the numbers of patch modules that are already loaded.
         self._serial = max((int(name.removeprefix(NAME_PREFIX)) for name in known.kept), default=0)
         self._builds: dict[Path, str | None] = {}
-        self._text: Mapping[str, int] = {}  # where the code of patch modules is
+        self._text: Mapping[str, int] = {}  # the addresses of the code of patch modules
         self._tidying: asyncio.Task[None] | None = None
 
     async def settle(self) -> None:
-        """Wait for what goes on beside the changes."""
+        """Wait for the background work."""
         if self._tidying is not None:
             await self._tidying
 
     async def close(self) -> None:
-        """End what goes on beside the changes."""
+        """Stop the background work."""
         if self._tidying is not None:
             self._tidying.cancel()
             await asyncio.gather(self._tidying, return_exceptions=True)
 
     async def is_as_known(self) -> bool:
-        """Has the guest the live patch that it was given, and no other of ours? Raises as patch_status."""
+        """Return whether the guest has the live patch that it was given, and no other of ours.
+
+        Raises as patch_status.
+        """
         found = {each.name for each in (await patch_status(self.guest)).patches if not each.foreign}
         return self.is_changing or found == ({self.known.live.name} if self.known.live else set())
 
-    # --- there ---
+    # --- changes ---
 
     async def bring(
         self,
@@ -107,10 +112,10 @@ class PatchedGuest:
         homes: Mapping[Identity, Home],
         glue: ModuleGlue,
     ) -> None:
-        """Make the guest run ``plan``: its module replaces the one before; without a plan, its base.
+        """Make the guest run ``plan``: its module replaces the previous one. Without a plan, run the base.
 
-        ``found``: the plan with what the guest's memory told; ``homes``: where that of it lives which is
-        there already. Raises as apply_patch and disable_patch.
+        ``found`` is the plan completed with what the guest's memory told. ``homes`` tells where the parts of
+        it live that are already in the guest. Raises as apply_patch and disable_patch.
         """
         cycle.note_dropped(dropped(self.known.plan, plan, self.known.homes))
         try:
@@ -124,7 +129,7 @@ class PatchedGuest:
             self._tidying = asyncio.create_task(self._tidy())
 
     def left_behind(self, plan: PatchPlan | None, homes: Mapping[Identity, Home]) -> LeftBehind:
-        """What of the guest's code would run on as it is, were ``plan`` brought with these ``homes``."""
+        """Return which code in the guest would keep running if ``plan`` were brought with these ``homes``."""
         known = self.known
         settlement = settle(plan, homes, f"{NAME_PREFIX}{self._serial + 1}") if plan else Settlement()
         return left_behind(known.plan, known.homes, plan, homes, settlement)
@@ -141,7 +146,8 @@ class PatchedGuest:
 
     async def _apply(self, cycle: Cycle, plan: PatchPlan, patch: LivePatch) -> None:
         if patch.keep_loaded:
-            # Also one that is taken back on its way: tasks that had changed over ran its code.
+            # This includes a patch whose transition is reversed, because tasks that had switched ran its
+            # code.
             reasons = Kept(patch.keep_loaded, patch.keep_for)
             self.known = replace(self.known, kept={**self.known.kept, patch.name: reasons})
         applying = apply_patch(
@@ -164,7 +170,7 @@ class PatchedGuest:
             raise
         self._restore_points.note_answer()
         cycle.note_times(applied)
-        if TEXT in applied.sections:  # who calls the new code at once may hang in it
+        if TEXT in applied.sections:  # a caller of the new code may hang in it at once
             self._text = {**self._text, patch.name: applied.sections[TEXT]}
         self.known = replace(
             self.known,
@@ -174,7 +180,10 @@ class PatchedGuest:
         )
 
     def _builds_of(self, names: Collection[str]) -> dict[str, str]:
-        """The build-ids of modules that are to be there: somebody may have loaded another one by hand."""
+        """Return the build-ids that loaded modules must have.
+
+        Somebody may have loaded another build by hand.
+        """
         found: dict[str, str] = {}
         for built in self.known.base.modules:
             if built.name in names and built.name != VMLINUX:
@@ -185,7 +194,10 @@ class PatchedGuest:
         return found
 
     async def not_there(self, names: Collection[str]) -> frozenset[str]:
-        """Those of the modules that the guest has not, or has another build of. Raises as build_id."""
+        """Return which of these modules the guest does not have, or has another build of.
+
+        Raises as build_id.
+        """
         wanted = await asyncio.to_thread(self._builds_of, names)
         return frozenset([name for name in names if await build_id(self.guest, name) != wanted.get(name)])
 
@@ -198,7 +210,10 @@ class PatchedGuest:
         self.known = replace(self.known, live=None, written={}, homes={})
 
     async def _while_alive(self, deployment: Awaitable[T]) -> T:
-        """What a deployment answers, unless the guest dies of it. Raises GuestUnreachableError (HR4103)."""
+        """Return the result of a deployment. Stop waiting for it if the guest dies.
+
+        Raises GuestUnreachableError (HR4103).
+        """
         task = asyncio.ensure_future(deployment)
         self.is_changing = True
         try:
@@ -209,7 +224,7 @@ class PatchedGuest:
                     raise GuestUnreachableError(f"the guest is lost: {trouble.message}")
             with contextlib.suppress(EditError):
                 task.result()
-            self.is_changing = False  # what came of it the guest has told
+            self.is_changing = False  # the guest has reported the outcome
             return task.result()
         finally:
             task.cancel()
@@ -223,9 +238,10 @@ class PatchedGuest:
         modules: Collection[str],
         without: Callable[[], Awaitable[None]],
     ) -> None:
-        """Exchange ``modules`` for those of another base; ``without`` makes the live patch one of the rest.
+        """Exchange ``modules`` for those of another base.
 
-        Raises PatchRejectedError, with what the guest has then, and GuestUnreachableError.
+        ``without`` replaces the live patch by one for the rest. Raises PatchRejectedError, which tells what
+        the guest has then, and GuestUnreachableError.
         """
         is_loaded = await self._while_alive(exchange.begin())
         self._restore_points.use()
@@ -233,7 +249,7 @@ class PatchedGuest:
             with cycle.stage("load"):
                 await self._exchange(exchange, modules, without)
         else:
-            # What is live would be applied to the new ones when they come.
+            # Otherwise the live patch would be applied to the new modules when they are loaded.
             self._forget_data_of(modules)
             await without()
             cycle.notes.append("it is not loaded in the guest: the next load takes the new one")
@@ -254,14 +270,14 @@ class PatchedGuest:
     async def _exchange(
         self, exchange: ModuleExchange, modules: Collection[str], without: Callable[[], Awaitable[None]]
     ) -> None:
-        """Unload under the live patch, take that off the modules that are gone, and load the new ones.
+        """Unload the old modules under the live patch, remove them from the patch, and load the new ones.
 
-        What live code has started is stopped by the exit code that was live with it. And a kernel before
+        What live code has started is stopped by the exit code that went live with it. And a kernel before
         v6.3 does not load a module again under a patch that it was unloaded under.
         """
         await self.close()
         self.is_changing = True
-        await self._tidy()  # a replaced patch may use a module
+        await self._tidy()  # a replaced patch may hold a module
         try:
             await self._while_alive(exchange.unload())
             self._forget_data_of(modules)
@@ -277,7 +293,10 @@ class PatchedGuest:
             raise
 
     async def _back_from(self, exchange: ModuleExchange) -> str:
-        """The old modules with their state, if there is a checkpoint of this moment; else the old modules."""
+        """Put the old modules back, with their state if there is a checkpoint of this moment.
+
+        Return what to tell the user.
+        """
         started = time.monotonic()
         if self._restore_points.is_of_this_change and (saved := await self.restore()):
             await self.log_in()
@@ -286,25 +305,28 @@ class PatchedGuest:
         return await self._while_alive(exchange.put_back())
 
     def _forget_data_of(self, modules: Collection[str]) -> None:
-        """Of modules that are gone nothing goes back to what it was, and nobody runs what was added."""
+        """Forget written values and additions of modules that were unloaded.
+
+        There is nothing to write back in them, and nothing runs what was added to them.
+        """
         written = {place: each for place, each in self.known.written.items() if place[0] not in modules}
         homes = {key: home for key, home in self.known.homes.items() if key.module not in modules}
         self.known = replace(self.known, written=written, homes=homes)
 
     def _forget_kept_for(self, modules: Collection[str]) -> None:
-        """Nothing points into patch modules any more that stayed loaded for modules that are gone."""
+        """Let go of patch modules that stayed loaded only because of these modules, which are unloaded."""
         kept = {patch: each.without(modules) for patch, each in self.known.kept.items()}
         self.known = replace(self.known, kept={patch: each for patch, each in kept.items() if each})
 
     async def _tidy(self) -> None:
-        """Remove replaced patch modules. What cannot be removed now is tried again after the next change."""
+        """Remove replaced patch modules. What cannot be removed is tried again after the next change."""
         try:
             self._text = (await sweep(self.guest, self.known.kept)).text
         except EditError:
             return
 
     def place_of(self, address: int) -> tuple[str, str, int] | None:
-        """The module, the function and the offset in it, of an address in the newest patch's code."""
+        """Return the module, function and offset of an address in the newest patch's code, or None."""
         start = self._text.get(self.newest.name) if self.newest is not None else None
         if self.newest is None or not start:
             return None
@@ -312,11 +334,14 @@ class PatchedGuest:
         return (self.newest.name, *found) if found else None
 
     def take_base(self, base: GuestBase) -> None:
-        """What the guest has is what this base says, too."""
+        """Note that this base describes the guest as well."""
         self.known = replace(self.known, base=base)
 
     def note_made_of(self, edited: Mapping[Path, Compared]) -> None:
-        """What the guest runs was made of these units' objects: it may have data of every type they knew."""
+        """Note that the guest runs these units.
+
+        It may have data of every type that they knew.
+        """
         types = dict(self.known.live_types)
         for key, each in edited.items():
             if each.types and not (key in types and self.known.edited.get(key) is each):
@@ -329,11 +354,11 @@ class PatchedGuest:
         self.known = replace(self.known, edited=dict(edited), live_types=types, handed=handed)
 
     def types_of(self, key: Path) -> tuple[Layouts, ...]:
-        """The types of a unit, by object, in each reload since the boot."""
+        """Return the types of a unit, by object, in each reload since the boot."""
         return self.known.live_types.get(key, ())
 
     def context_of(self, unit: TranslationUnit) -> UnitContext:
-        """What the reloads have made of a unit: the types that it had, and the variables that live on."""
+        """Return what the reloads have done to a unit: its earlier types, and the variables that live on."""
         added = frozenset(
             (identity.owners[0] if identity.owners else "", identity.name)
             for identity in self.known.homes
@@ -344,44 +369,48 @@ class PatchedGuest:
         return UnitContext(self.types_of(unit.object), added, handed=handed, live=diff)
 
     def is_made_of(self, edited: Mapping[Path, Compared]) -> None:
-        """What it runs again, after an undo, was made of these."""
+        """Note that the guest runs these units again, after an undo."""
         self.known = replace(self.known, edited=edited)
 
-    # --- and back ---
+    # --- checkpoints ---
 
     async def save(self, history: History) -> str | None:
-        """Save one before a change; what is to be told, if it failed. Raises GuestUnreachableError."""
+        """Save a checkpoint before a change. Return what to tell the user if this failed.
+
+        Raises GuestUnreachableError.
+        """
         return await self._restore_points.save(self._moment(history))
 
     async def save_by_hand(self, name: str, history: History) -> Saved:
-        """Save one that stays. Raises as RestorePoints.save_by_hand."""
+        """Save a checkpoint that stays. Raises as RestorePoints.save_by_hand."""
         return await self._restore_points.save_by_hand(name, self._moment(history))
 
     @property
     def can_go_back(self) -> bool:
-        """Is there a checkpoint for a crash to go back to?"""
+        """Return whether there is a checkpoint to return to after a crash."""
         return not self._restore_points.is_empty
 
     @property
     def checkpoints(self) -> tuple[Saved, ...]:
-        """Those that the guest can go back to, the latest last."""
+        """Return the checkpoints that the guest can go back to, the latest last."""
         return self._restore_points.listed()
 
     def _moment(self, history: History) -> Moment:
         return Moment(tuple(history.steps), history.place, self.known)
 
     async def load(self, name: str | None) -> Saved:
-        """Bring the guest back to a checkpoint, None: the latest; then ``log_in``.
+        """Bring the guest back to a checkpoint, or to the latest if ``name`` is None.
 
-        Raises as RestorePoints.load.
+        Call ``log_in`` after it. Raises as RestorePoints.load.
         """
         await self.close()
         return self._returned(await self._restore_points.load(name))
 
     async def restore(self) -> Saved | None:
-        """Bring the guest back to before the last change; then ``log_in``. None: there is no checkpoint.
+        """Bring the guest back to before the last change, or return None if there is no checkpoint.
 
-        Connections into the guest are lost. Raises EnvironmentFault (HR5105), GuestUnreachableError.
+        Call ``log_in`` after it. Connections into the guest are lost. Raises EnvironmentFault (HR5105),
+        GuestUnreachableError.
         """
         await self.close()
         saved = await self._restore_points.restore()
@@ -394,13 +423,13 @@ class PatchedGuest:
         return saved
 
     async def log_in(self) -> None:
-        """Reach a guest that was brought back. Raises GuestUnreachableError."""
+        """Log in to a guest that was brought back. Raises GuestUnreachableError."""
         await log_in_again(self.guest)
 
     async def answers(self, saved: Saved) -> bool:
-        """Does a guest that was brought back there let us in?
+        """Return whether a guest that was brought back to ``saved`` lets us log in.
 
-        It may die instead, or go to sleep, and is woken then.
+        It may die instead. If it goes to sleep, it is woken.
         """
         logins = LOGINS if saved.answered else LOGINS - 1
         logging_in = asyncio.ensure_future(log_in_again(self.guest, logins))

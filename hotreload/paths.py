@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Where hotreload keeps things: the XDG base folders, never the user's tree.
+"""Where hotreload keeps its files: in the XDG base folders, never in the user's tree.
 
 cache    kernels, guest images, base objects by content: may be deleted at any time
-state    one folder a session: console.log, events.ndjson, the stages of each reload
+state    one folder per session: console.log, events.ndjson, the stages of each reload
 runtime  sockets, process ids, locks: gone after a reboot
 """
 
@@ -21,30 +21,33 @@ APPLICATION = "hotreload"
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/hotreload``, made if need be."""
+    """Return ``$XDG_CACHE_HOME/hotreload``. Create it if needed."""
     return _made(_base("XDG_CACHE_HOME", ".cache") / APPLICATION, 0o755)
 
 
 def state_folder() -> Path:
-    """``$XDG_STATE_HOME/hotreload``, for its owner only."""
+    """Return ``$XDG_STATE_HOME/hotreload``, accessible only to its owner. Create it if needed."""
     return _made(_base("XDG_STATE_HOME", ".local/state") / APPLICATION, 0o700)
 
 
 def runtime_folder() -> Path:
-    """``$XDG_RUNTIME_DIR/hotreload``; ``run`` below the state folder where there is no such variable."""
+    """Return ``$XDG_RUNTIME_DIR/hotreload``. Create it if needed.
+
+    If the variable is not set, use ``run`` below the state folder.
+    """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     return _made(Path(runtime) / APPLICATION if runtime else state_folder() / "run", 0o700)
 
 
 def config_file() -> Path:
-    """The user's own configuration; it need not exist."""
+    """Return the path of the user's own configuration. It need not exist."""
     return _base("XDG_CONFIG_HOME", ".config") / APPLICATION / "config.toml"
 
 
 def full_disk(said: str, what: str, hint: str = "free some space: df -h") -> EnvironmentFault | None:
-    """The error for a program that failed for want of space, by what it said; None: it does not say so.
+    """Return the error for a program whose output says that it failed for lack of space, or None.
 
-    ``what`` there was no space for.
+    ``what`` completes the message "no space left ..".
     """
     if any(os.strerror(number) in said for number in (errno.ENOSPC, errno.EDQUOT)):
         return EnvironmentFault(f"no space left {what}", code="HR5107", hint=hint)
@@ -53,11 +56,11 @@ def full_disk(said: str, what: str, hint: str = "free some space: df -h") -> Env
 
 @contextlib.contextmanager
 def writing_to(place: Path) -> Iterator[None]:
-    """Turn the system's "no" while writing below ``place`` into an EnvironmentFault that says what to do."""
+    """Turn an OSError while writing below ``place`` into an EnvironmentFault that says what to do."""
     try:
         yield
     except OSError as error:
-        # Of several copies that failed shutil tells the texts alone.
+        # If several copies failed, shutil only gives their messages.
         several = str(error) if isinstance(error, shutil.Error) else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in several:
             raise EnvironmentFault(
@@ -73,7 +76,7 @@ def writing_to(place: Path) -> Iterator[None]:
 
 
 def _base(variable: str, below_home: str) -> Path:
-    # An empty or relative value is to be ignored (XDG Base Directory Specification 0.8).
+    # An empty or relative value must be ignored (XDG Base Directory Specification 0.8).
     value = os.environ.get(variable, "")
     return Path(value) if value.startswith("/") else Path.home() / below_home
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""From the two objects of each unit to one plan for all of them; with a guest (reload.py) and without
-(patch_build.py)."""
+"""From the two objects of each unit to one plan for all units.
+
+Used both with a guest (reload.py) and without one (patch_build.py).
+"""
 
 from __future__ import annotations
 
@@ -55,9 +57,10 @@ def compare_unit(
     sources: Mapping[str, str],
     context: UnitContext = NOTHING_ELSE,
 ) -> Compared:
-    """What a unit's objects differ in. ``sources``: its texts by path, its own file first.
+    """Return the difference between a unit's objects.
 
-    Raises InputError (HR1009) when an object cannot be read.
+    ``sources`` are its texts by path, its own file first. Raises InputError (HR1009) if an object cannot be
+    read.
     """
     is_c = pair.unit.source.suffix == ".c"
     patched = unit_object_of(read_object(pair.patched))
@@ -72,7 +75,10 @@ def compare_unit(
 
 
 def _digest(obj: ObjectFile) -> bytes:
-    """Of what goes into the kernel: the lines of the debugging information move with each comment."""
+    """Return a digest of what goes into the kernel.
+
+    This leaves out debugging information, in which line numbers change with each comment.
+    """
     digest = hashlib.sha256()
     for section in obj.sections:
         if section.is_allocated:
@@ -84,7 +90,10 @@ def _digest(obj: ObjectFile) -> bytes:
 
 
 def _new_types(base: Layouts | None, now: Layouts | None) -> Layouts | None:
-    """Those of a unit, if it has any that the base has not: objects of them may be made."""
+    """Return the types of a unit if it has any that the base lacks.
+
+    Objects of such types may come into being.
+    """
     return None if now is None or base is None or base.has_types_of(now) else now
 
 
@@ -95,11 +104,10 @@ def plan_units(
     further: Iterable[Obstacle] = (),
     used_by_edits: Mapping[str, Collection[str]] = NONE,
 ) -> PatchPlan | None:
-    """One plan for all units, by object, that differ from the base; None: none does.
+    """Return one plan for all units, by object, that differ from the base, or None if none does.
 
-    ``used_by_edits``: what edits since the boot have needed of other units, by module.
-
-    Raises NotPatchableError with the obstacles of all of them, and ``further`` ones, at once.
+    ``used_by_edits`` are the names that edits since the boot have needed of other units, by module. Raises
+    NotPatchableError with the obstacles of all units, and the ``further`` ones, at once.
     """
     joined = joined_modules(base, (each.pair.unit.module for each in compared.values()))
     of_modules = (*_linked_twice(base, compared), *_read_elsewhere(base, compared, joined))
@@ -136,8 +144,10 @@ def plan_units(
 def _imported_elsewhere(
     base: AnyBase, compared: Mapping[Path, Compared], used_by_edits: Mapping[str, Collection[str]]
 ) -> Iterator[Obstacle]:
-    """Exports that are gone, and that another module has used: even if it does so no more, it may have handed
-    them on."""
+    """Yield an obstacle for each export that is gone and that another module has used.
+
+    Even if that module no longer uses it, it may have passed it on.
+    """
     for one in compared.values():
         unit = one.pair.unit
         for built in base.modules if one.diff.gone_exports else ():
@@ -159,12 +169,18 @@ def _mentions(file: Path, names: Collection[str]) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _imports(ko: Path) -> frozenset[str]:
-    """The names that a module of the base needs of others; its path is that of its content."""
+    """Return the names that a module of the base needs of others.
+
+    The result can be cached because the path depends on the content.
+    """
     return linkage_of(read_object(ko)).needs
 
 
 def _linked_twice(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[Obstacle]:
-    """An object that is linked into two modules is there twice, with two states and at two addresses."""
+    """Yield an obstacle for each changed object that is linked into several modules.
+
+    Such an object exists several times in the kernel, with separate state and at different addresses.
+    """
     owners: dict[Path, list[str]] = {}
     for module in base.modules:
         for unit in module.units:
@@ -177,8 +193,11 @@ def _linked_twice(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[
 
 
 def joined_modules(base: AnyBase, edited: Iterable[str]) -> dict[str, frozenset[str]]:
-    """Each module with those that exports join it to, itself too: what one uses of another is like what one
-    unit uses of another. Of a kernel's thousands of modules those that are ``edited``."""
+    """Return each module with the modules that it is joined to by exports, including itself.
+
+    What a module uses of a joined one is treated like what a unit uses of another unit. In a kernel with
+    thousands of modules, only those that are ``edited`` count.
+    """
     known = frozenset(edited) if base.is_kernel else frozenset(built.name for built in base.modules)
     joined = {name: {name} for name in known - {VMLINUX}}
     for built in base.modules if len(joined) > 1 else ():
@@ -192,8 +211,11 @@ def joined_modules(base: AnyBase, edited: Iterable[str]) -> dict[str, frozenset[
 def _read_elsewhere(
     base: AnyBase, compared: Mapping[Path, Compared], joined: Mapping[str, frozenset[str]]
 ) -> Iterator[Obstacle]:
-    """New values of what init or exit code has used in another unit of the module, or in a module that is
-    joined to it: of variables, and of functions that compute nothing else."""
+    """Yield an obstacle for each new value that init or exit code of another unit has used.
+
+    The other unit belongs to the same module or to one that is joined to it. Values are those of variables,
+    and of functions that only compute a value.
+    """
     edited = [e for e in compared.values() if not e.diff.obstacles and (e.diff.rewrites or _new_values(e))]
     for group in {joined[e.pair.unit.module] for e in edited if e.pair.unit.module != VMLINUX}:
         modules = {
@@ -233,9 +255,9 @@ def _read_elsewhere(
 
 
 def made_at_load(base: AnyBase, compared: Iterable[Compared]) -> Iterator[str]:
-    """Tell of functions that changed, and that made something when init or probe of another unit called them.
+    """Yield notes on changed functions that init or probe of another unit called, and that made something.
 
-    Modules of very many units are left alone: all would have to be read for a note.
+    Modules with very many units are skipped, because all units would have to be read for a note.
     """
     edited = {each.pair.unit.object: each for each in compared}
     for module in base.modules:
@@ -273,15 +295,17 @@ def _is_told(one: Compared, function: Symbol) -> bool:
 def allocations_across_units(
     compared: Mapping[Path, Compared], joined: Mapping[str, frozenset[str]]
 ) -> Iterator[Obstacle]:
-    """Code that counts on another size, or another allocator, of what another unit of its module, or of one
-    that is joined to it, has allocated."""
+    """Yield obstacles for code that relies on another size or allocator of what another unit has allocated.
+
+    The other unit belongs to the same module or to one that is joined to it.
+    """
     changed = {
         key: [(twins.original, twins.patched) for twins in (*one.diff.changed, *one.diff.only_for_exit)]
         for key, one in compared.items()
     }
     for key, one in compared.items():
         module, where = one.pair.unit.module, str(one.pair.unit.source)
-        group = joined.get(module, frozenset())  # none for vmlinux
+        group = joined.get(module, frozenset())  # empty for vmlinux
         others = [o for o in compared if o != key and compared[o].pair.unit.module in group]
         beside = [twins for other in others for twins in changed[other]]
         new = [function for other in others for function in compared[other].diff.new_functions]
@@ -294,30 +318,33 @@ def allocations_across_units(
 
 
 def _new_values(each: Compared) -> list[Symbol]:
-    """The global functions that have changed, and do nothing but to compute a value."""
+    """Return the global functions that have changed and only compute a value."""
     changed = (t for t in each.diff.changed if not t.original.is_local)
     return [twins.original for twins in changed if gives_another_value(twins.original, twins.patched)]
 
 
 @functools.lru_cache(maxsize=256)
 def _depends(ko: Path) -> tuple[str, ...]:
-    """The modules that a file of the base uses; its path is that of its content."""
+    """Return the modules that a module file of the base uses.
+
+    The result can be cached because the path depends on the content.
+    """
     return depends_of(ko)
 
 
 def linkage_of_plain(base: AnyBase, unit: TranslationUnit) -> Linkage:
-    """What a unit needs of the others, as the guest booted it."""
+    """Return the linkage of a unit as the guest booted it."""
     return linkage_of(_plain(base.of(unit).plain_object(unit)))
 
 
 @functools.lru_cache(maxsize=32)
 def _plain(file: Path) -> ObjectFile:
-    """An object that kbuild made; its path is that of its content."""
+    """Read an object that kbuild made. It can be cached because the path depends on the content."""
     return read_object(file)
 
 
 def obstacles_of(compared: Mapping[Path, Compared]) -> tuple[Obstacle, ...]:
-    """What stands in the way in any unit; where no place is known, in its source."""
+    """Return the obstacles of all units. Those without a place get the source of their unit."""
     return tuple(
         obstacle if obstacle.where else replace(obstacle, where=str(one.pair.unit.source))
         for one in compared.values()
@@ -326,7 +353,10 @@ def obstacles_of(compared: Mapping[Path, Compared]) -> tuple[Obstacle, ...]:
 
 
 def block_of(base: AnyBase, module: str, unit: TranslationUnit, symbols: KernelSymbols) -> int | None:
-    """Which stretch of the module's symbols is the unit's: several may come from files of one name."""
+    """Return which block of the module's symbols is the unit's.
+
+    Several blocks may come from files of the same name.
+    """
     units = next(built.units for built in base.modules if built.name == module)
     namesakes = [other for other in units if other.source.name == unit.source.name]
     return symbols.modules[module].block_of(unit.source.name, namesakes.index(unit))

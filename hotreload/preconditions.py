@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Everything this machine must have: ``CHECKS`` is the table, a row each.
+"""Everything that this machine must have. ``CHECKS`` is the table, with one check per row.
 
-A check looks and changes nothing; what it finds may carry the ``Mend`` that `hotreload doctor --fix` runs.
+A check only looks and changes nothing. Its finding may have a ``Mend``, which `hotreload doctor --fix` runs.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ QEMU = "qemu-system-x86_64"
 QEMU_NEEDED = (7, 2)
 SYSTEM_FOLDERS = os.pathsep.join(("/usr/local/sbin", "/usr/sbin", "/sbin"))
 APT_LISTS = Path("/var/lib/apt/lists")
-LISTS_DAYS = 14  # an archive replaces the packages of older lists
+LISTS_DAYS = 14  # older lists name packages that the archive has replaced
 INOTIFY = Path("/proc/sys/fs/inotify")
 INOTIFY_NEEDED = {"max_user_watches": 65_536, "max_user_instances": 64}
 
 
 @dataclass(frozen=True, slots=True)
 class Mend:
-    """What mends a finding: packages to install, or a command to run as root."""
+    """A fix for a finding: packages to install, or a command to run as root."""
 
     packages: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Mend:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check saw. ``state`` is ok, warn (it works, less well) or fail (it does not)."""
+    """The result of a check. ``state`` is ok, warn (it works, but less well) or fail (it does not work)."""
 
     state: str
     fact: str
@@ -68,7 +68,7 @@ Look = Callable[[Config], Awaitable[Finding]]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A row of CHECKS: ``why`` says what needs it, in one line."""
+    """A row of CHECKS. ``why`` is one line that says what needs it."""
 
     name: str
     why: str
@@ -76,7 +76,7 @@ class Check:
 
 
 async def look(check: Check, config: Config) -> Finding:
-    """What one check finds; an error of ours is a finding, too."""
+    """Run one check. A HotReloadError becomes a finding, too."""
     try:
         return await check.look(config)
     except HotReloadError as error:
@@ -98,7 +98,7 @@ async def _python(_config: Config) -> Finding:
 
 
 def program(name: str, package: str, state: str = "fail") -> Look:
-    """A check that a program is there; ``state`` is what its absence means."""
+    """Return a check that a program is installed. ``state`` is that of the finding if it is not."""
 
     async def check(_config: Config) -> Finding:
         places = os.pathsep.join((os.environ.get("PATH", os.defpath), SYSTEM_FOLDERS))
@@ -148,7 +148,10 @@ async def _apt(config: Config) -> Finding:
 
 
 def _days_since_update() -> int:
-    """`apt-get update` downloads into this folder, even if the archive has nothing new."""
+    """Return the age of the package lists in days.
+
+    `apt-get update` changes its download folder even if the archive has nothing new.
+    """
     partial = APT_LISTS / "partial"
     return int((time.time() - (partial if partial.exists() else APT_LISTS).stat().st_mtime) / 86_400)
 
@@ -164,7 +167,7 @@ async def _kernel(config: Config) -> Finding:
 
 
 def _tree(config: Config) -> KernelTree | None:
-    """The kernel to be used; None for the packaged one that was not fetched yet."""
+    """Return the kernel to be used, or None for a packaged one that was not fetched yet."""
     from hotreload.build import debian_kernel
     from hotreload.build.kernel_tree import find_kernel
 
@@ -193,7 +196,7 @@ async def _module_needs(config: Config) -> Finding:
 
     tree = _tree(config)
     if tree is None:
-        # Debian's kernels have BTF for modules since v5.11: it is needed as soon as there is one.
+        # Debian's kernels have BTF for modules since v5.11, so pahole is needed once there is a kernel.
         return await program("pahole", "pahole", "warn")(config)
     missing = tuple(missing_for_modules(tree))
     if missing:
@@ -203,7 +206,7 @@ async def _module_needs(config: Config) -> Finding:
 
 
 async def _packaged_compiler(config: Config) -> str:
-    """The compiler that Debian built its newest kernel with, as its headers' dependencies name it."""
+    """Return the compiler of Debian's newest kernel, as the dependencies of its headers name it."""
     meta = f"linux-headers-{packaged_flavour(config.kernel)}"
     headers = re.search(r"linux-headers-\d[^\s,]*", await _depends(meta))
     named = re.search(r"gcc-\d+", await _depends(headers[0])) if headers else None

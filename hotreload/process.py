@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The one place where programs are started.
 
-Every command line is logged, ready to paste into a shell, at DEBUG level of the logger
-``hotreload.process``. A program that is started here never outlives us: it is killed with its
-process group when the awaiting task is cancelled or its time is up. When hotreload itself is killed, the
-kernel kills it (``PR_SET_PDEATHSIG``, through setpriv), and what it has started is ended by the ``guard``.
+Every command line is logged, ready to paste into a shell, at DEBUG level of the logger ``hotreload.process``.
+A program that is started here never outlives us. If the awaiting task is cancelled or its time is up, the
+program is killed with its process group. If hotreload itself is killed, the kernel kills the program
+(``PR_SET_PDEATHSIG``, set by setpriv), and the ``guard`` ends what the program has started.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ log = logging.getLogger(__name__)
 Argument = str | os.PathLike[str]
 
 DYING = ("setpriv", "--pdeathsig", "KILL", "--")
-# make says what it is going to delete, and would die of that when nobody is left to read: so it can itself.
-# (To open the name of a pipe in /proc gives a new end of it.)
+# make prints what it is going to delete, and would die of SIGPIPE if nobody reads that any more. With its own
+# ends of the pipes open for reading, it can finish deleting. (Opening a pipe by its name in /proc opens
+# another end of it.)
 TIDYING = ("sh", "-c", 'exec "$@" 8</proc/self/fd/1 9</proc/self/fd/2', "sh")
 
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """What a command left: its exit status and output."""
+    """The result of a command: its exit status and output."""
 
     status: int
     stdout: bytes
@@ -48,7 +49,7 @@ class CommandResult:
 
     @property
     def text(self) -> str:
-        """Standard output, decoded; bytes that are not UTF-8 are replaced."""
+        """Standard output, decoded. Bytes that are not UTF-8 are replaced."""
         return self.stdout.decode(errors="replace")
 
     @property
@@ -59,14 +60,14 @@ class CommandResult:
 
 @dataclass(frozen=True, slots=True)
 class Completed(CommandResult):
-    """A program of this machine that ended; a negative status: killed by that signal."""
+    """A program of this machine that has ended. A negative status means that this signal killed it."""
 
     argv: tuple[str, ...]
     seconds: float
 
 
 def paste_ready(argv: Sequence[Argument], cwd: Path | None = None) -> str:
-    """The command as a person would type it."""
+    """Return the command as a person would type it."""
     line = shlex.join(os.fspath(word) for word in argv)
     return f"cd {shlex.quote(str(cwd))} && {line}" if cwd else line
 
@@ -83,8 +84,9 @@ async def spawn(
 ) -> asyncio.subprocess.Process:
     """Start a program in a process group of its own that dies with us.
 
-    ``env`` is added to our environment. ``tidies``: it has something to take back when we are killed, and is
-    told to end by the guard. Raises EnvironmentFault (HR5106) when there is no such program.
+    ``env`` is added to our environment. With ``tidies``, the program has something to clean up when we are
+    killed, so it is not killed at once, and the guard tells it to end. Raises EnvironmentFault (HR5106) if
+    there is no such program.
     """
     words = [os.fspath(word) for word in argv]
     log.debug("%s", paste_ready(words, cwd))
@@ -115,10 +117,10 @@ async def run(
     timeout: float | None = None,
     most: int | None = None,
 ) -> Completed:
-    """Run a program to its end and return what it said. A non-zero status is not an error here.
+    """Run a program to its end and return the result. A non-zero status is not an error here.
 
-    ``most``: see ``beginning_of``; not for a program with an input. Raises TimeoutError after ``timeout``
-    seconds, when the program and its children are killed.
+    ``timeout`` is in seconds. ``most`` limits the output as in ``beginning_of``, and cannot be combined with
+    ``stdin``. Raises TimeoutError after the timeout, when the program and its children are killed.
     """
     started = time.monotonic()
     process = await spawn(
@@ -149,7 +151,7 @@ async def _beginnings_of(process: asyncio.subprocess.Process, most: int) -> tupl
 
 
 async def beginning_of(stream: asyncio.StreamReader, most: int) -> bytes:
-    """Read to the end, and keep the first ``most`` bytes; a last line tells how many more there were."""
+    """Read to the end and return the first ``most`` bytes. A last line tells how many more there were."""
     kept, dropped = b"", 0
     while data := await stream.read(1 << 16):
         taken = data[: most - len(kept)]
@@ -159,7 +161,7 @@ async def beginning_of(stream: asyncio.StreamReader, most: int) -> bytes:
 
 
 async def lines_of(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """Its lines as they come, however long."""
+    """Yield the lines of a stream as they come, however long they are."""
     rest = ""
     while data := await stream.read(1 << 16):
         *whole, rest = (rest + data.decode(errors="replace")).split("\n")

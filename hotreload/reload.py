@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """One edit through all stages: build, diff, patch, deploy. Read ``Reloader._through`` first.
 
-The invariant that everything follows from: the guest runs what it booted (the base) plus the difference
-to the sources as they are now. So a reload never builds on the last one: it compares the units edited
-since boot with the base, and sends one cumulative patch that replaces the one before. Undoing an edit
-in the editor makes a smaller patch; undoing all of them none.
+Everything follows from one invariant: the guest runs what it booted (the base) plus the difference to the
+sources as they are now. So a reload never builds on the previous one. It compares the units that were edited
+since the boot with the base, and sends one cumulative patch that replaces the previous patch. Undoing an edit
+in the editor makes the patch smaller. Undoing all of them leaves no patch.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _climbs_only(announce: Announce) -> Announce:
 
 
 class Reloader:
-    """Brings the guest to the sources as they are now, one edit at a time: callers serialise the calls."""
+    """Brings the guest to the sources as they are now, one edit at a time. Callers serialise the calls."""
 
     def __init__(
         self,
@@ -97,14 +97,20 @@ class Reloader:
         checkpoints: Checkpoints | None = None,
         stale: Collection[str] = (),
     ) -> None:
-        """``base``: what the guest runs; ``folder``: where the session keeps what it made;
-        ``running``: what looks at the guest's memory;
-        ``module_rung``: what follows where no patch can do it; ``trouble``: why the guest stopped, if it did;
-        ``restored`` is told when a change that failed has brought the guest back to a checkpoint;
-        ``checkpoints``: of the guest's machine, if it can; ``stale``: patch modules that an earlier
-        session has left loaded."""
+        """Start with a guest that has just booted, or that an earlier session left.
+
+        ``base``         what the guest runs
+        ``running``      reads the guest's memory and checks the code in it
+        ``module_rung``  reloads modules where a patch is not enough
+        ``restored``     called if a failed change brought the guest back to a checkpoint, with its name and
+                         the seconds that it took
+        ``trouble``      returns why the guest stopped, or None
+        ``folder``       where the session keeps the files that it makes
+        ``checkpoints``  those of the guest's machine, or None if it cannot have any
+        ``stale``        patch modules that an earlier session has left loaded
+        """
         self.dry_run = dry_run
-        # Is told the files that make wrote when it was asked: that is no edit.
+        # Called with the files that make wrote when it was asked. They do not count as edits.
         self.taken: Callable[[Collection[Path]], None] = lambda _files: None
         self._module_rung = module_rung
         self._stages = StageKeeper(folder / "reloads")
@@ -121,17 +127,17 @@ class Reloader:
 
     @property
     def history(self) -> tuple[ReloadReport, ...]:
-        """Every cycle that had a number or a reason, oldest first."""
+        """Return the reports of all cycles that have a number, a reason or an error text, oldest first."""
         return tuple(self._history.reports)
 
     @property
     def running(self) -> int | None:
-        """The number of the reload whose code the guest runs; None: what it booted."""
+        """Return the number of the reload whose code the guest runs, or None if it runs what it booted."""
         return self._history.running
 
     @property
     def is_changing(self) -> bool:
-        """Was something sent to the guest of which nobody knows what came of it?"""
+        """Return whether a change was sent to the guest and its outcome is unknown."""
         return self._guest.is_changing
 
     async def is_as_known(self) -> bool:
@@ -139,60 +145,65 @@ class Reloader:
         return await self._guest.is_as_known()
 
     def new_inputs(self) -> frozenset[Path]:
-        """The files of the user's that edits have included."""
+        """Return the user's files that edits have included."""
         return self._edits.units.new_inputs()
 
     @property
     def units(self) -> EditedUnits:
-        """Which units the edits ask for."""
+        """The units that the edits affect."""
         return self._edits.units
 
     @property
     def edited(self) -> tuple[Path, ...]:
-        """The objects of the units that were compiled since the guest booted."""
+        """Return the objects of the units that were compiled since the guest booted."""
         return tuple(self._edits.compared)
 
     @property
     def edits_vmlinux(self) -> bool:
-        """Are there edits of the kernel itself, not of its modules?"""
+        """Return whether there are edits of the kernel itself, not only of its modules."""
         return any(each.pair.unit.module == VMLINUX for each in self._edits.compared.values())
 
     @property
     def kept_loaded(self) -> Mapping[str, tuple[str, ...]]:
-        """Patch modules that stay loaded though replaced: what of each may still be pointed at."""
+        """Return the replaced patch modules that stay loaded, and what in each may still be pointed at."""
         return {patch: each.reasons for patch, each in self._guest.known.kept.items()}
 
     @property
     def booted_with(self) -> tuple[Build, Base, Path]:
-        """What the guest booted, as session.boot.build_all gives it."""
+        """Return what the guest booted, in the form of session.boot.build_all."""
         booted = self._history.steps[0].base
         assert booted is not None, "every step of a reloader has one"
         return booted.build, booted.parts[0], self._edits.glue
 
     @property
     def base(self) -> GuestBase:
-        """What the guest booted; of modules that were loaded anew, that."""
+        """The base: what the guest booted or, for reloaded modules, what was loaded last."""
         return self._guest.known.base
 
     async def reload(
         self, paths: Iterable[Path], saved_at: float, *, started: Announce = _silently
     ) -> ReloadReport:
-        """Take saved files through all stages; tell what came of it.
+        """Take saved files through all stages, and report the outcome.
 
-        ``paths``: what changed; none: whatever differs from the base. ``saved_at``: time.monotonic() of the
-        last save. ``started`` is told build.start, diff.done and apply.start as they happen. Raises
-        GuestUnreachableError alone; whatever else went wrong is in the report.
+        ``paths`` are the files that changed. If there are none, everything that differs from the base counts.
+        ``saved_at`` is time.monotonic() of the last save. ``started`` is called with build.start, diff.done
+        and apply.start as they happen.
+
+        Raises only GuestUnreachableError. Every other failure is in the report.
         """
         cycle = Cycle(self.units.with_unread(paths), saved_at, started)
         cycle.milliseconds["watch"] = (time.monotonic() - saved_at) * 1000
         return await self._told(cycle, self._through(cycle))
 
     def are_unknown(self, paths: Collection[Path]) -> bool:
-        """Are these files only make knows what for?"""
+        """Return whether only make knows what these files are for."""
         return self._edits.are_unknown(paths)
 
     async def is_edited_by(self, paths: Collection[Path]) -> bool:
-        """Does make make something of such files that asks for a cycle? Its own errors do, too."""
+        """Return whether saving these files needs a cycle, according to make.
+
+        An error of make needs one, too.
+        """
         try:
             if self._edits.is_open(paths):
                 self.taken(await self._edits.ask_make(paths))
@@ -201,8 +212,9 @@ class Reloader:
         return self._edits.has_new(paths)
 
     async def reload_patched(self, sources: PatchedSources, *, started: Announce = _silently) -> ReloadReport:
-        """Bring what source patches make of the files, which stay as they are and win with their next save.
+        """Bring the guest to the sources as source patches would change them.
 
+        The files themselves stay as they are, and replace the patched version when they are saved next.
         Raises as ``reload``.
         """
         cycle = Cycle(tuple(sources.texts), time.monotonic(), started)
@@ -212,10 +224,10 @@ class Reloader:
     async def reload_modules(
         self, names: Collection[str] = (), *, started: Announce = _silently
     ) -> ReloadReport:
-        """Build modules as the sources are now, and load them anew; without names all of the folder's.
+        """Build modules from the sources as they are now, and reload them.
 
-        Those that use them come with them. Raises InputError for a name that is no module's, and as
-        ``reload``.
+        Without ``names``, reload all modules of the folder. Modules that use them are reloaded as well.
+        Raises InputError for an unknown name, and otherwise as ``reload``.
         """
         cycle = Cycle((), time.monotonic(), started)
         wanted = self._module_rung.wanted(self.base, names)
@@ -223,7 +235,7 @@ class Reloader:
 
     @contextlib.contextmanager
     def with_settings(self, max_units: int | None, init_changes: str | None) -> Iterator[None]:
-        """Inside, these hold instead of the session's, where they are given."""
+        """Inside the block, use these settings instead of the session's. None leaves a setting as it is."""
         before = self.units.max_units, self._edits.init_changes
         self.units.max_units = max_units or before[0]
         self._edits.init_changes = init_changes or before[1]
@@ -242,8 +254,9 @@ class Reloader:
     ) -> ReloadReport:
         """Go back to before the last reload, to before reload ``number``, or to what the guest booted.
 
-        The sources stay as they are: the next save brings them to the guest again. ``leaving``: whatever may
-        still be in use; no module is loaded anew for it. ``started`` is told of a climb.
+        The sources stay as they are, so the next save brings them to the guest again. With ``leaving``,
+        ignore code that may still be in use, and do not reload modules because of it. ``started`` is called
+        for a climb to a higher rung.
         """
         boot = 0 if self._history.place else None
         place = boot if everything else self._history.before(number)
@@ -252,7 +265,7 @@ class Reloader:
         return await self._told(cycle, self._walk(cycle, place, Outcome.UNDONE, nothing, leaving=leaving))
 
     async def redo(self, *, started: Announce = _silently) -> ReloadReport:
-        """Bring back the reload that was undone last. ``started`` is told of a climb."""
+        """Bring back the reload that was undone last. ``started`` is called for a climb to a higher rung."""
         cycle = Cycle((), time.monotonic(), _climbs_only(started))
         return await self._told(
             cycle, self._walk(cycle, self._history.after(), Outcome.REDONE, "nothing to redo")
@@ -264,11 +277,12 @@ class Reloader:
         return self._guest.can_go_back
 
     async def roll_back(self) -> RolledBack | None:
-        """Bring the guest back to before the last push; None: there is no checkpoint at which it answers.
+        """Bring the guest back to before the last push. Return None if it answers at no checkpoint.
 
-        A checkpoint may be of a guest that was dying, or had no network any more: then further back.
+        A checkpoint may have been saved when the guest was already dying or had no network. In that case go
+        further back.
 
-        The sources stay as they are; a unit of that push is brought again when one of its files is saved.
+        The sources stay as they are. A unit of that push is brought again when one of its files is saved.
         Connections into the guest are lost. Raises GuestUnreachableError.
         """
         was, place, base, edited = self._history.current, self._history.place, self.base, self._edits.compared
@@ -297,7 +311,7 @@ class Reloader:
         return None
 
     async def save_checkpoint(self, name: str) -> Saved:
-        """Save the guest under a name, until it ends.
+        """Save the guest under a name. The checkpoint exists until the guest ends.
 
         Raises InputError, EnvironmentFault (HR5105), GuestUnreachableError.
         """
@@ -305,13 +319,14 @@ class Reloader:
 
     @property
     def checkpoints(self) -> tuple[Saved, ...]:
-        """Those that the guest can go back to, the latest last."""
+        """Return the checkpoints that the guest can go back to, the latest last."""
         return self._guest.checkpoints
 
     async def load_checkpoint(self, name: str | None) -> ReloadReport:
-        """Bring the guest back to a checkpoint, None: the latest; raises as ``save_checkpoint``.
+        """Bring the guest back to a checkpoint, or to the latest if ``name`` is None.
 
-        The sources stay as they are; a unit that the guest does not run is brought when it is saved.
+        The sources stay as they are. A unit that the guest does not run then is brought when it is saved.
+        Raises as ``save_checkpoint``.
         """
         started, base, edited = time.monotonic(), self.base, self._edits.compared
         saved = await self._guest.load(name)
@@ -341,21 +356,21 @@ class Reloader:
         return True
 
     def _return_to(self, moment: Moment, base: GuestBase) -> None:
-        """The guest is as it was then; ``base``: the one it had until now."""
+        """Take over the state of a guest that was brought back. ``base`` is the base before that."""
         self._history.return_to(moment.steps, moment.place)
         if anew := self.base.anew_since(base):
             self._take_base(anew)
         self._edits.return_to(moment.known.edited)
 
     def note(self, report: ReloadReport) -> ReloadReport:
-        """Keep a report that is not of a cycle: it is part of the history, too."""
+        """Add a report that does not come from a cycle to the history, and return it."""
         self._history.reports.append(report)
         return report
 
     async def line_of(self, place: tuple[str | None, str, int] | None) -> SourceLine | None:
-        """The line of a place in the newest patch, or in what is not patched: (module, function, offset).
+        """Return the source line of a place in the newest patch or in unpatched code.
 
-        None: nobody knows for sure.
+        A place is (module, function, offset), with the offset in bytes. Return None if the line is uncertain.
         """
         if place is None:
             return None
@@ -367,7 +382,10 @@ class Reloader:
         return await base_line(self.base, module or VMLINUX, function, offset)
 
     def module_file(self, name: str | None) -> Path | None:
-        """The file of a module that the guest runs, a patch of ours or one of the base; None: vmlinux."""
+        """Return the file of a module that the guest runs: a patch of ours, or a module of the base.
+
+        ``name`` None means vmlinux.
+        """
         kos = {built.name: built.ko for built in self.base.modules}
         return kos.get(name or VMLINUX) or (self._stages.module(name) if name else None)
 
@@ -376,31 +394,37 @@ class Reloader:
         return self._guest.place_of(address)
 
     async def prepare(self) -> None:
-        """Do ahead what the first edit would have to wait for. Raises GuestUnreachableError, InputError."""
+        """Do ahead of time what the first edit would have to wait for.
+
+        Raises GuestUnreachableError, InputError.
+        """
         await self._edits.learn(self._guest.guest)
 
     def follow(self, other: Reloader) -> None:
-        """Go on with the numbers and the reports of another guest's."""
+        """Continue the numbers and reports of the reloader of another guest."""
         self._history.last_number = other._history.last_number
         self._history.reports = other._history.reports
 
     def why(self, number: int | None = None) -> str:
-        """The long answer about reload ``number``, or the last refusal. Raises InputError: there is none."""
+        """Return the long answer about reload ``number``, or about the last refusal.
+
+        Raises InputError if there is none.
+        """
         return why(self._history.reports, number)
 
     async def settle(self) -> None:
-        """Wait for what goes on beside the reloads."""
+        """Wait for the background work."""
         await self._guest.settle()
 
     async def close(self) -> None:
-        """End what goes on beside the reloads."""
+        """Stop the background work."""
         await self._guest.close()
 
     async def _told(self, cycle: Cycle, ending: Awaitable[ReloadReport]) -> ReloadReport:
-        """The one place where an EditError becomes an outcome.
+        """Await the end of a cycle, and turn an EditError into a report. No other place does this.
 
-        A SessionError, too: the guest runs, so what it is about (a full disk, a Makefile that is empty for a
-        moment, an object that cannot be read) is this edit, and the next one may do without.
+        A SessionError becomes a report, too. The guest runs, so the error (a full disk, a Makefile that is
+        empty for a moment, an unreadable object) concerns this edit, and the next edit may succeed.
         """
         try:
             report = await ending
@@ -414,7 +438,7 @@ class Reloader:
                 self.units.leave_unread(cycle.files)
         except Exception as bug:
             if self._guest.is_changing:
-                raise  # nobody knows what the guest has
+                raise  # it is unknown what the guest runs
             log.exception("a bug in hotreload")
             failed = EnvironmentFault(f"a bug in hotreload: {bug!r}", code="HR0000", hint=LOGGED)
             report = cycle.failed(failed, self.running)
@@ -424,7 +448,7 @@ class Reloader:
         return report
 
     def _is_of_vmlinux(self, refusal: NotPatchableError) -> bool:
-        """Is what stands in the way of the edits more than a module that can be loaded anew?"""
+        """Return whether the edits need more than a reload of modules."""
         edits = self._edits
         if edits.units.changed_makefiles():
             return True
@@ -437,7 +461,7 @@ class Reloader:
         try:
             report = await self._as_patch(cycle)
             if report.outcome is Outcome.NO_CHANGE and not cycle.files and not self.dry_run:
-                # Nothing of the folder says anything else; make may.
+                # No file of the folder has changed, but make may build something else from them.
                 with cycle.stage("build"):
                     is_made_otherwise = await self._edits.is_made_otherwise(self.taken)
                 if is_made_otherwise:
@@ -454,20 +478,21 @@ class Reloader:
             return await self._as_modules(cycle, found)
 
     def _refusal_of(self, rejected: ValueChangedError) -> NotPatchableError:
-        """What the guest found out, as what could have been known before."""
+        """Return the refusal for a value that, as the guest found out, has changed."""
         plan = self._edits.plan(self._edits.compared)
         writes = plan.writes if plan is not None else ()
         modules = {write.object for write in writes if write.name == rejected.name} - {VMLINUX}
         return NotPatchableError([Obstacle("HR2103", rejected.name, rejected.message)], modules)
 
     async def _as_patch(self, cycle: Cycle) -> ReloadReport:
-        # Did something change that no unit names? Then make is asked what it makes of it.
+        # Did a file change that no unit names? Then ask make what it builds from it.
         others = await self._ask_make(cycle)
 
         # Which translation units do these files go into? A header may go into many.
         units = self._edits.of(cycle.files, others)
 
-        # Replay the recorded compile command of each, and that of its base source: no kbuild.
+        # Replay the recorded compile command of each unit, and compile its base source likewise, without
+        # kbuild.
         try:
             pairs = await self._build(cycle, units)
         except SomeFailedError as error:
@@ -477,10 +502,11 @@ class Reloader:
         return await self._from(cycle, pairs, {}, partial(self._build, cycle))
 
     async def _beside_failed(self, cycle: Cycle, error: SomeFailedError) -> None:
-        """Bring those units that have compiled, and tell it, before the others are told of.
+        """Bring the units that did compile, and report this before the failure of the others.
 
-        Only where their own source is all that was edited of them: a header says something to both. And where
-        the others, which go on as they are, can go on to call them.
+        Only bring a unit if nothing but its own source was edited, because a changed header also affects the
+        failed units. The failed units stay as they are, so they must still be able to call the ones that are
+        brought.
         """
         pairs = tuple(pair for pair in error.pairs if self._edits.units.is_edited_alone(pair.unit))
         if not pairs:
@@ -491,16 +517,16 @@ class Reloader:
         try:
             report = await self._from(beside, pairs, {}, partial(self._build, beside), error.failed)
         except NotPatchableError:
-            return  # told when all of them compile
+            return  # reported once all of them compile
         if report.number is not None:
             cycle.announce("climb", {"report": self.note(report)})
 
     async def _through_patched(self, cycle: Cycle, sources: PatchedSources) -> ReloadReport:
-        """The same for what source patches make of the files, which themselves stay as they are."""
+        """Do the same for sources as source patches would change them. The files stay as they are."""
         refuse_recipes(sources)
         selection = self._edits.selection(sources.texts)
         with work_folder() as work:
-            # What else was edited is edited here, too.
+            # Include what was edited in the files themselves.
             edited = {Path(os.path.realpath(file)): file for file in self._edits.units.differing}
             texts = {real: file.read_bytes() for real, file in edited.items() if file.is_file()}
             with cycle.stage("build"):
@@ -525,23 +551,26 @@ class Reloader:
         again: Callable[[list[TranslationUnit]], Awaitable[tuple[ObjectPair, ...]]],
         failed: Collection[TranslationUnit] = (),
     ) -> ReloadReport:
-        """From the objects on; ``instead``: what files say, whatever is on disk (by real path).
+        """Continue from the objects: diff, plan, and deploy.
 
-        ``again`` compiles units once more, so that all of their variables have storage. ``failed``: the units
-        that were edited, too, and have no new object.
+        ``instead``  texts to use in place of the files on disk, by real path
+        ``again``    compiles units once more, so that all of their variables have storage
+        ``failed``   units that were edited, too, and have no new object
         """
-        # What changed? Strings, constants and special sections are compared by content, not by place.
+        # What changed? Strings, constants and special sections are compared by content, not by address.
         known = dict(self._edits.compared)
         self._compare(cycle, pairs, instead)
 
-        # A variable that nothing writes any more, or nothing reads, has a value all the same.
+        # gcc folds away a variable that nothing writes or nothing reads. It still has a value in the guest,
+        # so compile the unit again in a way that keeps it.
         if folded := self._edits.keep_variables(cycle.compared):
             kept = await again(folded)
             cycle.compared = [each for each in cycle.compared if each.pair.unit not in folded]
             self._compare(cycle, kept, instead)
         cycle.compared = await self._edits.prove(cycle.compared)
 
-        # Which of it can be patched, over all units edited since boot? All obstacles are told at once.
+        # Can it be patched, together with all other units edited since the boot? All obstacles are reported
+        # at once.
         plan = self._plan(cycle)
         self._edits.require_callers(failed, known)
 
@@ -556,7 +585,7 @@ class Reloader:
         if plan == running:
             return cycle.no_change(self.running)
 
-        # Does anybody hold the address of code that would run on as it is, though no source has it?
+        # May something hold the address of code that the sources no longer have, and that would keep running?
         homes = self._homes_for(plan)
         self._refuse_left_behind(cycle, self._guest.left_behind(plan, homes))
 
@@ -564,10 +593,10 @@ class Reloader:
             return cycle.would_be(self._edits.symbols(), self.running)
         cycle.announce_difference()
 
-        # Does the guest run the functions that are replaced? Its memory says.
+        # Does the guest run the functions that are to be replaced? Its memory tells.
         await self._check_running(cycle, self._edits.compared)
 
-        # The guest has not been touched so far. This is the first line that does.
+        # The guest has not been touched so far. This is the first line that touches it.
         await self._bring(cycle, plan, homes)
 
         self._guest.note_made_of(self._edits.compared)
@@ -577,15 +606,16 @@ class Reloader:
         return cycle.went_live(step, before)
 
     async def _as_modules(self, cycle: Cycle, refusal: NotPatchableError) -> ReloadReport:
-        """The next rung: the modules that are in the way are built and loaded anew, and lose their state."""
+        """Take the next rung: build and reload the modules that are in the way. They lose their state."""
         await self._edits.learn(self._guest.guest)
         await self._save_checkpoint(cycle)
         unknown: frozenset[str] = frozenset()
-        if due := self._edits.units.due():  # beside a Makefile nothing was compiled
+        if due := self._edits.units.due():  # nothing was compiled yet if a Makefile was refused
             try:
                 self._compare(cycle, await self._build(cycle, due), {})
             except CompileError:
-                # By the commands of before: a flag is new, or a file has moved. kbuild knows the new ones.
+                # This used the old commands. A flag may be new, or a file may have moved. kbuild knows the
+                # new commands.
                 unknown = frozenset(unit.module for unit in due)
         with cycle.stage("build"):
             names = self._in_the_way(refusal) | unknown
@@ -594,7 +624,7 @@ class Reloader:
             except CompileError:
                 self.units.refuse_again()
                 raise
-        if not names:  # a comment in a Makefile
+        if not names:  # only a comment changed in a Makefile
             self._take_base(names, base)
             return await self._as_patch(cycle)
         self._before_unloading(cycle, names)
@@ -606,7 +636,7 @@ class Reloader:
         return cycle.went_anew(self._add_step(self._guest.known.plan), names)
 
     async def _on_demand(self, cycle: Cycle, wanted: frozenset[str]) -> ReloadReport:
-        """The same because somebody asks for it; what is live of other modules stays."""
+        """Reload modules because the user asked for it. What is live in other modules stays live."""
         await self._edits.learn(self._guest.guest)
         await self._save_checkpoint(cycle)
         with cycle.stage("build"):
@@ -616,13 +646,16 @@ class Reloader:
         return cycle.went_anew(self._add_step(self._guest.known.plan), names)
 
     def _before_unloading(self, cycle: Cycle, names: frozenset[str]) -> None:
-        """Tell of exit code that does not run, or refuse. Raises NotPatchableError."""
+        """Note which exit code will not run, or refuse to unload.
+
+        Raises NotPatchableError.
+        """
         live, pending = self._guest.known.edited, self._edits.compared
         refuse_unstopped(live, pending, names)
         cycle.notes += unloaded_by_the_old(live, pending, names)
 
     def _in_the_way(self, refusal: NotPatchableError) -> frozenset[str]:
-        """The modules without whose edits, and without what was added to them, the rest can be patched."""
+        """Return the modules to reload so that the edits of all others can be patched."""
         edits = self._edits
         names = modules_in_the_way(edits.compared, edits.plan) if edits.compared else frozenset()
         names |= refusal.modules
@@ -634,7 +667,7 @@ class Reloader:
             names |= left.modules
 
     def _homes_for(self, plan: PatchPlan | None) -> dict[Identity, Home]:
-        """The homes that a save goes on with."""
+        """Return the homes that the next patch refers to."""
         known = self._guest.known
         return renamed(known.plan, plan).homes(continued(known.homes, known.plan))
 
@@ -646,7 +679,10 @@ class Reloader:
     async def _load_anew(
         self, cycle: Cycle, base: GuestBase, names: frozenset[str], edited: Mapping[Path, Compared]
     ) -> None:
-        """Exchange these modules for those of another base; what else was ``edited`` is live beside them."""
+        """Replace these modules by those of another base.
+
+        What was ``edited`` in other modules is live beside them.
+        """
         known = self._guest.known
         rest = self._edits.but_of(names, edited)
         plan = self._edits.plan(rest)
@@ -670,7 +706,7 @@ class Reloader:
         self._take_base(names)
 
     async def _put_back(self, cycle: Cycle, known: Known, names: frozenset[str]) -> None:
-        """The new modules were not taken: what was live of the old ones is to be live again."""
+        """Make live again what was live in the old modules, because the new modules did not load."""
         if self._guest.known.plan != known.plan:
             self._history.drop_homes(names)
             homes = continued(known.homes, known.plan)
@@ -679,7 +715,10 @@ class Reloader:
             self._guest.is_made_of(known.edited)
 
     async def _follow_unloading(self) -> None:
-        """A module built beside the tree that is not there any more: the next to come is the tree's."""
+        """Return to the tree's file for modules that were built beside the tree and are no longer loaded.
+
+        The next one that is loaded will be the tree's.
+        """
         beside = self.base.beside_the_tree
         gone = await self._guest.not_there(beside) if beside else None
         booted = self._history.steps[0].base
@@ -688,7 +727,7 @@ class Reloader:
             self._edits.units.ask_for(gone)
 
     def _take_base(self, names: frozenset[str], base: GuestBase | None = None) -> None:
-        """These modules are of another base than before."""
+        """Note that these modules belong to another base than before."""
         if base is not None:
             self._guest.take_base(base)
         self._history.drop_homes(names)
@@ -699,7 +738,10 @@ class Reloader:
         return self._history.add(plan, self._edits.symbols(), known.homes, self.base, known.edited)
 
     def _note_once_unloaded(self, cycle: Cycle, plan: PatchPlan | None, before: PatchPlan | None) -> None:
-        """Said when a module becomes part of the patch: it is not what anybody expects."""
+        """Note which modules, once unloaded, cannot be loaded again under the patch.
+
+        This is noted when a module becomes part of the patch, because nobody expects it.
+        """
         knowledge = self._edits.knowledge
         then, now = (set(knowledge.cannot_load_again(each) if each else ()) for each in (before, plan))
         for name in sorted(now - then):
@@ -710,24 +752,27 @@ class Reloader:
         try:
             self._stages.keep(step.number, cycle.compared, self._guest.known.live)
         except EnvironmentFault as fault:
-            # The new code is live; that its stages are not on disk is no reason to say otherwise.
+            # The new code is live, even if its stages could not be written to disk.
             cycle.notes.append(f"{fault.code} {fault.message}: the stages of this reload were not kept")
 
     async def _walk(
         self, cycle: Cycle, place: int | None, outcome: Outcome, nothing: str, *, leaving: bool = False
     ) -> ReloadReport:
-        """Go to another step of the history; ``place`` None: there is none, because of ``nothing``."""
+        """Go to another step of the history.
+
+        If ``place`` is None, there is no such step, and ``nothing`` says why.
+        """
         if place is None:
             return ReloadReport(Outcome.NO_CHANGE, notes=(nothing,), still_runs=self.running)
         left, target = self._history.current, self._history.steps[place]
         await self._save_checkpoint(cycle)
         await self._go_to_base(cycle, target, leaving=leaving)
-        # Its homes may have gone with a module.
+        # Read the homes again: some may have been dropped with a module.
         await self._bring(cycle, target.plan, self._history.steps[place].homes)
         self._history.place = place
         if target.edited is not None:
             self._guest.is_made_of(target.edited)
-        # The sources bring back what they say with the next save; nothing says what a source patch said.
+        # The next save brings back what the sources say. Nothing would bring back a source patch.
         self._edits.drop_pushed()
         moved = left if outcome is Outcome.UNDONE else target
         runs = f"the guest runs #{target.number}" if target.number else "the guest runs what it booted"
@@ -742,9 +787,10 @@ class Reloader:
         )
 
     async def _go_to_base(self, cycle: Cycle, target: Step, *, leaving: bool) -> None:
-        """Have the modules of that step: those that are others now are loaded anew.
+        """Bring the guest to the modules of that step: reload those that are different.
 
-        So are those of which code would run on that the step does not have. Raises NotPatchableError.
+        Also reload modules in which code would keep running that the step does not have. Raises
+        NotPatchableError.
         """
         await self._edits.learn(self._guest.guest)
         assert target.base is not None, "every step of a reloader has one"
@@ -755,12 +801,15 @@ class Reloader:
         cycle.note_variables(identity.name for identity in left.but_of(anew).variables)
         if anew:
             await self._load_anew(cycle, target.base, anew, self._guest.known.edited)
-            # The sources say something else of them, and bring it back with the next save.
+            # The sources differ from these modules. The next save brings that back.
             self._edits.units.ask_for(anew)
             cycle.notes.append(f"loaded anew: {', '.join(sorted(anew))}")
 
     async def _climb_past(self, cycle: Cycle, left: LeftBehind) -> frozenset[str]:
-        """The modules to be loaded anew for what is left behind, told before. Raises NotPatchableError."""
+        """Announce and return the modules to be reloaded because of what would be left behind.
+
+        Raises NotPatchableError.
+        """
         refusal = NotPatchableError((obstacle for _, obstacle in left.obstacles), left.modules)
         if VMLINUX in left.modules or not self._module_rung.leads_past(refusal, self.base):
             raise refusal
@@ -771,7 +820,10 @@ class Reloader:
     # --- stages ---
 
     async def _ask_make(self, cycle: Cycle) -> set[Path]:
-        """The files that no unit names; make was asked about them. Raises CompileError, EnvironmentFault."""
+        """Return the files that no unit names, after asking make about them.
+
+        Raises CompileError, EnvironmentFault.
+        """
         others = await asyncio.to_thread(self._edits.others, cycle.files)
         if others and self._edits.is_open(others):
             with cycle.stage("build"):
@@ -781,7 +833,7 @@ class Reloader:
     async def _build(self, cycle: Cycle, units: list[TranslationUnit]) -> tuple[ObjectPair, ...]:
         cycle.announce("build.start", {"units": [unit.source for unit in units]})
         with cycle.stage("build"):
-            # What the later stages need to know of the kernel is read while the compiler runs.
+            # Read what the later stages need to know about the kernel while the compiler runs.
             learning = asyncio.create_task(self._edits.learn(self._guest.guest))
             saving = asyncio.create_task(self._save_checkpoint(cycle))
             try:
@@ -791,7 +843,7 @@ class Reloader:
                 await learning
             finally:
                 learning.cancel()
-                # What QEMU has begun to save it saves.
+                # QEMU completes a save once it has begun.
                 await asyncio.gather(learning, saving, return_exceptions=True)
         self._edits.units.are_compiled(units)
         return pairs
@@ -807,7 +859,10 @@ class Reloader:
             cycle.compared = [self._edits.compared[each.pair.unit.object] for each in cycle.compared]
 
     def _plan(self, cycle: Cycle) -> PatchPlan | None:
-        """One plan for all units that differ from the base; None: none does. Raises NotPatchableError."""
+        """Return one plan for all units that differ from the base, or None if none does.
+
+        Raises NotPatchableError.
+        """
         with cycle.stage("link"):
             plan = self._edits.plan(self._edits.compared)
             made = made_at_load(self.base, cycle.compared) if plan is not None else ()
@@ -816,24 +871,31 @@ class Reloader:
         return plan
 
     async def _check_running(self, cycle: Cycle, edited: Mapping[Path, Compared]) -> None:
-        """Raises NotPatchableError (HR3101)."""
+        """Check that the guest runs the functions to be replaced. Raises NotPatchableError (HR3101)."""
         with cycle.stage("link"):
             await self._edits.require_running(edited)
 
     async def _bring(self, cycle: Cycle, plan: PatchPlan | None, homes: Mapping[Identity, Home]) -> None:
-        """Make the guest run ``plan``; ``homes``: where that of it lives which is there already."""
+        """Make the guest run ``plan``.
+
+        ``homes`` tells where the parts of it live that are already in the guest.
+        """
         if plan is not None:
             cycle.announce(
                 "apply.start", {"rung": "patch", "files": cycle.files, "symbols": self._edits.symbols()}
             )
-        # A pointer to a string is written over while it still points at the old one: which is that?
+        # A pointer to a string is only overwritten while it points at the old string. Find the address of
+        # that string.
         found = await self._edits.with_texts(plan, self._guest.known.written)
         await self._guest.bring(cycle, plan, found, homes, self._edits.knowledge.glue)
 
-    # --- beside the hot path ---
+    # --- off the hot path ---
 
     async def _save_checkpoint(self, cycle: Cycle) -> None:
-        """Before the guest is touched; while the compiler runs, so that nobody waits for it."""
+        """Save the guest before it is touched.
+
+        This happens while the compiler runs, so that nobody has to wait for it.
+        """
         if self.dry_run or cycle.is_saved:
             return
         cycle.is_saved = True
@@ -842,7 +904,7 @@ class Reloader:
 
 
 def _differing(before: Mapping[Path, Compared], now: Mapping[Path, Compared]) -> tuple[Path, ...]:
-    """The sources of the units that are not the same in both."""
+    """Return the sources of the units that differ between the two."""
     others = [key for key in {**before, **now} if _digest(before.get(key)) != _digest(now.get(key))]
     return tuple((now.get(key) or before[key]).pair.unit.source for key in others)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Global functions with another name: one unit defines them, and others take their addresses. Pure.
+"""Global functions that were renamed: one unit defines them, and others take their addresses. Pure.
 
-Each unit tells what it sees (ObjectDiff); whether two names are one function is known when all have spoken.
-The units are then compared once more, with the names that go on under others.
+Each unit reports what it sees (ObjectDiff). Only with the reports of all units is it known whether two names
+are one function. The units are then compared once more with these renames.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from hotreload.diff.obstacles import Obstacle
 
 
 def renames_across(base: AnyBase, compared: Mapping[Path, Compared]) -> dict[Path, dict[str, str]]:
-    """For each unit, by object, the global functions of its module that go on under another name."""
+    """Return, for each unit by object, the renamed global functions of its module: old name -> new name."""
     return {key: known for units in _modules(base, compared) for known in [_renames(units)] for key in units}
 
 
 def held_across_units(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[Obstacle]:
-    """Functions that are gone from one unit, while another gave their addresses away."""
+    """Yield an obstacle for each function that is gone while another unit gave its address away."""
     for units in _modules(base, compared):
         gone = {s.name for diff in units.values() for s in diff.removed_functions if not s.is_local}
         renamed = {old: new for diff in units.values() for old, new in _renamed(diff).items()}

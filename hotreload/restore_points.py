@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Checkpoints of the guest, each with what was known of the guest then.
+"""Checkpoints of the guest, each with what was known about the guest at that moment.
 
-One is saved before each push. A crash brings the last of them back, and uses it up: a guest that crashes once
-more before anything was pushed goes back one further. One may be of a guest that was dying already, or let
-nobody in: only those after which a push arrived are known to be good, and such a one is not thrown away for
-others. Those that a person asks for stay as long as the guest.
+One is saved before each push. A crash brings back the last one and uses it up, so a guest that crashes again
+before anything was pushed goes back one further. A checkpoint may be of a guest that was already dying, or
+that let nobody log in. Only those after which a push arrived are known to be good, and they are not thrown
+away in favour of others. Checkpoints that the user asks for stay as long as the guest.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from hotreload.vm.checkpoints import TAG_PREFIX, Checkpoint, Checkpoints, NoSpac
 
 KEPT = 3
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# Seconds. A guest that stands still for longer with each save is not what anybody wants: after the second of
-# such saves some pushes go without, one after the first time, at most MOST_SKIPPED.
+# Seconds. A guest must not stand still for longer than this with each save. After the second such save in a
+# row, some pushes go without a checkpoint: one the first time, then twice as many each time, and at most
+# MOST_SKIPPED.
 SLOW = 3.0
 MOST_SKIPPED = 8
 NO_MORE = "no checkpoints from now on: a crash boots the guest anew"
@@ -38,30 +39,31 @@ FURTHER = "a crash goes back further, or boots the guest anew"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Why a patch module must stay loaded when it is replaced, and the objects (``modules``) it stays for."""
+    """Why a patch module must stay loaded when it is replaced, and for which objects (``modules``)."""
 
     reasons: tuple[str, ...]
     modules: frozenset[str] = frozenset()
 
     def without(self, modules: Collection[str]) -> Kept | None:
-        """The same when these modules are gone; None: it need not stay any more."""
+        """Return the same without modules that are gone, or None if nothing is left to stay for."""
         left = self.modules - frozenset(modules)
         return None if self.modules and not left else replace(self, modules=left)
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a guest at one moment.
+    """What is known about a guest at one moment.
 
-    ``base``        what it booted; of modules that were loaded anew, that
-    ``plan``        what it runs beyond that; None: nothing
-    ``live``        the patch that is the plan
-    ``edited``      the units that it was made of, by object
-    ``homes``       where what the reloads added lives
+    ``base``        what it booted or, for reloaded modules, what was loaded last
+    ``plan``        what it runs beyond that, or None
+    ``live``        the patch that was made of the plan
+    ``edited``      the units that the plan was made of, by object
+    ``homes``       where the additions of the reloads live
     ``written``     values that the live patch wrote into data
     ``kept``        patch modules that must stay loaded, and why
-    ``live_types``  the types of a unit, by object, in each reload since the boot; undo takes none back
-    ``handed``      what each of them gave somebody the address of, and the base has, likewise
+    ``live_types``  the types of a unit, by object, in each reload since the boot; undo removes none
+    ``handed``      the base's symbols whose addresses reloads since the boot gave away, by object; undo
+                    removes none
     """
 
     base: GuestBase
@@ -77,7 +79,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The ``steps`` of the history, the ``place`` among them, and what was ``known`` of the guest then."""
+    """The ``steps`` of the history, the ``place`` among them, and what was ``known`` about the guest then."""
 
     steps: tuple[Step, ...]
     place: int
@@ -85,15 +87,15 @@ class Moment:
 
     @property
     def runs(self) -> int | None:
-        """The number of the reload whose code the guest ran; None: what it booted."""
+        """The number of the reload whose code the guest ran, or None for what it booted."""
         return self.steps[self.place].number or None
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint that the guest can go back to; ``by_hand``: a person asked for it.
+    """A checkpoint that the guest can go back to.
 
-    ``answered``: the guest was seen to take a push after it.
+    ``by_hand`` means that the user asked for it. ``answered`` means that the guest took a push after it.
     """
 
     checkpoint: Checkpoint
@@ -106,10 +108,14 @@ class Saved:
 class RolledBack:
     """Where the guest was brought back to.
 
-    ``checkpoint``: its name; ``passed``: those after it, where the guest did not answer; ``number``: of the
-    reload that was undone so, None: none was, for the guest crashed while a patch was brought to it, or
-    after an undo (``before_undo``); ``runs``: the reload whose code it runs now. ``left_out``: sources that
-    the guest does not run as they were compiled last. ``further``: it went back more than one reload.
+    ``checkpoint``   the name of the checkpoint
+    ``number``       of the reload that was undone by this; None if none was, because the guest crashed while
+                     a patch was sent, or after an undo
+    ``before_undo``  whether the guest crashed after an undo
+    ``runs``         the reload whose code the guest runs after this
+    ``left_out``     sources that the guest does not run as they were compiled last
+    ``further``      whether it went back more than one reload
+    ``passed``       later checkpoints, at which the guest did not answer
     """
 
     checkpoint: str
@@ -122,20 +128,20 @@ class RolledBack:
 
 
 class RestorePoints:
-    """The last KEPT of them; without ``checkpoints`` there are none."""
+    """The last KEPT checkpoints, and those by hand. Without ``checkpoints`` there are none."""
 
     def __init__(self, checkpoints: Checkpoints | None) -> None:
         self._checkpoints = checkpoints
         self._points: deque[Saved] = deque()
-        self._latest: Saved | None = None  # nothing was pushed since
+        self._latest: Saved | None = None  # saved last; nothing was pushed since
         self._by_hand: dict[str, Saved] = {}
         self._spent: list[Checkpoint] = []
-        self.is_of_this_change = False  # the last of the points
-        self._slow = 0  # saves that were, one after the other
-        self._skip = 0  # so many saves from now on
+        self.is_of_this_change = False  # whether the last point was saved right before the current change
+        self._slow = 0  # slow saves in a row
+        self._skip = 0  # how many saves to skip from now on
 
     async def save(self, moment: Moment) -> str | None:
-        """Save the guest as it is at this moment; what is to be told, if it cannot be saved.
+        """Save the guest as it is at this moment. Return what to tell the user if this fails.
 
         Raises GuestUnreachableError.
         """
@@ -151,16 +157,16 @@ class RestorePoints:
         except (NoSpaceError, TooSlowError) as fault:
             return f"{fault.code} {fault.message}: {FURTHER}"
         except EnvironmentFault as fault:
-            # A save that failed half-way keeps what it has written.
+            # The space of a save that failed half-way is not given back.
             self._give_up(self._checkpoints)
             return f"{fault.code} {fault.message}; {NO_MORE}"
         self._latest = Saved(checkpoint, moment)
         return self._judge(checkpoint.seconds)
 
     def _judge(self, seconds: float) -> str | None:
-        """Go without for a while, if it takes too long; what is to be told then."""
+        """Skip some saves if they take too long. Return what to tell the user then."""
         self._slow = self._slow + 1 if seconds > SLOW else 0
-        if self._slow < 2:  # once may be this machine's fault
+        if self._slow < 2:  # a single slow save may be due to this machine
             return None
         self._skip = min(2 ** (self._slow - 2), MOST_SKIPPED)
         pushes = "push goes" if self._skip == 1 else f"{self._skip} pushes go"
@@ -173,7 +179,10 @@ class RestorePoints:
         self._by_hand.clear()
 
     def use(self) -> bool:
-        """From here on the guest is another one than the one that was saved last; False: it was already."""
+        """Note that the guest changes from here on, and so differs from the last save.
+
+        Return False if it has changed since then already.
+        """
         if self._latest is None:
             return False
         self._points.append(self._latest)
@@ -182,27 +191,30 @@ class RestorePoints:
         return True
 
     def note_answer(self) -> None:
-        """The guest has taken what ``use`` was for."""
+        """Note that the guest has taken the change that ``use`` announced."""
         if self.is_of_this_change and self._points:
             self._points[-1] = replace(self._points[-1], answered=True)
 
     def give_back(self) -> None:
-        """The guest took nothing of what ``use`` was for: it is still the one that was saved last."""
+        """Note that the change that ``use`` announced did not happen. The guest is as it was saved last."""
         self._latest = self._points.pop()
         self.is_of_this_change = False
 
     @property
     def is_empty(self) -> bool:
-        """Is there none that a crash could go back to?"""
+        """Return whether there is no checkpoint to return to after a crash."""
         return self._checkpoints is None or not self._points
 
     async def wake(self) -> None:
-        """Wake the guest, if it sleeps. Raises GuestUnreachableError."""
+        """Wake the guest if it sleeps. Raises GuestUnreachableError."""
         if self._checkpoints is not None:
             await self._checkpoints.wake()
 
     async def restore(self) -> Saved | None:
-        """Bring the guest back to before the last push; None: there was none. Raises as ``load``."""
+        """Bring the guest back to before the last push, or return None if there was none.
+
+        Raises as ``load``.
+        """
         if self._checkpoints is None or not self._points:
             return None
         saved = self._points.pop()
@@ -212,12 +224,15 @@ class RestorePoints:
         return saved
 
     def listed(self) -> tuple[Saved, ...]:
-        """Those that the guest can go back to, the latest last."""
+        """Return the checkpoints that the guest can go back to, the latest last."""
         every = (*self._by_hand.values(), *self._points, *((self._latest,) if self._latest else ()))
         return tuple(sorted(every, key=lambda saved: saved.checkpoint.saved_at))
 
     async def save_by_hand(self, name: str, moment: Moment) -> Saved:
-        """Save one that stays; one of the same name goes. Raises InputError, and as Checkpoints.save."""
+        """Save a checkpoint that stays. It replaces one of the same name.
+
+        Raises InputError, and as Checkpoints.save.
+        """
         checkpoints = self._usable()
         if not NAME.fullmatch(name) or name.startswith(TAG_PREFIX):
             raise InputError(
@@ -230,7 +245,10 @@ class RestorePoints:
         return self._by_hand[name]
 
     async def load(self, name: str | None) -> Saved:
-        """Bring the guest back to one, None: the latest. Raises InputError, and as Checkpoints.restore."""
+        """Bring the guest back to a checkpoint, or to the latest if ``name`` is None.
+
+        Raises InputError, and as Checkpoints.restore.
+        """
         checkpoints, listed = self._usable(), self.listed()
         found = [saved for saved in listed if name in (None, saved.checkpoint.tag)]
         if not found:
@@ -241,7 +259,7 @@ class RestorePoints:
             )
         saved = found[-1]
         await checkpoints.restore(saved.checkpoint)
-        # What was saved later is of a guest that there is no more.
+        # Drop checkpoints that were saved later, because they are of a guest that no longer exists.
         later = [each for each in self._points if each.checkpoint.saved_at > saved.checkpoint.saved_at]
         self._spent += [each.checkpoint for each in later]
         self._points = deque(each for each in self._points if each not in later)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""No function of a kernel is replaced before the guest's memory has shown that it is the one we mean.
+"""Check in the guest's memory that a kernel function is the one we mean, before it is replaced.
 
-This proves three things at once: that the guest runs what the base was built from, that a symbol's position
-among its namesakes was counted right, and that nobody else has put a jump there. Each function is looked at
-before its first replacement; from then on it begins with a call of ours.
+This proves three things at once: the guest runs what the base was built from, a symbol's position among its
+namesakes was counted correctly, and nobody else has put a jump there. Each function is checked before its
+first replacement. After that it begins with a call of ours.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from hotreload.patch.vmlinux_symbols import VmlinuxSymbols
 from hotreload.patch.writes import Place, Written
 from hotreload.plan_units import block_of
 
-# The first gate of the interrupt descriptor table leads there: it tells how far the kernel was moved.
+# The first gate of the interrupt descriptor table points there, which tells how far the kernel was moved.
 FIRST_GATE = "asm_exc_divide_error"
 _Key = tuple[str, Path, str]  # a module, a unit's object, and a function of it
 _Unit = tuple[GuestUnit, dict[str, Symbol]]
@@ -49,7 +49,10 @@ RESTART = "hotreload guest restart boots what was built; hotreload why HR3101"
 
 
 class RunningCheck:
-    """See the module; one for each life of a guest. For modules it needs their kernel's vmlinux, too."""
+    """Checks functions in the memory of one guest, from its boot to its end.
+
+    To check modules, it needs the vmlinux of their kernel, too.
+    """
 
     def __init__(
         self, base: AnyBase, guest: Guest, read_memory: ReadMemory, idt_base: Callable[[], Awaitable[int]]
@@ -63,12 +66,12 @@ class RunningCheck:
         self._passed: set[_Key] = set()
 
     def forget(self, base: AnyBase, modules: Collection[str]) -> None:
-        """The guest has another ``base`` now: these modules were loaded anew."""
+        """Take over another ``base`` of the guest, because these modules were reloaded."""
         self._base = base
         self._passed = {key for key in self._passed if key[0] not in modules}
 
     async def obstacles(self, compared: Iterable[Compared], symbols: KernelSymbols) -> tuple[Obstacle, ...]:
-        """HR3101 for each function to be replaced that is not what kbuild made.
+        """Return HR3101 for each function to be replaced that differs from what kbuild made.
 
         Raises GuestUnreachableError.
         """
@@ -92,7 +95,7 @@ class RunningCheck:
     async def with_texts(
         self, plan: PatchPlan, written: Mapping[Place, Written], symbols: KernelSymbols
     ) -> PatchPlan:
-        """The plan with the addresses of strings that its values are exchanged for (found_texts.py).
+        """Return the plan with the addresses of the old strings that its writes replace (found_texts.py).
 
         Raises GuestUnreachableError, PatchRejectedError (HR2103).
         """
@@ -118,27 +121,27 @@ class RunningCheck:
         return _Places(vmlinux, self._offset, await self._tables(modules))
 
     async def _tables(self, modules: set[str]) -> ModuleTables:
-        """Where modules are, only the guest knows."""
+        """Return where the modules are. Only the guest knows this."""
         asked = modules - {VMLINUX}
         return module_tables(await self._shown() if asked else "")
 
     async def _shown(self) -> str:
-        """What the guest's kernel shows of its modules."""
+        """Return the symbols of modules that the guest's kernel shows."""
         command = "grep -F ']' /proc/kallsyms"
         return (await run_in_time(self._guest, command, timeout=KALLSYMS_LIMIT)).text
 
     async def _checked(
         self, unit: TranslationUnit, running: Symbol, places: _Places, symbols: KernelSymbols
     ) -> Checked | None:
-        """None for a function of a module that is not loaded."""
+        """Return what to check for a function, or None if its module is not loaded."""
         block = block_of(self._base, unit.module, unit, symbols)
         position = symbols.modules[unit.module].position(
             running.name, block if running.is_local else None, running.size
         )
         address = None if position is None else places.address_of(position)
         if address is None:
-            return None  # what should be there and is not the plan has refused already
-        if unit.object not in self._units or unit.module != VMLINUX:  # a module may have been loaded anew
+            return None  # the plan has already refused a symbol that is missing
+        if unit.object not in self._units or unit.module != VMLINUX:  # a module may have been reloaded
             addresses = places.addresses(unit.module, block)
             self._units[unit.object] = await asyncio.to_thread(self._read, unit, addresses, places)
         guest_unit, functions = self._units[unit.object]
@@ -152,14 +155,17 @@ class RunningCheck:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where the guest has what: vmlinux, so far from where it was linked to, and the modules."""
+    """The addresses of symbols in the guest.
+
+    ``offset`` is how far vmlinux was moved from its linked address.
+    """
 
     vmlinux: VmlinuxSymbols
     offset: int
     tables: ModuleTables
 
     def address_of(self, position: SymbolPosition) -> int | None:
-        """Where the symbol is that a livepatch would find; None: its module is not loaded."""
+        """Return the address of the symbol that livepatch would find, or None if its module is not loaded."""
         if position.object == VMLINUX:
             return self.vmlinux.named(position.name)[position.sympos - 1].address + self.offset
         return _address_in_module(self.tables, position)
@@ -180,7 +186,7 @@ def _address_in_module(tables: ModuleTables, position: SymbolPosition) -> int | 
 
 
 def _replaced(compared: Iterable[Compared]) -> Iterator[tuple[_Key, tuple[TranslationUnit, Symbol]]]:
-    """The functions to be replaced, as kbuild's object has them."""
+    """Yield the functions to be replaced, as in kbuild's object."""
     for each in compared:
         unit = each.pair.unit
         for twins in each.diff.changed:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Texts of source files by path, read when they are asked for."""
+"""Texts of source files by path, read on demand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 class SourceTexts(Mapping[str, str]):
     """A mapping from path to text, in the order given. A file that cannot be read is empty.
 
-    ``instead``: what some of the files say, whatever is on disk.
+    ``instead`` has contents to use in place of those on disk.
     """
 
     def __init__(self, files: Sequence[Path], instead: Mapping[Path, bytes] | None = None) -> None:

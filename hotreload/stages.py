@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The stages of each reload, kept for people: objects before and after, the difference, the module."""
+"""The stages of each reload, kept for people to read: both objects, the difference, the module."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StageKeeper:
         self.folder = folder
 
     def keep(self, number: int, compared: Iterable[Compared], patch: LivePatch | None) -> None:
-        """Keep the stages of a reload. Raises EnvironmentFault when there is no space."""
+        """Keep the stages of a reload. Raises EnvironmentFault if there is no space."""
         place = self.folder / str(number)
         with writing_to(place):
             for name in ("1-original", "2-patched", "4-module"):
@@ -30,10 +30,10 @@ class StageKeeper:
             diffs = {}
             for each in compared:
                 name = each.pair.unit.object.name
-                while name in diffs:  # units of one name from two folders
+                while name in diffs:  # units of the same name in two folders
                     name = f"{name.removesuffix('.o')}+.o"
                 _link_or_copy(each.pair.original, place / "1-original" / name)
-                # The compiler writes the patched object again: a link would change with it.
+                # Copy the patched object. The compiler will overwrite it, and a link would change with it.
                 shutil.copyfile(each.pair.patched, place / "2-patched" / name)
                 diffs[name] = diff_object(each.diff)
             (place / "3-diff.json").write_text(json.dumps({"v": 1, "objects": diffs}, indent=1))
@@ -41,7 +41,7 @@ class StageKeeper:
                 (place / "4-module" / f"{patch.name}.ko").write_bytes(patch.module)
 
     def module(self, name: str) -> Path | None:
-        """The file of a patch module of this session's."""
+        """Return the file of a patch module of this session, or None."""
         return next(self.folder.glob(f"*/4-module/{name}.ko"), None)
 
 

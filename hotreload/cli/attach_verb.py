@@ -49,7 +49,7 @@ def attach(
     user, host, port = parse_address(address)
     if host_key is not None:
         pinned_key(host_key)
-    # The session goes on when this folder is not the current one any more.
+    # The session runs in another current folder, so make the paths absolute.
     login = Login(host, port, user, _absolute(identity), _absolute(host_key))
     attachment = Attachment(login, _absolute(qmp), _absolute(console))
     require_attachable(attachment)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The verb build: source patches become a livepatch module file."""
+"""The verb build: make a livepatch module file of source patches."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def build(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...], 
 
 
 def _meant(paths: tuple[Path, ...], options: Globals) -> Path:
-    """The folder whose sources the patches are for."""
+    """Return the folder whose sources the patches are for."""
     from hotreload.build.external_module import builds_modules
     from hotreload.build.kernel_tree import kernel_root, sources_of
 
@@ -73,12 +73,15 @@ async def _build(
 
 
 def _made_by_kbuild(output: Path) -> tuple[Path, ...]:
-    """The driver itself, which a patch module must not take the place of."""
+    """Return the output file if it is the driver itself, which a patch module must not overwrite."""
     return (output,) if output.with_suffix(".mod.c").is_file() else ()
 
 
 def _print_result(options: Globals, built: PatchBuild, output: Path, folder: Path) -> None:
-    """On standard output: with --json all of it, else the name of the file, where there is one."""
+    """Print the result to standard output.
+
+    With --json this is all of it. Otherwise it is the name of the file, if one was written.
+    """
     if options.json:
         from hotreload.report.build_json import build_object
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What every verb has: the global options, the decorator that makes a function a verb, the group of them all.
+"""What all verbs share: the global options, the decorator that makes a function a verb, and their group.
 
-A verb is a function under ``@verb("name")``. It is given ``Globals`` (what the options said that every
-verb has), imports its stage late, and returns its exit status, or None for 0.
+A verb is a function under ``@verb("name")``. It gets ``Globals`` (the values of the options that every verb
+has), imports its stage late, and returns its exit status, or None for 0. Its docstring is its help text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Decorator = Callable[[Verb], Verb]
 
 @dataclass(slots=True)
 class Globals:
-    """What the global options said, before or behind the verb; what is said later wins."""
+    """The values of the global options, given before or after the name of the verb. The last one wins."""
 
     json: bool = False
     quiet: bool = False
@@ -34,17 +34,17 @@ class Globals:
     flags: dict[str, object] = field(default_factory=dict)
 
     def config(self, folder: Path | None = None) -> Config:
-        """The settings that hold for ``folder`` (default: here). Raises InputError (HR1008)."""
+        """Return the settings for ``folder`` (default: the current one). Raises InputError (HR1008)."""
         return load_config(folder or Path.cwd(), self.flags)
 
     @property
     def color(self) -> str:
-        """auto, always or never: for what is said before, or without, a Config."""
+        """auto, always or never, for output before there is a Config, or without one."""
         said = self.flags.get("color") or os.environ.get("HOTRELOAD_COLOR")
         return str(said or ("never" if os.environ.get("NO_COLOR") else "auto"))
 
     def start_logging(self) -> None:
-        """-q: errors only; -v: what is done; -vv: every program, ready to paste."""
+        """Set the log level. -q: errors only; -v: what is done; -vv: every program, ready to paste."""
         import logging
 
         level = logging.ERROR if self.quiet else (logging.WARNING, logging.INFO, logging.DEBUG)[self.verbose]
@@ -55,7 +55,7 @@ class Globals:
 def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
     options: Globals = context.obj
     if value in (None, False, ()) or option.name is None:
-        return  # not given here; perhaps before the verb
+        return  # not given here, but maybe before the verb
     if option.name == "verbose":
         options.verbose = min(2, options.verbose + value)
     elif option.name in ("json", "quiet"):
@@ -71,7 +71,7 @@ def _global(*names: str, **attributes: Any) -> Decorator:
 
 
 def setting(*names: str, **attributes: Any) -> Decorator:
-    """An option that sets the key of Config that its last name names; its help is that key's."""
+    """Return an option for a key of Config, which is its last name. The help text is that of the key."""
     return _global(*names, **{"help": f"{_sentence(settings()[names[-1]])}.", **attributes})
 
 
@@ -90,7 +90,7 @@ make_option = setting("--make", "make", multiple=True, metavar="NAME=VALUE")
 
 
 def patch_option(*, required: bool = False) -> Decorator:
-    """``-p FILE``, also several: an argument ``patches``."""
+    """Return the option ``-p FILE``, which may be repeated, as the argument ``patches``."""
     return click.option(
         "-p", "--patch", "patches", metavar="FIX.patch", multiple=True, required=required,
         type=click.Path(path_type=Path),
@@ -99,7 +99,10 @@ def patch_option(*, required: bool = False) -> Decorator:
 
 
 def output_option(metavar: str, text: str) -> Decorator:
-    """``-o FILE``: an argument ``output``, checked and written with output_file.py."""
+    """Return the option ``-o FILE`` as the argument ``output``.
+
+    output_file.py checks and writes the file.
+    """
     return click.option("-o", "--output", metavar=metavar, type=click.Path(path_type=Path), help=text)
 
 
@@ -121,12 +124,12 @@ GLOBAL_OPTIONS = (
 
 
 def with_global_options(command: Any) -> Any:
-    """Give a command, or a group of them, the options that every verb has."""
+    """Add the options that every verb has to a command or a group of commands."""
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(GLOBAL_OPTIONS), command)
 
 
 class Commands(click.Group):
-    """A group whose unknown commands name the nearest known one."""
+    """A group that answers an unknown command with the nearest known one."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -150,7 +153,7 @@ def cli() -> None:
 
 
 def verb(name: str, group: click.Group = cli, **attributes: Any) -> Decorator:
-    """Make the function the command ``name``: it takes Globals and its own options."""
+    """Return a decorator that makes a function the command ``name``. It gets Globals and its own options."""
 
     def decorate(function: Verb) -> Verb:
         @functools.wraps(function)

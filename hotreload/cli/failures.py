@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Which error of ours an exception is; what nobody raised on purpose is a bug, and its story is kept."""
+"""Turn any exception into an error of ours.
+
+An exception that was not raised on purpose is a bug, and its traceback is kept in a file.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ BUG = 70  # EX_SOFTWARE of sysexits.h
 
 
 def known(error: BaseException) -> HotReloadError:
-    """The error of ours that this is, or the bug that it shows; of several at once, the first of ours."""
+    """Return the error of ours that this is, or a Bug.
+
+    Of several errors in a group, return the first of ours.
+    """
     import errno
 
     while isinstance(error, BaseExceptionGroup):
@@ -28,7 +34,7 @@ def known(error: BaseException) -> HotReloadError:
 
 
 class Bug(HotReloadError):
-    """An exception that nobody raised on purpose; its story is kept in a file."""
+    """An exception that was not raised on purpose. Its traceback is kept in a file."""
 
     exit_status = BUG
 
@@ -42,7 +48,7 @@ class Bug(HotReloadError):
 
 
 def _kept(story: str) -> str:
-    """Keep what is needed to report a bug; returns where it is."""
+    """Save what is needed to report a bug. Return the name of the file."""
     from hotreload.paths import state_folder
 
     about = f"hotreload {__version__}, Python {sys.version}\n{' '.join(sys.argv)}\n\n"

@@ -74,7 +74,10 @@ def start(options: Globals, paths: tuple[Path, ...]) -> None:
 def start_session(
     options: Globals, folder: Path, config: Config, attachment: Attachment | None = None
 ) -> None:
-    """Start one in the background, of a guest that is booted or of somebody else's; return when it is up."""
+    """Start a session in the background, and return when it is up.
+
+    It boots a guest or, with ``attachment``, uses one that somebody else started.
+    """
     from hotreload.cli.failures import known
     from hotreload.session.background import in_background
     from hotreload.session.client import ready_text
@@ -140,7 +143,7 @@ def _stop(about: About) -> None:
     from hotreload.errors import GuestUnreachableError
     from hotreload.session.guests import sessions
 
-    with contextlib.suppress(GuestUnreachableError):  # its end is the answer
+    with contextlib.suppress(GuestUnreachableError):  # the connection ends with the session
         answer_of(about, "stop")
     deadline = time.monotonic() + STOP_LIMIT
     while any(other.pid == about.pid for other in sessions()):
@@ -166,7 +169,7 @@ def restart(options: Globals) -> None:
         raise _not_ours(about, "it cannot be restarted from here")
     folder, config = watched(about.folder, options)
     with console_of(options, config).progress("building") as progress:
-        # Who cannot have the new guest keeps the old one.
+        # If the new guest cannot be built, keep the old one.
         run(require_buildable(folder, config, progress.update))
     _stop(about)
     options.flags["guest"] = about.guest

@@ -75,7 +75,7 @@ async def _make_and_record(
 
 
 async def _record(tree: KernelTree, bar: Progress) -> Base:
-    """Keep what the kernel was built from, and make ready what its patches need of it."""
+    """Record what the kernel was built from, and prepare what its patches need."""
     from hotreload.build.kernel_record import record_kernel
     from hotreload.patch.glue import build_glue
 

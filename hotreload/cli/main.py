@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line: words become one verb, and whatever comes of it becomes text and exit status."""
+"""The command line: run one verb, and turn its outcome into text and an exit status."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from hotreload.interrupts import INTERRUPTED
 
 __all__ = ["Globals", "cli", "json_option", "load_option", "main", "max_rung_option", "setting", "verb"]
 
-READER_GONE = 141  # what a shell reports for a program that died of SIGPIPE
+READER_GONE = 141  # the status that a shell reports for a program that SIGPIPE killed
 USAGE = 2
 
-# Each of these modules makes its functions verbs while it is imported.
+# Importing these modules registers their verbs.
 VERBS = (verbs, build_verbs, guest_verbs, attach_verb, kernel_verbs, play_verbs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status. Whatever happens, a person reads one line about it."""
+    """Run the command line and return the exit status. Every failure is reported in one line."""
     words = list(sys.argv[1:] if argv is None else argv)
     options = Globals()
     try:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python flushes stdout once more at its end, and would complain then.
+        # Python flushes stdout once more when it exits, and would print an error then.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return READER_GONE
     except click.ClickException as error:
@@ -52,7 +52,7 @@ def _run(words: list[str], options: Globals) -> int:
 
         return shell_complete(cli, {"obj": options}, "hotreload", "_HOTRELOAD_COMPLETE", instruction)
     try:
-        # Not cli.main(): that answers an interrupt with a text of its own.
+        # Do not use cli.main(), which prints its own text after an interrupt.
         with cli.make_context("hotreload", words, obj=options) as context:
             return cli.invoke(context) or 0
     except click.exceptions.Exit as end:
@@ -60,7 +60,10 @@ def _run(words: list[str], options: Globals) -> int:
 
 
 def _tell(error: HotReloadError, options: Globals) -> int:
-    """One line, and one that says what to do; what the compiler or the console said comes before them."""
+    """Print one line about the error, and one that says what to do.
+
+    The output of the compiler or the console comes before them.
+    """
     said = getattr(error, "diagnostics", "") or getattr(error, "excerpt", "")
     if isinstance(error, Bug) and options.verbose == 2:
         said = error.story

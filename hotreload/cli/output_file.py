@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The file that ``-o`` names: there whole, or not at all."""
+"""The file that ``-o`` names, which is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hotreload.interrupts import raise_interrupts
 
 
 def check_output(file: Path, inputs: tuple[Path, ...] = ()) -> None:
-    """Refuse what cannot be written before the work is done. Raises InputError (HR1009)."""
+    """Refuse a file that cannot be written, before the work is done. Raises InputError (HR1009)."""
     if file.is_dir():
         raise InputError(f"{file} is a folder", hint="name a file behind -o")
     if not file.parent.is_dir():
@@ -25,8 +25,11 @@ def check_output(file: Path, inputs: tuple[Path, ...] = ()) -> None:
 
 
 def write_output(file: Path, content: bytes) -> None:
-    """Write under another name, then rename. A device or pipe is written to as it is, a link's target
-    is replaced. Raises InputError (HR1009) or, without space, EnvironmentFault (HR5107)."""
+    """Write the content under a temporary name, then rename it.
+
+    A device or pipe is written to directly. If the file is a link, its target is replaced. Raises InputError
+    (HR1009) or, without space, EnvironmentFault (HR5107).
+    """
     raise_interrupts()
     target = Path(os.path.realpath(file))
     try:
@@ -50,7 +53,7 @@ def write_output(file: Path, content: bytes) -> None:
 
 
 def remove_output(file: Path) -> None:
-    """Nothing was made: what an earlier run left there must not be taken for this one's."""
+    """Remove the output of an earlier run, so that it is not taken for the output of this one."""
     if file.is_file():
         with contextlib.suppress(OSError):
             file.unlink()

@@ -13,11 +13,11 @@ import tty
 from collections.abc import Iterator
 from pathlib import Path
 
-LEAVE = b"\x1d"  # Ctrl-], as telnet has it
+LEAVE = b"\x1d"  # Ctrl-], as in telnet
 
 
 def connect_terminal(path: Path) -> None:
-    """Join the terminal to a socket until Ctrl-] is typed, our input ends or the socket closes."""
+    """Connect the terminal to a socket until Ctrl-] is typed, our input ends or the socket closes."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as console, _raw(sys.stdin.fileno()):
         console.connect(str(path))
         while True:
@@ -36,7 +36,7 @@ def connect_terminal(path: Path) -> None:
 
 @contextlib.contextmanager
 def _raw(descriptor: int) -> Iterator[None]:
-    """Every key goes to the guest, ^C too."""
+    """Make the terminal send every key to the guest, including ^C."""
     if not os.isatty(descriptor):
         yield
         return

@@ -43,7 +43,10 @@ path_argument = click.argument("paths", nargs=-1, metavar="[PATH]..", type=click
 
 
 class WithCommand(click.Command):
-    """A command whose words behind ``--`` are a command for the guest: ``context.meta["command"]``."""
+    """A command after which ``--`` and a command for the guest may follow.
+
+    That command is in ``context.meta["command"]``.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--" in args:
@@ -57,19 +60,22 @@ class WithCommand(click.Command):
 
 
 def guest_command(words: list[str]) -> str | None:
-    """Words as a shell command: one word is the command itself, several are a program and its arguments."""
+    """Return words as a shell command.
+
+    A single word is the command itself. Several words are a program and its arguments.
+    """
     return (words[0] if len(words) == 1 else shlex.join(words)) or None
 
 
 def console_of(options: Globals, config: Config) -> Console:
-    """Where this command's text for people goes."""
+    """Return the console for this command's text for people."""
     from hotreload.report.console import Console
 
     return Console(color=config.color, quiet=options.quiet)
 
 
 def one_folder(paths: tuple[Path, ...]) -> Path:
-    """The folder that is meant; default: here. Raises InputError (HR1009)."""
+    """Return the folder that is meant, by default the current one. Raises InputError (HR1009)."""
     if len(paths) > 1:
         raise InputError(
             "one folder at a time: a guest has the modules of one", hint="start one hotreload for each folder"
@@ -81,7 +87,7 @@ def one_folder(paths: tuple[Path, ...]) -> Path:
 
 
 def watched(folder: Path, options: Globals) -> tuple[Path, Config]:
-    """What is worked on in a folder, a module or a kernel, with the settings for it.
+    """Return what is worked on in a folder, a module or a kernel, and the settings for it.
 
     Raises InputError (HR1009) for a kernel that is not built.
     """
@@ -94,14 +100,14 @@ def watched(folder: Path, options: Globals) -> tuple[Path, Config]:
 
 
 def session_here(options: Globals, folder: Path | None = None) -> About:
-    """The session that is meant. Raises GuestUnreachableError (HR4103)."""
+    """Return the session that is meant. Raises GuestUnreachableError (HR4103)."""
     from hotreload.session.guests import find_session
 
     return find_session(options.config(folder).guest, folder or Path.cwd())
 
 
 def answer_of(about: About, request: str, **fields: object) -> dict[str, Any]:
-    """What the session answers. Raises RemoteError, GuestUnreachableError."""
+    """Return the session's answer to a request. Raises RemoteError, GuestUnreachableError."""
     from hotreload.session.control import answer
     from hotreload.session.guests import place_of
 
@@ -109,7 +115,7 @@ def answer_of(about: About, request: str, **fields: object) -> dict[str, Any]:
 
 
 def print_json(value: object) -> None:
-    """One object on standard output."""
+    """Print one object to standard output."""
     click.echo(json.dumps(value))
 
 
@@ -188,7 +194,7 @@ def redo(options: Globals) -> int:
 
 
 def cycle(options: Globals, folder: Path | None, request: str, **fields: object) -> int:
-    """Ask for something that ends in a report; print it. The exit status."""
+    """Send a request that ends in a report, and print the report. Return the exit status."""
     from hotreload.session import client
 
     console = console_of(options, options.config(folder))

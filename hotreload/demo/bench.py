@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""`hotreload bench`: what an edit costs here, stage by stage, and what it costs in other ways.
+"""`hotreload bench`: measure what an edit costs here, stage by stage, and what the other ways cost.
 
-Each round makes one edit of the example driver and brings it to a guest in each way, one after the other,
-so that a noisy machine is noisy for all of them:
+Each round makes one edit of the example driver and brings it to a guest in each way, one after the other, so
+that noise of the machine affects all of them:
 
     hotreload   saved, in the folder that a real `hotreload watch` watches
-    compile     the recorded command of the edited unit, run plainly: nothing that compiles can be faster
+    compile     the recorded command of the edited unit alone: nothing that compiles can be faster
     module      make, copy, rmmod, insmod: a twin of the driver under another name, in the same guest
     reboot      stop, make, boot, log in, insmod: in a guest of its own, every third round
 
-Before all that, objects of two sizes are read and compared, which the driver is too small to say much about.
+Before the rounds, generated objects of two sizes are read and compared, because the driver is too small to
+say much about that.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ if TYPE_CHECKING:
 
 TWIN = "tocker"
 REBOOT_EVERY = 3
-# Seconds: for base objects to be compiled ahead before anything is timed, and of watching it do nothing.
+# Seconds: to let base objects be compiled ahead before anything is timed, and to measure it while idle.
 SETTLE = 4.0
 IDLE_SECONDS = 10.0
-# The goal that the project has set itself: a save is live this much later than the compiler alone needs.
+# The goal of the project: a save is live at most this much later than the compiler alone needs.
 GOAL_MS = 600.0
 
-# What each way is called, and what is lost by it.
+# The name of each way, and what it loses.
 WAYS = {
     "compile": ("the recorded compile alone", ""),
     "hotreload": ("hotreload: saved to live", "nothing is lost"),
@@ -64,9 +65,12 @@ WAYS = {
 
 @dataclass(slots=True)
 class Result:
-    """Milliseconds of each round, by way; of each stage of hotreload's; and what it costs to wait.
+    """The measurements.
 
-    ``diffs``: how long objects of a known size take to be compared.
+    ``samples``  milliseconds of each round, by way
+    ``stages``   milliseconds of each round, by hotreload's stages
+    ``idle``     what it costs to wait
+    ``diffs``    how long it takes to compare objects of known sizes
     """
 
     kernel: str
@@ -82,13 +86,16 @@ class Result:
 
     @property
     def above_compile(self) -> float:
-        """Milliseconds of a save that are not the compiler's: the median of the rounds' differences."""
+        """How many milliseconds longer than the compiler alone a save takes.
+
+        This is the median of the differences of the rounds.
+        """
         pairs = zip(self.samples["hotreload"], self.samples["compile"], strict=True)
         return statistics.median(live - alone for live, alone in pairs)
 
 
 def edit_of(number: int) -> Edit:
-    """The edit of a round: now in one unit, now in the other, and never twice the same."""
+    """Return the edit of a round. The two units take turns, and no edit occurs twice."""
     if number % 2:
         return Edit("main.c", '"line %u: age %llu, %s\\n"', f'"line %u: age %llu, %s, edit {number}\\n"')
     return Edit("stats.c", '"lines %d\\n"', f'"lines %d\\nedit  {number}\\n"')
@@ -97,7 +104,7 @@ def edit_of(number: int) -> Edit:
 def measure(
     edits: int, config: Config, console: Console, stdout: TextIO, *, as_json: bool, color: bool
 ) -> int:
-    """Measure, and print the result to ``stdout``. Raises what `hotreload watch` and kbuild raise."""
+    """Measure, and print the result to ``stdout``. Raises as `hotreload watch` and kbuild do."""
     result = run(_measure(edits, config, console.say))
     print(json.dumps(as_object(result)) if as_json else as_text(result, color), file=stdout, flush=True)
     return 0
@@ -130,7 +137,7 @@ async def _measure(edits: int, config: Config, say: Callable[[str], None]) -> Re
 
 
 def copy_twin(parent: Path) -> Path:
-    """The same driver as a module of another name, so that both fit into one guest."""
+    """Copy the driver as a module of another name, so that both fit into one guest. Return its folder."""
     folder = copy_example(parent)
     for name, old, new in (
         ("Kbuild", NAME, TWIN),
@@ -151,7 +158,7 @@ async def _round(number: int, watched: Path, watch: Driven, loops: _Loops, resul
     ]
     if number % REBOOT_EVERY == 0 or number == result.edits < REBOOT_EVERY:
         ways.append(("reboot", lambda: loops.reboot(edit.file)))
-    # Turned around every other time: no way always follows the same one.
+    # Reverse the order in every other round, so that no way always follows the same one.
     for way, work in ways if number % 2 else reversed(ways):
         result.samples[way].append(await work())
 
@@ -170,7 +177,10 @@ async def _save_and_wait(watched: Path, edit: Edit, watch: Driven, result: Resul
 
 @contextmanager
 def _timed() -> Iterator[Callable[[], float]]:
-    """Inside, and after it, the given function tells how many milliseconds the block took."""
+    """Measure the time of the block.
+
+    The function that it yields returns the milliseconds so far or, after the block, of the whole block.
+    """
     started = time.monotonic()
     ended: list[float] = []
     yield lambda: ((ended[0] if ended else time.monotonic()) - started) * 1000
@@ -178,7 +188,7 @@ def _timed() -> Iterator[Callable[[], float]]:
 
 
 class _Loops:
-    """The other ways to bring an edit to a guest, on the driver's twin."""
+    """The other ways to bring an edit to a guest. They use the driver's twin."""
 
     def __init__(self, kernel: KernelTree, folder: Path, watch: Driven, place: str, module: Build) -> None:
         self._kernel = kernel
@@ -191,7 +201,7 @@ class _Loops:
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, kernel: KernelTree, folder: Path, watch: Driven, place: str) -> AsyncIterator[_Loops]:
-        """The twin is built and loaded, and nothing of it is left afterwards."""
+        """Build and load the twin. Nothing of it is left afterwards."""
         from hotreload.build.external_module import build_modules
 
         loops = cls(kernel, folder, watch, place, await build_modules(kernel, folder))
@@ -206,22 +216,25 @@ class _Loops:
         (self._folder / edit.file).write_text(edit.applied(sources()[edit.file]))
 
     async def compile(self, name: str) -> float:
-        """Run the recorded command of a unit as it is."""
+        """Run the recorded command of a unit as it is. Return the milliseconds."""
         unit = next(unit for unit in self._module.units if unit.source.name == name)
         with _timed() as milliseconds:
             _done(await process.run(["sh", "-c", unit.command], cwd=unit.cwd))
         return milliseconds()
 
     async def replace_module(self, name: str) -> float:
-        """The loop without a reboot: one call each, as a script would do it."""
-        (self._folder / name).touch()  # the compile before this has made the object already
+        """Run the loop without a reboot, one command each, as a script would. Return the milliseconds."""
+        (self._folder / name).touch()  # make would find the object of the previous compile
         with _timed() as milliseconds:
             await self._make()
             await self._in_guest(f"cat >/tmp/{TWIN}.ko && rmmod {TWIN} && insmod /tmp/{TWIN}.ko")
         return milliseconds()
 
     async def reboot(self, name: str) -> float:
-        """The loop with a reboot, of a guest that is up and logged into before."""
+        """Run the loop with a reboot. Return the milliseconds.
+
+        The guest is up and logged into before the time starts.
+        """
         if not hasattr(self, "_guest"):
             await self._boot()
         (self._folder / name).touch()
@@ -264,11 +277,11 @@ def _done(completed: process.Completed) -> None:
         raise HotReloadError(f"{completed.argv[0]} failed: {said[-1] if said else completed.status}")
 
 
-# What came of it.
+# --- the result ---
 
 
 def as_object(result: Result) -> Mapping[str, object]:
-    """The result as JSON: milliseconds, kilobytes, per cent of one core."""
+    """Return the result as JSON: milliseconds, kilobytes, per cent of one core."""
     medians = {way: result.median(way) for way in WAYS}
     bare = medians["compile"] or 0.0
     return {
@@ -299,7 +312,7 @@ def as_object(result: Result) -> Mapping[str, object]:
 
 
 def as_text(result: Result, color: bool = False) -> str:
-    """The result for a person."""
+    """Return the result as text for a person."""
     edits = f"{result.edits} edits of the example driver, Linux {result.kernel} ({result.accel}); medians"
     above = result.above_compile
     goal = "within" if above <= GOAL_MS else "MISSED"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A `hotreload watch` that another program drives: start it, save a file, wait for what comes of it.
+"""Drive a `hotreload watch` from another program: start it, save a file, wait for the outcome.
 
-It is the command itself, in a process of its own. What it does is followed over its control socket, where
-each cycle comes as a value, with its events; an error that ends it is the last line of its NDJSON.
+It is the command itself, in a process of its own. Its control socket reports each cycle as a value, with its
+events. If an error ends it, that is the last line of its NDJSON.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One cycle: the first of its events by type, and its report.
+    """One cycle: the first event of each type, and the report.
 
-    ``climbs``: why it went on to the next rung of the ladder, each time it did.
+    ``climbs`` tells why it went on to the next rung of the ladder, each time it did.
     """
 
     events: Mapping[str, Mapping[str, Any]]
@@ -49,10 +49,13 @@ class Told:
 
 
 class Driven:
-    """``async with Driven(folder, guest, progress) as watch``: the guest is up, inside."""
+    """A running `hotreload watch`. Inside ``async with Driven(folder, guest, progress)`` the guest is up."""
 
     def __init__(self, folder: Path, guest: str, progress: Progress, options: tuple[str, ...] = ()) -> None:
-        """``options``: further ones of `hotreload watch`; ``progress`` is told what the start waits for."""
+        """Prepare the command.
+
+        ``options`` are further options of `hotreload watch`. ``progress`` is told what the start waits for.
+        """
         self.folder = folder
         self.facts: Mapping[str, Any] = {}
         self._argv = (
@@ -72,11 +75,11 @@ class Driven:
 
     @property
     def pid(self) -> int:
-        """Of the hotreload process."""
+        """The process id of hotreload."""
         return self._process.pid
 
     async def __aenter__(self) -> Self:
-        """Raises what the watch ended with instead of becoming ready."""
+        """Start it, and wait until it is ready. If it ends instead, raise its error."""
         self._process = await process.spawn(self._argv)
         self._readers = [
             asyncio.create_task(read()) for read in (self._read_output, self._read_text, self._follow)
@@ -109,17 +112,20 @@ class Driven:
         )
 
     async def ask(self, verb: str, **fields: object) -> dict[str, Any]:
-        """What the session answers. Raises RemoteError, GuestUnreachableError."""
+        """Return the session's answer to a request. Raises RemoteError, GuestUnreachableError."""
         return await answer(self._place, verb, **fields)
 
     async def request(self, verb: str, **fields: object) -> ReloadReport:
         """Ask for an undo, a redo or a push. Raises RemoteError, GuestUnreachableError."""
         report = report_from((await self.ask(verb, **fields))["report"])
-        await self._cycles.get()  # it was told to all who follow, too
+        await self._cycles.get()  # followers are told of it, too, so drop that copy
         return report
 
     async def next_cycle(self) -> Told:
-        """Wait for the next cycle to end. Raises what the watch ended with, or HotReloadError after 90 s."""
+        """Wait for the next cycle to end.
+
+        Raises the error that the watch ended with, or HotReloadError after 90 s.
+        """
         try:
             async with asyncio.timeout(CYCLE_LIMIT):
                 return await self._or_ended(self._cycles.get())
@@ -129,7 +135,7 @@ class Driven:
             ) from None
 
     async def _or_ended(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do the work, unless the watch ends before, or what it tells cannot be told on."""
+        """Do the work, unless the watch ends first, or one of its readers fails."""
         working = asyncio.create_task(work)
         ending = asyncio.create_task(self._process.wait())
         both: set[asyncio.Future[Any]] = {working, ending}
@@ -147,7 +153,7 @@ class Driven:
             await asyncio.wait(both)
 
     def _failing(self) -> set[asyncio.Task[None]]:
-        """The readers that have not ended well."""
+        """Return the readers that have not ended successfully."""
         return {
             reader
             for reader in self._readers
@@ -161,7 +167,7 @@ class Driven:
         said = "; ".join(line.strip() for line in self._said[-2:])
         return GuestUnreachableError(f"hotreload watch ended: {said or self._process.returncode}")
 
-    # What it tells.
+    # --- what it reports ---
 
     async def _read_output(self) -> None:
         assert self._process.stdout
@@ -171,7 +177,10 @@ class Driven:
                 self._failure = RemoteError({**event, "said": ""})
 
     async def _read_text(self) -> None:
-        """Standard error, lest it fill its pipe; its end is told when the watch fails."""
+        """Read standard error, so that its pipe does not fill up.
+
+        The last lines are reported if the watch fails.
+        """
         assert self._process.stderr
         async for line in self._process.stderr:
             self._said = [*self._said[-20:], line.decode(errors="replace").rstrip()]
@@ -183,8 +192,8 @@ class Driven:
             async for message in ask(self._place, "watch"):
                 self._take(message)
         except HotReloadError:
-            # A watch that ends tells why by its exit and its error event; one that goes on must not be
-            # waited for in vain.
+            # A watch that ends reports the reason with its exit status and error event. If it goes on
+            # instead, raise, so that nobody waits in vain.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(GRACE):
                     await self._process.wait()
@@ -198,14 +207,15 @@ class Driven:
             self._ready.set()
         elif "event" in message:
             event = json.loads(message["event"])
-            # The first of a type: the same may close the cycle with less.
+            # Keep the first event of a type. The event that closes the cycle may have the same type, with
+            # less in it.
             self._events.setdefault(event["type"], event)
         elif "climb" in message:
             self._climbs.append(report_from(message["climb"]))
         elif "report" in message:
             report = report_from(message["report"])
             if report.outcome is Outcome.COMPLAINED:
-                # What the kernel says belongs to no cycle, and comes whenever it does.
+                # A complaint of the kernel belongs to no cycle, and may come at any time.
                 self._events.pop("crash", None)
                 return
             self._cycles.put_nowait(Told(self._events, report, tuple(self._climbs)))
@@ -213,5 +223,5 @@ class Driven:
 
 
 def guest_name(purpose: str) -> str:
-    """A name for a guest that nobody else has."""
+    """Return a unique name for a guest."""
     return f"{purpose}-{os.getpid()}-{time.time_ns() % 10**6:06d}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Units of a known size, made of nothing: what the speed of comparing objects is measured with.
+"""Generated units of a known size, to measure how fast objects are compared.
 
-A kernel's unit is functions that call others, print, count in static variables and stand in tables. The
-generated ones do the same, so many times that the object has the size that is asked for.
+A unit of a kernel has functions that call others, print, count in static variables and are listed in tables.
+The generated units do the same, as often as needed for an object of the requested size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hotreload import process
 from hotreload.build.replay import SECTION_FLAGS
 from hotreload.errors import HotReloadError
 
-# What a 6.1 kernel for x86-64 is compiled with, as far as it shapes an object.
+# The flags of a 6.1 kernel for x86-64, as far as they shape an object.
 _FLAGS: Final = """-std=gnu11 -O2 -mcmodel=kernel -fno-PIE -fno-strict-aliasing -fno-common -mno-red-zone
     -mno-sse -fno-asynchronous-unwind-tables -fcf-protection=none -pg -mrecord-mcount -mfentry
     -fno-stack-protector -gdwarf-4 -w""".split()
@@ -28,7 +28,7 @@ int printk(const char *, ...);
 struct item { struct item *next; unsigned long value; int kind, users; };
 struct operations { const char *name; int (*run)(struct item *, int); };
 """
-# One of many; the warning leaves an entry in __bug_table, the string and the variable are its own.
+# One function of many. The warning makes an entry in __bug_table. The string and the variable are its own.
 _FUNCTION: Final = """
 static unsigned long count_NUMBER;
 static __attribute__((noinline)) int step_NUMBER(struct item *item, int depth)
@@ -50,7 +50,11 @@ const struct operations *get_NUMBER(void) { return &operations_NUMBER; }
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A unit to generate: its name for people, functions and calls in each, and the goal in milliseconds."""
+    """A unit to generate.
+
+    It has a name for people, the number of functions, the number of calls in each, and the goal in
+    milliseconds.
+    """
 
     name: str
     functions: int
@@ -58,13 +62,16 @@ class Size:
     goal_ms: float
 
 
-# A median unit of a kernel has 600 symbols; kvm/x86.o, of the largest, 10 000 relocations.
+# A median unit of a kernel has 600 symbols. kvm/x86.o, one of the largest, has 10 000 relocations.
 SIZES: Final = (Size("a median unit", 120, 1, 60.0), Size("a large unit", 530, 4, 600.0))
 
 
 @dataclass(frozen=True, slots=True)
 class DiffTimes:
-    """How long it took to read and compare both objects of a unit, each time anew; the first is dropped."""
+    """How long it takes to read and compare both objects of a unit.
+
+    Each sample reads them again. The first run is dropped.
+    """
 
     name: str
     symbols: int
@@ -78,12 +85,12 @@ class DiffTimes:
 
 
 def source_of(size: Size, edited: bool = False) -> str:
-    """C of that many functions; the edit changes one of them, in the middle."""
+    """Return C code with that many functions. The edit changes one of them, in the middle."""
     return _HEAD + "".join(_function(number, size, edited) for number in range(size.functions))
 
 
 def _function(number: int, size: Size, edited: bool) -> str:
-    # Calls go to functions above, so that C needs no declarations.
+    # Only call functions above, so that no declarations are needed.
     called = [(number * 7 + nth * 13) % number for nth in range(size.calls)] if number else []
     calls = "".join(f"depth ^= step_{other}(item->next, depth - {nth});" for nth, other in enumerate(called))
     value = "4711" if edited and number == size.functions // 2 else str(number)
@@ -91,7 +98,7 @@ def _function(number: int, size: Size, edited: bool) -> str:
 
 
 async def measure_diffs(compiler: str, folder: Path, runs: int = _RUNS) -> tuple[DiffTimes, ...]:
-    """Generate, compile and compare a unit of each size. Raises HotReloadError when it does not compile."""
+    """Generate, compile and compare a unit of each size. Raises HotReloadError if one does not compile."""
     found = []
     for size in SIZES:
         objects = [await _compiled(compiler, size, folder, edited) for edited in (False, True)]

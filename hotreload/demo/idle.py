@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a process costs while it waits: processor time and memory, from /proc."""
+"""Measure what a process costs while it waits: processor time and memory, from /proc."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Over ``seconds``: per cent of one core, kilobytes resident; of the process, and of its children."""
+    """Per cent of one core over ``seconds``, and resident kilobytes, of a process and of its children."""
 
     seconds: float
     cpu_percent: float
@@ -32,7 +32,7 @@ class Idle:
 
 
 async def measure_idle(pid: int, seconds: float) -> Idle:
-    """Look at a process and its children twice, ``seconds`` apart."""
+    """Measure a process and its children over ``seconds``."""
     children = descendants(pid, parents())
     started = time.monotonic()
     before, before_children = cpu_seconds(pid), sum(map(cpu_seconds, children))
@@ -48,22 +48,25 @@ async def measure_idle(pid: int, seconds: float) -> Idle:
 
 
 def stat_fields(text: str) -> list[str]:
-    """The fields of /proc/PID/stat behind the name, which may hold blanks and brackets: state, ppid, ..."""
+    """Return the fields of /proc/PID/stat after the name: state, ppid, and so on.
+
+    The name may contain blanks and brackets.
+    """
     return text.rpartition(")")[2].split()
 
 
 def cpu_seconds(pid: int, proc: Path = PROC) -> float:
-    """User and system time that a process has used; 0 for one that is gone."""
+    """Return the user and system time that a process has used, or 0 if it has ended."""
     try:
         fields = stat_fields((proc / str(pid) / "stat").read_text())
     except OSError:
         return 0.0
-    # utime and stime are the fields 14 and 15 of proc(5), the state is its third.
+    # utime and stime are fields 14 and 15 in proc(5), where the state is field 3.
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def rss_kb(pid: int, proc: Path = PROC) -> int:
-    """Kilobytes resident; 0 for a process that is gone."""
+    """Return the resident kilobytes of a process, or 0 if it has ended."""
     try:
         found = re.search(r"^VmRSS:\s+(\d+) kB$", (proc / str(pid) / "status").read_text(), re.MULTILINE)
     except OSError:
@@ -72,19 +75,19 @@ def rss_kb(pid: int, proc: Path = PROC) -> int:
 
 
 def parents(proc: Path = PROC) -> Mapping[int, int]:
-    """Each process's parent."""
+    """Return the parent of each process, by process id."""
     found = {}
     for folder in proc.iterdir():
         if folder.name.isdecimal():
             try:
                 found[int(folder.name)] = int(stat_fields((folder / "stat").read_text())[1])
             except OSError:
-                continue  # it has ended meanwhile
+                continue  # it has just ended
     return found
 
 
 def descendants(pid: int, parent_of: Mapping[int, int]) -> frozenset[int]:
-    """The children of a process, theirs, and so on."""
+    """Return the children of a process, their children, and so on."""
     found: set[int] = set()
     todo = [pid]
     while todo:

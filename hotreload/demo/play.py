@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""`hotreload demo`: the main job on the example driver, played and checked.
+"""`hotreload demo`: play the main use on the example driver, and check it.
 
-A copy of the driver, the real `hotreload watch` on it, and an editor that saves: everything that is shown
-was asked of the guest, and each step fails unless the guest shows what it must.
+It uses a copy of the driver, the real `hotreload watch` on it, and an editor that saves. Everything that it
+shows comes from the guest, and a step fails unless the guest shows what it must.
 """
 
 from __future__ import annotations
@@ -44,28 +44,29 @@ from hotreload.report.text import enumerate_names, one_line, styled
 WIDTH = 98
 INDENT = "    "
 CONTEXT = 1  # lines of a diff around a change
-# The columns of the closing table, and the stages that each sums up.
+# The columns of the closing table, each with the stages that it sums up.
 GROUPS = {
     "watch": ("watch",),
     "build": ("build",),
     "patch": ("diff", "link"),
     "guest": ("push", "load", "complete"),
 }
-# Once the new code is live, seconds for the program that has the device open to come around to its next line.
+# Seconds for the program that has the device open to read its next line once the new code is live.
 SETTLE = 3.0
 LOOK_INTERVAL = 0.1
 
 
 class DemoFailedError(HotReloadError):
-    """The guest does not show what it must: a bug, ours or the machine's."""
+    """The guest does not show what it must. This is a bug of ours, or a fault of the machine."""
 
     exit_status = 1
 
 
 def play(config: Config, stream: TextIO, *, color: bool, keep: Path | None = None) -> int:
-    """Play the demo with the configured kernel. ``keep``: a folder to leave the driver in.
+    """Play the demo with the configured kernel. ``keep`` is a folder to leave the driver in.
 
-    Raises DemoFailedError, InputError (HR1009) when ``keep`` has a driver already, what the watch ends with.
+    Raises DemoFailedError, InputError (HR1009) if ``keep`` already has a driver, and the error that the watch
+    ends with.
     """
     raise_interrupts()
     with _folder(keep) as folder:
@@ -128,7 +129,7 @@ class _Demo:
         self._say(f"{INDENT}a program in it has /dev/ticker open from now on, and reads line after line")
 
     async def _act(self, watch: Driven, step: Step, save: object, before: View) -> View:
-        """One step: save, wait, look, check. Returns what the guest shows then."""
+        """Play one step: save, wait, look, check. Return what the guest shows after it."""
         assert callable(save)
         new = step.texts(self.texts)
         self._show_edits(step, new)
@@ -159,7 +160,10 @@ class _Demo:
         return after
 
     async def _cycle_of(self, watch: Driven, step: Step) -> Told:
-        """The cycle that the step is about. Where this machine is busy, saves at once may come as two."""
+        """Return the cycle that the step is about.
+
+        On a busy machine, files that are saved together may come as two cycles.
+        """
         cycles = [await self._next_cycle(watch)]
         while set(step.files) - {file.name for cycle in cycles for file in cycle.report.files}:
             cycles.append(await self._next_cycle(watch))
@@ -173,7 +177,7 @@ class _Demo:
         return cycle
 
     async def _crash(self, watch: Driven, command: str) -> None:
-        """Run what the guest dies of, and wait until it is back."""
+        """Run the command that crashes the guest, and wait until the guest is back."""
         self._say(f"{INDENT}{command}")
         with contextlib.suppress(HotReloadError):
             await watch.run(command)
@@ -197,7 +201,7 @@ class _Demo:
             view = dataclasses.replace(first, kept_line=kept.strip())
         return view
 
-    # What a person sees.
+    # --- what a person sees ---
 
     def _say(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
@@ -240,18 +244,18 @@ class _Demo:
 
 
 def without_folders(text: str) -> str:
-    """A text whose absolute paths are file names only."""
+    """Return a text with its absolute paths reduced to file names."""
     return re.sub(r"(?<!\S)/\S*/", "", text)
 
 
 def changed_lines(old: str, new: str) -> list[str]:
-    """The lines of a unified diff, without its headers."""
+    """Return the lines of a unified diff, without its headers."""
     lines = difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=CONTEXT)
     return [line for line in list(lines)[2:] if not line.startswith("@@")]
 
 
 def times_table(reports: Sequence[ReloadReport], color: bool = False) -> str:
-    """The cycles and their seconds, narrow enough for the demo."""
+    """Return a table of the cycles and their times in seconds, narrow enough for the demo."""
     header = ["#", "outcome", "files", "what", *GROUPS, "saved to live"]
     return align(header, [_row(report) for report in reports], right=(0, *range(4, len(header))), color=color)
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Stage 6: what came of an edit, told to people (console, table) and to programs (ndjson)."""
+"""Stage 6: report the outcome of an edit, to people (console, table) and to programs (ndjson)."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The lines of a kernel's complaint -> the function that is to blame. Pure.
+"""Find the function to blame in the lines of a kernel's complaint. Pure.
 
-The innermost function of a call trace is often one that was only asked to do something, or that checks what
-others do: the tables say who is never meant.
+The innermost function of a call trace is often only a helper, or one that checks what others do. The tables
+below list the functions that are never to blame.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ INSTRUCTION = re.compile(r"RIP: 0010:(.*)")
 LOCKED_AT = re.compile(r"#\d+: .* at: (.*)")
 BACKTRACE = "stack backtrace:"
 CALL_TRACE = "Call Trace:"
-HINT = "hint: "  # of an object's own function, not of who misused it
-LARGEST_FUNCTION = 1 << 24  # bytes; a "function" of more is data that was jumped to
+HINT = "hint: "  # names a function of the object, not the one that misused it
+LARGEST_FUNCTION = 1 << 24  # bytes; a larger "function" is data that was jumped to
 
-# Who reports or waits on behalf of another: never to blame, unless a module's function only has such a name.
+# Functions that report or wait on behalf of others. They are never to blame, unless a function of a module
+# has such a name.
 HELPERS = re.compile(
     r"dump_stack|show_stack|panic|stack_chk_fail|warn_|report_bug|kasan|asan|check_region|print_|end_report|ubsan"
     r"|refcount_|might_|schedule|preempt_|lock_|mutex_|rwsem_|down_|raw_|do_raw_|rt_mutex|queued_spin|native_"
@@ -33,7 +34,8 @@ HELPERS = re.compile(
     r"|page_fault|mem(?:cpy|set|move)|str(?:n?cpy|l?cat|n?cmp|n?len|scpy)|list_(?:add|del)|delay_|const_udelay"
     r"|udelay|read_tsc|cpu_relax|copy_(?:to|from)_user|dequeue_task_idle"
 )
-# Who checks what a caller does: not to blame for what the check found, but for a fault of its own.
+# Functions that check what a caller does. They are not to blame for what the check found, only for a fault of
+# their own.
 CHECKERS = re.compile(
     r"copy_overflow|(?:check_)?(?:heap_)?object_size|usercopy|fortify_|skb_(?:panic|over_panic|under_panic|put|push)"
     r"|vunmap|vfree|free_to_partial_list|free_large_kmalloc|free_unref|free_pages?|free_pcp|free_one_page|bad_page"
@@ -41,12 +43,12 @@ CHECKERS = re.compile(
     r"|kobject_|sysfs_|kernfs_|proc_(?:register|mkdir|create)|remove_proc|device_release|put_device"
     r"|free_irq|handle_irq|report_bad_irq|note_interrupt|dma_(?:un)?map|init_work"
 )
-# The functions of whom it is about, by name only; of these complaints nobody else is to blame.
+# Lines that give the function concerned, by name only. In these complaints, no other function is to blame.
 NAMED = re.compile(
     r"(?:\s*last function: |.* workfn=|\[<\S+>\] |in-flight: \d+(?:\(RESCUER\))?:)"
     r"(?P<function>[A-Za-z_][\w.]*)(?: \[(?P<module>[\w-]+)\])?(?:$|,)"
 )
-# SLUB's trace is where it noticed; the object's owner is told by these lines.
+# SLUB's trace shows where the damage was noticed. These lines give the owner of the object.
 OWNERS = (
     ("Freed in ", re.compile("Poison overwritten")),
     ("Allocated in ", re.compile("Redzone overwritten")),
@@ -55,7 +57,10 @@ OWNERS = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Somewhere in a function; ``at``: as the text has it, ``offset``: of the instruction that is meant."""
+    """A place in a function.
+
+    ``at`` is the offset as the text has it. ``offset`` is that of the instruction that is meant, in bytes.
+    """
 
     function: str
     module: str | None
@@ -67,10 +72,11 @@ class Place:
 
 
 def blamed(own: Sequence[str], cause: Found, name: str, message: str) -> Place | None:
-    """Where it happened; unless that is a helper, the nearest caller that is none.
+    """Return where it happened or, if that is a helper, the nearest caller that is not one.
 
-    ``own``: the lines of the complaint from its headline on; ``name``: what it is called in the end;
-    ``message``: what a WARN said before it.
+    ``own``      the lines of the complaint from its headline on
+    ``name``     the final name of the complaint
+    ``message``  what a WARN said before it
     """
     named = next((found for line in own if (found := NAMED.match(line))), None)
     if named and cause.kind <= Kind.STUCK:
@@ -87,9 +93,9 @@ def blamed(own: Sequence[str], cause: Found, name: str, message: str) -> Place |
 
 
 def _telling(own: Sequence[str], cause: Found, name: str) -> Sequence[str]:
-    """The lines whose frames tell who it was."""
+    """Return the lines whose frames show the culprit."""
     start = 0
-    if BACKTRACE in own:  # lockdep: the chains of locks before it tell who else took them, at other times
+    if BACKTRACE in own:  # lockdep: the lock chains before this line show who took the locks at other times
         return own[own.index(BACKTRACE) :]
     if cause.headline.end is HELD:
         return [found[1] for line in own if (found := LOCKED_AT.match(line))]
@@ -112,19 +118,25 @@ def _is_code(frame: re.Match[str]) -> bool:
 
 
 def _is_check(cause: Found) -> bool:
-    """Whether somebody checked and complained, in contrast to a fault, which is where it happened."""
+    """Return whether a check complained, in contrast to a fault.
+
+    A fault is reported where it happened.
+    """
     return cause.name == "kernel BUG" or (cause.kind is Kind.SPLAT and cause.headline.end is not RULE)
 
 
 def _is_helper(frame: re.Match[str], checks: bool) -> bool:
-    if frame["module"]:  # whatever it is called, it is somebody's driver
+    if frame["module"]:  # a driver's function, whatever its name
         return False
     function = frame["function"].lstrip("_")
     return bool(HELPERS.match(function) or (checks and CHECKERS.match(function)))
 
 
 def _place(frame: re.Match[str], own: Sequence[str]) -> Place:
-    """A call trace names what comes behind a call; the instruction that is meant is the call."""
+    """Return the place of a frame.
+
+    A call trace gives the address after a call. The instruction that is meant is the call.
+    """
     offset = int(frame["offset"], 16)
     at = frame[0].removeprefix("? ")
     is_its_own = any((found := INSTRUCTION.match(line)) and found[1].startswith(at) for line in own)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What ``hotreload build --json`` prints."""
+"""The output of ``hotreload build --json``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def build_object(
     module: Path | None,
     folder: Path,
 ) -> dict[str, Any]:
-    """The JSON object (the interface's version 1).
+    """Return the JSON object (version 1 of the interface).
 
-    ``diffs`` and ``sources`` by object; an obstacle that was found after comparing stands with the object of
-    its source, and what is about none of them (a Makefile) in ``obstacles``.
+    ``diffs`` and ``sources`` are by object. An obstacle that was found after comparing is listed with the
+    object of its source. One that concerns no object (a Makefile) is listed in ``obstacles``.
     """
     objects = {}
     left = dict.fromkeys(obstacles)

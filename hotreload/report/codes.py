@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The codes: what each refusal, crash and fault means. The texts are in ``codes.md`` beside this file.
+"""The codes, which say what each refusal, crash and fault means. Their texts are in ``codes.md``.
 
-They are a document of their own, so that they can be read as one; each section is one row of the table::
+The texts are a document of their own, so that they can be read as one. Each section is one row of the table::
 
     ## HR2101 the layout of a structure or union changed
     Rung: module
@@ -27,7 +27,7 @@ SECTION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """One code. ``rung`` is the lowest rung that can do it, or None where the code is not about an edit."""
+    """One code. ``rung`` is the lowest rung that gets past it, or None if the code is not about an edit."""
 
     number: str
     title: str
@@ -36,7 +36,7 @@ class Code:
 
 
 def parse_codes(text: str) -> tuple[Code, ...]:
-    """The rows of a text like ``codes.md``, in its order."""
+    """Return the rows of a text like ``codes.md``, in its order."""
     return tuple(
         Code(found["number"], found["title"], found["rung"], found["explanation"].strip())
         for found in SECTION.finditer(text)
@@ -45,12 +45,12 @@ def parse_codes(text: str) -> tuple[Code, ...]:
 
 @functools.cache
 def codes() -> dict[str, Code]:
-    """The table: number to code."""
+    """Return the table, as a mapping from number to code."""
     return {code.number: code for code in parse_codes(TABLE.read_text(encoding="utf-8"))}
 
 
 def find_code(text: str) -> Code:
-    """The code a person means: ``HR2101``, ``hr2101`` or ``2101``. Raises InputError (HR1009)."""
+    """Return the code that a person means: ``HR2101``, ``hr2101`` or ``2101``. Raises InputError (HR1009)."""
     number = "HR" + text.strip().upper().removeprefix("HR")
     if number not in codes():
         same_range = [known for known in codes() if known[:4] == number[:4]]
@@ -64,7 +64,7 @@ def find_code(text: str) -> Code:
 
 
 def long_answer(code: Code) -> str:
-    """The text of ``hotreload why CODE``."""
+    """Return the text of ``hotreload why CODE``."""
     needs = f"\nneeds: {RUNG_NAMES[code.rung]}\n" if code.rung in RUNG_NAMES else ""
     return f"{code.number}: {code.title}\n{needs}\n{code.explanation}\n"
 

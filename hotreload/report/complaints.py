@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the complaints of a kernel look like on its console: the tables that crash.py reads by.
+"""Tables of what the complaints of a kernel look like on its console. crash.py reads them.
 
 Sources, of 6.1 and 6.12: arch/x86/mm/fault.c, arch/x86/kernel/traps.c and dumpstack.c, kernel/panic.c,
 hung_task.c, watchdog.c, workqueue.c, rcu/tree_stall.h, irq/spurious.c, locking/lockdep.c, mm/kasan/,
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 
 class Kind(enum.IntEnum):
-    """How bad it is. SPLAT: the kernel goes on. STUCK: it goes on, but something in it does not."""
+    """How severe a complaint is. SPLAT: the kernel goes on. STUCK: it goes on, but a part of it does not."""
 
     SPLAT = 0
     STUCK = 1
@@ -27,10 +27,10 @@ class Kind(enum.IntEnum):
 TRACE = re.compile(r"---\[ end trace")
 RULE = re.compile(r"={20,}$")
 RULE_OR_TRACE = re.compile(r"={20,}$|---\[ end trace")
-STACK = re.compile(r"</TASK>$")  # the last of them: some show several stacks
-# With panic=N it says that it reboots, with KASLR first where the kernel was.
+STACK = re.compile(r"</TASK>$")  # the last match counts, because some complaints show several stacks
+# With panic=N the kernel says that it reboots. With KASLR it first says where it was.
 DEAD = re.compile(r"---\[ end Kernel panic|Kernel Offset: |Rebooting in \d+ seconds|</TASK>$")
-OBJECT = re.compile(r"</TASK>$|FIX ")  # of SLUB; the last of them, too
+OBJECT = re.compile(r"</TASK>$|FIX ")  # of SLUB; the last match counts, too
 HELD = re.compile(r"#0: ")
 HANDLERS = re.compile(r"Disabling IRQ #")
 POOL = re.compile(r"pool \d+: ")
@@ -39,7 +39,11 @@ AT_ONCE = re.compile(r"")
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """``pattern``: from the start of a line; ``name``: of the complaint, ``{}`` is what a group found."""
+    """The first line of a complaint.
+
+    ``pattern`` matches from the start of a line. In ``name``, the name of the complaint, ``{}`` is what a
+    group of the pattern found.
+    """
 
     kind: Kind
     pattern: re.Pattern[str]
@@ -49,7 +53,10 @@ class Headline:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A headline that was found: the name that it gives, in which line, and whether that has a [#1]."""
+    """A headline that was found: the name that it gives, and its line number.
+
+    ``dies`` tells whether the line has a [#1].
+    """
 
     headline: Headline
     name: str
@@ -67,7 +74,8 @@ _TRAPS = (
     "|device not available|segment not present|invalid TSS|alignment check|simd exception|fpu exception"
 )
 
-# The first row that matches a line counts. What dies says so in a second line, too, with [#1] in it.
+# The first row that matches a line counts. If a task dies, a second line of the complaint says so, with [#1]
+# in it.
 HEADLINES = tuple(
     Headline(kind, re.compile(pattern), name, end)
     for kind, pattern, name, end in (
@@ -109,8 +117,8 @@ HEADLINES = tuple(
     )
 )  # fmt: skip
 
-# What is said near the headline and the complaint is known by: before a "kernel BUG", right behind
-# the first line of an oops. ``{of}``: what the headline's own name begins with.
+# Texts near the headline by which the complaint is better known: before a "kernel BUG", and right after the
+# first line of an oops. ``{of}`` is the beginning of the headline's own name.
 BETTER_NAMES = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
@@ -126,7 +134,7 @@ BETTER_NAMES = tuple(
     )
 )
 
-# Panics that only end what another complaint than an oops began.
+# Panics that only follow from a complaint other than an oops.
 CONSEQUENCES = re.compile(r"Kernel panic: (?:.*panic_on_warn|softlockup: |hung_task: |RCU Stall|Hard LOCKUP)")
-# What oops=panic makes of an oops that would otherwise have killed the task alone.
+# With oops=panic, this follows an oops that would otherwise have killed only the task.
 OOPS_PANIC = "Kernel panic: Fatal exception"

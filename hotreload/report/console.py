@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What a person sees: one line a cycle, more only when something failed.
+"""What a person sees: one line per cycle, and more only if something failed.
 
     14:03:07 live      drivers/tty/n_tty.c  n_tty_write, n_tty_ioctl   0.94 s (build 0.78 diff 0.04)  #12
     14:03:40 refused   drivers/foo/foo.c    HR2101 struct foo_priv grew 64 -> 72 bytes (foo.h:31)
                        needs a module reload: foo.ko, in use by nobody      hotreload why HR2101
 
-``render`` is pure. A compiler's text keeps its own form, at the left edge, for editors' matchers.
+``render`` is pure. The compiler's output stays as it is, at the left edge, so that editors can parse it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Protocol, TextIO
 from hotreload.report.outcome import STAGES, Outcome, Reason, ReloadReport
 from hotreload.report.text import enumerate_names, harmless, one_line, seconds, shown_path, styled
 
-# Outcome -> the word in the line, its style.
+# Outcome -> the word in the line, and its style.
 WORDS = {
     Outcome.LIVE: ("live", "green"),
     Outcome.RELOADED: ("reloaded", "green"),
@@ -41,22 +41,23 @@ WORDS = {
     Outcome.UNDONE: ("undone", "green"),
     Outcome.REDONE: ("redone", "green"),
 }
-INDENT = " " * 19  # below the file: "14:03:07 refused   "
-NBSP = "\xa0"  # holds a command together while lines are wrapped
-SUBJECT_WIDTH = 19  # so that what follows short file names stands in one column
-LEAST_DETAIL = 32  # columns for the symbols; a narrower terminal loses the stages first
+INDENT = " " * 19  # up to the column of the file: "14:03:07 refused   "
+NBSP = "\xa0"  # keeps a command on one line when lines are wrapped
+SUBJECT_WIDTH = 19  # so that the text after short file names starts in one column
+LEAST_DETAIL = 32  # columns for the symbols; with fewer, the stages are left out
 NARROWEST = 60  # columns; below this a terminal wraps by itself
 SHOWN_REASONS = 8
-SPOKEN_EVERY = 30.0  # seconds; long work without a terminal says a line
+SPOKEN_EVERY = 30.0  # seconds between lines about long work, without a terminal
 TELLS_WHAT_RUNS = {Outcome.COMPILE_ERROR, Outcome.FAILED, Outcome.REJECTED, Outcome.STALLED}
 
 
 def render(
     report: ReloadReport, width: int | None = None, color: bool = False, cwd: Path | None = None
 ) -> str:
-    """The text for one cycle, without the last newline.
+    """Return the text for one cycle, without the last newline.
 
-    ``width``: columns of the terminal; None for a file or a pipe, where nothing is wrapped or left out.
+    ``width`` is the number of columns of the terminal. It is None for a file or a pipe, where nothing is
+    wrapped or left out.
     """
     cwd = cwd or Path.cwd()
     width = max(width, NARROWEST) if width else None
@@ -77,7 +78,7 @@ def _first_lines(report: ReloadReport, width: int | None, color: bool, cwd: Path
     subject = enumerate_names([shown_path(file, cwd) for file in report.files], room // 2 if width else None)
     room -= max(len(subject), SUBJECT_WIDTH) + 2
     if width and room - len(_tail(timing, number)) < LEAST_DETAIL:
-        timing = timing.partition(" (")[0]  # the stages go first, the number never: it is how a person undoes
+        timing = timing.partition(" (")[0]  # drop the stages, but never the number, which is needed to undo
     detail = _detail(report, room - len(_tail(timing, number)) if width else None, color, cwd)
     text = f"{subject:<{SUBJECT_WIDTH}}  {detail}" if subject and detail else subject or detail
     lines = _wrapped(text, width) or [INDENT]
@@ -103,7 +104,7 @@ def _detail(report: ReloadReport, width: int | None, color: bool, cwd: Path) -> 
 
 
 def _is_note_the_detail(report: ReloadReport) -> bool:
-    """A single "comments only" needs no line of its own."""
+    """Return whether the only text is a single note like "comments only", which needs no line of its own."""
     return len(report.notes) == 1 and not (report.reasons or report.symbols or report.error)
 
 
@@ -112,12 +113,12 @@ def _reason_lines(report: ReloadReport, width: int | None, color: bool, cwd: Pat
     for position, reason in enumerate(report.reasons[:SHOWN_REASONS]):
         if position:
             lines += _wrapped(_reason(reason, color, cwd), width)
-        # A crash is told by its own report, the notes say where that is.
+        # A crash has its own report, and the notes say where that is.
         why = "" if report.outcome is Outcome.CRASHED else f"hotreload why {reason.code}".replace(" ", NBSP)
         hint = one_line(reason.hint or "")
         following = report.reasons[position + 1 : position + 2]
         if following and following[0].hint == reason.hint and following[0].code == reason.code:
-            continue  # said once, below the last of them
+            continue  # shown once, below the last of them
         if hint or why:
             lines += _wrapped(f"{hint}      {why}".strip() if hint else why, width)
     if len(report.reasons) > SHOWN_REASONS:
@@ -159,19 +160,19 @@ def _wrapped(text: str, width: int | None) -> list[str]:
 
 
 class Progress(Protocol):
-    """Long work that tells how far it is."""
+    """Long work that reports its progress."""
 
     def update(self, text: str) -> None:
-        """What is being done now."""
+        """Set the text about what is being done."""
 
     def advance(self, done: int, total: int) -> None:
-        """How much of it is done, in any unit."""
+        """Report how much of the work is done, in any unit."""
 
 
 class Console:
-    """Where the text for people goes: standard error, in colour on a terminal (or as ``color`` says).
+    """Prints the text for people to standard error, in colour on a terminal (or as ``color`` says).
 
-    ``quiet`` leaves only reports of failures and what is said with ``always``.
+    ``quiet`` leaves only reports of failures, and what is said with ``always``.
     """
 
     def __init__(self, stream: TextIO | None = None, *, color: str = "auto", quiet: bool = False) -> None:
@@ -190,13 +191,13 @@ class Console:
         print(render(report, width, self.color), file=self.stream, flush=True)
 
     def say(self, text: str, *, always: bool = False) -> None:
-        """Print a line, or a few, of our own."""
+        """Print a line or a few of our own."""
         if always or not self.quiet:
             print(harmless(text), file=self.stream, flush=True)
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Progress]:
-        """Around long work: a bar on a terminal, elsewhere a line at both ends, and now and then."""
+        """Show the progress of long work: a bar on a terminal, otherwise first, last and occasional lines."""
         shown = self.terminal and not self.quiet
         with _bar(self.stream, title) if shown else _two_lines(self, title) as progress:
             yield progress
@@ -235,13 +236,13 @@ def _two_lines(console: Console, title: str) -> Iterator[Progress]:
     class Lines:
         def update(self, text: str) -> None:
             nonlocal spoken
-            # A log is not for what is over in a second, and nobody trusts what is silent for minutes.
+            # Do not fill a log with short steps, but do not stay silent for minutes either.
             if time.monotonic() - spoken >= SPOKEN_EVERY:
                 spoken = time.monotonic()
                 console.say(f"{title}: {one_line(text)}")
 
         def advance(self, done: int, total: int) -> None:
-            """A bar is for terminals; the text says it, too."""
+            """Do nothing. Bars are for terminals, and the text reports the progress, too."""
 
     console.say(f"{title} ...")
     started = time.monotonic()

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Console text of a guest -> what its kernel complained about. Pure.
+"""Find what a guest's kernel complained about in its console text. Pure.
 
-After the model of syzkaller's pkg/report: find the headlines, cut the text at the lines where each complaint
-begins and where it ends, name it by its kind and the function that is to blame. The tables of complaints.py
-say what a headline looks like; nothing here knows a message.
+This follows the model of syzkaller's pkg/report: find the headlines, cut the text where each complaint begins
+and ends, and name it by its kind and the function that is to blame. The tables of complaints.py say what a
+headline looks like. No code here depends on a particular message.
 
-Several headlines can be one complaint: a bad address is followed by "Oops", an oops in an interrupt by a
-panic. It is named after the first of them, for that is the cause, and is as bad as the worst.
+Several headlines can be one complaint: a bad address is followed by "Oops", and an oops in an interrupt by a
+panic. Such a complaint is named after the first headline, because that is the cause, and is as severe as the
+worst.
 
-The text may be anything: it is what a guest wrote. It is read in linear time, and a line only as far as a
-kernel writes one. What a program of the guest prints in the kernel's words cannot be told apart.
+The text is what a guest wrote, so it may be anything. It is read in linear time, and a line only up to the
+length that a kernel writes. If a program in the guest prints the kernel's words, it cannot be told apart.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from hotreload.vm.console import printable
 
 CODES = {Kind.SPLAT: "HR4105", Kind.STUCK: "HR4105", Kind.OOPS: "HR4101", Kind.PANIC: "HR4102"}
 
-# printk's prefixes: <level>, [seconds], and with CONFIG_PRINTK_CALLER the task or processor; before them may
-# stand a prompt, for a person's shell and the kernel write to the same console.
+# printk's prefixes: <level>, [seconds], and with CONFIG_PRINTK_CALLER the task or processor. A prompt may
+# stand before them, because a person's shell and the kernel write to the same console.
 PREFIX = re.compile(r"^.*?\[\s*\d+\.\d+\](?:\[\s*[CT]\d+\])? ?|^(?:<\d+>)?(?:\[\s*[CT]\d+\] ?)?")
 SOURCE = re.compile(
     r"(?:WARNING: CPU: \d+ PID: \d+ at |kernel BUG at |UBSAN: [\w-]+ in )(\S+):(\d+)"
@@ -46,11 +47,11 @@ SOURCE = re.compile(
 DIES = re.compile(r"\[#\d+\]")
 CUT_HERE = "------------[ cut here ]------------"
 
-STEP_BACK = 6  # lines in which a complaint's true beginning may stand before its headline
+STEP_BACK = 6  # how many lines before its headline a complaint may begin
 LONGEST = 400  # lines of one excerpt
 WIDEST = 2048  # characters of a line: PRINTK_MESSAGE_MAX
-LONGEST_NAME = 80  # characters of what a driver says in a WARN
-MOST = 50  # complaints: a kernel that has more is not understood by the next one either
+LONGEST_NAME = 80  # characters of the message of a WARN
+MOST = 50  # complaints; more of them would not help to understand the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,13 @@ class CrashReport:
 
     ``code``      HR4101 oops, HR4102 panic, HR4105 a complaint after which the kernel goes on
     ``title``     one line: ``BUG: kernel NULL pointer dereference in foo_release+0x5``
-    ``type``      the same without the place: what kind of complaint it is
-    ``function``  that is to blame, as far as the text tells; ``module``: it is in
-    ``offset``    where in it, in bytes: in the instruction that is meant, or at its start
-    ``source``    ``file:line``, where the message names one
-    ``excerpt``   the lines of the text that belong to it, as the console had them
-    ``complete``  whether its end was there; otherwise more of it may follow
+    ``type``      the same without the place, i.e. the kind of complaint
+    ``function``  the function to blame, as far as the text tells
+    ``module``    the module that the function is in
+    ``offset``    bytes from the start of the function: in the instruction that is meant, or at its start
+    ``source``    ``file:line``, if the message names one
+    ``excerpt``   the lines that belong to the complaint, as they were on the console
+    ``complete``  whether the text contains its end; otherwise more of it may follow
     ``is_stuck``  something waits or loops for ever: the kernel goes on, but a part of the guest is lost
     """
 
@@ -82,7 +84,7 @@ class CrashReport:
 
 @dataclass(frozen=True, slots=True)
 class _Complaint:
-    """One complaint: its headlines in the order of their lines, and the lines that are its own."""
+    """One complaint: its headlines in the order of their lines, and its range of lines."""
 
     found: tuple[Found, ...]
     first: int
@@ -95,16 +97,16 @@ class _Complaint:
 
     @property
     def worst(self) -> Kind:
-        # An oops that panics only because it was booted with oops=panic is an oops (arch/x86: oops_end).
+        # An oops that only panics because of oops=panic on the command line is an oops (arch/x86: oops_end).
         if self.cause.kind is Kind.OOPS:
             return max(each.kind for each in self.found if each.name != OOPS_PANIC)
         return max(each.kind for each in self.found)
 
 
 def find_crash(text: str) -> CrashReport | None:
-    """The worst complaint in a piece of console text, of several the first; None when there is none.
+    """Return the worst complaint in a piece of console text, the first if there are several, or None.
 
-    Give it the text since the last push: a complaint of before would be found as well.
+    Pass the text since the last push, because an earlier complaint would be found as well.
     """
     raw, lines = _lines(text)
     complaints = _complaints(lines)
@@ -114,10 +116,10 @@ def find_crash(text: str) -> CrashReport | None:
 
 
 def find_complaints(text: str) -> tuple[CrashReport, ...]:
-    """Every complaint in a piece of console text, in order; one that repeats itself counts once, and 50 do.
+    """Return the complaints in a piece of console text, in order: at most 50, and repetitions only once.
 
-    Of a text that has grown the answer begins with that to the shorter one, but for the last: until that is
-    ``complete`` it may get another title; afterwards it may still be an oops that becomes a panic.
+    If the text grows, the earlier result is a prefix of the later one, except for its last complaint. Until
+    that is ``complete``, its title may change. After that, it may still be an oops that becomes a panic.
     """
     raw, lines = _lines(text)
     told: dict[tuple[object, ...], CrashReport] = {}
@@ -131,7 +133,7 @@ def find_complaints(text: str) -> tuple[CrashReport, ...]:
 
 
 def _lines(text: str) -> tuple[list[str], list[str]]:
-    """The lines as they are, and as the kernel meant them."""
+    """Return the lines as they are, and as the kernel meant them, without prefixes."""
     raw = text.replace("\r", "").split("\n")
     return raw, [PREFIX.sub("", printable(line[:WIDEST]), count=1).strip() for line in raw]
 
@@ -163,7 +165,7 @@ def _headlines(lines: Sequence[str]) -> Iterator[Found]:
 
 
 def _belongs(lines: Sequence[str], found: Found, before: Sequence[Found]) -> bool:
-    """Whether a headline only goes on with the complaint before it."""
+    """Return whether a headline only continues the complaint before it."""
     cause = before[0]
     if found.kind is Kind.PANIC:
         return cause.kind is Kind.OOPS or bool(CONSEQUENCES.match(found.name))
@@ -171,13 +173,13 @@ def _belongs(lines: Sequence[str], found: Found, before: Sequence[Found]) -> boo
         return False
     if found.dies:
         return cause.kind is Kind.OOPS and not cause.dies
-    # 6.12 shows the stack of a complaint of SLUB by a WARN.
+    # 6.12 uses a WARN to show the stack of a complaint of SLUB.
     no_stack = all(line != CALL_TRACE for line in lines[cause.line : found.line])
     return found.headline.end is TRACE and cause.headline.end is OBJECT and no_stack
 
 
 def _beginning(lines: Sequence[str], headline: int, floor: int) -> int:
-    """The first line of a complaint; ``floor``: the first that can be its own."""
+    """Return the first line of a complaint. ``floor`` is the first line that may belong to it."""
     for position in range(headline - 1, max(headline - STEP_BACK, floor) - 1, -1):
         if lines[position] == CUT_HERE or (position == headline - 1 and RULE.match(lines[position])):
             return _with_preamble(lines, position, floor)
@@ -191,19 +193,19 @@ def _with_preamble(lines: Sequence[str], first: int, floor: int) -> int:
 
 
 def _end(lines: Sequence[str], group: Sequence[Found], limit: int, *, is_last: bool) -> tuple[int, bool]:
-    """The line after the last of a complaint, and whether that is its end."""
+    """Return the line after the last one of a complaint, and whether that is its end."""
     cause = group[0]
     full = limit - cause.line > LONGEST
     limit = min(limit, cause.line + LONGEST)
     panic = next((found.line for found in group if found.kind is Kind.PANIC), None)
     start, end = (cause.line, cause.headline.end) if panic is None else (panic, DEAD)
     ends = (position for position in range(start, limit) if end.match(lines[position]))
-    # Some show more than one stack; after a panic comes where the kernel was.
+    # Some complaints show several stacks. After a panic the kernel says where it was.
     last = max(ends, default=None) if end in (STACK, OBJECT, DEAD) else next(ends, None)
     if last is not None:
         return last + 1, True
     if panic is not None and panic != cause.line:
-        # What has shown its stack already does not show it again.
+        # A complaint that has already shown its stack does not show it again.
         return min(panic + 1, limit), True
     return limit, full or not is_last
 
@@ -213,7 +215,7 @@ def _report(raw: Sequence[str], lines: Sequence[str], complaint: _Complaint) -> 
     message = _message(lines, complaint)
     kind = complaint.worst
     if kind is Kind.OOPS and _in_interrupt(own):
-        kind = Kind.PANIC  # the next thing that it says
+        kind = Kind.PANIC  # a panic follows
     name = _name(lines, complaint, message)
     place = blamed(lines[complaint.cause.line : complaint.end], complaint.cause, name, message)
     return CrashReport(
@@ -231,7 +233,7 @@ def _report(raw: Sequence[str], lines: Sequence[str], complaint: _Complaint) -> 
 
 
 def _message(lines: Sequence[str], complaint: _Complaint) -> str:
-    """What a WARN says in its own words: between the cut and the headline."""
+    """Return the message of a WARN, which is between the cut line and the headline."""
     headline = complaint.cause.line
     if lines[complaint.first] == CUT_HERE and complaint.first + 1 < headline:
         return lines[complaint.first + 1]
@@ -261,7 +263,10 @@ def _cut(message: str) -> str:
 
 
 def _in_interrupt(own: Sequence[str]) -> bool:
-    """The innermost stack of an oops is that of an interrupt: the kernel cannot go on without it."""
+    """Return whether the innermost stack of an oops is that of an interrupt.
+
+    The kernel cannot continue after such an oops.
+    """
     return next((line for line in own if line in ("<IRQ>", "<NMI>", "<TASK>")), "<TASK>") != "<TASK>"
 
 

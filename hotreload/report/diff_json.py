@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A difference between two objects as JSON and as text: what ``hotreload diff`` prints."""
+"""The difference between two objects as JSON and as text, as ``hotreload diff`` prints it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hotreload.diff.obstacles import Obstacle
 
 
 def diff_object(diff: ObjectDiff, milliseconds: float | None = None) -> dict[str, Any]:
-    """The JSON object of ``diff --json`` (the interface's version 1)."""
+    """Return the JSON object of ``diff --json`` (version 1 of the interface)."""
     return {
         "v": 1,
         "verdict": diff.verdict,
@@ -26,9 +26,9 @@ def diff_object(diff: ObjectDiff, milliseconds: float | None = None) -> dict[str
 
 
 def obstacle_object(obstacle: Obstacle) -> dict[str, Any]:
-    """One of its ``obstacles``."""
+    """Return one entry of ``obstacles``."""
     file, _, line = (obstacle.where or "").rpartition(":")
-    if not line.isdigit():  # a file alone
+    if not line.isdigit():  # a file without a line
         file, line = obstacle.where or "", ""
     return {
         "code": obstacle.code,
@@ -41,7 +41,7 @@ def obstacle_object(obstacle: Obstacle) -> dict[str, Any]:
 
 
 def diff_text(diff: ObjectDiff) -> str:
-    """The same for a person, a line a fact."""
+    """Return the difference as text for a person, with one fact per line."""
     lines = [diff.verdict]
     for title, names in (
         ("changed", diff.changed_functions),

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What a program sees: one JSON object a line.
+"""What a program sees: one JSON object per line.
 
     {"v":1,"seq":7,"t":1767225600.123,"type":"apply.done","cycle":3,"rung":"patch","number":3,...}
 
-``v`` version of this format · ``seq`` counts the lines of a session from 1 · ``t`` Unix time in seconds ·
-``cycle`` counts the batches, null outside of one. ``FIELDS`` says what else each type carries: those
-fields are always there, others may be, and new ones may come without a new ``v``.
+``v`` is the version of this format, ``seq`` counts the lines of a session from 1, ``t`` is the Unix time in
+seconds, and ``cycle`` counts the batches and is null outside of one. ``FIELDS`` lists what else each type
+has. Those fields are always present. There may be others, and new ones may be added without a new ``v``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ VERSION = 1
 TEXT, TEXTS, NUMBER, OBJECTS, OBJECT = "text", "texts", "number", "objects", "object"
 OPTIONAL = " or null"
 
-# Paths are absolute. ms: of each stage that was reached, or of the whole where it is one number.
+# Paths are absolute. ``ms`` has the milliseconds of each stage that was reached or, if it is a number, of the
+# whole.
 FIELDS: Mapping[str, Mapping[str, str]] = {
     "guest.state": {"guest": TEXT, "state": TEXT},
     "watch.change": {"files": TEXTS},
@@ -91,13 +92,16 @@ class Event:
     fields: Mapping[str, Any]
 
     def line(self) -> str:
-        """As JSON with its newline. ASCII only: no terminal and no locale can be upset by it."""
+        """Return the event as a line of JSON. It is ASCII only, and so safe for any terminal and locale."""
         head = {"v": VERSION, "seq": self.seq, "t": self.t, "type": self.type, "cycle": self.cycle}
         return json.dumps(head | dict(self.fields), separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def checked(type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields as JSON has them (paths as text, tuples as lists). Raises ValueError when one is wrong."""
+    """Return the fields as JSON has them (paths as text, tuples as lists).
+
+    Raises ValueError if one is wrong.
+    """
     if type not in FIELDS:
         raise ValueError(f"there is no event {type!r}")
     plain = {name: _plain(value) for name, value in fields.items()}
@@ -114,8 +118,8 @@ def checked(type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 class EventSink:
     """Numbers the events of a session and writes them: into a file of its folder, to a stream, or both.
 
-    Each line is written at once and whole, so that who follows the file never reads half a line.
-    Raises EnvironmentFault (HR5107, HR5108) when the file cannot be written.
+    Each line is written with one call, so that a program that follows the file never reads half a line.
+    Raises EnvironmentFault (HR5107, HR5108) if the file cannot be opened.
     """
 
     def __init__(
@@ -126,7 +130,7 @@ class EventSink:
         self._clock = clock
         self._seq = 0
         self._descriptor: int | None = None
-        self._missing = 0  # events, since the disk is full
+        self._missing = 0  # events that were not written since the disk is full
 
     def __enter__(self) -> Self:
         if self._path is not None:
@@ -143,7 +147,7 @@ class EventSink:
             self._descriptor = None
 
     def emit(self, type: str, cycle: int | None = None, **fields: Any) -> Event:
-        """Write one event. Raises ValueError when its fields are not those of its type."""
+        """Write one event. Raises ValueError if its fields are not those of its type."""
         plain = checked(type, fields)
         self._seq += 1
         event = Event(self._seq, round(self._clock(), 3), type, cycle, plain)
@@ -156,9 +160,10 @@ class EventSink:
         return event
 
     def _record(self, line: str) -> None:
-        """Write a line whole or not at all.
+        """Write a line completely or not at all.
 
-        A record is not worth a guest and its state: a full disk costs lines, and not the session.
+        A record is not worth losing a guest and its state. If the disk is full, lines are lost, but not the
+        session.
         """
         try:
             self._write(line.encode("ascii"))
@@ -174,13 +179,13 @@ class EventSink:
     def _write(self, line: bytes) -> None:
         assert self._descriptor is not None
         written = os.write(self._descriptor, line)
-        if written < len(line):  # the rest would follow, but for the end of the space
+        if written < len(line):  # a partial write means that the disk is full
             os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def closing_event(report: ReloadReport) -> tuple[str, dict[str, Any]]:
-    """The event that ends a cycle, as type and fields, from its report."""
+    """Return the event that ends a cycle, as type and fields, from its report."""
     outcome, files = report.outcome, list(report.files)
     if outcome.rung is not None:
         return "apply.done", {
@@ -217,7 +222,7 @@ def closing_event(report: ReloadReport) -> tuple[str, dict[str, Any]]:
 
 
 def reason_object(reason: Reason) -> dict[str, Any]:
-    """A reason as every JSON of ours has it: code, symbol, message, hint, file, line."""
+    """Return a reason in the form used in all our JSON: code, symbol, message, hint, file, line."""
     return {
         "code": reason.code,
         "symbol": reason.symbol,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tables: rows in, aligned text out. The closing table of ``hotreload demo``, and ``hotreload history``."""
+"""Tables as aligned text, used by ``hotreload demo`` and ``hotreload history``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ SYMBOLS_WIDTH = 40
 def align(
     header: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = (), color: bool = False
 ) -> str:
-    """Columns two blanks apart; those in ``right`` (counted from 0) flush right. No newline at the end."""
+    """Return the rows as columns that are two blanks apart, without a newline at the end.
+
+    Columns in ``right`` (counted from 0) are right-aligned.
+    """
     table = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     flush_right = frozenset(right)
@@ -32,7 +35,10 @@ def align(
 
 
 def cycles_table(reports: Sequence[ReloadReport], cwd: Path, color: bool = False) -> str:
-    """One row a cycle: number, outcome, files, what changed, seconds by stage and from save to live."""
+    """Return a table with one row per cycle.
+
+    The columns are number, outcome, files, what changed, and the seconds by stage and from save to live.
+    """
     if not reports:
         return "no reloads yet"
     stages = [stage for stage in STAGES if any(stage in report.milliseconds for report in reports)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The long answer to a refusal: every reason, what each code means, and what to do. Pure."""
+"""The long answer about a refusal: every reason, what each code means, and what to do. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hotreload.report.outcome import Outcome, ReloadReport
 
 
 def why(reports: Sequence[ReloadReport], number: int | None = None) -> str:
-    """About reload ``number``, or the last cycle with a reason. Raises InputError (HR1009): there is none.
+    """Return the long answer about reload ``number``, or about the last cycle that has a reason.
 
-    A reload that a refusal led to is told with that.
+    If a refusal led to that reload, it is included. Raises InputError (HR1009) if there is no such cycle.
     """
     if number is None:
         chosen = [report for report in reports if report.reasons or report.error]
@@ -27,7 +27,7 @@ def why(reports: Sequence[ReloadReport], number: int | None = None) -> str:
 
 
 def _led_to(reports: Sequence[ReloadReport], report: ReloadReport) -> Sequence[ReloadReport]:
-    """The refusal after which the next rung brought the same edit, if it was so."""
+    """Return the refusal after which the next rung brought the same edit, if there was one."""
     place = next(place for place, each in enumerate(reports) if each is report)
     before = reports[place - 1] if place else None
     if report.outcome.rung in (None, "patch") or before is None or before.files != report.files:

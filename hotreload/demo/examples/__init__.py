@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The example driver, and what an editor does to its source."""
+"""The example driver, and ways to edit and save its source."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ NAME = "ticker"
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Replace ``old``, which ``file`` has exactly once, by ``new``."""
+    """Replaces ``old``, which must occur exactly once in ``file``, by ``new``."""
 
     file: str
     old: str
     new: str
 
     def applied(self, text: str) -> str:
-        """The text after the edit. Raises ValueError when it does not fit."""
+        """Return the text after the edit. Raises ValueError if it does not fit."""
         if text.count(self.old) != 1:
             raise ValueError(f"{self.file} has {text.count(self.old)} times {self.old!r}")
         return text.replace(self.old, self.new)
 
 
 def sources() -> Mapping[str, str]:
-    """The files of the example driver, by name."""
+    """Return the texts of the example driver's files, by name."""
     folder = Path(__file__).with_name(NAME)
     return {
         file.name: file.read_text(encoding="utf-8")
@@ -40,9 +40,9 @@ def sources() -> Mapping[str, str]:
 
 
 def copy_example(parent: Path) -> Path:
-    """Write the example driver's source into a folder of its own below ``parent``; the folder.
+    """Write the example driver's source into a folder of its own below ``parent``. Return that folder.
 
-    Raises FileExistsError when there is one, EnvironmentFault (HR5107, HR5108) when it cannot be written.
+    Raises FileExistsError if there is one, EnvironmentFault (HR5107, HR5108) if it cannot be written.
     """
     folder = parent / NAME
     with writing_to(parent):
@@ -54,19 +54,22 @@ def copy_example(parent: Path) -> Path:
 
 
 def save_in_place(path: Path, text: str) -> None:
-    """As `nano` and `echo >` do."""
+    """Save as `nano` and `echo >` do: overwrite the file."""
     path.write_text(text, encoding="utf-8")
 
 
 def save_by_rename(path: Path, text: str) -> None:
-    """As VS Code, `sed -i` and git do: a new file takes the place of the old one at once."""
+    """Save as VS Code, `sed -i` and git do: a new file replaces the old one atomically."""
     new = path.with_name(f".{path.name}.new")
     new.write_text(text, encoding="utf-8")
     new.replace(path)
 
 
 def save_with_backup(path: Path, text: str) -> None:
-    """As vim does: the old file steps aside, and is removed once the new one is safe on disk."""
+    """Save as vim does.
+
+    The old file is renamed, and removed once the new one is safe on disk.
+    """
     backup = path.with_name(f"{path.name}~")
     path.rename(backup)
     with path.open("w", encoding="utf-8") as file:

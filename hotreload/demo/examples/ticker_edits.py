@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What `hotreload demo` does to the example driver, and what the guest must show after each edit.
 
-A step begins with the sources as the steps before left them. Its ``check`` compares what user space sees
-before and after it; it returns the two texts worth showing, or raises Unexpected.
+A step starts with the sources as the previous steps left them. Its ``check`` compares what user space sees
+before and after it. It returns the two texts worth showing, or raises Unexpected.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from hotreload.report.outcome import Outcome, ReloadReport
 
 
 class Unexpected(Exception):
-    """The guest does not show what it must; the text says what was expected and what was there."""
+    """The guest does not show what it must. The text says what was expected and what was found."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """What user space in the guest sees at one moment.
 
-    ``uptime`` in seconds; ``line`` is a fresh read of /dev/ticker, ``kept_line`` the last one read by the
-    program that has had the device open from the beginning; ``proc`` is /proc/ticker by the first word of
-    its lines, with the module's parameter ``interval`` beside; ``patches`` are the live ones.
+    ``uptime``     in seconds
+    ``line``       a fresh read of /dev/ticker
+    ``kept_line``  the last line read by the program that has had the device open from the beginning
+    ``proc``       /proc/ticker by the first word of its lines, and the module's parameter ``interval``
+    ``patches``    the live patches
     """
 
     uptime: float
@@ -45,20 +47,21 @@ class View:
 
     @property
     def kept_number(self) -> int:
-        """The number of the line that the open file was at."""
+        """The number of the last line that was read from the open file, or -1."""
         found = re.match(r"line (\d+)", self.kept_line)
         return int(found[1]) if found else -1
 
 
-# A program that opens the device once and goes on reading: its file, and what that remembers, must survive.
+# A program that opens the device once and keeps reading. Its file, and the state of that, must survive.
 HOLD_OPEN = (
     "echo $$ >/tmp/holder; exec 3</dev/ticker; "
-    # Renamed: a file that is written in its place is empty for a moment, in which a busy machine may look.
+    # Use a rename. A file that is rewritten in place is empty for a moment, which would be visible on a busy
+    # machine.
     'while read -r line <&3; do echo "$line" >/tmp/new; mv /tmp/new /tmp/kept; '
     "read -r end <&3; sleep 0.3; done"
 )
 START_HOLDING = f"setsid sh -c '{HOLD_OPEN}' </dev/null >/dev/null 2>&1 & sleep 0.1"
-# One round trip, with a line between the parts that nobody else writes; any of them may be empty.
+# One round trip. The line between the parts occurs nowhere else. Any part may be empty.
 END_OF_PART = "=== end of part"
 LOOK = f"; echo '{END_OF_PART}'; ".join(
     (
@@ -73,7 +76,7 @@ LOOK = f"; echo '{END_OF_PART}'; ".join(
 
 
 def parse_view(text: str) -> View:
-    """What LOOK printed. Raises Unexpected when it is not that."""
+    """Parse the output of LOOK. Raises Unexpected if it is something else."""
     parts = text.split(f"{END_OF_PART}\n")
     try:
         uptime, boot_id, line, kept, proc, patches = (part.strip() for part in parts)
@@ -92,10 +95,14 @@ Check = Callable[[View, View], Shown]
 class Step:
     """One save (or several files at once), the outcome that it must have, and what must be seen then.
 
-    ``edits`` to the sources as they are; ``restore``: the files go back to what the guest booted with, first.
-    ``code`` is the reason's where the edit is refused; ``symbols`` must be among what runs
-    anew, ``new_functions`` among those that come with the patch. ``first``: a command in the guest before the
-    save; ``crash``: one after it, of which the guest dies. ``is_reload``: the module's state is lost.
+    ``edits``          edits of the sources as they are
+    ``restore``        files to return to what the guest booted with, before the edits
+    ``code``           the code of the reason, if the edit is refused
+    ``symbols``        must be among what is replaced
+    ``new_functions``  must be among the functions that come with the patch
+    ``first``          a command in the guest before the save
+    ``crash``          a command after it, which crashes the guest
+    ``is_reload``      whether the module's state is lost
     """
 
     title: str
@@ -116,7 +123,7 @@ class Step:
         object.__setattr__(self, "files", tuple(dict.fromkeys(names)))
 
     def texts(self, now: Mapping[str, str]) -> dict[str, str]:
-        """The new text of each file of the step."""
+        """Return the new text of each file of the step."""
         original = sources()
         texts = {name: original[name] if name in self.restore else now[name] for name in self.files}
         for edit in self.edits:
@@ -124,7 +131,7 @@ class Step:
         return texts
 
     def check_report(self, report: ReloadReport) -> None:
-        """Raises Unexpected when the cycle did not end as this step must."""
+        """Raise Unexpected if the cycle did not end as this step must."""
         codes = [reason.code for reason in report.reasons]
         expect(report.outcome is self.outcome, f"outcome {self.outcome.value}", report.outcome.value)
         expect(self.code is None or self.code in codes, f"refused with {self.code}", ", ".join(codes))
@@ -136,13 +143,16 @@ class Step:
 
 
 def expect(holds: object, wanted: str, found: str) -> None:
-    """Raises Unexpected unless ``holds``."""
+    """Raise Unexpected unless ``holds``."""
     if not holds:
         raise Unexpected(f"expected {wanted}; found {found or 'nothing'}")
 
 
 def check_state(before: View, after: View) -> None:
-    """Whatever an edit does: no reboot, no module reload, nothing forgotten. Raises Unexpected."""
+    """Check what must hold after any edit: no reboot, no module reload, nothing forgotten.
+
+    Raises Unexpected.
+    """
     expect(after.boot_id == before.boot_id, f"the same boot {before.boot_id}", after.boot_id)
     expect(after.uptime > before.uptime, f"an uptime above {before.uptime}", str(after.uptime))
     expect(after.ticks > before.ticks, f"more than {before.ticks} ticks", str(after.ticks))
@@ -155,7 +165,7 @@ def check_state(before: View, after: View) -> None:
 
 
 def check_reload(before: View, after: View) -> None:
-    """A module that was loaded anew, in a guest that goes on. Raises Unexpected."""
+    """Check that the module was reloaded, in a guest that was not rebooted. Raises Unexpected."""
     expect(after.boot_id == before.boot_id, f"the same boot {before.boot_id}", after.boot_id)
     expect(after.uptime > before.uptime, f"an uptime above {before.uptime}", str(after.uptime))
     expect(after.ticks < before.ticks, f"fewer than {before.ticks} ticks", str(after.ticks))
@@ -163,7 +173,7 @@ def check_reload(before: View, after: View) -> None:
 
 
 def _line_is(pattern: str) -> Check:
-    """Both a fresh file and the one that was open all the time read such lines."""
+    """Return a check that such lines are read both from a fresh file and from the one that stayed open."""
 
     def check(before: View, after: View) -> Shown:
         for line in (after.line, after.kept_line):
@@ -195,7 +205,7 @@ def _interval_is_written(before: View, after: View) -> Shown:
 
 
 def _nothing_differs(before: View, after: View) -> Shown:
-    """The code that was live before is live now."""
+    """Check that the code that was live before is still live."""
     shape = re.sub(r"\d+", "N", before.line.rpartition(",")[0])
     expect(re.sub(r"\d+", "N", after.line.rpartition(",")[0]) == shape, f"a line like {shape}", after.line)
     expect(after.patches == before.patches, f"patches {before.patches}", str(after.patches))

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * ticker - a clock work that ticks, and a device that tells of it
+ * ticker - a work item that ticks like a clock, and a device that shows it
  *
  * Each open file of /dev/ticker reads one line, then end of file, then the
- * next line. /proc/ticker (stats.c) has the totals. Whatever is replaced here
- * while the module runs: it must neither miss a tick nor forget an open file.
+ * next line. /proc/ticker (stats.c) has the totals. Code may be replaced while
+ * the module runs, and no tick or state of an open file may get lost by that.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 

@@ -21,7 +21,7 @@ struct ticker_totals {
 
 extern struct ticker_totals ticker_totals;
 
-/* How old the ticker is, as it is told to user space. */
+/* The age of the ticker, as shown to user space. */
 static inline u64 ticker_age(u64 ticks)
 {
 	return ticks / 10;
