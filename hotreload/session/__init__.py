@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""A guest with the user's modules, from its boot to its end, and who talks to it. See session.py."""
+"""A guest with the user's modules from boot to shutdown, and the commands that talk to it. See session.py."""

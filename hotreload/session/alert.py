@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What goes wrong with a guest that runs: its kernel complains, or it answers no more."""
+"""Notice trouble in a running guest: its kernel complains, or it stops answering."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from hotreload.report.crash import CrashReport, find_complaints
 from hotreload.vm.any_machine import AnyMachine
 from hotreload.vm.processors import InKernel
 
-# Seconds between looks at the console's log; and after which a complaint without an end has no more to come.
+# Seconds between two reads of the console log.
 INTERVAL = 0.1
+# Seconds without output after which a complaint that has no end marker counts as complete.
 UNFINISHED = 1.0
-# Bytes of console that are read again with each look; a guest that says more is looked at in pieces.
+# Bytes of console that are read again each time. If the guest prints more, it is read in pieces.
 WINDOW = 256 * 1024
 OVERLAP = 64 * 1024  # longer than a complaint
-# For how long in all a guest that says nothing is asked to let us in: longer than a kernel may go without
-# scheduling (the soft lockup detector's 20 s). And one that talks on and on.
+# Total seconds of trying to log in to a guest that prints nothing. A kernel may legitimately go without
+# scheduling for 20 s (the soft lockup detector's threshold), so this is longer.
 PATIENCE = 25.0
+# The same for a guest that keeps printing.
 LONGEST = 120.0
 RETRY = 0.5
 REPLACED = (
@@ -33,27 +35,28 @@ REPLACED = (
 
 
 class ConsoleReader:
-    """Finds what a kernel complains about, as its console tells it.
+    """Finds a kernel's complaints in its console log.
 
-    The log of somebody else's console may be truncated, or replaced by another file; ``say`` is told of that.
+    If somebody else started the guest, its log may be truncated or replaced by another file. ``say`` is
+    called with a message when it was replaced.
     """
 
     def __init__(self, log: Path, say: Callable[[str], None] = lambda _text: None) -> None:
-        self.begin = 0  # where that begins in the log which counts
+        self.begin = 0  # offset in the log from which its content counts
         self._log = log
         self._say = say
         self._file = _identity(log)
-        self._read = 0  # where the text begins that is looked at
-        self._told = 0  # how many complaints in it were told
-        self._is_read = False  # all of it, and after it had been quiet
+        self._read = 0  # offset of the piece that is searched
+        self._told = 0  # how many complaints of this piece were yielded
+        self._is_read = False  # the log was read to its end after the console had been quiet
 
     def skip(self) -> None:
-        """From here on only what is said from now on counts."""
+        """Ignore everything that is in the log so far."""
         self.begin = size_of(self._log)
         self._move_to(self.begin)
 
     async def complaints(self) -> AsyncIterator[CrashReport]:
-        """Each as soon as its end was there."""
+        """Yield each complaint as soon as its end was printed."""
         seen, since = -1, asyncio.get_running_loop().time()
         while True:
             await asyncio.sleep(INTERVAL)
@@ -66,7 +69,7 @@ class ConsoleReader:
             start, is_quiet = self._read, now - since > UNFINISHED
             said = await asyncio.to_thread(read_log, self._log, start, 2 * WINDOW)
             is_full = said.end - said.begin == 2 * WINDOW
-            # Of those that begin before the end of a piece which is full there is no more to come.
+            # If the piece is full, the complaints that begin before its last lines are complete.
             found, ended, rest = await asyncio.to_thread(_complaints, said)
             for number, crash in enumerate(found[self._told :], self._told):
                 is_whole = crash.complete or is_quiet or (is_full and number < ended)
@@ -77,7 +80,7 @@ class ConsoleReader:
             if start != self._read:
                 continue
             if is_full or (len(found) == self._told and said.end - said.begin > WINDOW):
-                # What has begun at the end of the piece goes on in the next one.
+                # A complaint that begins at the end of this piece continues in the next one.
                 self._told = max(0, self._told - ended)
                 self._read = said.end - rest
             else:
@@ -89,7 +92,7 @@ class ConsoleReader:
         if file is not None and file != self._file:
             self._say(REPLACED.format(os.path.realpath(self._log)))
             self._file, size = file, -1
-        if size < self._read:  # it was begun anew
+        if size < self._read:  # it was truncated or replaced
             self.begin = 0
             self._move_to(0)
 
@@ -99,7 +102,7 @@ class ConsoleReader:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """A piece of a log, and the offsets where it begins and ends."""
+    """A piece of a log, and the offsets of its beginning and end."""
 
     data: bytes
     begin: int
@@ -111,7 +114,10 @@ class Said:
 
 
 def _complaints(said: Said) -> tuple[Sequence[CrashReport], int, int]:
-    """Those in a piece; how many of them begin before the last lines of it, and the bytes of those lines."""
+    """Return the complaints in a piece, how many begin before its last lines, and how many bytes these have.
+
+    Both numbers are 0 for a piece of at most WINDOW bytes.
+    """
     found = find_complaints(said.text)
     if said.end - said.begin <= WINDOW:
         return found, 0, 0
@@ -120,10 +126,11 @@ def _complaints(said: Said) -> tuple[Sequence[CrashReport], int, int]:
 
 
 def read_log(log: Path, start: int, limit: int = -1) -> Said:
-    """What a log says from an offset on, at most so many bytes of it.
+    """Read a log from an offset on, at most ``limit`` bytes; -1: to its end.
 
-    One that is shorter was begun anew, and is read from its beginning. Who writes to one that was truncated
-    goes on where he was, if he did not open it to append: before that is a hole.
+    A log that is shorter than the offset was truncated or replaced, and is read from its beginning. If the
+    writer did not open a truncated log for appending, it goes on at its old offset. The hole before that
+    offset is skipped.
     """
     try:
         stream = log.open("rb", buffering=0)
@@ -133,7 +140,7 @@ def read_log(log: Path, start: int, limit: int = -1) -> Said:
         size = stream.seek(0, os.SEEK_END)
         try:
             place = stream.seek(start if start <= size else 0, os.SEEK_DATA)
-        except OSError:  # there is no more
+        except OSError:  # no data from here on
             return Said(b"", size, size)
         data = stream.read(limit) or b""
     return Said(data.replace(b"\0", b""), place, place + len(data))
@@ -148,7 +155,7 @@ def _identity(log: Path) -> tuple[int, int] | None:
 
 
 def size_of(log: Path) -> int:
-    """Bytes of a log; somebody else's may be gone for a moment."""
+    """Return the size of a log in bytes, or 0 if it is missing: somebody else's may vanish for a moment."""
     try:
         return log.stat().st_size
     except FileNotFoundError:
@@ -157,20 +164,23 @@ def size_of(log: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Silence:
-    """A guest that runs and does not answer. ``stuck``: a processor that does not leave the kernel."""
+    """The state of a guest that runs but does not answer.
+
+    ``stuck``: a processor that does not leave the kernel.
+    """
 
     stuck: InKernel | None
 
     @property
     def is_deaf(self) -> bool:
-        """Does it not even hear a timer?"""
+        """Return whether the stuck processor does not even handle timer interrupts."""
         return self.stuck is not None and self.stuck.closed
 
 
 async def until_it_runs(machine: AnyMachine) -> bool:
-    """Wait while the guest sleeps, or somebody has paused it: did it? Returns also when it is in trouble.
+    """Wait while the guest sleeps or is paused. Return whether it did.
 
-    Raises GuestUnreachableError when QEMU is gone.
+    Also returns when the machine is in trouble. Raises GuestUnreachableError when QEMU is gone.
     """
     stood = False
     while machine.trouble is None and await machine.standstill():
@@ -180,10 +190,10 @@ async def until_it_runs(machine: AnyMachine) -> bool:
 
 
 async def why_silent(machine: AnyMachine, guest: ShellGuest, console_log: Path) -> Silence | None:
-    """Give a guest that failed to answer the time to; None: it does, or has ended.
+    """Give a guest that failed to answer more time. Return None if it answers then, or has ended.
 
-    Wait while it sleeps, or somebody has paused it, and while its console goes on telling. Who is deaf is not
-    waited for.
+    Wait while it sleeps or is paused, and while its console keeps printing. Do not wait for a guest that does
+    not even handle timer interrupts.
     """
     try:
         await until_it_runs(machine)
@@ -202,13 +212,13 @@ async def _silence(machine: AnyMachine, guest: ShellGuest, console_log: Path) ->
         await asyncio.wait({asking, looking, dying}, return_when=asyncio.FIRST_COMPLETED)
         if looking.done() and not dying.done() and not asking.done():
             first = Silence(looking.result())
-            # Who prints has the interrupts off most of the time, and is not stuck.
+            # A kernel that prints has its interrupts off most of the time, but is not stuck.
             if first.is_deaf and size_of(console_log) == said:
                 return first
             await asyncio.wait({asking, dying}, return_when=asyncio.FIRST_COMPLETED)
         if dying.done() or asking.result():
             return None
-        # What was so in the beginning may be over.
+        # The first look may be outdated by now.
         return Silence(await machine.stuck_processor())
     finally:
         for task in (asking, looking, dying):
@@ -225,7 +235,7 @@ async def _answers(guest: ShellGuest, console_log: Path) -> bool:
             await guest.knock()
         except GuestUnreachableError:
             await asyncio.sleep(RETRY)
-            # A watchdog's word now and then is no sign of work.
+            # An occasional message of a watchdog is no sign of progress.
             if size_of(console_log) == said:
                 quiet += clock() - since
             if quiet > PATIENCE or clock() > end:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""From a guest that somebody else started to one that a session can work on; and back, when the session ends.
+"""Attach to a guest that somebody else started, and leave it as it was when the session ends.
 
-Nothing of the guest is taken for granted: its kernel and the modules in it have to be those that were built
-here, and what an earlier session that was killed has left live is taken off. What we bring goes when we go:
-the agent, the patches, and the modules that were loaded.
+Nothing about the guest is taken for granted. Its kernel and its modules must be those that were built here.
+Patches that a killed session left live are disabled. At the end, the agent, the patches and the modules that
+the session loaded are removed.
 """
 
 from __future__ import annotations
@@ -51,17 +51,20 @@ OTHER_KERNEL = "-K names the kernel that the guest booted; or boot it with that 
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """The guest that is meant. ``qmp``: where its QEMU listens; ``console``: the log of its console."""
+    """How to reach the guest.
+
+    ``qmp`` is the QMP socket of its QEMU, ``console`` the log file of its console.
+    """
 
     login: Login
     qmp: Path | None = None
     console: Path | None = None
-    # By which the guest knows the session again on another connection.
+    # Identifies the session to the guest when it connects again.
     token: str = field(default_factory=lambda: f"hotreload-{secrets.token_hex(8)}")
 
 
 def require_attachable(attachment: Attachment) -> None:
-    """Check what can be checked without the guest. Raises InputError (HR1009)."""
+    """Check what can be checked without the guest. Raises InputError (HR1009) for an unusable console log."""
     if attachment.console is None:
         return
     if attachment.console.exists() and not attachment.console.is_file():
@@ -80,7 +83,11 @@ def require_attachable(attachment: Attachment) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """A guest in an earlier block. ``base``: what it ran in the end; ``is_changing``: as far as is known."""
+    """What is known about the guest from an earlier ``attach`` block.
+
+    ``base``: what it ran at the end of that block. ``is_changing``: whether a change was under way then, so
+    that ``base`` may not be what it runs.
+    """
 
     booted: Booted
     base: GuestBase
@@ -97,12 +104,15 @@ async def attach(
     progress: Progress,
     before: Earlier | None = None,
 ) -> AsyncIterator[Booted]:
-    """Build, connect, check, load; after the block the guest is as it was, as far as it still answers.
+    """Connect, check, build and load. After the block the guest is as it was, if it still answers.
 
-    ``before``: what this guest was in an earlier block. If it is the same boot, what was built then is what
-    is loaded, and what came then goes in the end; that its QEMU has ended is a GuestUnreachableError then.
+    ``before``: this guest in an earlier block. If it has not rebooted since, the build of that block is used
+    again, and the modules that were loaded in it are removed in the end, too. With ``before``,
+    GuestUnreachableError is raised if its QEMU has ended.
+
     Raises what build_base, build_glue, ForeignMachine, AttachedGuest and load_module raise, KernelUnfitError
-    (HR3101) for another kernel or another build of a module, InputError (HR1008) for ``load``, ``setup``.
+    (HR3101) for another kernel or another build of a module, and InputError (HR1008) for ``load`` and
+    ``setup``.
     """
     _take_console(attachment, console_log)
     async with contextlib.AsyncExitStack() as owned:
@@ -122,7 +132,7 @@ async def attach(
         same = _same_boot(before, guest)
         came = same.booted.came if same else {}
         owned.push_async_callback(_take_out, machine, guest, came)
-        # Who cannot be worked on is not worth a build.
+        # Check this before the build, which would be wasted on another kernel.
         await or_lost(require_kernel(guest, kernel, OTHER_KERNEL), machine, console_log)
         built, glue = await or_lost(_built(folder, kernel, config, progress, same), machine, console_log)
         bases = (built, same.booted.base) if same else (built,)
@@ -157,9 +167,10 @@ async def attach(
 
 
 async def until_it_returns(attachment: Attachment, machine: ForeignMachine) -> Trouble | None:
-    """Wait until the guest lets us in again; or how its QEMU has ended. ``machine``: of its last block.
+    """Wait until the guest accepts a login again. Return None then, or how its QEMU has ended.
 
-    Raises what AttachedGuest raises where waiting does not help, and EnvironmentFault (HR3108).
+    ``machine`` is that of the guest's last block. Raises what AttachedGuest raises if waiting does not help,
+    and EnvironmentFault (HR3108).
     """
     back = asyncio.create_task(_until_it_answers(attachment))
     ended = asyncio.create_task(_until_it_ends(attachment, machine))
@@ -174,7 +185,7 @@ async def until_it_returns(attachment: Attachment, machine: ForeignMachine) -> T
 
 
 async def _until_it_answers(attachment: Attachment) -> None:
-    """Return when the guest lets us in. Raises what AttachedGuest raises where waiting does not help."""
+    """Return when the guest accepts a login. Raises what AttachedGuest raises if waiting does not help."""
     while True:
         guest = AttachedGuest(attachment.login, attachment.token)
         try:
@@ -189,13 +200,14 @@ async def _until_it_answers(attachment: Attachment) -> None:
 
 
 async def _until_it_ends(attachment: Attachment, machine: ForeignMachine) -> Trouble:
-    """Return when its QEMU has ended, as far as that is told; ``machine``: of its last block.
+    """Return when the guest's QEMU has ended, if its monitor reports that.
 
-    Raises EnvironmentFault (HR3108) when the monitor does not talk to us any more.
+    ``machine`` is that of the guest's last block. Raises EnvironmentFault (HR3108) when the monitor no longer
+    answers.
     """
     if machine.has_monitor or attachment.qmp is None:
         return await machine.wait_for_end()
-    # Its block is over, and with it our connection to the monitor.
+    # The connection to the monitor was closed with the block.
     try:
         async with ForeignMachine(attachment.qmp, Path(), has_console=False) as waiting:
             return await waiting.wait_for_end()
@@ -204,7 +216,7 @@ async def _until_it_ends(attachment: Attachment, machine: ForeignMachine) -> Tro
 
 
 def _take_console(attachment: Attachment, console_log: Path) -> None:
-    """The session's console log is that of the guest; without one it is empty."""
+    """Make the session's console log a link to the guest's, or an empty file if the guest has none."""
     console_log.unlink(missing_ok=True)
     if attachment.console is None:
         console_log.write_bytes(b"")
@@ -251,9 +263,9 @@ async def _built(
 async def _memory(
     guest: AttachedGuest, machine: ForeignMachine, base: GuestBase
 ) -> tuple[ReadMemory, Callable[[], Awaitable[int]]]:
-    """How the kernel's memory is read, and its interrupt table found.
+    """Return how to read the kernel's memory, and how to find its interrupt descriptor table.
 
-    Raises KernelUnfitError (HR3102) for a kernel's tree when it cannot be.
+    Raises KernelUnfitError (HR3102) if vmlinux is to be patched and its memory cannot be read.
     """
     if (await run_in_time(guest, "[ -r /proc/kcore ]")).ok:
         memory = KernelMemory(guest)
@@ -267,12 +279,12 @@ async def _memory(
 
 
 async def _take_out(machine: ForeignMachine, guest: AttachedGuest, came: Came) -> None:
-    """Remove what was loaded, the last first, as far as that goes."""
+    """Remove the modules that were loaded, in reverse order, as far as possible."""
     if machine.trouble is not None or not came:
         return
     try:
         async with asyncio.timeout(LEAVE_LIMIT):
-            await take_off_live(guest)  # where we have not got as far as a session
+            await take_off_live(guest)  # in case attaching failed before a session began
             for name in reversed(came):
                 try:
                     await unload_module(guest, name)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A session that outlives the command that started it.
 
-The command forks: the child becomes the session in a process group and terminal session of its own, the
-parent reads from a pipe what the child says until it is ready, or failed. A fork, not a new program: the
-child does what the options said without being told a second time.
+The command forks. The child becomes the session, in a process group and terminal session of its own. The
+parent reads the child's messages from a pipe until the child is ready or has failed. Because of the fork,
+the command line options need not be passed on.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Tell = Callable[[Mapping[str, Any]], None]
 
 
 def in_background(job: Job, tell: Tell, known: Callable[[BaseException], HotReloadError]) -> None:
-    """Run ``job`` in a process of its own and return when it has said ``{"ready": ...}``.
+    """Run ``job`` in a process of its own, and return when it has sent ``{"ready": ...}``.
 
-    ``job`` writes JSON lines to the stream that it is given; ``tell`` is told each of them. ``known`` makes
-    an error of ours of whatever it raises. Raises RemoteError with what the job failed with. Interrupted, it
-    takes the job with it.
+    ``job`` writes JSON lines to the stream that it is given, and ``tell`` is called with each. ``known``
+    converts any exception of the job to a HotReloadError. Raises RemoteError with the error of the job. If
+    the wait is interrupted, the job is stopped, too.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -77,11 +77,11 @@ def _be_background(job: Job, stream: TextIO, known: Callable[[BaseException], Ho
 
 
 def _write(stream: TextIO, message: Mapping[str, Any]) -> None:
-    # The parent may have gone; or it was told "ready", and the stream is closed.
+    # The parent may be gone, or has stopped reading after "ready".
     with contextlib.suppress(OSError, ValueError):
         stream.write(json.dumps(message, default=str) + "\n")
 
 
 def writer_to(stream: TextIO) -> Tell:
-    """A listener that tells the parent."""
+    """Return a listener that passes messages on to the parent."""
     return lambda message: _write(stream, message)

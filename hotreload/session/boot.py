@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""From a folder and a kernel to a guest that runs its modules.
+"""Boot a guest that runs the modules of a folder.
 
-Three things need nothing of each other and run at once: kbuild makes the modules, the glue is compiled (once
-a kernel), and the guest boots. The modules are pushed when both they and the guest are there.
+Three independent steps run concurrently: kbuild makes the modules, the glue is compiled (once per kernel),
+and the guest boots. The modules are loaded when all three are done.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ Built = tuple[Build, Base, Path]  # see build_all
 Came = dict[str, None]  # names of modules, in the order in which they were loaded
 T = TypeVar("T")
 
-# Imported while QEMU boots, for they take half a second together and the first command needs them.
+# Imported while QEMU boots, because together they take half a second and the first command needs them.
 SLOW_IMPORTS = ("asyncssh", "watchdog.observers", "hotreload.reload")
 SETUP_LIMIT = 600.0
-# What a kernel dies of whose emulated timer was late, because this machine had no time for it: the checks of
-# arch/x86/kernel/apic/io_apic.c (one of them whatever its command line says), and of lockups and stalls.
+# Panics of a kernel whose emulated timer was late because the host was overloaded: the checks of
+# arch/x86/kernel/apic/io_apic.c (one of them cannot be disabled on the command line), and those for lockups
+# and stalls.
 OUT_OF_TIME = re.compile(
     r"IO-APIC \+ timer doesn't work|not syncing: (?:soft|hard)lockup|not syncing: RCU Stall"
 )
@@ -68,9 +69,11 @@ CLEAN = f"{TAG_PREFIX}clean"
 
 @dataclass(frozen=True, slots=True)
 class BareGuest:
-    """A guest that has booted, and no module of the user's in it; ``clean``: the checkpoint of that.
+    """A guest that has booted but has none of the user's modules yet.
 
-    ``notes``: what else to tell about the boot; ``checkpoints``: those of the machine, if it can.
+    ``notes``        messages about the boot
+    ``checkpoints``  the machine's checkpoints, if it supports them
+    ``clean``        the checkpoint of this state
     """
 
     machine: Machine
@@ -81,7 +84,7 @@ class BareGuest:
 
     @property
     def is_restorable(self) -> bool:
-        """Can it go back there?"""
+        """Return whether the guest can be restored to this state."""
         return self.clean is not None and self.checkpoints is not None and not self.checkpoints.is_given_up
 
 
@@ -89,15 +92,16 @@ class BareGuest:
 class Booted:
     """A guest that runs the modules.
 
-    ``base``      what it booted, or was found with
-    ``loaded``    the modules of ours that it has
-    ``notes``     what else to tell about it
-    ``idt_base``  where its interrupt descriptor table is
-    ``reached``   the fields of `status` about the machine; ``made_of``: those that `guest show` adds
+    ``base``      what it booted, or had when the session attached
+    ``loaded``    the names of our modules that it has
+    ``notes``     messages about it
+    ``idt_base``  returns the address of its interrupt descriptor table
+    ``reached``   the fields of `status` about the machine
+    ``made_of``   the fields that `guest show` adds
     ``foreign``   the machine, if somebody else started it
-    ``stale``     patch modules of an earlier session's that stay loaded
-    ``came``      modules that have to go when we do, the last one first
-    ``bare``      the guest as it was before ours were loaded, if we booted it
+    ``stale``     patch modules of an earlier session that stay loaded
+    ``came``      modules to unload at the end of the session, the last one first
+    ``bare``      the guest before our modules were loaded, if we booted it
     """
 
     base: GuestBase
@@ -118,7 +122,7 @@ class Booted:
 
     @property
     def contents(self) -> str:
-        """What is worked on: the modules by name, of a kernel how much it is."""
+        """Describe what is worked on: the names of the modules, or for a kernel the numbers of its parts."""
         if not self.base.is_kernel:
             return ", ".join(self.loaded)
         return f"{len(self.base.units)} units of vmlinux and {len(self.base.modules) - 1} modules"
@@ -136,12 +140,12 @@ async def boot(
     bare: BareGuest | None = None,
     built: Built | None = None,
 ) -> AsyncIterator[Booted]:
-    """Build, boot, load. The machine is gone when ``life`` ends; ``bare``: one that is to be used again.
+    """Build, boot and load. The machine is gone when ``life`` ends.
 
-    ``built``: what is there already, and not to be built.
+    ``bare``: a guest to restore instead of booting one. ``built``: a build to use instead of making one.
 
     Raises what build_base, build_glue, build_image, choose_accel, Machine and load_module raise, and
-    InputError (HR1008) when ``load`` names a module that is nowhere or ``setup`` fails.
+    InputError (HR1008) when ``load`` names a module that does not exist or ``setup`` fails.
     """
     having = (
         _boot_guest(life, kernel, config, name, console_log, progress)
@@ -186,7 +190,7 @@ def _made_of(machine: Machine) -> Mapping[str, Any]:
 
 
 async def require_buildable(folder: Path, config: Config, progress: Progress) -> None:
-    """Do what a boot does before it boots. Raises what build_base, build_glue and open_kernel raise."""
+    """Build what a boot needs, without booting. Raises what build_base, build_glue and open_kernel raise."""
     kernel = await open_kernel(config.kernel, progress)
     check_fit(kernel)
     try:
@@ -196,7 +200,7 @@ async def require_buildable(folder: Path, config: Config, progress: Progress) ->
 
 
 def first_of(several: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first of the errors in a group, and in the groups in it."""
+    """Return the first error in a group, also if it is in a nested group."""
     first = several.exceptions[0]
     return first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
@@ -214,9 +218,9 @@ async def _having_built(
 async def build_all(
     folder: Path, kernel: KernelTree, progress: Progress, variables: tuple[str, ...] = ()
 ) -> Built:
-    """What is worked on in a folder, the kernel's own sources or the modules there; its base; the glue.
+    """Build what is in a folder: the kernel, or the modules there. Return the build, its base and the glue.
 
-    ``variables``: what make is given for modules.
+    ``variables``: variables for make when it builds modules.
     """
     if folder == kernel.source:
         base = await kernel_base(kernel, progress)
@@ -228,7 +232,7 @@ async def build_all(
 
 
 async def _require_recorded(guest: SshGuest, base: Base) -> None:
-    """Raise KernelUnfitError (HR3101) when the guest booted another kernel than was recorded."""
+    """Raise KernelUnfitError (HR3101) if the guest booted another kernel than the recorded one."""
     vmlinux = next((built.ko for built in base.modules if built.name == VMLINUX), None)
     if vmlinux is None:
         return
@@ -268,22 +272,22 @@ async def _boot_guest(
         owned.callback(os.close, descriptor)
         checkpoints = Checkpoints(machine, descriptor)
     guest = await owned.enter_async_context(SshGuest(machine.ssh_port, image.client_key, image.host_key))
-    # The login is the longest part of the first command.
+    # Log in here already, because that is the slowest part of the first command.
     await run_in_time(guest, "true", timeout=config.boot_timeout, patience=1)
     if checkpoints and is_allowed("restore", config.max_rung):
-        with contextlib.suppress(EnvironmentFault):  # without it the next rung is another boot
+        with contextlib.suppress(EnvironmentFault):  # without this checkpoint, the guest is booted again
             clean = await checkpoints.save(CLEAN)
     return BareGuest(machine, guest, (*notes, *without), checkpoints, clean)
 
 
 async def _as_it_was(bare: BareGuest, progress: Progress) -> BareGuest:
-    """Bring a guest back to before the user's modules were loaded. Raises as Checkpoints.restore."""
+    """Restore a guest to before the user's modules were loaded. Raises what Checkpoints.restore raises."""
     assert bare.checkpoints is not None
     assert bare.clean is not None
     progress("restoring the guest as it had booted")
     await bare.checkpoints.restore(bare.clean)
     await log_in_again(bare.guest)
-    with contextlib.suppress(EnvironmentFault):  # then they take space
+    with contextlib.suppress(EnvironmentFault):  # those that stay only take space
         await bare.checkpoints.delete_all_but(bare.clean)
     return bare
 
@@ -291,7 +295,10 @@ async def _as_it_was(bare: BareGuest, progress: Progress) -> BareGuest:
 async def _state_disk(
     owned: contextlib.AsyncExitStack, config: Config, file: Path
 ) -> tuple[Path | None, tuple[str, ...]]:
-    """Where checkpoints go, until QEMU has it open; None, and why, where there can be none."""
+    """Make the file for checkpoints, which is removed once QEMU has it open.
+
+    Return it, or None if checkpoints are off or making it failed; and the failure as a note.
+    """
     if config.checkpoints == "off":
         return None, ()
     owned.callback(file.unlink, missing_ok=True)
@@ -310,9 +317,10 @@ def _import_slow_ones() -> None:
 async def _boot_machine(
     owned: contextlib.AsyncExitStack, spec: MachineSpec, console_log: Path, config: Config
 ) -> tuple[Machine, tuple[str, ...]]:
-    """Boot; once more without KVM when a guest that KVM was trusted with does not come up.
+    """Boot, and try once more if that fails for a known reason.
 
-    And once more when an emulated one has died for lack of time.
+    If the guest does not come up under KVM, and KVM was not asked for explicitly, try without it. If an
+    emulated guest died because the host was overloaded, try again.
     """
 
     async def attempt(spec: MachineSpec) -> Machine:
@@ -332,7 +340,7 @@ async def _boot_machine(
 
 
 async def or_lost(work: Coroutine[Any, Any, T], machine: AnyMachine, console_log: Path) -> T:
-    """Do the work, unless the guest is lost meanwhile: a module may crash it as soon as it is loaded."""
+    """Do the work, but raise an error as soon as the guest is lost: loading a module may crash it."""
     said = console_log.stat().st_size if console_log.exists() else 0
     working = asyncio.create_task(work)
     alert = asyncio.create_task(machine.wait_for_trouble())
@@ -346,7 +354,7 @@ async def or_lost(work: Coroutine[Any, Any, T], machine: AnyMachine, console_log
         alert.cancel()
         await asyncio.wait({working, alert})
         if not working.cancelled():
-            working.exception()  # of less interest than the loss
+            working.exception()  # mark it as retrieved: the loss matters more
 
 
 async def set_up(guest: ShellGuest, command: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a command does with a session, its own or another process's: follow it, ask it, tell a person."""
+"""How commands use a session, in this process or another one: follow it, query it, print the results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 COMMAND_FAILED = 1
 COMMAND_LIMIT = 24 * 3600.0
-MOST_TOLD = 64 * 1024  # bytes of a command's output
+MOST_TOLD = 64 * 1024  # the most bytes of a command's output in an event
 
 Run = Callable[[str], Awaitable[CommandResult]]
 Tell = Callable[..., Awaitable[None]]  # the fields of the event command.done
@@ -32,7 +32,11 @@ Tell = Callable[..., Awaitable[None]]  # the fields of the event command.done
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What `watch` was asked for: end after one cycle; a command for the guest after each; NDJSON."""
+    """The options of `watch`.
+
+    ``once``: end after one cycle. ``command``: run this in the guest after each reload. ``as_json``: print
+    NDJSON.
+    """
 
     once: bool = False
     command: str | None = None
@@ -40,7 +44,7 @@ class Wish:
 
 
 def watch_here(wish: Wish, console: Console) -> Callable[[Session], Awaitable[int]]:
-    """The job of a session that lives in this process: reload each save, until the end."""
+    """Return the job of a session in this process: reload each save, until the session ends."""
 
     async def job(session: Session) -> int:
         async def run(command: str) -> CommandResult:
@@ -66,7 +70,7 @@ async def _messages(session: Session) -> AsyncIterator[Message]:
 
 
 async def attach(about: About, wish: Wish, console: Console) -> int:
-    """Watch with a session that runs in the background; it stays when we go."""
+    """Watch with a session that runs in the background, and goes on when this command ends."""
     place = place_of(about.guest)
 
     async def run(command: str) -> CommandResult:
@@ -91,7 +95,7 @@ async def attach(about: About, wish: Wish, console: Console) -> int:
 
 
 def _show(message: Message, console: Console, *, as_json: bool) -> None:
-    """Print what another process's session tells, as a session in this process would."""
+    """Print a message of a session in another process, as a session in this process would."""
     if as_json and "event" in message:
         sys.stdout.write(message["event"])
         sys.stdout.flush()
@@ -107,7 +111,7 @@ def _show(message: Message, console: Console, *, as_json: bool) -> None:
 async def _follow(
     messages: AsyncIterator[Message], wish: Wish, console: Console, run: Run, tell: Tell
 ) -> int:
-    """Run the command after each reload; with ``once`` return the exit status of the first cycle."""
+    """Run the command after each reload. With ``once``, return the exit status of the first cycle."""
     async for message in messages:
         if "report" not in message or not message["watched"]:
             continue
@@ -124,7 +128,7 @@ async def _follow(
 
 
 async def _ending(messages: AsyncIterator[Message]) -> int:
-    """The status of a guest that is lost: the session tells what became of it."""
+    """Return the exit status for a lost guest, from the session's report on it."""
     async for message in messages:
         if "report" in message:
             return report_from(message["report"]).outcome.exit_status
@@ -132,7 +136,7 @@ async def _ending(messages: AsyncIterator[Message]) -> int:
 
 
 async def _done(wish: Wish, console: Console, run: Run, tell: Tell) -> bool | None:
-    """Run the command, and tell its result: did it succeed? None: the guest was lost while it ran."""
+    """Run the command and report its result. Return whether it succeeded, or None if the guest was lost."""
     assert wish.command is not None
     started = time.monotonic()
 
@@ -147,11 +151,11 @@ async def _done(wish: Wish, console: Console, run: Run, tell: Tell) -> bool | No
         if error.exit_status != GuestUnreachableError.exit_status:
             raise
         await told(None)
-        # The session tells what became of the guest, and whether it is back.
+        # The session itself reports what happened to the guest, and whether it is back.
         console.say(f"the guest was lost while it ran: {wish.command}", always=True)
         return None
     await told(done.status, done.stdout, done.stderr)
-    # With --json standard output belongs to the events.
+    # With --json, standard output is reserved for the events.
     out = sys.stderr if wish.as_json else sys.stdout
     for stream, data in ((out, done.stdout), (sys.stderr, done.stderr)):
         stream.buffer.write(data)
@@ -162,14 +166,14 @@ async def _done(wish: Wish, console: Console, run: Run, tell: Tell) -> bool | No
 
 
 def _text(output: bytes) -> str:
-    """What an event has of an output: the end of it, where it is long."""
+    """Return what an event contains of an output: all of it, or its end if it is long."""
     return output[-MOST_TOLD:].decode(errors="replace")
 
 
 async def cycle(
     about: About, request: str, fields: Mapping[str, object], console: Console, *, as_json: bool
 ) -> int:
-    """Ask for a push, an undo or a redo; print what comes of it. Returns its exit status."""
+    """Request a cycle, such as a push or an undo, and print its report. Return its exit status."""
     async for message in ask(place_of(about.guest), request, **fields):
         if "event" in message or "climb" in message:
             _show(message, console, as_json=as_json)
@@ -181,7 +185,7 @@ async def cycle(
 
 
 def facts_of(session: Session) -> dict[str, Any]:
-    """What ``ready_text`` tells."""
+    """Return the fields that ``ready_text`` takes."""
     booted = session.booted
     return {
         "v": 1,
@@ -197,7 +201,7 @@ def facts_of(session: Session) -> dict[str, Any]:
 
 
 def ready_text(facts: Mapping[str, Any], *, watching: bool = True) -> str:
-    """The lines that say that everything is up."""
+    """Return the lines that announce that the guest is ready."""
     from datetime import datetime
 
     name, what = facts["guest"], "watching" if watching else "running"
@@ -213,7 +217,7 @@ def _how(facts: Mapping[str, Any]) -> str:
 
 
 def status_text(facts: Mapping[str, Any]) -> str:
-    """What `status` prints."""
+    """Return what `status` prints."""
     owner = f"{'background session' if facts['background'] else 'hotreload watch'}, process {facts['pid']}"
     rows = [("guest", f"{facts['guest']}  {facts['state']}")]
     if facts.get("message"):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""How commands speak with a session: requests and answers over its control socket.
+"""The protocol between commands and a session: requests and answers over its control socket.
 
-One request a connection, a JSON line; the answer is JSON lines, the last of which has ``done`` (what was
-asked for) or ``error``. A client that hangs up takes its request back.
+Each connection carries one request, which is a line of JSON. The answer is lines of JSON. The last one has
+``done`` (the result) or ``error``. When the client hangs up, its request is cancelled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from hotreload.session.guests import Place, absent, sessions
 
 log = logging.getLogger(__name__)
 
-# Bytes of one request or answer: a file for the guest travels in one.
+# Bytes of one request or answer. A request may contain a whole file for the guest.
 LINE_LIMIT = 256 << 20
 
 Message = Mapping[str, Any]
@@ -38,7 +38,7 @@ Handler = Callable[[Message, Send], Awaitable[Message]]
 async def serving(place: Place, handler: Handler) -> AsyncIterator[None]:
     """Answer requests with ``handler`` until the end of the block.
 
-    A handler's HotReloadError becomes the answer; it is cancelled when its client goes away.
+    A HotReloadError of the handler is sent as the answer. The handler is cancelled when its client hangs up.
     """
     connections: set[asyncio.Task[None]] = set()
 
@@ -62,7 +62,7 @@ async def serving(place: Place, handler: Handler) -> AsyncIterator[None]:
 def _listening(place: Place) -> Iterator[socket.socket]:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with writing_to(place.folder), contextlib.closing(listener), _short(place.control) as address:
-        # Under its final name is only what answers: between bind() and listen() a client is refused.
+        # Rename the socket when it accepts connections: between bind() and listen() a client is refused.
         listener.bind(f"{address}.new")
         new = place.control.with_name(f"{place.control.name}.new")
         new.chmod(0o600)
@@ -74,7 +74,7 @@ def _listening(place: Place) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _short(path: Path) -> Iterator[str]:
-    """The same path in few bytes: an address has room for 107 (unix(7)), a user's folder may be deeper."""
+    """Return a short form of a path. A socket address has room for only 107 bytes (unix(7))."""
     descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{descriptor}/{path.name}"
@@ -92,7 +92,7 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ha
         if line:
             await _until_gone(reader, _handled(line, handler, send))
     except (ConnectionError, ValueError):
-        pass  # the client is gone, or what it said is longer than any request
+        pass  # the client is gone, or its request is longer than LINE_LIMIT
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError):
@@ -105,14 +105,14 @@ async def _handled(line: bytes, handler: Handler, send: Send) -> None:
     except HotReloadError as error:
         answer = {"error": error_object(error)}
     except Exception as error:
-        # The request is lost; the session and its guest need not be.
+        # A bug in a handler fails this request, but must not end the session.
         log.exception("a request failed: %s", line[:200])
         answer = {"error": error_object(HotReloadError(f"hotreload failed: {error!r}"))}
     await send(answer)
 
 
 async def _until_gone(reader: asyncio.StreamReader, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work; stop it when the client hangs up."""
+    """Do the work, and cancel it when the client hangs up."""
     working = asyncio.create_task(work)
     gone = asyncio.create_task(reader.read(1))
     try:
@@ -127,10 +127,10 @@ async def _until_gone(reader: asyncio.StreamReader, work: Coroutine[Any, Any, No
 
 
 async def ask(place: Place, verb: str, **fields: object) -> AsyncIterator[Message]:
-    """Ask a session; yields what it sends, last the message with ``done``.
+    """Send a request to a session, and yield the messages that it sends. The last one has ``done``.
 
-    Raises RemoteError for the error that it answers with, GuestUnreachableError (HR4103) when there is no
-    session or it ends before it has answered.
+    Raises RemoteError if it answers with an error, and GuestUnreachableError (HR4103) if there is no session
+    or it ends before it has answered.
     """
     reader, writer = await _connect(place)
     try:
@@ -153,7 +153,7 @@ async def ask(place: Place, verb: str, **fields: object) -> AsyncIterator[Messag
 
 
 async def answer(place: Place, verb: str, **fields: object) -> dict[str, Any]:
-    """The answer itself, for requests that tell nothing on the way."""
+    """Send a request to a session, and return its result. For requests without intermediate messages."""
     async for message in ask(place, verb, **fields):
         if "done" in message:
             return dict(message["done"])
@@ -169,7 +169,7 @@ async def _connect(place: Place) -> tuple[asyncio.StreamReader, asyncio.StreamWr
 
 
 class RemoteError(HotReloadError):
-    """An error that a session answered with; it reads and ends a command as the original would."""
+    """An error that a session answered with. It has the text and the exit status of the original."""
 
     def __init__(self, told: Mapping[str, Any]) -> None:
         super().__init__(told["message"], code=told["code"], hint=told["hint"])
@@ -178,7 +178,7 @@ class RemoteError(HotReloadError):
 
 
 def error_object(error: HotReloadError) -> dict[str, Any]:
-    """An error as JSON; ``said`` is what a tool or the console said."""
+    """Return an error as a JSON object. ``said`` is the output of a tool or of the console."""
     return {
         "code": error.code,
         "message": error.message,
@@ -189,7 +189,7 @@ def error_object(error: HotReloadError) -> dict[str, Any]:
 
 
 def report_object(report: ReloadReport) -> dict[str, Any]:
-    """A cycle as JSON: the fields of ReloadReport, and the rung that brought it."""
+    """Return a report as a JSON object: the fields of ReloadReport, and the rung of its outcome."""
     return {
         "outcome": report.outcome.value,
         "rung": report.outcome.rung,
@@ -207,7 +207,7 @@ def report_object(report: ReloadReport) -> dict[str, Any]:
 
 
 def report_from(data: Mapping[str, Any]) -> ReloadReport:
-    """The report that ``report_object`` was given."""
+    """Return the report that ``report_object`` made ``data`` of."""
     return ReloadReport(
         outcome=Outcome(data["outcome"]),
         number=data["number"],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is in a guest that somebody else started, of the modules that are meant and of an earlier session."""
+"""Find our modules, and the remains of an earlier session, in a guest that somebody else started."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hotreload.deploy.livepatch import build_id, disable_patch, patch_status, un
 from hotreload.elf.build_id import read_build_id
 from hotreload.errors import KernelUnfitError
 
-# Seconds in which what we brought has to be gone.
+# Seconds for removing what a session brought to the guest.
 LEAVE_LIMIT = 40.0
 
 
 class _OtherBuildError(KernelUnfitError):
-    """Of the module ``name`` the guest has another build than is meant."""
+    """The guest has another build of the module ``name`` than the one that was built here."""
 
     def __init__(self, name: str, running: str | None, here: str | None) -> None:
         super().__init__(
@@ -34,9 +34,12 @@ class _OtherBuildError(KernelUnfitError):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was in the guest: our ``loaded`` modules, what had to be done, patch modules that stay loaded.
+    """What was in the guest.
 
-    ``base``: the one whose builds of them they are.
+    ``base``    the base whose builds of our modules it has
+    ``loaded``  our modules that it has
+    ``notes``   messages about what had to be changed
+    ``stale``   patch modules of an earlier session that stay loaded
     """
 
     base: GuestBase
@@ -46,17 +49,17 @@ class Found:
 
     @classmethod
     async def clean(cls, guest: ShellGuest, bases: Sequence[GuestBase], brought: Collection[str]) -> Found:
-        """Look, and take off what a session that was killed has left live.
+        """Inspect the guest, and disable patches that a killed session left live.
 
-        ``bases``: those that the guest may have; its owner may have brought it back to an earlier one.
-        ``brought``: modules that we may exchange. Raises KernelUnfitError (HR3101) for another build of one
-        that we may not, and what disable_patch and unload_module raise.
+        ``bases``: those that the guest may have, because its owner may have restored an earlier state.
+        ``brought``: modules that may be replaced. Raises KernelUnfitError (HR3101) for another build of any
+        other module, and what disable_patch and unload_module raise.
         """
         stale, notes = await take_off_live(guest)
         names = {built.name for built in _exchangeable(bases[0])}
         running = await _builds_in(guest, names)
         found = [(base, *await asyncio.to_thread(_loaded_of, base, running)) for base in bases]
-        # Where none is all that the guest has, the first one is to be.
+        # If no base matches all that the guest has, bring it to the first one.
         base, loaded, others = next((each for each in found if not each[2]), found[0])
         if foreign := [other for other in others if other.name not in brought]:
             raise foreign[0]
@@ -67,9 +70,10 @@ class Found:
 
 
 async def take_off_live(guest: ShellGuest) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Take off what a session has left live; the patch modules that stay, and what is to be told.
+    """Disable the patches that a session left live. Return the patch modules that stay loaded, and notes.
 
-    They stay, for what of them is still pointed at, only that session knew. Raises as disable_patch.
+    They stay loaded because only that session knew which of their code and data is still pointed at. Raises
+    what disable_patch raises.
     """
     before = await patch_status(guest)
     live = [patch.name for patch in before.patches if patch.enabled and not patch.foreign]
@@ -83,12 +87,12 @@ async def take_off_live(guest: ShellGuest) -> tuple[tuple[str, ...], tuple[str, 
 
 
 def _exchangeable(base: GuestBase) -> list[BuiltModule]:
-    """The modules of a folder; those of a kernel's tree are its own."""
+    """Return the modules that can be unloaded and loaded again: a folder's, but none of a kernel tree."""
     return [] if base.is_kernel else [built for built in base.modules if built.name != VMLINUX]
 
 
 async def _builds_in(guest: ShellGuest, names: Collection[str]) -> dict[str, str | None]:
-    """The build-id of each of these modules that the guest has."""
+    """Return the build-id of each of these modules that is loaded in the guest."""
     listing = (await run_in_time(guest, "cut -d' ' -f1 /proc/modules")).text.split()
     return {name: await build_id(guest, name) for name in names if name in listing}
 
@@ -96,7 +100,7 @@ async def _builds_in(guest: ShellGuest, names: Collection[str]) -> dict[str, str
 def _loaded_of(
     base: GuestBase, running: Mapping[str, str | None]
 ) -> tuple[tuple[str, ...], tuple[_OtherBuildError, ...]]:
-    """Those of our modules that the guest has, and those of which it has another build."""
+    """Return our modules that the guest has, and an error for each of which it has another build."""
     loaded, others = [], []
     for built in _exchangeable(base):
         if built.name not in running:

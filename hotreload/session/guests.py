@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Which guests run, whose they are, and how their sessions are found.
+"""The register of running guests: which exist, which session owns each, and where its socket is.
 
 Each guest has a folder ``runtime/guests/NAME``:
 
-    lock      held by its session (flock): the kernel drops it when the session dies in whatever way
-    about     JSON: whose session it is, of which watched folder
+    lock      held by its session (flock); the kernel releases it however the session ends
+    about     JSON: the process that owns it, and the watched folder (About)
     control   a socket for requests (control.py)
 
-Only the user may enter the folder, so whoever connects is the user.
+Only the user may enter the folder, so only the user can connect.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from hotreload.paths import runtime_folder, writing_to
 # The name in the configuration that means "one guest for each watched folder".
 UNNAMED = "default"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-# Seconds. Others hold a lock for a moment, to see whether its owner lives.
+# Seconds to retry, because other processes hold a lock for a moment to see whether its owner is alive.
 LOCK_PATIENCE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the session of one guest is found. Nothing need be there."""
+    """The paths of one guest's session. They need not exist."""
 
     name: str
     folder: Path
@@ -57,11 +57,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a session tells of itself without being asked.
+    """What a session publishes about itself.
 
-    ``folder`` is the watched one; ``background`` sessions watch only while somebody is attached; ``started``
-    is Unix time; ``state`` the folder of the session's records; ``attached``: the SSH address of a guest that
-    somebody else started.
+    ``folder``      the watched folder
+    ``background``  whether it runs in the background, and so watches only while a client does
+    ``started``     Unix time
+    ``state``       the folder of the session's records
+    ``attached``    the SSH address of the guest, if somebody else started it
     """
 
     guest: str
@@ -74,7 +76,7 @@ class About:
 
 
 def guest_name(chosen: str, folder: Path) -> str:
-    """The guest for a watched folder: the chosen one, else one that is named after the folder.
+    """Return the name of the guest for a watched folder: the chosen one, or one made from the folder's name.
 
     Raises InputError (HR1008) for a name that cannot be a file name.
     """
@@ -97,16 +99,19 @@ def place_of(name: str) -> Place:
 
 @contextlib.contextmanager
 def claim(about: About) -> Iterator[Place]:
-    """Own a guest's name until the end of the block. Raises GuestBusyError (HR3106) when somebody does."""
+    """Own a guest's name until the end of the block.
+
+    Raises GuestBusyError (HR3106) if another session owns it.
+    """
     place = place_of(about.guest)
     descriptor = _locked(place)
     try:
-        # What a killed session left.
+        # Left behind by a killed session.
         place.control.unlink(missing_ok=True)
         _write(place.about, dataclasses.asdict(about))
         yield place
     finally:
-        # Removed while it is still locked: whoever locks it next sees that it is not the one at this path.
+        # Remove it while it is locked: a process that locks this file next sees that the path is gone.
         shutil.rmtree(place.folder, ignore_errors=True)
         os.close(descriptor)
 
@@ -127,7 +132,7 @@ def _locked(place: Place) -> int:
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:
-    """Lock it, if it still is the file at ``path``."""
+    """Try to lock a file. Return whether that worked, and the file is still the one at ``path``."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -163,7 +168,7 @@ def _read_about(place: Place) -> About | None:
 
 
 def sessions() -> tuple[About, ...]:
-    """The sessions that live now, by name. What killed ones left is removed."""
+    """Return the sessions that are alive, sorted by name. Remove what killed sessions left behind."""
     guests = runtime_folder() / "guests"
     found = []
     for folder in sorted(guests.iterdir()) if guests.is_dir() else ():
@@ -188,9 +193,10 @@ def _is_alive(place: Place) -> bool:
 
 
 def find_session(chosen: str, folder: Path) -> About:
-    """The session that is meant in ``folder``: the named guest's, else that of this folder or of one above.
+    """Find the session that a command in ``folder`` refers to.
 
-    Raises GuestUnreachableError (HR4103) when there is none.
+    That is the session of the chosen guest, or the one of this folder or the nearest folder above. Raises
+    GuestUnreachableError (HR4103) if there is none.
     """
     alive = sessions()
     if chosen != UNNAMED:
@@ -206,13 +212,13 @@ def find_session(chosen: str, folder: Path) -> About:
 
 
 def find_running(chosen: str, folder: Path) -> About | None:
-    """The session that has the guest which ``watch`` in ``folder`` would take, if it watches that folder."""
+    """Return the session that owns the guest of a ``watch`` in ``folder``, if it watches that folder."""
     name = guest_name(chosen, folder)
     same = (about for about in sessions() if about.guest == name and about.folder == folder.resolve())
     return next(same, None)
 
 
 def absent(fact: str, alive: tuple[About, ...]) -> GuestUnreachableError:
-    """The error for a guest that does not run (HR4103)."""
+    """Return the error for a guest that is not running (HR4103)."""
     others = f"; running: {', '.join(about.guest for about in alive)} (--guest NAME)" if alive else ""
     return GuestUnreachableError(fact, hint=f"hotreload watch or hotreload guest start{others}")

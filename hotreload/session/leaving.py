@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is done in a guest before a session leaves it."""
+"""Clean up in a guest before a session leaves it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TAKE_BACK_LIMIT = 40.0
 
 
 async def tear_down(booted: Booted, command: str, say: Callable[[str], None]) -> None:
-    """Run the user's ``command`` in a guest that still runs; ``say`` is told how it failed."""
+    """Run the user's teardown command if the guest still runs. ``say`` gets a message if it fails."""
     if booted.machine.trouble is not None:
         return
     try:
@@ -35,15 +35,15 @@ async def tear_down(booted: Booted, command: str, say: Callable[[str], None]) ->
 
 
 async def take_back(booted: Booted, reloader: Reloader, busy: asyncio.Lock, console: Console) -> None:
-    """Leave somebody else's guest without our patches; ``console`` is told what came of it.
+    """Remove our patches from somebody else's guest, and report the result to ``console``.
 
-    ``busy`` is held by whoever changes the guest.
+    ``busy`` is the lock that is held while the guest is changed.
     """
     try:
         async with asyncio.timeout(TAKE_BACK_LIMIT), busy:
             report = await reloader.undo(everything=True, leaving=True)
             await reloader.settle()
-            # Also one whose way into the guest was broken off.
+            # Also a patch whose loading was interrupted.
             await take_off_live(booted.guest)
     except (HotReloadError, TimeoutError) as error:
         console.say(f"the guest keeps its patches: {str(error) or 'it took too long'}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Loading the modules of a start: those that were built elsewhere, what ours use of the kernel, ours."""
+"""Load modules when a guest starts: those built elsewhere, the kernel's that ours depend on, and ours."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ async def load_all(
     there: Collection[str] = (),
     came: Callable[[str], None] = lambda _name: None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Load what is to be loaded; the names of ours that are, and what to tell of those that are not.
+    """Load all modules. Return the names of our loaded modules, and notes on those that could not be loaded.
 
-    ``there``: of ours, what the guest has already; ``came`` is told each that was loaded, in that order.
-    Raises PatchRejectedError when none of ours can be loaded.
+    ``there``: our modules that the guest has already. ``came`` is called with the name of each module that
+    was loaded, in order. Raises PatchRejectedError if none of ours can be loaded.
     """
     kernels = _KernelModules(guest, kernel, came)
     await _load_extra(guest, kernels, config.extra_modules, came)
@@ -43,7 +43,7 @@ async def load_all(
 async def _load_extra(
     guest: ShellGuest, kernels: _KernelModules, lines: Sequence[str], came: Callable[[str], None]
 ) -> None:
-    """Load modules that were built elsewhere, unless they are there, with what they use of the kernel's."""
+    """Load modules that were built elsewhere and are not loaded, and the kernel's modules that they use."""
     files = [line.partition(" ") for line in lines]
     names = [canonical(Path(file).name.removesuffix(".ko")) for file, _, _ in files]
     for name, (file, _, parameters) in zip(names, files, strict=True):
@@ -71,7 +71,7 @@ async def load_modules(
     there: Collection[str],
     came: Callable[[str], None],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Load modules of ours, with those of the kernel's that they use; as load_all."""
+    """Load our modules, and the kernel's modules that they use. Return and raise what load_all does."""
     files = {module.name: module.ko for module in built}
     depends = {name: await asyncio.to_thread(depends_of, ko) for name, ko in files.items()}
     loads = load_order(depends, wanted)
@@ -99,7 +99,7 @@ async def load_modules(
 
 
 class _KernelModules:
-    """The kernel's own modules, pushed into the guest when one of ours, or the user, wants them."""
+    """The kernel's own modules, loaded into the guest when our modules or the user need them."""
 
     def __init__(self, guest: ShellGuest, kernel: KernelTree, came: Callable[[str], None]) -> None:
         self._guest = guest
@@ -109,12 +109,12 @@ class _KernelModules:
         self._there: set[str] = set()
 
     async def has(self, name: str) -> bool:
-        """Does the guest have it, whoever loaded it?"""
+        """Return whether the module is loaded in the guest."""
         await self._opened()
         return name in self._there
 
     def note(self, name: str) -> None:
-        """Somebody else has loaded it."""
+        """Note that a module was loaded by other means."""
         self._there.add(name)
 
     async def _opened(self) -> ModuleFolder:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A guest that is lost: what happened to it, told as an error, as a line and as a file."""
+"""Describe how a guest was lost: as an error, as a report line and as a file."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from hotreload.vm.any_machine import AnyMachine
 from hotreload.vm.console import printable
 from hotreload.vm.machine import RESET, State, Trouble
 
-# Seconds. QEMU tells of a panic 0.1 s before the console has its text, SSH may notice before QEMU tells.
+# Seconds to wait. QEMU reports a panic 0.1 s before its text is on the console.
 TEXT_LIMIT = 2.0
-TEXT_REST = 0.4  # in which nothing more was said
-TROUBLE_LIMIT = 0.5
+TEXT_REST = 0.4  # without new text
+TROUBLE_LIMIT = 0.5  # SSH may fail before QEMU reports why
 BOOTS = "the guest is booted anew"
 RETURNS = "it is not ours to boot again: the session waits until it answers"
 REPORT_FILE = "report.txt"
 COMPLAINTS_FILE = "complaints.txt"
-# What a kernel says that was asked to restart (kernel/reboot.c).
+# The message of a kernel that was asked to restart (kernel/reboot.c).
 RESTARTS = "reboot: Restarting system"
-# What it says before anything else that follows from it (kernel/panic.c).
+# The first message of a panic (kernel/panic.c).
 PANIC = "Kernel panic - not syncing"
 
 
 async def trouble_of(machine: AnyMachine) -> Trouble | None:
-    """Why a guest that failed a command does not run, None when it seems to run."""
+    """Return why a guest that failed a command does not run, or None if it seems to run."""
     with contextlib.suppress(TimeoutError):
         return await asyncio.wait_for(machine.wait_for_trouble(), TROUBLE_LIMIT)
     return machine.trouble
 
 
 async def loss(trouble: Trouble, console_log: Path, after: int = 0) -> HotReloadError:
-    """The error for it: GuestCrashedError when its kernel complained, else GuestUnreachableError (HR4103).
+    """Return the error for a lost guest: GuestCrashedError for a crash, else GuestUnreachableError (HR4103).
 
-    ``after``: how many bytes of the log are of before.
+    ``after``: the offset in the log from which its content counts.
     """
     if trouble.state is State.PANICKED:
         crash = await _complaint(console_log, after)
@@ -51,14 +51,14 @@ async def loss(trouble: Trouble, console_log: Path, after: int = 0) -> HotReload
             return crash_error(crash, console_log)
         return GuestCrashedError(trouble.message, hint=_where(console_log))
     if trouble == RESET and RESTARTS not in (said := await _said(console_log, after)):
-        if PANIC in said and (crash := find_crash(said)) is not None:  # and then it reset itself: panic=1
+        if PANIC in said and (crash := find_crash(said)) is not None:  # it reset itself because of panic=1
             return crash_error(crash, console_log)
         return GuestCrashedError("the guest reset itself: a triple fault", hint=_where(console_log))
     return GuestUnreachableError(f"the guest is lost: {trouble.message}", hint=f"what it said: {console_log}")
 
 
 def crash_error(crash: CrashReport, console_log: Path) -> GuestCrashedError:
-    """The error for what a kernel complained about."""
+    """Return the error for a crash that the kernel reported."""
     return GuestCrashedError(
         crash.title,
         printable(crash.excerpt),
@@ -69,7 +69,10 @@ def crash_error(crash: CrashReport, console_log: Path) -> GuestCrashedError:
 
 
 def silence_error(silence: Silence | None, cause: str = "") -> GuestCrashedError:
-    """The error for a guest that does not answer; None: it does again. ``cause``: how that was noticed."""
+    """Return the error for a guest that does not answer.
+
+    ``silence`` is None if it answers again. Then the message is ``cause``: how the silence was noticed.
+    """
     if silence is None:
         return GuestCrashedError(cause, code="HR4103")
     if silence.is_deaf:
@@ -80,7 +83,10 @@ def silence_error(silence: Silence | None, cause: str = "") -> GuestCrashedError
 def complaint_report(
     crash: CrashReport, line: SourceLine | None, number: int | None, folder: Path
 ) -> ReloadReport:
-    """The line for a complaint after which the kernel goes on. ``number``: what it ran."""
+    """Return the report of a complaint after which the kernel goes on.
+
+    The text of the complaint goes to a file in ``folder``. ``number``: the reload that it ran.
+    """
     file = folder / COMPLAINTS_FILE
     ran = f"reload #{number}" if number is not None else "the code it booted with"
     at = f" ({line.file}:{line.line})" if line else ""
@@ -107,12 +113,13 @@ def crashed_report(
     folder: Path,
     commands: Iterable[str] = (),
 ) -> ReloadReport:
-    """The line for it; what the console said goes to a file in ``folder``. ``number``: what it ran.
+    """Return the report of a crash.
 
-    ``commands``: with which a person looks further.
+    The console's text goes to a file in ``folder``, with ``commands`` for looking further. ``number``: the
+    reload that the guest ran.
     """
     file = folder / REPORT_FILE
-    # A full disk is no reason to leave the guest where it is.
+    # If the disk is full, still go on to recover the guest.
     with contextlib.suppress(OSError):
         ran = f"reload #{number}" if number is not None else "the code it booted with"
         at = f" ({line.file}:{line.line})" if line else ""
@@ -133,14 +140,17 @@ def crashed_report(
 
 
 def place_of(crash: CrashReport) -> tuple[str | None, str, int] | None:
-    """The module, the function to blame and the offset in it; None: the text does not tell."""
+    """Return the module, the function to blame and the offset in it, or None if the text does not say."""
     if crash.function is None or crash.offset is None:
         return None
     return crash.module, crash.function, crash.offset
 
 
 def restored(back: RolledBack, seconds: float, *, innocent: bool) -> tuple[str, ...]:
-    """The lines on what was done about a crash. ``innocent``: what was saved last is brought again."""
+    """Return the lines on how the guest was brought back after a crash.
+
+    ``innocent``: the last saved edit did not cause the crash, and is brought again.
+    """
     runs = "the code it booted with" if back.runs is None else f"#{back.runs}"
     if back.before_undo:
         what = f"guest restored to the checkpoint before the undo: it runs {runs} again, after"
@@ -162,12 +172,15 @@ def restored(back: RolledBack, seconds: float, *, innocent: bool) -> tuple[str, 
 
 
 def passed_over(checkpoints: Sequence[str]) -> str:
-    """Which checkpoints were no good, by name, or by why they could not be loaded."""
+    """Return a text on checkpoints that were tried in vain: their names, or why they could not be loaded."""
     return f"the guest does not answer at {' and '.join(checkpoints)}"
 
 
 async def panics(console_log: Path, after: int) -> bool:
-    """Does the kernel panic, that has just complained? ``after``: how many bytes of the log are of before."""
+    """Return whether the kernel panics right after its complaint.
+
+    ``after``: the offset in the log from which its content counts.
+    """
     end = time.monotonic() + TEXT_REST
     while PANIC not in await _said(console_log, after):
         if time.monotonic() > end:
@@ -177,7 +190,7 @@ async def panics(console_log: Path, after: int) -> bool:
 
 
 def loss_report(error: HotReloadError, running: int | None, what_follows: str) -> ReloadReport:
-    """The line for a guest that was lost otherwise than by a crash."""
+    """Return the report of a guest that was lost for another reason than a crash."""
     return ReloadReport(
         Outcome.COMPLAINED,
         number=running,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a session is asked to be, and the folder that keeps its records."""
+"""The parameters of a session, and the folder for its records."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ KEPT_SESSIONS = 10
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a session is asked to be. ``guest`` is its name, ``folder`` the module's, resolved.
+    """The parameters of a session.
 
-    ``attachment``: somebody else's guest, to be used instead of one that is booted.
+    ``folder``      the watched folder, resolved
+    ``guest``       the name of the guest
+    ``state``       the folder of the session's records
+    ``attachment``  somebody else's guest, to attach to instead of booting one
     """
 
     folder: Path
@@ -32,15 +35,15 @@ class Order:
 
 
 def new_state(guest: str) -> Path:
-    """The path of a folder for the records of a session that begins now."""
+    """Return the path of a folder for the records of a session that begins now."""
     return state_folder() / "guests" / guest / f"{datetime.now():%Y-%m-%dT%H-%M-%S.%f}"
 
 
 def make_state_folder(folder: Path) -> None:
-    """Make it; the oldest of the same guest go."""
+    """Make a folder for records, and delete the oldest ones of the same guest."""
     with writing_to(folder):
         folder.mkdir(parents=True, mode=0o700)
     for left_behind in folder.parent.glob(f"*/{STATE_DISK}"):
-        left_behind.unlink(missing_ok=True)  # of a session that was killed
+        left_behind.unlink(missing_ok=True)  # left by a killed session
     for old in sorted(folder.parent.iterdir())[:-KEPT_SESSIONS]:
         shutil.rmtree(old, ignore_errors=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The parts of a session, made for the guest that it has."""
+"""Make the parts of a session that depend on its guest: the reloader and the watcher."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from hotreload.reload import Reloader
 
 SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
-# Of what a kernel's build makes sources: system call tables, scripts; and where the like is for other things.
+# Files from which a kernel's build generates sources (system call tables, scripts), and the folders where
+# such files serve other purposes.
 RECIPE_SUFFIXES = frozenset((".tbl", ".awk", ".pl", ".sh", ".py", ".asn1", ".dts", ".uni", ".map"))
 BESIDE_KERNEL = frozenset(("Documentation", "tools", "samples", "LICENSES"))
 
@@ -25,7 +26,7 @@ BESIDE_KERNEL = frozenset(("Documentation", "tools", "samples", "LICENSES"))
 def reloader_for(
     booted: Booted, config: Config, folder: Path, restored: Callable[[str, float], None], *, dry_run: bool
 ) -> Reloader:
-    """What brings edits to this guest. ``folder`` and ``restored``: see Reloader."""
+    """Return the reloader that brings edits to this guest. ``folder`` and ``restored``: see Reloader."""
     from hotreload.module_rung import ModuleRung
     from hotreload.reload import Reloader
     from hotreload.running_check import RunningCheck
@@ -49,7 +50,7 @@ def reloader_for(
 
 
 def watcher_for(build: Build, config: Config) -> Watcher:
-    """What tells of saves in what was built."""
+    """Return the watcher that reports saves of what was built."""
     files = frozenset(file for file in build.watched_files if not is_stamp(file))
     if build.is_kernel:
         files |= frozenset(build.makefiles)
@@ -58,8 +59,8 @@ def watcher_for(build: Build, config: Config) -> Watcher:
         if path in files or MAKEFILE_NAME.fullmatch(path.name):
             return True
         if not build.is_kernel:
-            return True  # make may make something of it
-        # Of a kernel that is built while we watch nobody is told of what only the boot code is made of.
+            return True  # a rule of make may use it
+        # A kernel may be built while we watch. Do not report generated sources that only its boot code uses.
         return (path.suffix in SOURCE_SUFFIXES or _is_recipe(path, build.folder)) and not is_product(path)
 
     def by_time(path: Path) -> bool:
@@ -72,7 +73,10 @@ def watcher_for(build: Build, config: Config) -> Watcher:
 
 
 def _is_recipe(path: Path, folder: Path) -> bool:
-    """May a kernel's make make something of it, though it is no source? Nobody follows that; it is told."""
+    """Return whether a kernel's build may generate sources from this file.
+
+    Such a change is not followed, only reported.
+    """
     if path.name.startswith("Kconfig"):
         return True
     part = path.relative_to(folder).parts[0] if path.is_relative_to(folder) else ""

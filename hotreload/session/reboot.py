@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The last rungs: what neither a patch nor a module brings is built, and a guest begins anew with it.
+"""The last rungs: build what neither a live patch nor a module reload brings, and restart the guest with it.
 
-Where the kernel stays the same the guest goes back to before its modules were loaded, which takes no boot.
+If the kernel stays the same, the guest is restored to before its modules were loaded, which needs no boot.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hotreload.report.console import Progress
 from hotreload.report.outcome import Outcome, Reason, ReloadReport
 from hotreload.session.boot import require_buildable
 
-# A module that cannot be unloaded has no rung of its own.
+# The codes of a module that cannot be reloaded. Most name no rung in codes.md, but a restart helps.
 MODULE_CODES = "HR23"
 RECIPE_CHANGED = "HR1004"
 LOST = {
@@ -30,9 +30,10 @@ LOST = {
 
 
 def next_rung(report: ReloadReport, max_rung: str, build: Build, *, restorable: bool) -> str | None:
-    """How what this cycle did not bring is there: "restore", "reboot", or not at all.
+    """Return the rung that brings what this cycle failed to bring: "restore", "reboot", or None.
 
-    ``restorable``: is there a checkpoint of before the modules, and are the edits of nothing else?
+    ``restorable``: whether there is a checkpoint from before the modules were loaded, and only modules are
+    edited.
     """
     failed = report.outcome in (Outcome.REFUSED, Outcome.REJECTED) and bool(report.reasons)
     if not failed or not all(map(_is_gone_by_boot, report.reasons)):
@@ -49,13 +50,16 @@ def _is_gone_by_boot(reason: Reason) -> bool:
 
 
 def announced(report: ReloadReport, rung: str, saved: Sequence[str]) -> ReloadReport:
-    """The refusal, with what follows instead of another way out; ``saved``: checkpoints that are lost."""
+    """Return the refusal, with the hints replaced by what happens next and what state is lost.
+
+    ``saved``: the checkpoints that are lost.
+    """
     lost = LOST[rung] + (f", and so are the checkpoints {', '.join(saved)}" if saved else "")
     return replace(report, reasons=tuple(replace(each, hint=lost) for each in report.reasons))
 
 
 async def build_anew(build: Build, config: Config, bar: Progress) -> None:
-    """Build what the next boot takes, as the sources are now; what was built before is in use until then.
+    """Build what the next boot needs from the current sources. The previous build stays in use until then.
 
     Raises what make_kernel and require_buildable raise.
     """
@@ -71,7 +75,7 @@ async def build_anew(build: Build, config: Config, bar: Progress) -> None:
 def failed_build(
     error: CompileError | SessionError, files: Iterable[Path], running: int | None
 ) -> ReloadReport:
-    """The report of what cannot be built: the guest goes on with what it has."""
+    """Return the report of a failed build. The guest continues with the code that it runs."""
     if isinstance(error, CompileError):
         return ReloadReport(
             Outcome.COMPILE_ERROR, files=tuple(files), error=error.diagnostics, still_runs=running
@@ -83,7 +87,10 @@ def failed_build(
 def began_anew(
     rung: str, files: Iterable[Path], contents: str, milliseconds: float, seconds: float
 ) -> ReloadReport:
-    """The report of a guest that runs the sources because it has begun anew with them."""
+    """Return the report of a guest that was restored or rebooted, and so runs the current sources.
+
+    ``milliseconds``: of the build. ``seconds``: from the save until the guest was ready.
+    """
     return ReloadReport(
         Outcome.RESTORED if rung == "restore" else Outcome.REBOOTED,
         files=tuple(files),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A guest that crashed, fell silent or complained: a report, and where it is lost, the way back.
+"""Report a guest that crashed, fell silent or complained, and bring it back if it is lost.
 
-What happened is found out first, for after the restore nothing in the guest knows of it.
+The cause is determined first, because after the restore nothing in the guest shows it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from hotreload.vm.processors import InKernel
 if TYPE_CHECKING:
     from hotreload.reload import Reloader
 
-# Seconds in which a guest that runs answers a plain command.
+# Seconds in which a healthy guest answers a trivial command.
 ANSWER = 5.0
 NO_MEMORY = '# vmcore = "on" in hotreload.toml keeps the memory of a guest that crashes, for drgn and crash'
 REVERTED = Trouble(
@@ -58,7 +58,7 @@ REVERTED = Trouble(
 )
 COMPLAINT = "HR4105"
 STOOD = "the guest was {} while a patch was on its way"
-# Seconds. Who dies so soon after being brought back dies of the same.
+# Seconds. A guest that dies this soon after it was brought back died of the same cause.
 AGAIN = 30.0
 LOAD_HINT = (
     "hotreload guest load brings it back to its last checkpoint, hotreload guest console shows what it says"
@@ -66,9 +66,10 @@ LOAD_HINT = (
 
 
 class Rescue:
-    """That of one guest. ``restored`` is told the checkpoint's name and the seconds it took.
+    """Reports on one guest, and brings it back.
 
-    ``say`` is told what else whoever watches has to know.
+    ``restored`` is called with the name of the checkpoint and the seconds that the restore took. ``say`` is
+    called with messages for the user.
     """
 
     def __init__(
@@ -94,14 +95,14 @@ class Rescue:
         self.restores = 0
         self.is_cut_off = False
         self.is_given_up = False  # no checkpoint brings it back
-        self.is_innocent = False  # what was saved last: the guest was lost without it
-        self._interrupted = False  # a push was under way when it was brought back last
+        self.is_innocent = False  # the last saved edit did not cause the loss
+        self._interrupted = False  # a push was under way when the guest was last brought back
         self._back_since = 0.0
 
     async def after(self, error: GuestUnreachableError) -> ReloadReport:
-        """What becomes of a guest that was lost while something was done with it.
+        """Handle a guest that was lost during an operation, which failed with ``error``.
 
-        Raises ``error``, or what the guest was lost of, when it cannot be brought back.
+        Raises GuestUnreachableError when the guest cannot be brought back.
         """
         if trouble := await trouble_of(self._machine):
             return await self.from_trouble(trouble)
@@ -110,7 +111,7 @@ class Rescue:
         if trouble := self._machine.trouble:
             return await self.from_trouble(trouble)
         if not self._reloader.is_changing and silence is None:
-            # Nothing was sent, and it is there again.
+            # Nothing was sent, and the guest answers again.
             self.is_innocent = True
             reason = Reason(
                 error.code,
@@ -119,7 +120,7 @@ class Rescue:
             )
             report = ReloadReport(Outcome.REJECTED, reasons=(reason,), still_runs=self._reloader.running)
             return self._reloader.note(report)
-        # Of a patch on its way nobody knows how far it got.
+        # If a patch was on its way, it is unknown how far it got, so go back to a checkpoint.
         if not self._reloader.is_changing or (stood and silence is None):
             self.is_innocent = True
         if stood and silence is None:
@@ -133,13 +134,13 @@ class Rescue:
             return None
 
     async def from_trouble(self, trouble: Trouble) -> ReloadReport:
-        """What becomes of a guest that does not run. Raises GuestUnreachableError for one to be left."""
+        """Handle a guest that does not run. Raises GuestUnreachableError if it is not to be brought back."""
         error = await loss(trouble, self.console_log, self.console.begin)
         ran = self._reloader.running
         if not isinstance(error, GuestCrashedError):
             if not (self.may_return or self._may_boot(trouble)):
                 raise error
-            self.is_innocent = True  # nobody's code did it
+            self.is_innocent = True  # it was not lost because of a crash
             return self._reloader.note(loss_report(error, ran, self._last_resort))
         if report := await self._back(error):
             return report
@@ -147,28 +148,29 @@ class Rescue:
         return self._report(error, line, (self._last_resort,), ran, ran, self._commands(error))
 
     def _may_boot(self, trouble: Trouble) -> bool:
-        """Is it ours to boot anew? Who switches a guest off wants it so."""
+        """Return whether to boot the guest again: it is ours, and was not switched off on purpose."""
         return self._booted.foreign is None and trouble.state is not State.HALTED
 
     @property
     def _last_resort(self) -> str:
-        """What is done about a guest that no checkpoint brings back."""
+        """What happens to a guest that no checkpoint brings back."""
         return RETURNS if self._booted.foreign is not None else BOOTS
 
     @property
     def may_return(self) -> bool:
-        """May somebody else boot the guest anew, when it is lost?"""
+        """Return whether the guest's owner, who is not us, may boot it again after it was lost."""
         return self._booted.foreign is not None and self._booted.foreign.may_return
 
     @property
     def _way_back(self) -> str:
-        """Of a guest that is cut off."""
+        """The hint for a guest that is cut off."""
         return LOAD_HINT if self._booted.foreign is None else RETURNS
 
     async def from_console(self, crash: CrashReport, restores: int) -> ReloadReport | None:
-        """What becomes of a guest by what its console said; None: its end is told elsewhere.
+        """Handle a crash or complaint on the console. Return None if it is reported elsewhere.
 
-        A machine of ours tells of each end itself; of another's guest the console may be all that does.
+        Our own machine reports every crash itself. For somebody else's guest, the console may be the only
+        source.
         """
         if crash.code != COMPLAINT:
             foreign = self._booted.foreign
@@ -180,9 +182,9 @@ class Rescue:
         return await self.from_complaint(crash, restores)
 
     async def from_complaint(self, crash: CrashReport, restores: int) -> ReloadReport | None:
-        """What becomes of a guest whose kernel complains; None: it was told, or is past.
+        """Handle a kernel's complaint. Return None if it was reported before, or the guest restored since.
 
-        ``restores``: how many there had been when it complained. Raises GuestUnreachableError.
+        ``restores``: the number of restores up to the complaint. Raises GuestUnreachableError.
         """
         if restores != self.restores:
             return None
@@ -198,9 +200,10 @@ class Rescue:
         return self._reloader.note(complaint_report(crash, line, self._reloader.running, self._state))
 
     async def from_silence(self) -> ReloadReport | None:
-        """What becomes of a guest whose connection dropped; None: it answers, or its end is told elsewhere.
+        """Handle a dropped connection. Return None if the guest answers, or its end is reported elsewhere.
 
-        One that works on is left alone: ``is_cut_off`` until it answers. Raises GuestUnreachableError.
+        A guest that does not answer but still works is left alone; ``is_cut_off`` is set until it answers.
+        Raises GuestUnreachableError.
         """
         silence = await why_silent(self._machine, self._booted.guest, self.console_log)
         if silence is None:
@@ -216,15 +219,15 @@ class Rescue:
         return self._reloader.note(report)
 
     async def _look_whether_it_is_the_same(self) -> None:
-        """Somebody else's guest that is there again may be brought back to a snapshot: begin with it anew."""
+        """Start over with somebody else's guest if its owner has restored it to a snapshot meanwhile."""
         foreign = self._booted.foreign
-        # If it is gone once more, that is told by itself.
+        # If it is lost again, that is reported elsewhere.
         with contextlib.suppress(HotReloadError):
             if foreign is not None and not await self._reloader.is_as_known():
                 foreign.lose(REVERTED)
 
     async def answers_again(self) -> bool:
-        """Of a guest that is cut off: does it answer now?"""
+        """Return whether a guest that was cut off answers again. If so, reset ``is_cut_off``."""
         try:
             await self._booted.guest.knock()
         except GuestUnreachableError:
@@ -233,12 +236,12 @@ class Rescue:
         return True
 
     def take_innocent(self) -> bool:
-        """Was what was saved last not what the guest was lost of? True once only."""
+        """Return and reset ``is_innocent``."""
         taken, self.is_innocent = self.is_innocent, False
         return taken
 
     def begin_anew(self) -> None:
-        """The guest was brought back: what it said so far is of another one."""
+        """Ignore the console's output so far, because the guest was brought back."""
         self.console.skip()
         self.restores += 1
         self.is_cut_off = False
@@ -250,7 +253,7 @@ class Rescue:
             return False
 
     async def _back_from(self, silence: Silence | None, error: GuestCrashedError) -> ReloadReport:
-        """Bring a guest back that runs. Raises GuestUnreachableError when nothing can."""
+        """Bring back a guest that still runs. Raises GuestUnreachableError if that is impossible."""
         report = await self._back(error, silence.stuck if silence else None)
         if report is not None:
             return report
@@ -265,9 +268,10 @@ class Rescue:
         return self._report(error, line, (self._last_resort,), ran, ran, self._commands(error))
 
     async def _back(self, error: GuestCrashedError, stuck: InKernel | None = None) -> ReloadReport | None:
-        """Bring the guest back to its last checkpoint, or one further back, and tell; None: there is none.
+        """Restore the guest to its last usable checkpoint and report that. Return None if there is none.
 
-        Where it had to go further, the push was not to blame that was under way.
+        If the guest does not work at its last checkpoint either, the push that was under way did not cause
+        the loss.
         """
         ran = self._reloader.running
         addresses: tuple[int, ...] = ()
@@ -281,7 +285,7 @@ class Rescue:
         started = time.monotonic()
         try:
             back = await self._reloader.roll_back()
-        except GuestUnreachableError:  # QEMU has ended meanwhile
+        except GuestUnreachableError:  # QEMU has ended in the meantime
             back = None
         finally:
             line = await looking
@@ -301,14 +305,14 @@ class Rescue:
         return self._report(error, line, (*lines, *kept), ran, back.runs, commands)
 
     def _commands(self, error: GuestCrashedError) -> tuple[str, ...]:
-        """With which a person looks at the code that crashed, and at the memory, if that is kept."""
+        """Return commands for looking at the code that crashed, and how to have the memory kept."""
         lines = () if self._keeps_memory else (NO_MEMORY,)
         if error.place is None or (file := self._reloader.module_file(error.place[0])) is None:
             return lines
         return (paste_ready(("gdb", "-batch", "-ex", f"disassemble /s {error.place[1]}", file)), *lines)
 
     async def _keep_memory(self) -> tuple[str, ...]:
-        """Write the memory of the guest as it died; how people look into it."""
+        """Write the memory of the crashed guest to a file. Return the command that opens it, or the error."""
         vmcore = self._state / f"vmcore-{self.restores + 1}"
         try:
             await self._machine.dump(vmcore)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A session that answers commands: what each request on the control socket means."""
+"""Serve a session's control socket: run the session, and handle each request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hotreload.session.telling import Listener
 if TYPE_CHECKING:
     from hotreload.restore_points import Saved
 
-# Seconds. A command in the guest that takes longer is better off in a shell of its own.
+# Seconds. Longer commands should run in a shell of the guest.
 COMMAND_LIMIT = 24 * 3600.0
 
 Job = Callable[[Session], Awaitable[int]]
@@ -48,13 +48,13 @@ async def run_session(
     listener: Listener | None = None,
     attachment: Attachment | None = None,
 ) -> int:
-    """Own a guest while ``job`` runs; its exit status, or the one with which the session ended before.
+    """Run a session until ``job`` ends. Return its exit status, or the session's if that ends first.
 
-    ``background``: this process's standard output and error go to the session's records from now on.
-    ``listener`` is told all that the session tells, from the beginning. ``attachment``: somebody else's
-    guest, to be used instead of one that is booted.
+    ``background``: redirect this process's standard output and error to the session's records. ``listener``
+    gets every message of the session, from its start. ``attachment``: somebody else's guest, to attach to
+    instead of booting one.
 
-    Raises GuestBusyError (HR3106), what Session raises on entry, and what a session ends with.
+    Raises GuestBusyError (HR3106), what Session raises on entry, and the error that a session ends with.
     """
     name = guest_name(config.guest, folder)
     state = new_state(name)
@@ -82,7 +82,7 @@ async def _serve(session: Session, job: Job) -> int:
         working = asyncio.ensure_future(job(session))
         try:
             await asyncio.wait({working, session.finished}, return_when=asyncio.FIRST_COMPLETED)
-            # A report that ends the session may be what the job waits for: its answer is the better one.
+            # If both are done, prefer the job: the report that ended the session may be what it waited for.
             return await (working if working.done() else session.finished)
         finally:
             working.cancel()
@@ -90,7 +90,7 @@ async def _serve(session: Session, job: Job) -> int:
 
 
 async def _stoppable(work: Any, service: Service) -> int:
-    """Do the work; a request to stop ends it in good order, whatever it is at."""
+    """Do the work, and cancel it cleanly at a request to stop. Return its exit status, or 0 if cancelled."""
     working = asyncio.create_task(work)
     stopped = asyncio.create_task(service.stopped.wait())
     try:
@@ -106,7 +106,7 @@ async def _stoppable(work: Any, service: Service) -> int:
 
 
 class Service:
-    """The requests of one session. Each method named like a verb answers it."""
+    """Answers the requests to one session. Each verb is answered by the method of the same name."""
 
     def __init__(self, session: Session, about: About) -> None:
         self.stopped = asyncio.Event()
@@ -151,7 +151,7 @@ class Service:
         return await handlers[verb](request, send)
 
     async def status(self, _request: Message, _send: Send) -> Message:
-        """What runs: the guest, the modules, the live patches and what holds up a transition."""
+        """Return the state of the guest, its modules, its live patches and what holds up a transition."""
         session, about = self._session, self._about
         facts: dict[str, Any] = {
             "v": 1,
@@ -186,13 +186,13 @@ class Service:
         return facts if trouble else facts | await self._patches()
 
     async def _patches(self) -> dict[str, Any]:
-        """The fields of PatchStatus, values within values."""
+        """Return the fields of PatchStatus as nested JSON objects."""
         found = await patch_status(self._session.booted.guest)
         tasks = [dataclasses.asdict(task) | {"told": task.told} for task in found.tasks]
         return dataclasses.asdict(found) | {"tasks": tasks}
 
     async def show(self, _request: Message, _send: Send) -> Message:
-        """How the guest is reached, and what it is made of."""
+        """Return the status, how to reach the guest, and how it was started."""
         return {
             **await self.status({}, _send),
             "ssh": self._session.booted.guest.ssh_command,
@@ -214,7 +214,7 @@ class Service:
         return await self._cycle(work, send)
 
     async def reload(self, request: Message, send: Send) -> Message:
-        """Load modules anew, all where none is named."""
+        """Reload the named modules, or all if none is named."""
         return await self._cycle(self._session.reload(request.get("modules", ())), send)
 
     async def undo(self, request: Message, send: Send) -> Message:
@@ -225,9 +225,9 @@ class Service:
         return await self._cycle(self._session.redo(), send)
 
     async def _cycle(self, work: Coroutine[Any, Any, ReloadReport], send: Send) -> Message:
-        """Do it to its end, whether or not the client stays; its events go to the client."""
+        """Finish a cycle even if the client hangs up. Its events are sent to the client."""
         task = asyncio.create_task(work)
-        # Somebody has to hold it when the client is gone.
+        # Hold a reference, so that the task is not garbage-collected when the client hangs up.
         self._running.add(task)
         task.add_done_callback(self._forget)
         async with self._relay(send):
@@ -237,11 +237,11 @@ class Service:
     def _forget(self, task: asyncio.Task[ReloadReport]) -> None:
         self._running.discard(task)
         if not task.cancelled():
-            task.exception()  # the client was told, if it is there
+            task.exception()  # mark it as retrieved: the client got it, if it did not hang up
 
     @contextlib.asynccontextmanager
     async def _relay(self, send: Send) -> AsyncIterator[None]:
-        """Inside, send what the session tells; all of it has been sent afterwards."""
+        """Send the session's messages to a client inside the block. All have been sent when it ends."""
         messages: asyncio.Queue[Message] = asyncio.Queue()
 
         async def forward() -> None:
@@ -253,7 +253,7 @@ class Service:
         try:
             with self._session.teller.listen(messages.put_nowait):
                 yield
-            # Not join() alone: a client that is gone would never take the rest.
+            # Do not wait for join() alone, because a client that is gone never takes the rest.
             joined = asyncio.create_task(messages.join())
             await asyncio.wait({joined, forwarding}, return_when=asyncio.FIRST_COMPLETED)
             joined.cancel()
@@ -262,28 +262,28 @@ class Service:
             await asyncio.wait({forwarding})
 
     async def watch(self, _request: Message, send: Send) -> Message:
-        """Reload what is saved, and tell of it, until the client hangs up or the session ends.
+        """Reload what is saved, and report it, until the client hangs up or the session ends.
 
-        Raises what the session ends with.
+        Raises the error that the session ends with.
         """
         async with self._relay(send):
             await self._session.ready.wait()
             await send({"ready": dict(await self.status({}, send))})
             with self._session.watching():
                 await asyncio.wait({self._session.finished})
-        # What it ended of: its own standard error is in a file.
+        # Pass on the error that ended it, because its own standard error goes to a file.
         self._session.finished.result()
         return {}
 
     async def exec(self, request: Message, _send: Send) -> Message:
-        """Run a shell command in the guest; input and output as base64."""
+        """Run a shell command in the guest. Its input and output are base64."""
         await self._session.require_awake()
         stdin = base64.b64decode(request.get("stdin", ""))
         done = await self._session.booted.guest.run(request["command"], stdin=stdin, timeout=COMMAND_LIMIT)
         return {"status": done.status, "stdout": _text64(done.stdout), "stderr": _text64(done.stderr)}
 
     async def record(self, request: Message, _send: Send) -> Message:
-        """Number and write down what a command did that watches with us."""
+        """Record an event of a client that watches. Return it with its number."""
         return {"event": self._session.teller.record(request["type"], **request["fields"])}
 
     async def put(self, request: Message, _send: Send) -> Message:
@@ -304,11 +304,11 @@ class Service:
         return saved_object(await self._session.save_checkpoint(request["name"]))
 
     async def load(self, request: Message, send: Send) -> Message:
-        """Bring the guest back to a checkpoint."""
+        """Restore the guest to a checkpoint."""
         return await self._cycle(self._session.load_checkpoint(request.get("name")), send)
 
     async def checkpoints(self, _request: Message, _send: Send) -> Message:
-        """Those that the guest can go back to."""
+        """List the checkpoints that the guest can be restored to."""
         return {"v": 1, "checkpoints": [saved_object(each) for each in self._session.reloader.checkpoints]}
 
     async def dump(self, request: Message, _send: Send) -> Message:
@@ -318,13 +318,13 @@ class Service:
 
     async def stop(self, _request: Message, _send: Send) -> Message:
         self.stopped.set()
-        # The answer comes when all is gone: the connection ends with the session.
+        # There is no other answer than the end of the connection, when the session has ended.
         await asyncio.Event().wait()
         return {}
 
 
 def saved_object(saved: Saved) -> Message:
-    """A checkpoint as JSON; ``runs``: the number of the reload that the guest ran then."""
+    """Return a checkpoint as a JSON object. ``runs`` is the number of the reload that the guest ran then."""
     checkpoint = saved.checkpoint
     return {
         "name": checkpoint.tag,

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""A session: a guest with the user's modules, and every edit that reaches it.
+"""A session: a guest with the user's modules, to which edits are brought.
 
-``async with Session(...)`` finds the kernel, builds, boots, loads and watches; what it started is gone after
-the block. Inside it
+``async with Session(...)`` finds the kernel, builds, boots, loads and watches. Whatever it started is gone
+after the block. Inside the block,
 
-    the watcher's batches are collected, and reloaded while somebody watches (`watching`);
-    `push`, `undo` and `redo` are done at once, one at a time with the reloads;
-    while nothing is to be done, the base objects of units not edited yet are compiled;
-    whoever listens (`listen`) is told each event and each report;
-    `finished` becomes the exit status, or the error, with which the session ends.
+    saved files are collected, and reloaded while somebody watches (`watching`);
+    `push`, `undo` and `redo` run at once, but never at the same time as a reload;
+    while there is nothing else to do, the base objects of units that are not edited yet are compiled;
+    listeners (`teller.listen`) get each event and each report;
+    `finished` becomes the exit status or the error with which the session ends.
 """
 
 from __future__ import annotations
@@ -68,13 +68,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds of quiet after which base objects are compiled ahead, and what a teardown command may take.
+# Seconds: of quiet before base objects are compiled ahead, for a teardown command, for removing our patches,
+# and between attempts to reach a guest that is cut off.
 IDLE = 1.0
 TEARDOWN_LIMIT = 30.0
 TAKE_BACK_LIMIT = 40.0
 CONTACT_INTERVAL = 2.0
-QUIET_SHARE = 10  # make, asked in vain, is not asked again for so many times the time that it took
-MANY_UNITS = 8  # a compile of so many is worth a word on how far it is
+QUIET_SHARE = 10  # after a run of make that found no edit, wait this many times as long as it took
+MANY_UNITS = 8  # show the progress of a compile from this many units on
 STANDSTILL_INTERVAL = 0.5
 STANDS = {
     "suspended": "the guest sleeps (suspended); what is saved meanwhile is brought when it has woken",
@@ -84,7 +85,7 @@ WAKE = {
     "suspended": "system_wakeup over QMP wakes it; hotreload guest show tells the socket",
     "paused": "cont over QMP lets it go on; hotreload guest show tells the socket",
 }
-# A guest that is lost again and again, with nothing brought to it in between, is booted so often.
+# How often a guest is booted again if nothing was brought to it in between.
 MOST_BOOTS = 3
 NOT_OURS = "this guest was not started by hotreload, and is not ours to boot"
 SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
@@ -93,10 +94,10 @@ Listener = Callable[[Mapping[str, Any]], None]
 
 
 class Session:
-    """See the module. The caller holds the guest's name (guests.claim) for as long as the session lives."""
+    """See the module's docstring. The caller owns the guest's name (guests.claim) while the session lives."""
 
     def __init__(self, order: Order, console: Console, stream: TextIO | None = None) -> None:
-        """``stream``: where the events go as NDJSON, besides the file in the state folder."""
+        """``stream``: gets the events as NDJSON, as does the file in the state folder."""
         self.order = order
         self.console = console
         self.kernel: KernelTree
@@ -109,26 +110,26 @@ class Session:
         self.teller = Teller(order.guest, self._events, console)
         self._owned = contextlib.AsyncExitStack()
         self._machine_life = contextlib.AsyncExitStack()
-        self._guest_life = contextlib.AsyncExitStack()  # what goes on in it; ends first
+        self._guest_life = contextlib.AsyncExitStack()  # what runs for the guest; closed before the machine
         self._bare: BareGuest | None = None
         self._busy = asyncio.Lock()
         self._cycle = 0
         self._watcher: Watcher
-        self._watched: Build  # whose files the watcher knows
+        self._watched: Build  # the build whose files are watched
         self._watchers = 0
         self._pending: set[Path] = set()
         self._saved_at = 0.0
-        self._quiet_until = 0.0  # make is not asked in vain before
+        self._quiet_until = 0.0  # do not run make only to look for edits before this time
         self._due = asyncio.Event()
-        self._before: Earlier | None = None  # what a guest was that may return
-        self._is_lost = asyncio.Event()  # a guest that may return, or be booted anew
-        self._is_waking = False  # an edit waits for it
-        self._boots = 0  # since anything was brought to it
+        self._before: Earlier | None = None  # the state of a lost guest that may return
+        self._is_lost = asyncio.Event()  # the guest is lost, but may return or be booted again
+        self._is_waking = False  # an edit waits until the guest has woken
+        self._boots = 0  # boots since anything was brought to the guest
         self._brought_again: Mapping[Path, str | None] = {}
-        self._lost: ReloadReport  # how that was told
+        self._lost: ReloadReport  # the report of the loss
         self.away_since: datetime | None = None
 
-    # Its life.
+    # Start and end.
 
     async def __aenter__(self) -> Self:
         """Raises what open_kernel, check_fit, boot and Watcher raise."""
@@ -147,7 +148,7 @@ class Session:
     async def _start_guest(self, built: Built | None = None) -> None:
         """Boot a guest and watch its sources, until ``_end_guest``.
 
-        ``built``: of this; None: of the sources as they are now.
+        ``built``: the build to boot with, or None to build the current sources.
         """
         started = time.monotonic()
         async with contextlib.AsyncExitStack() as life:
@@ -181,7 +182,7 @@ class Session:
     ) -> None:
         await self._owned.aclose()
         if self.finished.done() and not self.finished.cancelled():
-            self.finished.exception()  # told by whoever waits for it, if it was not the block's own
+            self.finished.exception()  # mark it as retrieved: it was raised in the block, or where awaited
 
     async def _boot(self, progress: Callable[[str], None], built: Built | None) -> None:
         order = self.order
@@ -232,14 +233,14 @@ class Session:
             watcher_for(self._watched, self.order.config)
         )
         self.reloader.taken = self._watcher.taken
-        # What was saved between kbuild's run and the watcher's start; from here on the watcher tells.
+        # Find what was saved between the build and the start of the watcher.
         if all_that_differs:
             self._note(await asyncio.to_thread(self.differing), time.monotonic())
         for life in (self._collect, self._stay_alert, self._keep_contact, self._hear_complaints):
             self._start(life(), self._guest_life)
 
     def _start(self, work: Any, owner: contextlib.AsyncExitStack) -> None:
-        """Run a part of the session; when it fails the session ends with its error."""
+        """Run a part of the session as a task. If it fails, the session ends with its error."""
         task = asyncio.create_task(work)
         task.add_done_callback(self._failed)
         owner.push_async_callback(cancelled, task)
@@ -249,12 +250,12 @@ class Session:
             self.finished.set_exception(error)
 
     async def _take_back(self) -> None:
-        """Leave a guest that is not ours without our patches, as far as it still answers."""
+        """Remove our patches from somebody else's guest, if it still answers."""
         if self.booted.machine.trouble is None and not self.rescue.is_cut_off:
             await take_back(self.booted, self.reloader, self._busy, self.console)
 
     def finish(self, status: int = 0) -> None:
-        """Let the session end."""
+        """End the session with this exit status, unless it has ended already."""
         if not self.finished.done():
             self.finished.set_result(status)
 
@@ -268,15 +269,15 @@ class Session:
         return self._watchers > 0
 
     def differing(self) -> tuple[Path, ...]:
-        """The sources that differ now from those the guest booted with."""
+        """Return the sources that differ from those the guest booted with."""
         return self.reloader.base.differing()
 
     # Cycles.
 
     async def push(self, max_units: int | None = None, init_changes: str | None = None) -> ReloadReport:
-        """Bring the guest to the sources as they are now. Raises SessionError when the guest is lost.
+        """Bring the guest to the current sources. Raises SessionError when the guest is lost.
 
-        ``max_units``, ``init_changes``: those of this time (Config).
+        ``max_units``, ``init_changes``: replace those of the configuration in this cycle.
         """
         async with self._one_at_a_time():
             saved_at = time.monotonic()
@@ -297,7 +298,7 @@ class Session:
             return await self._told(self.reloader.reload_modules(modules, started=started), cycle)
 
     async def push_patched(self, patches: Sequence[Path], init_changes: str | None = None) -> ReloadReport:
-        """Bring what source patches make of the files. Raises as ``push``, and what apply_patches raises."""
+        """Bring the sources with patches applied. Raises what ``push`` and apply_patches raise."""
         async with self._one_at_a_time():
             sources = await apply_patches(patches, self.order.folder)
             self._cycle += 1
@@ -336,11 +337,11 @@ class Session:
 
     @contextlib.asynccontextmanager
     async def _one_at_a_time(self, *, asleep: bool = False) -> AsyncIterator[None]:
-        """``asleep``: also with a guest that stands still."""
+        """Hold the guest's lock. ``asleep``: do not wait for a guest that is suspended or paused."""
         while True:
             await self.ready.wait()
             async with self._busy:
-                if not self.ready.is_set():  # it was lost meanwhile
+                if not self.ready.is_set():  # it was lost while we waited
                     continue
                 if not asleep:
                     await until_it_runs(self.booted.machine)
@@ -368,7 +369,7 @@ class Session:
                 return await self.reloader.reload(tuple(paths), saved_at, started=started)
 
         async def brought() -> ReloadReport:
-            report = await reloaded()  # the bar is gone when the report is told
+            report = await reloaded()  # removes the progress bar before the report is printed
             rung = None if self.order.dry_run else self._next_rung(report)
             if rung is None:
                 return report
@@ -382,13 +383,13 @@ class Session:
             return await self._begin_anew(rung, announce, files, saved_at)
 
         report = await self._told(brought(), cycle, watched=watched)
-        # An edit may have added the include of a header that nobody watched, a new recipe a unit.
+        # An edit may have included a header that was not watched, and a changed Makefile may add a unit.
         build = self.reloader.base.build
         new = frozenset() if build is self._watched else build.watched_files
         self._watched = build
         try:
             await self._watcher.also_watch(self.reloader.new_inputs() | new)
-        except EnvironmentFault as fault:  # there are no more watches, say
+        except EnvironmentFault as fault:  # for example, the limit of inotify watches was reached
             self.teller.say(f"{fault.code} {fault.message}: what is saved there is not noticed; {fault.hint}")
         return report
 
@@ -400,9 +401,10 @@ class Session:
     async def _begin_anew(
         self, rung: str, announce: Callable[[str], None], files: Collection[Path], saved_at: float
     ) -> ReloadReport:
-        """Have a guest that began with the sources as they are now; if they cannot be built, this one.
+        """Build the current sources, and restore or reboot the guest with them.
 
-        Raises what the boot raises: there is no guest then.
+        If the build fails, the guest stays as it is. If the boot fails, the session ends and has no guest.
+        Raises what the boot raises.
         """
         before, started = self.reloader, time.monotonic()
         announce(rung)
@@ -424,7 +426,7 @@ class Session:
         try:
             await self._start_guest()
         except BaseException as error:
-            # There is no guest to go on with.
+            # The session has no guest any more.
             if not self.finished.done():
                 self.finished.set_exception(error)
             raise
@@ -433,7 +435,10 @@ class Session:
         return self.reloader.note(began_anew(rung, files, self.booted.contents, built, seconds))
 
     async def _has_kernel_of_tree(self) -> bool:
-        """Raises KernelUnfitError (HR3101) where it has not, and no boot is allowed."""
+        """Return whether the guest runs the kernel that the tree has. If not, it must be booted.
+
+        Raises KernelUnfitError (HR3101) if it does not and no boot is allowed.
+        """
         try:
             base, hint = self.reloader.base, f"{RESTART}; or --max-rung reboot"
             await require_layouts(self.booted.guest, base, base.build.kernel_files, hint)
@@ -446,7 +451,7 @@ class Session:
     async def _told(
         self, work: Awaitable[ReloadReport], cycle: int | None = None, *, watched: bool = False
     ) -> ReloadReport:
-        """Wait for the report of a cycle and tell it to everybody."""
+        """Wait for the report of a cycle, and send it to all listeners. If the guest is lost, rescue it."""
         try:
             report = await work
         except GuestUnreachableError as error:
@@ -464,7 +469,7 @@ class Session:
             if self.rescue.take_innocent():
                 self._bring_again()
             if self._pending:
-                self._due.set()  # what was saved while nothing could be brought
+                self._due.set()  # reload what was saved while nothing could be brought
             return
         is_ours = self.order.attachment is None
         self._boots += is_ours
@@ -472,7 +477,7 @@ class Session:
             self._lost = report
             self._is_lost.set()
             if is_ours:
-                self.ready.clear()  # whoever asks for something waits for the boot
+                self.ready.clear()  # requests wait for the boot
         elif report.outcome is Outcome.CRASHED:
             self.finish(report.outcome.exit_status)
         elif not self.finished.done():
@@ -480,7 +485,10 @@ class Session:
             self.finished.set_exception(GuestUnreachableError(reason.message, code=reason.code))
 
     def _bring_again(self) -> None:
-        """What is saved and not in the guest was not what it was lost of: bring it, the same only once."""
+        """Bring the saved edits that the guest lacks, because they did not cause its loss.
+
+        Do so only once for the same contents.
+        """
         digests = {file: sha256(file) for file in self.differing()}
         if digests != self._brought_again:
             self._brought_again = digests
@@ -490,7 +498,7 @@ class Session:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, edits are reloaded as they are saved; those that wait since before, too."""
+        """Reload edits as they are saved inside the block. Edits saved before it are reloaded, too."""
         self._watchers += 1
         self._due.set()
         try:
@@ -509,7 +517,7 @@ class Session:
             self._note(batch.paths, batch.saved_at)
 
     async def _reload(self) -> None:
-        """Reload what was saved, all at once what was saved while a reload was under way."""
+        """Reload what is saved. What is saved during a reload is brought in one cycle after it."""
         while True:
             await self._wait_until_due()
             if not self._watchers:
@@ -526,7 +534,7 @@ class Session:
                     self._is_waking = False
 
     async def _runs(self) -> bool:
-        """Wait while the guest stands still. False: it does not come back, as is told elsewhere."""
+        """Wait while the guest is suspended or paused. Return False if it is lost (reported elsewhere)."""
         try:
             self._is_waking = bool(await self.booted.machine.standstill())
             await until_it_runs(self.booted.machine)
@@ -535,9 +543,9 @@ class Session:
         return self.booted.machine.trouble is None
 
     async def _is_an_edit(self, paths: Collection[Path]) -> bool:
-        """Is there something to tell of these? Not where no unit names any, and make makes nothing of them.
+        """Return whether these files need a cycle: a unit uses one, or make builds something from one.
 
-        Somebody may write a protocol into the folder all the time: then make is asked now and then.
+        A program may write a log file into the folder all the time, so make is not run for each such save.
         """
         if not await asyncio.to_thread(self.reloader.are_unknown, paths):
             return True
@@ -553,7 +561,7 @@ class Session:
         return False
 
     async def _wait_until_due(self) -> None:
-        """Return at the next save; compile ahead meanwhile."""
+        """Wait for the next save, and compile ahead until then."""
         ahead = asyncio.create_task(self._compile_ahead())
         try:
             await self._due.wait()
@@ -567,14 +575,14 @@ class Session:
             await asyncio.sleep(IDLE)
             await prepare(self.reloader.base, self.reloader.edited)
         except HotReloadError as error:
-            # Told when it matters: with the first edit of that unit.
+            # Only log it. It is reported with the first edit of that unit, when it matters.
             log.info("compiling ahead: %s", error)
 
     async def _stay_alert(self) -> None:
-        """Tell of a guest that is lost; the session ends with it, unless it could be brought back."""
+        """Report the loss of the guest. The session ends then, unless the guest can be brought back."""
         while not self._is_over:
             await self.booted.machine.wait_for_trouble()
-            async with self._busy:  # a reload under way tells of it by itself
+            async with self._busy:  # a reload that is under way reports the loss itself
                 trouble = self.booted.machine.trouble
                 if trouble is not None and not self._is_over:
                     self.teller.state(trouble.state.value, message=trouble.message)
@@ -582,11 +590,11 @@ class Session:
 
     @property
     def _is_over(self) -> bool:
-        """Was the end of this guest told?"""
+        """Return whether the loss of this guest was reported."""
         return self.finished.done() or self._is_lost.is_set()
 
     async def _keep_contact(self) -> None:
-        """See to a guest that runs, and does not answer any more."""
+        """Handle a guest that runs but stops answering."""
         while not self.finished.done():
             await self.booted.guest.wait_until_lost()
             await self._see_to(self.rescue.from_silence)
@@ -596,7 +604,7 @@ class Session:
                     self.teller.say("the guest answers again")
 
     async def _hear_complaints(self) -> None:
-        """Tell what the guest's kernel complains about while it goes on."""
+        """Report what the guest's kernel complains about while it runs."""
         async for crash in self.rescue.console.complaints():
             await self._see_to(partial(self.rescue.from_console, crash, self.rescue.restores))
 
@@ -607,12 +615,12 @@ class Session:
                 if report is not None:
                     self._tell_report(report)
 
-    # Somebody else's guest.
+    # A guest that was lost, and one that stands still.
 
     async def _await_return(self) -> None:
-        """Whenever the guest is lost, boot it; another's: wait until its owner has, and begin with it anew.
+        """Whenever the guest is lost, boot it, or if it is somebody else's, wait until its owner has.
 
-        Raises what boot and attach raise, and GuestUnreachableError when another's QEMU has ended.
+        Raises what boot and attach raise, and GuestUnreachableError if the QEMU of the latter has ended.
         """
         while True:
             await self._is_lost.wait()
@@ -635,9 +643,9 @@ class Session:
             self._tell_report(report)
 
     async def _boot_again(self) -> None:
-        """Boot the guest that no checkpoint brings back, with what it had booted before.
+        """Boot a guest that no checkpoint brings back, with what it had booted before.
 
-        What was saved since waits for the next save, unless it was not what the guest was lost of.
+        Edits made since wait until they are saved again, unless they did not cause the loss.
         """
         self.ready.clear()
         before, started = self.reloader, time.monotonic()
@@ -650,7 +658,7 @@ class Session:
         self.reloader.follow(before)
         report = began_anew("reboot", (), self.booted.contents, 0.0, time.monotonic() - started)
         now = {file: sha256(file) for file in self.differing()}
-        # Nobody watched while it booted.
+        # Nothing was watched while it booted.
         self._note([file for file in {**now, **saved} if now.get(file) != saved.get(file)], time.monotonic())
         left_out = [file for file in now if file not in self._pending]
         if left_out and not innocent:
@@ -661,7 +669,7 @@ class Session:
             self._bring_again()
 
     async def _start_again(self, built: Built | None) -> None:
-        """``_start_guest``, and not only once: whatever the guest was lost of may have lasted."""
+        """Call ``_start_guest``, and retry: the cause of the loss may still be there for a while."""
         for left in reversed(range(MOST_BOOTS)):
             try:
                 await self._start_guest(built)
@@ -673,7 +681,10 @@ class Session:
                 await self._end_machine()
 
     async def _begun_anew(self) -> float | None:
-        """Begin with the guest when it is there again; since when. None: its QEMU has ended."""
+        """Start over with somebody else's guest when it is back. Return when it was back (monotonic time).
+
+        Return None if its QEMU has ended.
+        """
         while await self._returned():
             started = time.monotonic()
             await self._end_guest()
@@ -688,7 +699,10 @@ class Session:
         return None
 
     async def _returned(self) -> bool:
-        """Wait for it; False: its QEMU has ended, and the session with it."""
+        """Wait until the guest is back. If QEMU has ended after a crash, end the session and return False.
+
+        Raises GuestUnreachableError if its QEMU has ended and the guest was lost for another reason.
+        """
         attachment, foreign = self.order.attachment, self.booted.foreign
         assert attachment is not None, "a guest of ours does not return"
         assert foreign is not None, "a guest of ours does not return"
@@ -701,14 +715,14 @@ class Session:
         return False
 
     async def _tell_standstills(self) -> None:
-        """Tell that the guest sleeps, or that somebody has paused it, and when it goes on."""
+        """Report when the guest is suspended or paused, and when it runs again."""
         told = seen = None
         while True:
             await asyncio.sleep(STANDSTILL_INTERVAL)
             if not self.ready.is_set():
                 continue
             now = await self.standstill()
-            # A moment is not worth a word: it is paused whenever it is saved or brought back.
+            # Ignore short pauses: QEMU pauses the guest whenever it saves or restores it.
             if now == seen and now != told:
                 told = now
                 self.teller.state(now or "running")
@@ -716,9 +730,9 @@ class Session:
             seen = now
 
     async def require_awake(self) -> None:
-        """Return at once, or of a guest that has just woken when what was saved meanwhile is in it.
+        """Check that the guest runs. If it has just woken, wait until the edits saved meanwhile are in it.
 
-        Raises GuestUnreachableError (HR4103) for one that sleeps or is paused.
+        Raises GuestUnreachableError (HR4103) for a guest that is suspended or paused.
         """
         stands = await self.standstill()
         await asyncio.sleep(STANDSTILL_INTERVAL if stands else 0)
@@ -729,7 +743,7 @@ class Session:
                 return
 
     async def standstill(self) -> str | None:
-        """ "suspended", "paused", or None."""
+        """Return "suspended" or "paused", or None if the guest runs or QEMU is gone."""
         with contextlib.suppress(GuestUnreachableError):
             return await self.booted.machine.standstill()
         return None

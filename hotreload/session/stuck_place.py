@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Where a processor is stuck, for people: who waits and who called that, not only the slow path of a lock.
+"""Describe where a processor is stuck: the function that waits and its caller, not only a lock's slow path.
 
-A guest that loops is asked nothing any more. Its registers and its stack are read from outside; what they
-name it tells when it was brought back, for its kernel is where it was.
+A guest that loops cannot be queried, so its registers and its stack are read from outside. The addresses are
+resolved to names after the guest was restored, because then its kernel is at the same addresses.
 """
 
 from __future__ import annotations
@@ -20,37 +20,41 @@ from hotreload.vm.processors import InKernel
 Place = tuple[str, str, int]  # module, function, offset
 PlaceOf = Callable[[int], Place | None]
 
-# Bytes of a stack: the slow path of a lock, the lock, who takes it and who called that have less.
+# Bytes of stack to read: enough for the frames of a lock's slow path, the lock function, and two callers.
 DEPTH = 512
 PAGE = 4096
-# The kernel's text and its modules' (Documentation/arch/x86/x86_64/mm.rst).
+# The text of the kernel and its modules (Documentation/arch/x86/x86_64/mm.rst).
 CODE = range(0xFFFFFFFF80000000, 0xFFFFFFFFFF000000)
-MOST = 8  # addresses: the guest goes through all of its symbols for each
+MOST = 8  # addresses to resolve, because the guest searches all of its symbols for each
 MODULES = 0xFFFFFFFFC0000000
-# Further behind the beginning of a function is something else: in a module mostly what has gone with a patch.
+# An address farther from the nearest symbol is not in that function. In the range of the modules, it is
+# mostly in a patch that is gone.
 LARGEST_FUNCTION, LARGEST_OF_A_MODULE = 1 << 18, 1 << 12
 
 
 async def addresses_of(stuck: InKernel, read_memory: ReadMemory) -> tuple[int, ...]:
-    """Where it is, and what on its stack may be calls that led there, the innermost first."""
+    """Return the processor's address, and those on its stack that may be calls to there, innermost first."""
     try:
         data = await read_memory(stuck.stack, min(DEPTH, PAGE - stuck.stack % PAGE) & ~7)
     except HotReloadError:
         return (stuck.address,)
     words = struct.unpack(f"<{len(data) // 8}Q", data)
-    # Behind a call; the call itself is what is meant.
+    # A return address is behind the call, so subtract 1 to get into the call instruction.
     calls = [word - 1 for word in words if word in CODE]
     return (stuck.address, *dict.fromkeys(calls))[:MOST]
 
 
 def places_in(addresses: Sequence[int], place_of: PlaceOf) -> dict[int, Place]:
-    """Those that are in the newest patch."""
+    """Return the addresses that are in the newest patch, with their places."""
     found = {address: place_of(address) for address in addresses}
     return {address: place for address, place in found.items() if place is not None}
 
 
 async def names_of(addresses: Sequence[int], guest: Guest) -> dict[int, str]:
-    """What the guest's kernel has there now: "function+0x1f"; of what has gone with a patch the address."""
+    """Ask the guest's kernel for the names of addresses, as "function+0x1f".
+
+    An address in a patch that is gone becomes "a module (0x...)".
+    """
     wanted = " ".join(f"{address:016x}" for address in addresses)
     command = (
         f"awk -v wanted='{wanted}' 'BEGIN {{ count = split(wanted, at) }} {{ for (i = 1; i <= count; i++)"
@@ -71,7 +75,10 @@ def _named(address: int, start: int, name: str) -> tuple[int, str]:
 
 
 def told(addresses: Sequence[int], names: Mapping[int, str], places: Mapping[int, Place]) -> str:
-    """ "show+0x1c, called by seq_read_iter+0x11e; it waits in native_queued_spin_lock_slowpath+0x30"."""
+    """Describe the place that is stuck.
+
+    For example "show+0x1c, called by seq_read_iter+0x11e; it waits in native_queued_spin_lock_slowpath+0x30".
+    """
 
     def name(address: int) -> str:
         if address in places:
@@ -94,6 +101,9 @@ def told(addresses: Sequence[int], names: Mapping[int, str], places: Mapping[int
 async def look(
     stuck: InKernel, read_memory: ReadMemory, place_of: PlaceOf
 ) -> tuple[tuple[int, ...], dict[int, Place]]:
-    """What can be found out before the guest is brought back."""
+    """Return the addresses of a stuck processor, and the places of those that are in the newest patch.
+
+    To be called before the guest is restored.
+    """
     addresses = await addresses_of(stuck, read_memory)
     return addresses, await asyncio.to_thread(places_in, addresses, place_of)

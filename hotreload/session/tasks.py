@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What goes on beside something else."""
+"""Helpers for asyncio tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 async def cancelled(task: asyncio.Task[Any]) -> None:
-    """Have it end; what it failed with was told already."""
+    """Cancel a task and wait for its end. Ignore its exception, which was reported elsewhere."""
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled():

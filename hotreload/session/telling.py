@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What happens in a session, told: to a person, as events, and to whoever listens."""
+"""Report what happens in a session: on the console, as recorded events, and to listeners."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hotreload.report.ndjson import EventSink, closing_event
 from hotreload.report.outcome import ReloadReport
 from hotreload.session.control import report_object
 
-MANY_UNITS = 8  # a compile of so many is worth a word on how far it is
+MANY_UNITS = 8  # show the progress of a compile from this many units on
 
 Listener = Callable[[Mapping[str, Any]], None]
 
 
 class Teller:
-    """That of the session of one guest."""
+    """Reports for the session of one guest."""
 
     def __init__(self, guest: str, events: EventSink, console: Console) -> None:
         self._guest = guest
@@ -28,7 +28,7 @@ class Teller:
 
     @contextlib.contextmanager
     def listen(self, listener: Listener) -> Iterator[None]:
-        """Tell each event, report and step of the boot to ``listener`` inside the block."""
+        """Call ``listener`` with each event, report and step of the boot inside the block."""
         self._listeners.add(listener)
         try:
             yield
@@ -36,33 +36,33 @@ class Teller:
             self._listeners.discard(listener)
 
     def tell(self, message: Mapping[str, Any]) -> None:
-        """Tell it to who listens, and to nobody else."""
+        """Send a message to the listeners only."""
         for listener in tuple(self._listeners):
             listener(message)
 
     def say(self, text: str) -> None:
-        """Tell people a line."""
+        """Print a line on the console, and send it to the listeners."""
         self._console.say(text)
         self.tell({"say": text})
 
     def event(self, type: str, cycle: int | None = None, **fields: Any) -> None:
-        """Tell an event. Raises ValueError when its fields are not those of its type."""
+        """Record an event and send it to the listeners. Raises ValueError if fields do not fit the type."""
         self.tell({"event": self._events.emit(type, cycle, **fields).line()})
 
     def record(self, type: str, **fields: Any) -> str:
-        """Write down an event of somebody's who tells it himself; its line."""
+        """Record an event without sending it, and return its line. For a client that prints it itself."""
         return self._events.emit(type, None, **fields).line()
 
     def state(self, state: str, **fields: Any) -> None:
-        """Tell what the guest does now."""
+        """Report the guest's state."""
         self.event("guest.state", guest=self._guest, state=state, **fields)
 
     def restored(self, checkpoint: str, seconds: float) -> None:
-        """Tell that the guest was brought back."""
+        """Report that the guest was restored to a checkpoint. ``seconds``: how long that took."""
         self.event("restore.done", checkpoint=checkpoint, ms=seconds * 1000)
 
     def report(self, report: ReloadReport, cycle: int | None, key: str, **fields: Any) -> None:
-        """Tell a report everywhere. ``key``: "report" ends a cycle, after a "climb" the cycle goes on."""
+        """Record, print and send a report. ``key``: "report" ends a cycle; after "climb" it goes on."""
         type, told = closing_event(report)
         self.event(type, cycle, **told)
         self._console.report(report)
@@ -70,7 +70,7 @@ class Teller:
 
     @contextlib.contextmanager
     def start(self) -> Iterator[Callable[[str], None]]:
-        """Show how far the start of the guest is."""
+        """Show the progress of the guest's start."""
         with self._console.progress(f"starting the guest {self._guest}") as progress:
 
             def tell(text: str) -> None:
@@ -81,7 +81,7 @@ class Teller:
 
     @contextlib.contextmanager
     def long_build(self) -> Iterator[Callable[[int, int], None]]:
-        """Show how far the compile is, where many units are compiled."""
+        """Show the progress of a compile of many units."""
         with contextlib.ExitStack() as shown:
             bar: Progress | None = None
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The differ measured on a whole kernel: every unit with itself, and every fix between two releases."""
+"""Measure hotreload with random edits, replayed histories, real fixes, and self-comparisons of kernels."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Compiling units beside each other and asking the differ about each pair.
+"""Compile pairs of translation units in parallel, and compare each pair with the differ.
 
-Compilers run as programs and the differ in worker processes, together as many at a time as ``jobs`` says.
-Objects stay in the work folder, and a run uses again what is newer than what it is made of.
+Compilers run as programs and the differ in worker processes, at most ``jobs`` of both at a time. Objects stay
+in the work folder, and a later run reuses those that are newer than their inputs.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from hotreload.errors import CompileError, HotReloadError
 from hotreload.paths import writing_to
 from hotreload.survey.kernel_build import BuiltKernel
 
-# A unit's source as it is to be.
+# Returns the edited source of a unit.
 Edit = Callable[[TranslationUnit], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one pair. ``verdict``: unchanged, patchable, refused, failed (to compile), or broken (the
-    differ itself).
+    """The result of one pair.
 
-    ``obstacles``: (code, symbol, message) of each. ``seconds``: of the processor, from the patched object to
-    the answer; a session has read the original before.
-    ``size``: symbols and relocations of the original object.
+    ``verdict``    unchanged, patchable, refused, failed (it does not compile) or broken (the differ failed)
+    ``obstacles``  (code, symbol, message) of each; ``notes`` likewise
+    ``seconds``    processor time for reading the patched object and comparing it, without reading the
+                   original, which a session has already read
+    ``size``       numbers of symbols and relocations of the original object
     """
 
     unit: str
@@ -51,7 +52,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Where compiled pairs are kept, and what works on them."""
+    """Where compiled pairs are kept, and the workers that compile and compare them."""
 
     kernel: BuiltKernel
     work: Path
@@ -59,9 +60,9 @@ class Survey:
     differs: Executor
 
     async def ask(self, unit: TranslationUnit, label: str, edit: Edit | None) -> Answer:
-        """Compile a unit as it was built and as ``edit`` makes it, and compare; None: the unit with itself.
+        """Compile a unit as it was built and after ``edit``, and compare both.
 
-        ``label`` names the folder of the second object.
+        If ``edit`` is None, compare the unit with itself. ``label`` names the folder of the edited object.
         """
         name = self.kernel.name_of(unit)
         async with self.slots:
@@ -82,7 +83,7 @@ class Survey:
     async def _patched(self, unit: TranslationUnit, name: str, label: str, text: str) -> Path:
         source = self.work / label / name
         target = source.with_suffix(".o")
-        # As in a reload, lines that are as they were keep their numbers; and __FILE__ is the original's name.
+        # As in a reload, unchanged lines keep their numbers, and __FILE__ is the name of the original.
         text = stabilised(unit.source.read_text(errors="surrogateescape"), text) or text
         text = f'#line 1 "{_spelled(unit)}"\n{text}'
         if not (source.is_file() and source.read_text(errors="surrogateescape") == text):
@@ -99,7 +100,7 @@ def _is_newer(target: Path, *inputs: Path) -> bool:
 
 
 def with_source(unit: TranslationUnit, source: Path) -> TranslationUnit:
-    """The unit compiled from another file, which finds the same headers."""
+    """Return the unit as compiled from another file that finds the same headers."""
     recorded = split_command(unit.command)
     spelled = _spelled(unit)
     words = [str(source) if word == spelled else word for word in recorded.compile]
@@ -109,13 +110,13 @@ def with_source(unit: TranslationUnit, source: Path) -> TranslationUnit:
 
 
 def _spelled(unit: TranslationUnit) -> str:
-    """The source as its command names it, which is what __FILE__ is: virt/kvm has a ``..`` in it."""
+    """Return the source as its command spells it, which is __FILE__. In virt/kvm it contains ``..``."""
     words = split_command(unit.command).compile
     return next(word for word in words if os.path.normpath(unit.cwd / word) == str(unit.source))
 
 
 def compare(name: str, original: Path, patched: Path) -> Answer:
-    """The differ's answer about two object files."""
+    """Compare two object files, and return the differ's answer."""
     try:
         base = unit_object_of(read_object(original))
         started = time.process_time()
@@ -123,7 +124,7 @@ def compare(name: str, original: Path, patched: Path) -> Answer:
         seconds = time.process_time() - started
     except HotReloadError as error:
         return Answer(name, "broken", obstacles=((error.code, "", error.message),))
-    except Exception as error:  # a defect of the differ is one of the answers looked for
+    except Exception as error:  # a survey also looks for bugs in the differ
         return Answer(name, "broken", obstacles=(("HR0000", "", repr(error)),))
     return Answer(
         name,
@@ -140,7 +141,7 @@ def compare(name: str, original: Path, patched: Path) -> Answer:
 async def ask_all(
     survey: Survey, units: Iterable[TranslationUnit], label: str, edit: Edit | None
 ) -> AsyncIterator[Answer]:
-    """The answers about many units, each as it comes."""
+    """Yield the answers for many units in the order in which they become ready."""
     tasks = [asyncio.create_task(survey.ask(unit, label, edit)) for unit in units]
     try:
         for done in asyncio.as_completed(tasks):

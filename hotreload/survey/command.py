@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What scripts/self-check and scripts/real-fixes have in common: options, the kernel, and the printed end."""
+"""The common parts of scripts/self-check and scripts/real-fixes: options, the kernel, printing of results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``old``, ``new``: unpacked sources, None: the packaged ones. ``limit``: so many, spread evenly."""
+    """The command line options.
+
+    ``old``, ``new``: folders of unpacked sources, or None for the packaged ones. ``limit``: the number of
+    pairs, spread evenly, or None for all.
+    """
 
     old: Path | None
     new: Path | None
@@ -51,7 +55,7 @@ class Options:
 
 
 def parse_options(description: str, argv: Sequence[str] | None = None, *, new: bool = False) -> Options:
-    """The command line; ``--new`` is there for who compares with another release."""
+    """Parse the command line. ``new``: also accept the options for comparing with another release."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--old", type=Path, metavar="DIR", help=f"sources to build ({OLD_VERSION} by apt)")
     if new:
@@ -85,7 +89,7 @@ def _count(text: str) -> int:
 
 
 def run(main: Callable[[Options], Coroutine[None, None, int]], options: Options) -> int:
-    """Run to the end; an error of ours is told in two lines."""
+    """Run ``main``, and return the exit status. Print a HotReloadError and its hint in two lines."""
     try:
         return asyncio.run(main(options))
     except HotReloadError as error:
@@ -100,25 +104,25 @@ def run(main: Callable[[Options], Coroutine[None, None, int]], options: Options)
 
 @contextlib.asynccontextmanager
 async def survey_of(options: Options) -> AsyncIterator[Survey]:
-    """The kernel built, and workers for as many pairs at a time as asked for."""
+    """Build the kernel, and start workers for ``jobs`` pairs at a time."""
     source = options.old or await fetch_source(PACKAGE, OLD_VERSION, say)
     config = config_file(options.config)
     kernel = await build_kernel(source, options.work / "kernel", config, options.jobs, say)
     say(f"{len(kernel.units)} units in {kernel.output}")
-    # A forked worker would hold the pipes open that compilers are reading from, and they would wait for ever.
+    # A forked worker would inherit the pipes that compilers read from. They would never see an end of file.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context, initializer=_end_with_us) as workers:
         yield Survey(kernel, options.work, asyncio.Semaphore(options.jobs), workers)
 
 
 def _end_with_us() -> None:
-    """A worker ends when the command does, however that ends; it is not for it to answer Ctrl-C."""
+    """Make a worker end with the command, however that ends, and ignore Ctrl-C, which the command handles."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def spread(items: Sequence[T], limit: int | None) -> Sequence[T]:
-    """At most ``limit`` of the items, evenly from all of them."""
+    """Return at most ``limit`` of the items, spread evenly."""
     if limit is None or limit >= len(items):
         return items
     return [items[number * len(items) // limit] for number in range(limit)]
@@ -129,7 +133,7 @@ def say(line: str) -> None:
 
 
 def print_answer(answer: Answer) -> None:
-    """One line a pair, and one for each of its obstacles."""
+    """Print a line for a pair, and one for each of its obstacles."""
     count = len(answer.changed)
     what = f"  {count} function{'s' * (count != 1)} changed" if count else ""
     print(f"{answer.verdict:<10} {answer.unit}{what}", flush=True)
@@ -138,7 +142,7 @@ def print_answer(answer: Answer) -> None:
 
 
 def print_counts(answers: Iterable[Answer]) -> None:
-    """How many of each verdict, the refused ones by code, and what the differ took."""
+    """Print how many pairs have each verdict, the refused ones by code, and the time of the differ."""
     answers = list(answers)
     for verdict, count in sorted(Counter(answer.verdict for answer in answers).items()):
         print(f"{count:6} {verdict}")
@@ -158,7 +162,7 @@ def print_counts(answers: Iterable[Answer]) -> None:
 def write_json(
     answers: Iterable[Answer], file: Path | None, in_guest: Mapping[str, object] | None = None
 ) -> None:
-    """All answers as a JSON list, in the order of their units; ``in_guest``: what came of some in a guest."""
+    """Write all answers as a JSON list, sorted by unit. ``in_guest``: results of guest trials, by unit."""
     if file is not None:
         found = in_guest or {}
         rows = [

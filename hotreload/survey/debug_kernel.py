@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A kernel that checks itself (vmimages/debug.config), and commands that run in guests of it.
+"""Run commands with a kernel that has debugging checks on (vmimages/debug.config).
 
-`scripts/debug-kernel COMMAND` builds it once, into the cache, and runs COMMAND with the settings that make
-it the kernel of every guest. A program that clears its environment still finds a `hotreload` on its PATH that
-has them.
+`scripts/debug-kernel COMMAND` builds the kernel once, into the cache. It runs COMMAND with the settings that
+make it the kernel of every guest. Programs that clear their environment still find a `hotreload` with these
+settings on their PATH.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ DEBUG = "debug"
 
 
 async def debug_kernel(progress: Callable[[str], None]) -> KernelTree:
-    """From the cache, or built in some 20 minutes. Raises what cached_kernel raises."""
+    """Return the kernel from the cache, or build it in about 20 minutes. Raises what cached_kernel raises."""
     return await cached_kernel(PACKAGE, DEBUG, progress)
 
 
 def wanted_kernel() -> str:
-    """The kernel of a survey that is not told another one: what runs it may have named one."""
+    """Return the default kernel of a survey: that of the environment, or the packaged one."""
     return os.environ.get("HOTRELOAD_KERNEL", PACKAGED_KERNEL)
 
 
 def settings_for(kernel: str) -> dict[str, str]:
-    """As environment: the kernel, and time and room for one that is several times slower."""
+    """Return an environment that selects the kernel, with memory and time for one several times slower."""
     return {
         "HOTRELOAD_KERNEL": kernel,
         "HOTRELOAD_MEMORY_MB": "768",
@@ -47,13 +47,13 @@ def settings_for(kernel: str) -> dict[str, str]:
 
 
 def wrapper(settings: Mapping[str, str]) -> str:
-    """A `hotreload` that has the settings whatever its environment."""
+    """Return a `hotreload` script that has the settings in any environment."""
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
     return f'#!/bin/sh\n{exports}exec {shlex.quote(sys.executable)} -m hotreload "$@"\n'
 
 
 def run_in_it(argv: Sequence[str]) -> int:
-    """Run a command with the settings; its exit status."""
+    """Run a command with the settings, and return its exit status. Without one, print the kernel's folder."""
     kernel = asyncio.run(debug_kernel(say))
     if not argv:
         print(kernel.output)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""`scripts/real-fixes --guest`: the fixes that the differ takes go all the way into a guest that is at work.
+"""`scripts/real-fixes --guest`: bring the fixes that the differ accepts into a guest under load.
 
-Each pair takes the way of a patch of that one file: compiled from a mirror of the kernel's sources, compared
-with what the kernel was built from, planned, the running code checked, loaded, listed by the kernel, undone
-and removed. Then all that came through are one patch, and take the last steps again. A guest that something
-went wrong in is replaced by a new one.
+Each fix is handled like a patch of its one file. It is compiled from a mirror of the kernel's sources and
+compared with what the kernel was built from. Then a patch is planned, the running code is checked, and the
+patch is loaded, listed by the kernel, undone and removed. Finally all fixes that succeeded are combined into
+one patch, which goes through the last steps again. If something goes wrong in a guest, the next fix gets a
+new guest.
 
-Ksplice's figure is the published one for this question: 56 of 64 significant fixes, no code written for any
-of them (Arnold and Kaashoek, "Ksplice: Automatic Rebootless Kernel Updates", EuroSys 2009, section 6).
+The published number to compare with is that of Ksplice: 56 of 64 significant fixes without writing code for
+any of them (Arnold and Kaashoek, "Ksplice: Automatic Rebootless Kernel Updates", EuroSys 2009, section 6).
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ from hotreload.survey.guest_trial import STAGES, Trial, Tried, working_guest
 Say = Callable[[str], None]
 
 KSPLICE = "Ksplice: 56 of 64, 88 % (Arnold and Kaashoek, EuroSys 2009)"
-# Mirrors are laid out once for so many units.
+# The number of fixes that are compiled from one mirror.
 CHUNK = 25
-# Seconds for which the guest works with a patch, and in which it must be live, and gone.
+# Seconds: how long the guest works with a patch, and the limits for loading and for removing it.
 ALONE = 0.5, 60.0
 TOGETHER = 20.0, 1800.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fix:
-    """A source of the kernel, by its name there, and what the newer release has in its place."""
+    """A fix of one file: its name in the kernel, its path, and its text in the newer release."""
 
     unit: str
     source: Path
@@ -56,7 +57,7 @@ class Fix:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A fix whose units are compiled and compared, by object."""
+    """A fix whose units have been compiled and compared. ``compared`` is keyed by object file."""
 
     fix: Fix
     compared: dict[Path, Compared]
@@ -64,7 +65,14 @@ class Ready:
 
 @dataclass(slots=True)
 class Trials:
-    """What came of the fixes, of all that were undone in one patch, and what of these was left out there."""
+    """The results.
+
+    ``alone``     each fix by itself
+    ``together``  one patch of all fixes that were undone without a complaint
+    ``united``    the number of fixes in that patch
+    ``left_out``  the fixes that could not be part of it
+    ``rounds``    how many rounds of work the guests did
+    """
 
     alone: list[Tried] = field(default_factory=list)
     together: Tried | None = None
@@ -74,7 +82,7 @@ class Trials:
 
     @property
     def is_wrong(self) -> bool:
-        """Did one of them misbehave?"""
+        """Return whether any patch misbehaved in a guest."""
         return any(tried.wrong for tried in (*self.alone, self.together) if tried)
 
 
@@ -107,7 +115,7 @@ async def _compared(base: Base, fixes: Sequence[Fix], trials: Trials, say: Say) 
 
 
 async def _compared_at_once(base: Base, fixes: Sequence[Fix], trials: Trials) -> AsyncIterator[Ready]:
-    """Compile fixes from one mirror; where one of them does not compile, in two halves."""
+    """Compile fixes from one mirror and compare them. If the compile fails, try each half by itself."""
     sources = PatchedSources(
         {Path(os.path.realpath(fix.source)): fix.text for fix in fixes},
         {Path(os.path.realpath(fix.source)): fix.source.read_bytes() for fix in fixes},
@@ -141,7 +149,7 @@ async def _compared_at_once(base: Base, fixes: Sequence[Fix], trials: Trials) ->
 
 
 class _Planner:
-    """Makes plans and, of a plan, a trial."""
+    """Plans patches and makes trials of the plans."""
 
     def __init__(self, base: Base, knowledge: KernelKnowledge) -> None:
         self._base = base
@@ -149,11 +157,11 @@ class _Planner:
         self._serial = 0
 
     def plan(self, compared: dict[Path, Compared]) -> PatchPlan | None:
-        """Raises NotPatchableError."""
+        """Plan a patch. Return None if nothing changed. Raises NotPatchableError."""
         return plan_units(self._base, compared, self._knowledge.symbols)
 
     def trial(self, plan: PatchPlan, compared: dict[Path, Compared]) -> Trial:
-        """Raises NotPatchableError (HR2103)."""
+        """Write the patch module of a plan, and return its trial. Raises NotPatchableError (HR2103)."""
         self._serial += 1
         patch = write_module(plan, f"{NAME_PREFIX}{self._serial}", self._knowledge.glue)
         return Trial(patch, plan.objects, tuple(compared.values()), self._knowledge.symbols)
@@ -165,7 +173,7 @@ class _Planner:
 async def _each_alone(
     tree: KernelTree, planner: _Planner, ready: Sequence[Ready], console_log: Path, trials: Trials, say: Say
 ) -> list[Ready]:
-    """Try each; those that were undone without a complaint."""
+    """Try each fix by itself. Return those that were undone without a complaint."""
     undone: list[Ready] = []
     waiting = list(reversed(ready))
     while waiting:
@@ -186,7 +194,7 @@ async def _each_alone(
 
 
 def _planned(planner: _Planner, compared: dict[Path, Compared], tried: Tried) -> Trial | None:
-    """The trial of a plan; the reason where there is none goes into ``tried``."""
+    """Plan a patch and return its trial. If there is none, note the reason in ``tried`` and return None."""
     try:
         plan = planner.plan(compared)
         if plan is None:
@@ -204,7 +212,7 @@ def _planned(planner: _Planner, compared: dict[Path, Compared], tried: Tried) ->
 async def _all_together(
     tree: KernelTree, planner: _Planner, ready: Sequence[Ready], console_log: Path, trials: Trials, say: Say
 ) -> None:
-    """One patch of all of them; whoever stands in its way is left out, by name."""
+    """Try one patch of all fixes. Those that prevent it are left out and noted in ``trials``."""
     say(f"all {len(ready)} in one patch")
     tried = trials.together = Tried("all in one patch")
     while ready:
@@ -229,7 +237,7 @@ async def _all_together(
 
 
 def _blamed(error: NotPatchableError, ready: Sequence[Ready], trials: Trials) -> set[str]:
-    """The fixes that obstacles name the source of."""
+    """Return the names of the fixes whose source an obstacle names, and note them as left out."""
     blamed = set()
     for each in ready:
         found = [o for o in error.obstacles if (o.where or "").partition(":")[0] == str(each.fix.source)]
@@ -239,16 +247,16 @@ def _blamed(error: NotPatchableError, ready: Sequence[Ready], trials: Trials) ->
     return blamed
 
 
-# --- told ---
+# --- printed ---
 
 
 def _reasons(obstacles: Sequence[Obstacle]) -> str:
-    """All of them, to be told behind the first one's code."""
+    """Return the messages of all obstacles in one text, to be printed after the code of the first one."""
     return "; ".join((obstacles[0].message, *map(str, obstacles[1:])))
 
 
 def print_tried(tried: Tried) -> None:
-    """Lines for a patch that did not come through; for one that did none."""
+    """Print lines for a patch that did not succeed, and nothing for one that did."""
     if tried.code:
         first, _, rest = tried.reason.partition("\n")
         print(f"{'wrong' if tried.wrong else 'refused':<10} {tried.unit}  {tried.reached}", flush=True)
@@ -258,7 +266,7 @@ def print_tried(tried: Tried) -> None:
 
 
 def print_trials(trials: Trials, changing: int) -> None:
-    """The counts of all stages, and the share of the ``changing`` pairs that a running kernel took."""
+    """Print how many fixes reached each stage, and the share of the ``changing`` pairs that a guest took."""
     alone = trials.alone
     print("in a guest at work:")
     print(f"{len(alone):6} patchable by the differ")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A guest that has work to do (workload.sh), and one patch tried in it: loaded, looked at, undone, removed.
+"""Try a patch in a guest under load (workload.sh): load it, check it, undo it and remove it.
 
-What the kernel complains of is read from the console's log, which has it also when the guest dies of it.
+The kernel's complaints are read from the console log, which has them even if the guest dies.
 """
 
 from __future__ import annotations
@@ -36,32 +36,36 @@ from hotreload.session.boot import Booted, boot
 
 WORKLOAD = "/tmp/workload"
 LOOPS = ("files", "network", "processes")
-# Seconds: until each loop has done its first round; without a round of one; until tasks have left a patch's
-# code; for a panic's text.
+# Seconds: until each loop has done its first round; until a loop without a finished round counts as hung;
+# until tasks have left the code of a patch; for the text of a panic.
 STARTING = 60.0
 STANDSTILL = 20.0
 LEAVING = 10.0
 LAST_WORDS = 2.0
 
-# What the kernel says of each patch, good or bad, and what is none of its business.
+# The kernel's messages about patches, and those that appear for every working patch.
 LIVEPATCH = re.compile(r"livepatch: (.*)")
 USUAL = re.compile(
     r"enabling patch|signaling remaining tasks"
     r"|'\w+': (?:initializing|starting|completing|patching|unpatching|reversing)"
 )
-# Complaints that are no splat: of the return thunks and paddings, and the module loader's.
+# Complaints without a stack trace: about return thunks and padding, and those of the module loader.
 OTHERS = re.compile(r"Unpatched return thunk.*|Invalid padding.*|(?:module|hotreload_\w+): (?!.*taint).*")
 
-# How far a patch came. "compared": the differ found no obstacle.
+# How far a patch got. "compared": the differ found no obstacle.
 STAGES = ("compared", "planned", "loaded", "listed", "undone")
 
 
 @dataclass(slots=True)
 class Tried:
-    """What came of a patch. ``reached``: the last of STAGES; ``code`` and ``reason``: why it ended there.
+    """The result of one patch.
 
-    ``wrong``: it should not have ended so, for it had been planned. ``functions``: how many are replaced;
-    times in milliseconds.
+    ``reached``    the last of STAGES that it reached
+    ``code``       with ``reason``, why it ended there
+    ``wrong``      whether that is a failure: a patch that was planned should not have ended this way
+    ``functions``  how many functions it replaces
+
+    Times are in milliseconds.
     """
 
     unit: str
@@ -74,7 +78,7 @@ class Tried:
     transition_ms: float = 0.0
 
     def has(self, stage: str) -> bool:
-        """Did it come so far?"""
+        """Return whether the patch got at least to this stage."""
         return STAGES.index(self.reached) >= STAGES.index(stage)
 
     def refuse(self, code: str, reason: str) -> None:
@@ -86,7 +90,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A patch to try, what it replaces, and what it was made of."""
+    """A patch to try, what it replaces, and what it was made from."""
 
     patch: LivePatch
     objects: tuple[KlpObject, ...]
@@ -95,7 +99,7 @@ class Trial:
 
 
 class WorkingGuest:
-    """``is_spoilt``: after what happened, nothing that it says of another patch would count."""
+    """A guest under load. ``is_spoilt``: something went wrong, so it must not be used for other patches."""
 
     def __init__(self, booted: Booted, console_log: Path, timeout: float) -> None:
         self.is_spoilt = False
@@ -107,7 +111,7 @@ class WorkingGuest:
         self._read = 0
 
     async def start(self) -> None:
-        """Start the work. Raises GuestUnreachableError (HR4103) when a loop of it does not do a round."""
+        """Start the load. Raises GuestUnreachableError (HR4103) if a loop of it does not finish a round."""
         await self._guest.put(Path(__file__).with_name("workload.sh").read_bytes(), WORKLOAD, 0o755)
         await self._guest.run(f"setsid {WORKLOAD} >/dev/null 2>&1 </dev/null &")
         end = time.monotonic() + STARTING
@@ -118,31 +122,31 @@ class WorkingGuest:
             await asyncio.sleep(0.2)
 
     async def rounds(self) -> dict[str, int]:
-        """How many rounds each loop of the work has done."""
+        """Return how many rounds each loop has done, or nothing until all have done one."""
         counting = f"cd /tmp/load && for each in {' '.join(LOOPS)}; do wc -l <rounds.$each; done"
         numbers = (await self._guest.run(counting)).text.split()
-        # A loop that has not ended its first round has no file yet.
+        # A loop that has not finished its first round has no file yet.
         return dict(zip(LOOPS, map(int, numbers), strict=True)) if len(numbers) == len(LOOPS) else {}
 
     async def _wrong_rounds(self) -> str:
         return (await self._guest.run("tail -n 1 /tmp/load/wrong 2>/dev/null")).text.strip()
 
     async def try_patch(self, trial: Trial, tried: Tried, seconds: float, limit: float) -> None:
-        """Load the patch, let the guest work with it for so many seconds, take it back; into ``tried``.
+        """Load the patch, let the guest work with it, and undo it. Note the result in ``tried``.
 
-        ``limit``: seconds in which it must be live, and gone. 6.1 looks through all its symbols for each
-        reference, and takes functions back one by one. A kernel that cannot switch over and goes back has
-        refused, as it may.
+        ``seconds``: how long the guest works with it. ``limit``: seconds for loading it, and for removing it.
+        Linux 6.1 searches all of its symbols for each reference, and restores functions one by one. If the
+        kernel cannot complete the transition and reverses it, it has refused the patch, which is no failure.
         """
         self._read = self._console_log.stat().st_size
         try:
             await self._through(trial, tried, seconds, limit)
         except TransitionStalledError as error:
-            # A thread that never leaves its function, say.
+            # For example, a thread never leaves its function.
             backed_out = not tried.has("loaded") and "could not be taken back" not in error.message
             (tried.refuse if backed_out else tried.fail)(error.code, error.message)
         except PatchRejectedError as error:
-            # A value that the kernel has changed is nothing that a plan could know.
+            # A plan cannot know that the kernel has changed a value.
             (tried.refuse if error.code == "HR2103" else tried.fail)(error.code, error.message)
         except (HotReloadError, TimeoutError) as error:
             code = error.code if isinstance(error, HotReloadError) else "HR4103"
@@ -180,7 +184,10 @@ class WorkingGuest:
             tried.fail("work", f"stands still: {', '.join(idle)}" if idle else said)
 
     async def _work(self, seconds: float) -> list[str]:
-        """Wait so long, and until each loop has done a round in that time; those that do not."""
+        """Wait for so many seconds, and until each loop has done a full round in that time.
+
+        Return the loops that still have not, STANDSTILL seconds later.
+        """
         before = await self.rounds()
         end = time.monotonic() + seconds + STANDSTILL
         await asyncio.sleep(seconds)
@@ -191,7 +198,7 @@ class WorkingGuest:
         return []
 
     async def _remove(self) -> None:
-        """Unload what is replaced, unless something may still point into it.
+        """Unload the patches that are no longer live, except those that something may still point into.
 
         Raises PatchRejectedError (HR3103).
         """
@@ -202,7 +209,7 @@ class WorkingGuest:
             await asyncio.sleep(0.2)
 
     async def _complaint(self, *, patient: bool) -> tuple[str, str] | None:
-        """What the kernel has complained of since the patch came: a code, and one line."""
+        """Return the kernel's complaint since the patch was loaded: a code and a text. None: no complaint."""
         end = time.monotonic() + LAST_WORDS * patient
         while True:
             with self._console_log.open("rb") as log:
@@ -219,13 +226,16 @@ class WorkingGuest:
 
 
 def unusual(text: str) -> list[str]:
-    """The lines of a console that tell of a patch, and are not those of one that works."""
+    """Return the console's lines about patches that a working patch does not cause."""
     told = (match for match in LIVEPATCH.finditer(text) if not USUAL.match(match[1]))
     return [match[0].strip() for match in (*told, *OTHERS.finditer(text))]
 
 
 def not_listed(objects: Sequence[KlpObject], status: PatchStatus, name: str) -> list[str]:
-    """What the kernel does not show as replaced, of all that a patch is to replace: ``NAME,SYMPOS``."""
+    """Return the functions of a patch that the kernel does not list as replaced, each as ``NAME,SYMPOS``.
+
+    The name of the patch itself is added if it is not live.
+    """
     ours = [patch for patch in status.patches if patch.name == name]
     live = [patch for patch in ours if patch.enabled and not patch.transition]
     listed = {
@@ -245,7 +255,7 @@ def not_listed(objects: Sequence[KlpObject], status: PatchStatus, name: str) -> 
 
 @contextlib.asynccontextmanager
 async def working_guest(tree: KernelTree, console_log: Path) -> AsyncIterator[WorkingGuest]:
-    """A guest that was just booted and is at work; gone after the block. Raises what boot raises."""
+    """Boot a guest and start the load. It is gone after the block. Raises what boot raises."""
     config = Config()
     async with (
         contextlib.AsyncExitStack() as life,

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""`scripts/replay-history`: the commits of a real driver, pushed one after the other into one live guest.
+"""`scripts/replay-history`: push the commits of a real driver, one after the other, into one live guest.
 
-First each commit that builds is booted afresh, its workload is run, and the code and constants of its modules
-are read from memory. Then one guest boots the oldest, and each further commit is checked out and pushed. What
-the tool says is done must be so: the workload prints the same as freshly booted, and the functions that run
-and the constants that they read are the same. After a refusal or a wrong result the guest boots anew, so that
-each commit is judged by itself. So it is, too, where the guest is damaged by the driver's own faults: these
-commits, loaded one after the other without any patch, do the same to another guest.
+First each commit that builds is booted in a fresh guest. Its workload is run, and the code and constants of
+its modules are read from memory. Then one guest boots the oldest commit, and each further commit is checked
+out and pushed. If hotreload reports success, the guest must be like the fresh one: the workload prints the
+same, and the running functions and the constants that they read are the same. After a refusal or a wrong
+result, the guest is booted again, so that each commit is judged by itself. It is also booted again if bugs of
+the driver itself damage the guest, which is so if loading the same commits one after the other without any
+patch damages another guest, too.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ LEAKS_EVERY = 10
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``source``: a bundle or a repository; ``kernel``: as of hotreload, or ``generic`` or ``debug``."""
+    """The command line options.
+
+    ``source``: a git bundle or repository. ``kernel``: as hotreload's ``-K``, or ``generic`` or ``debug``.
+    """
 
     source: str
     commits: int
@@ -56,7 +60,7 @@ class Options:
 
 
 class Replay:
-    """One history, one kernel, one workload."""
+    """The replay of one history on one kernel with one workload."""
 
     def __init__(
         self, history: History, kernel: KernelTree, workload: Workload, scratch: Path, kept: Kept
@@ -69,7 +73,7 @@ class Replay:
         self._since: list[Texts] = []  # the sources at each push since the guest booted
 
     async def built(self, until: str, wanted: int) -> list[Made]:
-        """The newest commits that build, the oldest first, and one more to begin with."""
+        """Return the ``wanted`` newest commits that build, and one more to begin with, the oldest first."""
         found: list[Made] = []
         for commit in await self._history.commits(until):
             made = await self._kept.found(
@@ -91,7 +95,7 @@ class Replay:
         )
 
     async def fresh(self, made: Sequence[Made], guests: FreshGuests) -> list[Fresh]:
-        """Each commit freshly booted; of equal ones one is."""
+        """Boot each commit in a fresh guest, but only one of several with the same build."""
         found: dict[str, Fresh] = {}
         for each in made:
             if each.digest not in found:
@@ -102,7 +106,7 @@ class Replay:
     async def rows(
         self, freshly_booted: Sequence[Fresh], guests: FreshGuests, tell: Callable[[Sequence[Row]], None]
     ) -> list[Row]:
-        """Push each commit but the first into a guest that lives; ``tell`` is told after each."""
+        """Push each commit but the first into a running guest. After each, call ``tell`` with all rows."""
         fresh = list(freshly_booted)
         rows: list[Row] = []
         before = ""
@@ -117,7 +121,7 @@ class Replay:
                         await all_printed(guest, fresh[place], self._workload.parts)
                     await guest.splats()
                 except HotReloadError:
-                    # This time it did not live through it.
+                    # This commit's own workload crashes the guest, at least this time, so do not run it.
                     fresh[place] = replace(fresh[place], printed=(None,) * len(self._workload.parts))
                     continue
                 while len(rows) + 1 < len(fresh):
@@ -158,7 +162,7 @@ class Replay:
         )  # fmt: skip
 
     async def _differs(self, guest: HistoryGuest, fresh: Fresh, guests: FreshGuests) -> list[str]:
-        """How the guest is otherwise than freshly booted at this commit."""
+        """Return the differences between the guest and one that was freshly booted with this commit."""
         readings = await guest.read(fresh.made.names)
         lines = Lines(self._history.texts(), self._since)
         self._since.append(lines.now)
@@ -169,7 +173,7 @@ class Replay:
         ]
         printed = await all_printed(guest, fresh, self._workload.parts)
         if any(map(line_differences, fresh.printed, printed)):
-            # What is not the same twice says nothing.
+            # Ignore output that differs between two fresh boots.
             again = (await guests.found(fresh.made)).printed
             printed = [
                 live if one == other else one
@@ -179,17 +183,17 @@ class Replay:
 
 
 async def kernel_named(name: str) -> KernelTree:
-    """``generic``: Debian's kernel with all drivers; ``debug``: ours that checks itself; else as ``-K``."""
+    """Return a kernel: ``generic`` is Debian's with all drivers, ``debug`` our own, others as for ``-K``."""
     if name == GENERIC:
         return await fetch_debian_kernel(say, "amd64")
     return await debug_kernel(say) if name == DEBUG else await open_kernel(name, say)
 
 
 async def replay(options: Options, scratch: Path) -> list[Row]:
-    """Build, boot each, push each."""
+    """Build each commit, boot each in a fresh guest, and push each. Return the rows of the pushes."""
     workload = read_workload(options.workload.read_text() if options.workload else "")
     kernel = await kernel_named(options.kernel)
-    # Where __FILE__ is compiled in, the same sources elsewhere are other code.
+    # Use the same folder in each run, because the path is part of the code if it uses __FILE__.
     folder = (options.keep or scratch).resolve() / Path(options.source).stem.removesuffix(".git")
     shutil.rmtree(folder, ignore_errors=True)
     history = await History.cloned(options.source, folder, scratch / "out", workload)
@@ -203,7 +207,7 @@ async def replay(options: Options, scratch: Path) -> list[Row]:
 
 
 def workload_for(source: str) -> Path | None:
-    """Ours for a repository of this name, if there is one."""
+    """Return our workload for a repository of this name, if there is one."""
     file = Path(__file__).with_name("workloads") / f"{Path(source).stem.removesuffix('.git')}.sh"
     return file if file.is_file() else None
 
@@ -232,9 +236,9 @@ def parse(argv: Sequence[str] | None = None) -> Options:
 
 
 def main() -> int:
-    """The exit status: 1 if anything was wrong or lost."""
+    """Run the replay. Return the exit status, which is 1 if anything was wrong or lost."""
     options = parse()
-    # A build that was interrupted may still write there.
+    # An interrupted build may still write to this folder while it is deleted.
     place = tempfile.TemporaryDirectory(prefix="hr-history-", dir=cache_folder(), ignore_cleanup_errors=True)
     with place as scratch:
         try:

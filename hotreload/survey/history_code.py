@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""What a guest's memory says of a module: the code of each function, and the constants that it reads. Pure.
+"""Read a module from a guest's memory: the code of each function, and the constants that it reads. Pure.
 
-It is an oracle for the differ, so it shares nothing with it. The differ compares objects by their relocations
-before they are loaded; here there are none any more. Bytes of the guest are decoded, and each address in them
-gets the name that the guest's own kernel has for it. So two guests compare, wherever their modules lie, and
-whether a function is the module's or a patch's.
+This is an oracle for the differ, so it shares no code with it. The differ compares relocatable objects. Here
+the relocations are resolved, so the bytes of the guest are decoded, and each address in them is replaced with
+the name that the guest's own kernel has for it. So two guests can be compared wherever their modules are, and
+whether a function is in the module or in a patch.
 
-Left out is what differs for good reason: the landing of indirect calls and the ftrace call with which a
-function begins, how far a jump goes within it, and anything that can be written.
+Parts that may legitimately differ are left out: the landing pad for indirect calls and the ftrace call at the
+beginning of a function, the distance of jumps within it, and all writable data.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from hotreload.survey.history_lines import Lines
 
 PAGE: Final = 0x1000
 KERNEL: Final = 0xFFFF_FFFF_8000_0000  # arch/x86/include/asm/page_64_types.h: __START_KERNEL_map
-LARGEST: Final = 0x10000  # bytes of a function or variable of another module
-OURS = "hotreload_"  # patch modules
+LARGEST: Final = 0x10000  # the most bytes of a function or variable of another module
+OURS = "hotreload_"  # prefix of patch modules
 
 SYMBOL = re.compile(r"^([0-9a-f]+) (\w) (\S+)(?:\s+\[(\w+)\])?$", re.MULTILINE)
 SECTION = re.compile(r"^/sys/module/(\w+)/sections/(\S+) 0x([0-9a-f]+)$", re.MULTILINE)
@@ -32,12 +32,12 @@ REPLACED = re.compile(r"^/sys/kernel/livepatch/(\w+)/(\w+)/(\S+),\d+$", re.MULTI
 
 ADDRESS = re.compile(r"rip ([+-]) (0x[0-9a-f]+|\d+)|- 0x([0-9a-f]{8})\b|0x(ffffffff[89a-f][0-9a-f]{7})\b")
 NUMBERED = re.compile(r"(\.\d+)+$")
-# What fills the space between two functions, and the empty rest of a page.
+# The padding between two functions, and the empty rest of a page.
 PADDING = re.compile(r"nop|int3|add byte ptr \[rax\], al$|xchg ax, ax|data16|cs nop")
-# With the level of a message before it (KERN_SOH, include/linux/kern_levels.h).
+# A text, which may begin with the level of a message (KERN_SOH, include/linux/kern_levels.h).
 TEXT = re.compile(rb"(?:\x01[0-7cd])?[\t\n\r\x1b -~]+|\x01[0-7cd]")
-# Where an indirect call may land: ENDBR64, and what the kernel puts there if nobody takes the function's
-# address (arch/x86/include/asm/ibt.h: gen_endbr_poison()). A patch keeps the first.
+# The landing pads of indirect calls: ENDBR64, and what the kernel replaces it with if nothing takes the
+# function's address (arch/x86/include/asm/ibt.h: gen_endbr_poison()). In a patch, ENDBR64 stays.
 LANDINGS: Final = (b"\xf3\x0f\x1e\xfa", b"\x66\x0f\x1f\x00")
 TEXT_AHEAD = 96  # bytes of a text that are compared
 CONSTANT_LIMIT = 2048
@@ -45,7 +45,7 @@ CONSTANT_LIMIT = 2048
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """A line of /proc/kallsyms; ``owner``: the module, or nothing for the kernel itself."""
+    """A line of /proc/kallsyms. ``owner`` is the module, or empty for the kernel itself."""
 
     address: int
     kind: str
@@ -59,7 +59,7 @@ class Symbol:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Of a module that is loaded."""
+    """A section of a loaded module."""
 
     address: int
     name: str
@@ -67,7 +67,7 @@ class Section:
 
     @property
     def is_text(self) -> bool:
-        """Does it hold texts that end in a zero, without a symbol for each?"""
+        """Return whether the section holds null-terminated texts that have no symbols."""
         return ".str1." in self.name
 
     @property
@@ -76,25 +76,25 @@ class Section:
 
 
 def read_symbols(text: str) -> tuple[Symbol, ...]:
-    """The symbols of a piece of /proc/kallsyms."""
+    """Parse a part of /proc/kallsyms."""
     return tuple(
         Symbol(int(at, 16), kind, name, owner or "") for at, kind, name, owner in SYMBOL.findall(text)
     )
 
 
 def read_sections(text: str) -> tuple[Section, ...]:
-    """From ``grep . /sys/module/*/sections/.*``-like lines, what stays after a module's init."""
+    """Parse lines like ``/sys/module/NAME/sections/.text 0x..``. Omit init sections, which are freed."""
     found = (Section(int(at, 16), name, owner) for owner, name, at in SECTION.findall(text))
     return tuple(section for section in found if not section.name.startswith(".init"))
 
 
 def read_replaced(text: str, module: str) -> dict[str, str]:
-    """By function of ``module``: the patch that replaces it."""
+    """Parse paths of /sys/kernel/livepatch. Return, by function of ``module``, the patch that replaces it."""
     return {name: patch for patch, owner, name in REPLACED.findall(text) if owner == module}
 
 
 class Names:
-    """The kernel's own symbols: the same in each guest of one kernel, for nothing shuffles them."""
+    """The kernel's own symbols. They are the same in each guest of a kernel, as nothing shuffles them."""
 
     def __init__(self, symbols: Sequence[Symbol]) -> None:
         ordered = sorted((each.address, each.name) for each in symbols)
@@ -103,7 +103,7 @@ class Names:
 
     @property
     def last(self) -> int:
-        """Where the kernel's last symbol is."""
+        """The address of the kernel's last symbol."""
         return self._addresses[-1]
 
     def name_of(self, address: int) -> str:
@@ -111,14 +111,18 @@ class Names:
         if place < 0:
             return hex(address)
         start = self._addresses[place]
-        # Of several names for one place, any, but always the same.
+        # If there are several names for one address, always take the same.
         place = bisect.bisect_left(self._addresses, start)
         return self._names[place] + (f"+{address - start:#x}" if address != start else "")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A guest's modules at one moment. ``pages``: memory by the address of its page."""
+    """A snapshot of a guest's modules.
+
+    ``symbols`` and ``sections`` are those of the guest's modules. ``replaced`` maps a function to the patch
+    that replaces it. ``pages`` maps the address of each page that was read to its content.
+    """
 
     symbols: tuple[Symbol, ...]
     sections: tuple[Section, ...]
@@ -127,7 +131,7 @@ class Picture:
 
     @cached_property
     def by_place(self) -> list[tuple[int, Symbol]]:
-        # Of several symbols at one place the one that is a name of code or data comes last, and is found.
+        # Sort symbols with the same address so that the name of code or data is last, and found first.
         ordered = sorted(self.symbols, key=lambda each: (each.address, each.name))
         return [(each.address, each) for each in ordered]
 
@@ -137,19 +141,19 @@ class Picture:
         return [(each.address, each) for each in ordered]
 
     def section_at(self, address: int) -> Section | None:
-        """The section that an address is in, unless it is in no module."""
+        """Return the section that contains an address, or None if it is in no module that was read."""
         place = bisect.bisect_right(self.sections_by_place, address, key=lambda each: each[0]) - 1
         return self.sections_by_place[place][1] if place >= 0 and address & -PAGE in self.pages else None
 
     def symbol_at(self, address: int, within: Section) -> Symbol | None:
-        """The nearest symbol before an address, in the same section."""
+        """Return the nearest symbol at or before an address in the same section."""
         place = bisect.bisect_right(self.by_place, address, key=lambda each: each[0]) - 1
         if place < 0 or self.by_place[place][0] < within.address:
             return None
         return self.by_place[place][1]
 
     def name_elsewhere(self, address: int) -> str | None:
-        """The name of a place in a module of which no memory was read; None: it is in none."""
+        """Return the name of an address in a module whose memory was not read. None: it is in no module."""
         place = bisect.bisect_right(self.by_place, address, key=lambda each: each[0]) - 1
         if place < 0 or address - self.by_place[place][0] >= LARGEST:
             return None
@@ -157,7 +161,7 @@ class Picture:
         return symbol.name + (f"+{address - start:#x}" if address != start else "")
 
     def end_of(self, address: int) -> int:
-        """Where the next symbol or section begins."""
+        """Return the address where the next symbol or section begins, at most 16 pages on."""
         after = bisect.bisect_right(self.by_place, address, key=lambda each: each[0])
         next_symbol = self.by_place[after][0] if after < len(self.by_place) else address + PAGE
         after = bisect.bisect_right(self.sections_by_place, address, key=lambda each: each[0])
@@ -166,7 +170,7 @@ class Picture:
         return min(next_symbol, next_section, address + 16 * PAGE)
 
     def bytes_at(self, address: int, size: int) -> bytes:
-        """What is there of it."""
+        """Return the memory at an address, up to the first page that was not read."""
         found = b""
         while size > 0:
             page, start = address & -PAGE, address & (PAGE - 1)
@@ -177,7 +181,10 @@ class Picture:
         return found
 
     def running(self, module: str) -> dict[str, list[int]]:
-        """By name: where the functions are that run for the module now; several of one name are possible."""
+        """Return the addresses of the functions that run for the module, by name.
+
+        Several functions may have the same name.
+        """
         places: dict[str, list[int]] = {}
         for own in (True, False):
             for each in self.symbols:
@@ -194,7 +201,10 @@ class Picture:
         return places
 
     def _replaced_with_children(self, names: Iterable[str]) -> dict[str, str]:
-        """What gcc split off a function (``foo.cold``) goes with it, and the kernel does not list it."""
+        """Return ``replaced`` with the parts that gcc split off a function (``foo.cold``) added.
+
+        The kernel does not list them, but they are replaced with their function.
+        """
         parents = {name: name.partition(".cold")[0] for name in names}
         children = {
             name: self.replaced[parent] for name, parent in parents.items() if parent in self.replaced
@@ -204,14 +214,17 @@ class Picture:
 
 @dataclass
 class Reading:
-    """What was read of a module. ``functions``: by name, the code of each that has it; so ``constants``."""
+    """What was read of a module.
+
+    ``functions``: the code of each function of a name. ``constants``: the content of each constant of a name.
+    """
 
     functions: dict[str, list[tuple[str, ...]]] = field(default_factory=dict)
     constants: dict[str, set[tuple[str, ...]]] = field(default_factory=dict)
 
 
 class Reader:
-    """Reads one picture."""
+    """Reads the modules of one Picture."""
 
     def __init__(self, picture: Picture, names: Names) -> None:
         import capstone
@@ -222,7 +235,7 @@ class Reader:
         self._due: dict[str, set[int]] = {}
 
     def read(self, module: str) -> Reading:
-        """All functions that run for a module, and the constants that they reach."""
+        """Read all functions that run for a module, and the constants that they reach."""
         reading = Reading()
         for name, places in self._picture.running(module).items():
             reading.functions[name] = sorted(self.code_at(place) for place in places)
@@ -234,7 +247,7 @@ class Reader:
         return reading
 
     def code_at(self, start: int) -> tuple[str, ...]:
-        """A function as lines, the padding behind it left out."""
+        """Return the instructions of a function as lines of text, without the padding behind it."""
         content = self._picture.bytes_at(start, self._picture.end_of(start) - start)
         if content.startswith(LANDINGS):
             content, start = content[4:], start + 4
@@ -266,15 +279,15 @@ class Reader:
         return ADDRESS.sub(name, operands)
 
     def name_of(self, address: int) -> str:
-        """What an address stands for: a name, or for what has none its content."""
+        """Return what an address refers to: a name, or the content of what has no name."""
         section = self._picture.section_at(address)
         if section is None:
-            # A patch module lists what it uses of the kernel, too, which lies below all modules.
+            # A patch module also lists the symbols of the kernel that it uses. These are below all modules.
             of_module = self._picture.name_elsewhere(address) if address > self._names.last else None
             return of_module or self._names.name_of(address)
         symbol = self._picture.symbol_at(address, section)
         if section.is_text or (section.is_constant and (symbol is None or not _is_named(symbol, address))):
-            # A patch has its texts among its other constants; __func__.3 ends where its text does.
+            # A patch has its texts between its other constants. A symbol like __func__.3 ends with its text.
             text = self._picture.bytes_at(address, TEXT_AHEAD).partition(b"\0")[0]
             if section.is_text or TEXT.fullmatch(text):
                 return repr(text.decode(errors="replace"))
@@ -291,7 +304,7 @@ class Reader:
         return NUMBERED.sub("", symbol.name) + within
 
     def _constant_at(self, start: int) -> tuple[str, ...]:
-        """A constant, word by word; what lies behind it is cut off with its zeros."""
+        """Return the words of a constant. Trailing zeros are removed, because padding may follow it."""
         size = min(self._picture.end_of(start) - start, CONSTANT_LIMIT)
         content = self._picture.bytes_at(start, size).rstrip(b"\0")
         content += bytes(-len(content) % 8)
@@ -306,7 +319,7 @@ class Reader:
 
 
 def _is_named(symbol: Symbol, address: int) -> bool:
-    """Does the name say what is there, and nothing else?"""
+    """Return whether the symbol is exactly at the address, and its name has no number of the compiler."""
     return symbol.address == address and not NUMBERED.search(symbol.name)
 
 
@@ -314,7 +327,7 @@ NO_LINES: Final = Lines({})
 
 
 def differences(fresh: Reading, live: Reading, lines: Lines = NO_LINES) -> list[str]:
-    """What a guest that was reloaded has otherwise than one freshly booted."""
+    """Return the differences of a reloaded guest from a freshly booted one, one line each."""
     told = []
     for name, wanted in sorted(fresh.functions.items()):
         seen = live.functions.get(name)
@@ -337,7 +350,7 @@ def _same_code(one: Sequence[str], other: Sequence[str], lines: Lines) -> bool:
 
 
 def _first(one: Sequence[str], other: Sequence[str], lines: Lines = NO_LINES) -> str:
-    """The first line in which two pieces of code differ."""
+    """Describe the first line in which two pieces of code differ."""
     for number, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b and not lines.differ_alone(a, b):
             return f"{number}: fresh {a!r}, here {b!r}"

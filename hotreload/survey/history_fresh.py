@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Commits of a history, each in a guest that has run none of the others: what a reload is compared with.
+"""Run each commit of a history in a guest that has run no other commit, as the reference for reloads.
 
-One guest boots, loses the driver again and is saved; each commit is loaded into it as it was then. A commit
-whose modules cannot be loaded there has the guest booted with it.
+A guest boots, the driver is unloaded, and a checkpoint is saved. The guest is restored to it before each
+commit is loaded. If the modules of a commit cannot be loaded that way, a guest is booted with that commit.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from hotreload.survey.history_rows import line_differences
 from hotreload.survey.history_source import History, Made, Workload
 
 CLEAN = "without-the-driver"
-TRIES = 3  # a guest that has just died may still be on its way back
+TRIES = 3  # a guest that has just died may still be recovering
 PAUSE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """A commit freshly booted.
+    """The results of a commit in a fresh guest.
 
-    ``printed`` by each part of its workload, None: the driver does not live through it; ``splats``: the kinds
-    of what the kernel complains of then, which is the driver's own fault.
+    ``printed``: the output of each part of the workload, or None for a part that kills the guest. ``splats``:
+    the kinds of the kernel's complaints, which are the driver's own fault.
     """
 
     made: Made
@@ -39,7 +39,10 @@ class Fresh:
 
 
 class FreshGuests:
-    """``async with FreshGuests(..) as guests``; ``new_guest`` makes one that is not started."""
+    """Provides fresh guests: ``async with FreshGuests(..) as guests``.
+
+    ``new_guest`` returns a guest that is not started.
+    """
 
     def __init__(self, history: History, workload: Workload, new_guest: Callable[[], HistoryGuest]) -> None:
         self._history = history
@@ -55,9 +58,9 @@ class FreshGuests:
         await self._stack.aclose()
 
     async def found(self, made: Made) -> Fresh:
-        """What it is like at one commit.
+        """Run the workload of a commit in a fresh guest, and read its modules.
 
-        A part that the driver does not live through costs it a way back; the others are tried all the same.
+        If a part kills the guest, the guest is restored, and the other parts are run all the same.
         """
         readings: dict[str, Reading] | None = None
         printed: list[str | None] = []
@@ -80,9 +83,9 @@ class FreshGuests:
         return Fresh(made, tuple(printed), readings, kinds)
 
     async def are_harmful(self, chain: Sequence[Fresh]) -> bool:
-        """Do these commits damage a guest into which they are loaded one after the other, without any patch?
+        """Return whether commits damage a guest when they are loaded one after the other without any patch.
 
-        It dies, complains, keeps a module, or prints something else than it does freshly booted.
+        A damaged guest dies, complains, cannot unload a module, or prints something else than a fresh one.
         """
         guest = await self._at(chain[0].made)
         try:
@@ -98,7 +101,7 @@ class FreshGuests:
         return False
 
     async def _at(self, made: Made) -> HistoryGuest:
-        """A guest into which the modules of a commit were loaded, and nothing else."""
+        """Return a guest that has loaded the modules of one commit, and no others before."""
         if self._guest is not None:
             for _try in range(TRIES):
                 try:
@@ -118,13 +121,13 @@ class FreshGuests:
         return guest
 
     async def _unload(self, guest: HistoryGuest, made: Made) -> None:
-        """Raises HotReloadError."""
+        """Unload the modules of a commit. Raises HotReloadError."""
         said = await guest.run(f"rmmod {' '.join(reversed(made.names))} && dmesg -c >/dev/null; echo $?")
         if said.split()[-1:] != ["0"]:
             raise HotReloadError(f"the driver cannot be unloaded: {said[-300:]}")
 
     async def _load(self, guest: HistoryGuest, made: Made) -> None:
-        """Raises HotReloadError."""
+        """Load the modules of a commit. Raises HotReloadError."""
         given = {load.partition(" ")[0]: load.partition(" ")[2] for load in self._workload.load}
         for name, content in made.modules:
             command = f"cat >/tmp/{name}.ko && insmod /tmp/{name}.ko {given.get(name, '')}; echo $?"
@@ -134,17 +137,17 @@ class FreshGuests:
 
 
 async def put_files(guest: HistoryGuest, made: Made) -> None:
-    """What the host has made for the workload."""
+    """Copy the files that the host made for the workload into the guest."""
     await guest.run("rm -rf /tmp/workload; mkdir /tmp/workload; tar -C /tmp/workload -xf -", made.files)
 
 
 async def run_part(guest: HistoryGuest, part: str) -> str:
-    """What a part of the workload prints."""
+    """Run a part of the workload, and return its output."""
     return await guest.run("cd /tmp/workload && sh -s 2>&1", part.encode())
 
 
 async def all_printed(guest: HistoryGuest, fresh: Fresh, parts: Sequence[str]) -> list[str | None]:
-    """What each part prints, those left out that nothing is known of."""
+    """Run all parts with a known result, and return their output. It is None for the others."""
     await put_files(guest, fresh.made)
     pairs = zip(parts, fresh.printed, strict=True)
     return [None if wanted is None else await run_part(guest, part) for part, wanted in pairs]

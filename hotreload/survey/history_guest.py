@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A guest that a history is replayed in: started, pushed to and asked by hotreload's own commands.
+"""The guest in which a history is replayed. It is controlled with hotreload's own commands.
 
-Its memory is read by QEMU's monitor for people, so the guest does nothing for it, and no code of a session's.
+Its memory is read through the second QMP socket, which is for users, so that neither the guest nor the
+session takes part.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from hotreload.vm.monitor import Monitor
 # Seconds.
 START, PUSH, COMMAND, STOP = 600.0, 300.0, 300.0, 90.0
 
-# Each command of the reading is followed by this.
+# Separates the outputs of the commands in OF_MODULES.
 CUT = "#cut#\n"
 OF_MODULES = (
     "grep -F '[' /proc/kallsyms; echo '#cut#';"
@@ -52,7 +53,7 @@ SPLAT = re.compile(
     r"|double fault|possible (?:recursive locking|circular locking)|inconsistent lock state"
     r"|unreferenced object|blocked for more than"
 )
-# What a guest says of a machine that has no time for it.
+# Complaints of a guest whose host is overloaded.
 BUSY = re.compile(r"soft lockup|rcu.*stall|workqueue lockup|blocked for more than")
 
 OUTCOME = re.compile(
@@ -65,7 +66,7 @@ CODE = re.compile(r"\bHR\d{4}\b")
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What `hotreload push` said: the last word of it, each code, and all."""
+    """The output of `hotreload push`: its last outcome, all codes, and the whole text."""
 
     outcome: str
     codes: tuple[str, ...]
@@ -73,7 +74,7 @@ class Pushed:
 
 
 def pushed(status: int, text: str) -> Pushed:
-    """Read what a push said."""
+    """Parse the output of a push."""
     words = OUTCOME.findall(text)
     last = words[-1] if words else f"status {status}"
     outcome = "crashed" if "crashed" in words else last
@@ -82,17 +83,17 @@ def pushed(status: int, text: str) -> Pushed:
 
 
 def splats(log: str) -> list[str]:
-    """The lines of a kernel's log that complain, what a busy machine makes it say left out."""
+    """Return the complaints in a kernel's log, without those that an overloaded host causes."""
     return [line for line in log.splitlines() if SPLAT.search(line) and not BUSY.search(line)]
 
 
 def kind_of(splat: str) -> str:
-    """What a complaint is of, without the time, the processor and the process."""
+    """Return a complaint without its time, processor, process and addresses."""
     return re.sub(r"^\[[ \d.]+\] |\b(?:CPU|PID): ?\d+ ?|\b(?:0x)?[0-9a-f]{8,}\b|\d+$", "", splat).strip()
 
 
 class HistoryGuest:
-    """``async with HistoryGuest(..) as guest``: it is up, inside, with the modules of the folder."""
+    """A guest with the modules of a folder. It runs inside ``async with HistoryGuest(..) as guest``."""
 
     def __init__(self, folder: Path, name: str, kernel: str, load: Sequence[str], scratch: Path) -> None:
         self._folder = folder
@@ -121,11 +122,11 @@ class HistoryGuest:
         return await process.run(argv, cwd=self._folder, timeout=limit)
 
     async def save(self, checkpoint: str) -> None:
-        """Save it as it is now. Raises HotReloadError."""
+        """Save a checkpoint. Raises HotReloadError."""
         await self._required("guest", "save", checkpoint)
 
     async def back_to(self, checkpoint: str) -> None:
-        """Bring it back, whatever has become of it. Raises HotReloadError."""
+        """Restore the guest to a checkpoint, even if it has died. Raises HotReloadError."""
         await self._required("guest", "load", checkpoint)
 
     async def _required(self, *words: str) -> None:
@@ -137,15 +138,15 @@ class HistoryGuest:
             raise HotReloadError(f"{' '.join(words)}: {done.complaint[-500:]}")
 
     async def push(self) -> Pushed:
-        """Bring the guest to the sources as they are."""
+        """Bring the guest to the current sources."""
         return await self._cycle("push")
 
     async def undo(self) -> Pushed:
-        """Take the last reload back."""
+        """Undo the last reload."""
         return await self._cycle("undo")
 
     async def _cycle(self, verb: str) -> Pushed:
-        """What the command of that name does, without a new process for it."""
+        """Do what the command of that name does, but without starting a process."""
         said = io.StringIO()
         try:
             async with asyncio.timeout(PUSH):
@@ -158,7 +159,7 @@ class HistoryGuest:
         return pushed(status, said.getvalue())
 
     async def run(self, command: str, stdin: bytes = b"") -> str:
-        """What a shell command in the guest prints, errors and all. Raises HotReloadError."""
+        """Run a shell command in the guest. Return its standard output and error. Raises HotReloadError."""
         import base64
 
         data = base64.b64encode(stdin).decode()
@@ -171,18 +172,18 @@ class HistoryGuest:
         return "".join(said)
 
     async def splats(self) -> list[str]:
-        """What its kernel complains of since the last time."""
+        """Return the complaints of its kernel since the last call."""
         return splats(await self.run("dmesg -c"))
 
     async def leaks(self) -> list[str]:
-        """What kmemleak finds, where the kernel has it: of two scans, for the first one may be early."""
+        """Return what kmemleak finds, if the kernel has it. Scan twice: the first scan may be too early."""
         look = "cd /sys/kernel/debug 2>/dev/null && [ -f kmemleak ] || exit 0;"
         scan = "echo scan >kmemleak; sleep 6; echo scan >kmemleak; cat kmemleak; echo clear >kmemleak"
         said = await self.run(f"mount -t debugfs none /sys/kernel/debug 2>/dev/null; {look} {scan}")
         return [f"kmemleak: {said[:600]}"] if "unreferenced" in said else []
 
     async def read(self, modules: Sequence[str]) -> dict[str, Reading]:
-        """What its memory says of each of the modules. Raises HotReloadError."""
+        """Read each of the modules from the guest's memory. Raises HotReloadError."""
         if self.names is None:
             self.names = Names(read_symbols(await self.run("grep -vF '[' /proc/kallsyms")))
         symbols, sections, replaced = (await self.run(OF_MODULES)).split(CUT)
@@ -190,7 +191,7 @@ class HistoryGuest:
         found = [
             each for each in read_sections(sections) if each.owner in modules or each.owner.startswith(OURS)
         ]
-        # Symbols of other modules stand beside those of the kernel itself.
+        # Do not read the memory of other modules. Only their names are needed, like the kernel's own.
         owners = {each.owner for each in found}
         pages = await self._pages(found, [each for each in every if each.owner in owners])
         readings = {}
@@ -202,7 +203,7 @@ class HistoryGuest:
     async def _pages(self, sections: Sequence[Section], symbols: Sequence[Symbol]) -> dict[int, bytes]:
         places = {each.address & -PAGE for each in sections}
         places |= {each.address & -PAGE for each in symbols}
-        # A section goes on behind its last symbol.
+        # Read some pages more, because a section may go on behind its last symbol.
         wanted = sorted({place + after * PAGE for place in places for after in range(4)})
         shown = await answer(place_of(self._name), "show")
         monitor = Monitor(Path(str(shown["qmp"])))
@@ -229,7 +230,7 @@ class HistoryGuest:
 
 
 def runs(pages: Sequence[int]) -> list[tuple[int, int]]:
-    """Pages in order as stretches: where each begins, and how many pages it has."""
+    """Group sorted page addresses into contiguous runs: the first address, and the number of pages."""
     found: list[tuple[int, int]] = []
     for page in pages:
         if found and found[-1][0] + found[-1][1] * PAGE == page:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What one run of a survey has found out and another need not: of the same commit, kernel and workload."""
+"""Keep results of a survey for later runs with the same commit, kernel and workload."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """In ``folder``, if there is one; ``of`` is what all of it depends on."""
+    """Keeps results in ``folder``, if there is one. ``of``: what all results depend on."""
 
     folder: Path | None
     of: Sequence[str]
 
     async def found(self, what: str, find: Callable[[], Awaitable[T]]) -> T:
-        """What is kept of ``what``, else what ``find`` finds."""
+        """Return the kept result for ``what``; if there is none, call ``find`` and keep its result."""
         if not self.folder:
             return await find()
         digest = hashlib.sha256(repr((what, self.of)).encode()).hexdigest()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Line numbers that code hands on: those of unchanged lines stay what they were when the guest booted. Pure.
+"""Decide whether two line numbers in code mean the same line. Pure.
 
-So a guest that was reloaded may have another number than one freshly booted, and be right. Which numbers
-may differ is asked of the sources: the line that one number names now is the one that the other named then.
+Code may pass its line number on, as WARN() does. A reload keeps the numbers that unchanged lines had when the
+guest booted, so a reloaded guest may legitimately have other numbers than a freshly booted one. Two numbers
+may differ if the line that one has in the current sources is the line that the other had in earlier sources.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from hotreload.build.lines import BEYOND
 Texts = Mapping[str, Sequence[str]]  # the lines of each source file, by its path in the folder
 
 HANDED_ON = re.compile(r"^((?:mov|push) .*?)(0x[0-9a-f]{1,5}|\d+)$")
-# A text is in quotes (history_code.Reader.name_of).
+# A text in quotes (history_code.Reader.name_of).
 TEXT = re.compile(r"^(.*?<)(['\"].*['\"])(>.*)$")
 DECIMAL = re.compile(r"(?<![\w.%])\d+(?![\w.])")
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """The sources ``now``, and as they were at each reload since the guest ``booted``."""
+    """The sources ``now``, and at each reload ``since`` the guest booted."""
 
     now: Texts
     since: Sequence[Texts] = ()
 
     def are_one(self, fresh: int, live: int) -> bool:
-        """Do both numbers stand for one line, the first in the sources of now?"""
+        """Return whether both numbers mean the same line, ``fresh`` in the current sources."""
         if live == fresh or live == fresh + BEYOND:
             return True
         return any(
@@ -40,7 +41,7 @@ class Lines:
         )
 
     def differ_alone(self, fresh: str, live: str) -> bool:
-        """Do two instructions differ in nothing but such numbers?"""
+        """Return whether two instructions differ only in such line numbers."""
         one, other = HANDED_ON.match(fresh), HANDED_ON.match(live)
         if one and other:
             return one[1] == other[1] and self.are_one(int(one[2], 0), int(other[2], 0))
@@ -57,7 +58,7 @@ class Lines:
 
 
 def _line(texts: Texts, path: str, number: int) -> str | None:
-    """A line that may hand its number on: one that calls something, or ends a call."""
+    """Return a line, if its code may pass its number on: it has a call, or the end of one."""
     lines = texts.get(path, ())
     line = lines[number - 1].strip() if 0 < number <= len(lines) else ""
     return line if "(" in line or ")" in line else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What came of each commit of a history, for people and for programs."""
+"""The result of each commit of a history, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Outcomes that say that the guest is what the sources are.
+# Outcomes that claim that the guest runs what the sources say.
 CLAIMS = frozenset({"live", "no change", "undone", "reloaded", "restored", "rebooted"})
-SHOWN = 4  # differences, in a row
+SHOWN = 4  # differences that the text of a row shows
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of a commit. ``differs``: how the guest is otherwise than freshly booted; ``before``: what
-    had come of it in a guest that the driver's own faults have damaged."""
+    """The result of a commit.
+
+    ``differs``: the differences of the guest from a freshly booted one. ``before``: the first result of this
+    commit, if that guest had been damaged by the driver's own bugs.
+    """
 
     commit: str
     subject: str
@@ -39,7 +42,7 @@ class Row:
 
     @property
     def is_wrong(self) -> bool:
-        """Said to be done, and it is not; or the kernel complains."""
+        """Return whether hotreload claimed success but the guest differs, or its kernel complained."""
         return bool(self.splats) or (self.outcome in CLAIMS and bool(self.differs))
 
     def text(self) -> str:
@@ -55,7 +58,7 @@ class Row:
 
 
 def shares(rows: Sequence[Row]) -> list[str]:
-    """How many of each outcome, with the codes that led to it; and the sum of what counts."""
+    """Return lines with the count of each outcome and its codes, and the counts of wrong and lost commits."""
     told = []
     for outcome, count in Counter(row.outcome for row in rows).most_common():
         codes = Counter(code for row in rows if row.outcome == outcome for code in row.codes)
@@ -70,7 +73,7 @@ def shares(rows: Sequence[Row]) -> list[str]:
 
 
 def line_differences(fresh: str | None, live: str | None) -> list[str]:
-    """The first lines in which a workload printed something else; of None nothing is known."""
+    """Return the first lines in which the output of a workload differs. None: that output is not known."""
     if fresh is None or live is None:
         return []
     one, other = fresh.splitlines(), live.splitlines()
@@ -80,7 +83,10 @@ def line_differences(fresh: str | None, live: str | None) -> list[str]:
 
 
 def tell(rows: Sequence[Row], file: Path | None) -> None:
-    """Print the newest row, and write all: a history takes an hour, and may be interrupted."""
+    """Print the newest row, and write all rows to the file.
+
+    A replay takes about an hour and may be interrupted, so this is done after each row.
+    """
     print(rows[-1].text(), flush=True)
     if file:
         file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""The commits of a driver's repository, made one after the other in one folder, and a workload for it.
+"""Build the commits of a driver's repository one after the other in one folder, and read its workload.
 
-A workload is a shell script that runs in the guest and prints what it sees, the same each time. Comments at
-its beginning say what it needs:
+A workload is a shell script that runs in the guest and prints the same each time. Comments at its beginning
+say what it needs:
 
-    # load: loop       a module to load, with its parameters; a line each, in this order; default: all of it
-    # host: COMMAND    for this machine's shell, in the driver's folder, at each commit before it is built or
-                       pushed; what it leaves in $OUT is in the guest's /tmp/workload
+    # load: loop       a module to load, with its parameters; one per line, in this order; default: all
+    # host: COMMAND    a command for the host's shell, run in the driver's folder at each commit before it is
+                       built or pushed; the files that it leaves in $OUT are in the guest's /tmp/workload
 
-Where a driver dies of one thing that a workload does, it need not die of another. So a workload may have
-parts, each of which runs by itself after what stands before the first of them:
+A workload may have several parts, so that a crash in one does not prevent the others. Each part is run by
+itself, preceded by the text before the first part:
 
     # part: NAME
 """
@@ -34,7 +34,7 @@ BUILD_LIMIT = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``parts``: a script each for the guest's shell; ``load`` and ``host`` as its comments have them."""
+    """A workload. ``parts``: scripts for the guest's shell. ``load``, ``host``: from its comments."""
 
     parts: tuple[str, ...]
     load: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Workload:
 
 
 def read_workload(text: str) -> Workload:
-    """A workload's script, and what its first comments ask for."""
+    """Parse a workload's script and its comments."""
 
     def lines(word: str) -> tuple[str, ...]:
         return tuple(re.findall(rf"^# {word}: (.+)$", text, re.MULTILINE))
@@ -59,7 +59,10 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A commit that was built. ``modules``: each with its content; ``files``: a tar for the guest."""
+    """A commit that was built.
+
+    ``modules``: the name and the content of each. ``files``: a tar archive for the guest.
+    """
 
     commit: Commit
     modules: tuple[tuple[str, bytes], ...]
@@ -67,17 +70,17 @@ class Made:
 
     @property
     def digest(self) -> str:
-        """Equal for two commits of which the same comes."""
+        """Equal for two commits whose modules and files are the same."""
         return hashlib.sha256(repr(self.modules).encode() + self.files).hexdigest()
 
     @property
     def names(self) -> list[str]:
-        """The modules' names as the kernel has them."""
+        """The names of the modules as the kernel spells them."""
         return [name.replace("-", "_") for name, _content in self.modules]
 
 
 class History:
-    """A clone in ``folder``."""
+    """A clone of a driver's repository in ``folder``."""
 
     def __init__(self, folder: Path, out: Path, workload: Workload) -> None:
         self.folder = folder
@@ -86,7 +89,7 @@ class History:
 
     @classmethod
     async def cloned(cls, source: str, folder: Path, out: Path, workload: Workload) -> History:
-        """Clone a bundle or a repository. Raises InputError for what is none."""
+        """Clone a bundle or a repository. Raises InputError if that fails."""
         done = await process.run(["git", "clone", "-q", source, folder])
         if not done.ok:
             raise InputError(
@@ -95,12 +98,12 @@ class History:
         return cls(folder, out, workload)
 
     async def commits(self, until: str) -> list[Commit]:
-        """The first parents of ``until``, the newest first."""
+        """List the history of ``until`` along first parents, the newest commit first."""
         listed = await self._git("log", "--first-parent", "--format=%h %s", until)
         return [Commit(*line.split(" ", 1)) for line in listed.splitlines()]
 
     async def check_out(self, commit: Commit) -> bool:
-        """Bring the folder to a commit, as ``git checkout`` does; False: what the host does for it fails."""
+        """Check a commit out and run the host's commands. Return whether these succeeded."""
         await self._git("checkout", "-q", "--force", "--detach", commit.name)
         shutil.rmtree(self._out, ignore_errors=True)
         self._out.mkdir()
@@ -111,14 +114,14 @@ class History:
         return True
 
     async def clean(self) -> None:
-        """Remove all that a build has left."""
+        """Remove everything that builds left behind."""
         await self._git("clean", "-xdfq")
 
     async def make(self, commit: Commit, kernel: KernelTree) -> Made | None:
-        """Build a commit with the kernel's own make; None: it does not build."""
+        """Check a commit out and build it with the kernel's own make. Return None if it does not build."""
         if not await self.check_out(commit):
             return None
-        for ko in self.folder.glob("*.ko"):  # a module may have had another name
+        for ko in self.folder.glob("*.ko"):  # a module may have had another name in the previous commit
             ko.unlink()
         argv = ["make", "-C", str(kernel.output), f"M={self.folder}", "modules"]
         done = await process.run(argv, env={"MAKEFLAGS": ""}, timeout=BUILD_LIMIT)
@@ -129,7 +132,7 @@ class History:
         return Made(commit, modules, self.files()) if built else None
 
     def files(self) -> bytes:
-        """What the host's part of the workload has left for the guest, as a tar."""
+        """Return the files that the host's commands left for the guest, as a tar archive."""
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w") as archive:
             for file in sorted(self._out.rglob("*")):
@@ -141,7 +144,7 @@ class History:
         return stream.getvalue()
 
     def texts(self) -> Texts:
-        """The sources as they are now."""
+        """Return the lines of the current sources, by path in the folder."""
         files = (*self.folder.rglob("*.c"), *self.folder.rglob("*.h"))
         return {
             str(file.relative_to(self.folder)): file.read_text(errors="replace").splitlines()

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""`scripts/bench-kernel`: edits of a kernel's own tree, beside the bare compile and beside make.
+"""`scripts/bench-kernel`: time edits of a kernel's own tree, compared with the bare compile and with make.
 
-Two things are told as ratios, for machines differ and are noisy: what a save of a built-in unit takes above
-its recorded compile, run bare in the same round; and an edit of a header that some twenty units include
-against `make` of the same objects in a copy of the folder that the kernel was built in.
+Machines differ and are noisy, so two relative values are measured. One is the time from saving a built-in
+unit until it is live, minus that of its recorded compile command run alone in the same round. The other is
+the time for an edit of a header that about twenty units include, relative to `make` of the same objects in a
+copy of the folder that the kernel was built in.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from hotreload.survey.running_kernel import run
 
 @dataclass(frozen=True, slots=True)
 class KernelEdit:
-    """``old`` becomes ``new`` in a file, with the round's number for ``%d``."""
+    """An edit that replaces ``old`` with ``new`` in a file, with the number of the round for ``%d``."""
 
     file: str
     old: str
@@ -59,7 +60,7 @@ HEADER = KernelEdit(
 
 
 class _Bench:
-    """A watch of the kernel's tree, and what is measured with it."""
+    """The measurements with a running watch of the kernel's tree."""
 
     def __init__(self, tree: KernelTree, build: Build, watch: Driven, scratch: Path) -> None:
         self.tree = tree
@@ -70,7 +71,7 @@ class _Bench:
         self.times = {name: (tree.source / name).stat().st_mtime_ns for name in self.texts}
 
     async def save(self, edit: KernelEdit, number: int) -> float:
-        """Save an edit; seconds until it is live."""
+        """Save an edit. Return the seconds until it is live."""
         text = self.texts[edit.file]
         if edit.old not in text:
             raise HotReloadError(f"{edit.file} of this kernel has no {edit.old!r}", hint="use 6.1 or 6.12")
@@ -81,7 +82,7 @@ class _Bench:
         return report.saved_to_live_ms / 1000
 
     def restore(self) -> None:
-        """The files that are edited say what they said, and make has nothing to do for them."""
+        """Restore the edited files and their times, so that make has nothing to rebuild."""
         for name, text in self.texts.items():
             (self.tree.source / name).write_text(text)
             os.utime(self.tree.source / name, ns=(self.times[name], self.times[name]))
@@ -90,7 +91,7 @@ class _Bench:
         return units_for([self.tree.source / edit.file], self.build).units
 
     async def units(self, rounds: int) -> tuple[list[float], list[float]]:
-        """Seconds of the bare compile of a built-in unit, and of each save above it."""
+        """Return the seconds of each bare compile of a built-in unit, and how many more each save took."""
         alone, above = [], []
         for number in range(2, rounds + 2):
             for edit in UNITS:
@@ -101,7 +102,7 @@ class _Bench:
         return alone, above
 
     async def header(self, rounds: int) -> tuple[list[float], list[float]]:
-        """Seconds of each edit of the header, and of make of the same objects."""
+        """Return the seconds of each edit of the header, and of each make of the same objects."""
         targets = [str(unit.object.relative_to(self.tree.output)) for unit in self.units_of(HEADER)]
         copy = self.scratch / "built"
         say("copying the folder that the kernel was built in, for make")
@@ -116,7 +117,7 @@ class _Bench:
 
 
 async def measure(tree: KernelTree, rounds: int) -> int:
-    """Measure, and print; the sources are afterwards as they were."""
+    """Measure and print. The sources are restored afterwards."""
     base = await kernel_base(tree, say)
     options = ("--kernel", str(tree.output), "--max-rung", "patch")
     with tempfile.TemporaryDirectory(prefix="hotreload-bench-") as scratch:
@@ -149,7 +150,7 @@ def _print(what: str, samples: Sequence[float]) -> None:
 
 
 async def bare_compile(unit: TranslationUnit, scratch: Path) -> float:
-    """Seconds of the recorded command as it is, with its object elsewhere."""
+    """Return the seconds of the recorded command when only its output file is changed."""
     output = scratch / "bare.o"
     started = time.monotonic()
     recorded = split_command(unit.command)
@@ -170,7 +171,7 @@ def _redirected(step: Sequence[str], unit: TranslationUnit, output: Path) -> Ite
 
 
 async def make(tree: KernelTree, output: Path, targets: Sequence[str]) -> float:
-    """Seconds of make of some objects, with as many jobs as there are processors."""
+    """Return the seconds that make takes for some objects, with one job per processor."""
     started = time.monotonic()
     words = ["make", "-s", "-C", str(tree.source), f"O={output}", f"-j{os.cpu_count() or 1}", *targets]
     done = await process.run(words)
@@ -180,7 +181,7 @@ async def make(tree: KernelTree, output: Path, targets: Sequence[str]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Run the command line. Return the exit status."""
     parser = argparse.ArgumentParser(description="Time edits of a kernel's own tree.")
     parser.add_argument("kernel", metavar="DIR", help="the folder that the kernel was built in")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="how often each edit is saved")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Kernels to measure and to test on: packaged sources, made into a folder of ours, and their units.
+"""Build kernels for surveys and tests from packaged sources, and find their translation units.
 
-The sources are only read (``make O=``). A second run finds the build and starts nothing.
+The kernel is built in a separate folder (``make O=``), so the sources are only read. A finished build is
+reused.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from hotreload.paths import cache_folder, writing_to
 
 Progress = Callable[[str], None]
 
-# What Debian 12 offers side by side: the stable release and the update behind it.
+# The versions that Debian 12 offers side by side: the stable release and the update after it.
 PACKAGE = "linux-source-6.1"
 OLD_VERSION, NEW_VERSION = "6.1.170-3", "6.1.176-1"
 BUILT_FROM = ".hotreload-built-from"
@@ -37,14 +38,14 @@ TOLD_EVERY = 15.0  # seconds
 
 @dataclass(frozen=True, slots=True)
 class BuiltKernel:
-    """``units``: every C source that is linked into vmlinux, in the order of their objects' names."""
+    """A built kernel. ``units``: every C source that is linked into vmlinux, sorted by object name."""
 
     source: Path
     output: Path
     units: tuple[TranslationUnit, ...]
 
     def name_of(self, unit: TranslationUnit) -> str:
-        """``net/ipv4/tcp.c``: the source as seen from the kernel's own folder."""
+        """Return the path of a unit's source in the kernel, such as ``net/ipv4/tcp.c``."""
         root = self.source if unit.source.is_relative_to(self.source) else self.output
         return str(unit.source.relative_to(root))
 
@@ -52,10 +53,11 @@ class BuiltKernel:
 async def cached_kernel(
     package: str, config: str, progress: Progress, version: str | None = None, jobs: int | None = None
 ) -> KernelTree:
-    """A packaged source (``linux-source-6.12``), built with a configuration, once, below the cache.
+    """Return a kernel built from a source package such as ``linux-source-6.12``, building it if necessary.
 
-    ``config``: a name or a file, as ``--config`` takes it; ``version``: default, the newest. Another version,
-    configuration or compiler is another kernel. Raises what fetch_source and make_kernel raise.
+    It is kept in the cache. Each version, configuration and compiler has a kernel of its own. ``config``: a
+    name or a file, as for ``--config``. ``version``: None for the newest. Raises what fetch_source and
+    make_kernel raise.
     """
     source = await fetch_source(package, version, progress)
     wanted = config_file(config)
@@ -64,14 +66,18 @@ async def cached_kernel(
     folder = output.parent
     with writing_to(folder):
         folder.mkdir(exist_ok=True)
-    # kbuild writes its folder's path into what it makes, so it cannot be renamed: a stamp says it is whole.
+    # kbuild writes the path of its folder into its output, so the folder cannot be renamed when the build is
+    # complete. A stamp file marks it as complete instead.
     async with locked(folder / f".{output.name}.lock", progress, "builds this kernel"):
         await _make_once(source, output, wanted, jobs, progress, stamp)
     return find_kernel(str(output))
 
 
 async def find_cached_kernel(package: str, config: str) -> KernelTree | None:
-    """What cached_kernel would find built, of the newest sources in the cache; nothing is fetched."""
+    """Return the kernel that cached_kernel has built from the newest sources in the cache. Fetch nothing.
+
+    Older sources are used if the newest have no build.
+    """
     wanted = config_file(config)
     for source in _unpacked(package, cache_folder() / "sources"):
         stamp = await _stamp(source, wanted)
@@ -89,7 +95,7 @@ def _place(source: Path, config: Path, stamp: str) -> Path:
 async def build_kernel(
     source: Path, output: Path, config: Path, jobs: int, progress: Progress
 ) -> BuiltKernel:
-    """Configure and build ``source`` into ``output``, unless that is done; then read what was built.
+    """Configure and build ``source`` in ``output``, unless that was done before. Return what was built.
 
     Raises what find_source and make_kernel raise.
     """
@@ -118,16 +124,17 @@ def _is_made(output: Path, stamp: str) -> bool:
 
 
 async def _stamp(source: Path, config: Path) -> str:
-    """All that makes a kernel what it is: the sources' place, the configuration, the compiler."""
+    """Return what identifies a build: the path of the sources, the configuration and the compiler."""
     text = configuration(config) + read_text(config_file(FRAGMENT))
     compiler = (await _must(["gcc", "--version"])).partition("\n")[0]
     return f"{source}\n{hashlib.sha256(text.encode()).hexdigest()}\n{compiler}\n"
 
 
 async def fetch_source(package: str, version: str | None, progress: Progress) -> Path:
-    """The unpacked sources of a package, from the cache or by apt. Raises EnvironmentFault (HR5109).
+    """Return the unpacked sources of a package from the cache, or fetch them with apt.
 
-    ``version``: None for the newest that apt knows, or, where apt knows none, that the cache has.
+    ``version``: None for the newest that apt knows, or if apt knows none, for the newest in the cache. Raises
+    EnvironmentFault (HR5109).
     """
     folder = cache_folder() / "sources"
     with writing_to(folder):
@@ -135,7 +142,7 @@ async def fetch_source(package: str, version: str | None, progress: Progress) ->
     version = version or await _newest(package, folder)
     final = folder / f"{package}-{version}"
     async with locked(folder / ".lock", progress, "fetches sources"):
-        # Whoever held the lock may have fetched it, or was killed in the middle.
+        # The previous holder of the lock may have fetched it, or may have been killed while fetching.
         for leftover in folder.glob(".fetch-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         if not final.is_dir():
@@ -156,13 +163,13 @@ async def _newest(package: str, folder: Path) -> str:
 
 
 def _unpacked(package: str, folder: Path) -> list[Path]:
-    """The sources of a package that are in the cache, what was unpacked last first."""
+    """Return the sources of a package in the cache, those that were unpacked last first."""
     found = folder.glob(f"{package}-*")
     return sorted(found, key=lambda source: source.stat().st_ctime, reverse=True)
 
 
 def listed_versions(text: str) -> list[str]:
-    """The versions that ``apt-cache madison`` lists, the newest first, as it does."""
+    """Return the versions in the output of ``apt-cache madison``, which lists the newest first."""
     return re.findall(r"^ *\S+ \| +(\S+) \|", text, re.MULTILINE)
 
 
@@ -189,8 +196,8 @@ async def _fetch(package: str, version: str, final: Path, progress: Progress) ->
 
 
 async def _units(output: Path) -> list[TranslationUnit]:
-    """Every compiled C source that vmlinux is linked from, by the notes that kbuild left."""
-    # vmlinux.a is a thin archive: it names what goes into vmlinux, and so leaves out the vdso, the boot code
+    """Return all C sources that vmlinux is linked from, according to kbuild's .cmd files."""
+    # vmlinux.a is a thin archive that lists the objects of vmlinux. It does not list the vdso, the boot code
     # and host programs.
     listed = await _must(["ar", "t", "vmlinux.a"], output)
     found = (read_unit(output, output / name) for name in dict.fromkeys(listed.split()))
@@ -198,7 +205,7 @@ async def _units(output: Path) -> list[TranslationUnit]:
 
 
 def read_unit(output: Path, target: Path) -> TranslationUnit | None:
-    """The unit of an object by kbuild's notes; None for what is not compiled from C."""
+    """Return the unit of an object according to its .cmd file, or None if it is not compiled from C."""
     notes = target.with_name(f".{target.name}.cmd")
     if not notes.is_file():
         return None

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""`scripts/livepatch-selftests`: the kernel's own tests of live patching pass in our guest.
+"""`scripts/livepatch-selftests`: run the kernel's own livepatch selftests in our guest.
 
-They run in the guest of a `hotreload watch` in the kernel's sources: before a first reload, and again after a
-session of reloads was undone. The tests are bash scripts that compare the kernel's log with what they expect,
-so they get the programs that they were written for: those of this machine, not busybox's. Up to v6.8 their
-modules are the kernel's (lib/livepatch), since v6.9 they are built beside them (c4bbe83d27c2).
+They run in the guest of a `hotreload watch` in the kernel's sources: before the first reload, and again after
+a series of reloads was undone. The tests are bash scripts that compare the kernel's log with the expected
+text. They are written for the usual programs, so those of this machine are used instead of busybox's. Up to
+v6.8 their modules are part of the kernel (lib/livepatch); since v6.9 they are built with the tests
+(c4bbe83d27c2).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ RELOADS = 20
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A function to be edited: what of its file's text is replaced, and what then tells the edit's number."""
+    """A function to edit: its source, the text to replace, and the file that shows the edit's number."""
 
     source: str
     old: str
@@ -60,7 +61,7 @@ class Place:
         return text.replace(self.old, self.new % number)
 
 
-# The first is a function that the selftests replace, too.
+# The selftests also replace the first of these functions.
 PLACES = (
     Place(
         "fs/proc/cmdline.c",
@@ -79,14 +80,14 @@ PLACES = (
 
 
 async def check(kernel: str, reloads: int, only: str) -> int:
-    """Run the selftests of a kernel before and after a session; 0 if all pass."""
+    """Run the selftests of a kernel before and after a series of reloads. Return 0 if all pass, else 1."""
     tree = find_kernel(kernel)
     with tempfile.TemporaryDirectory() as scratch:
         archive = await _archive(tree, Path(scratch), only)
     name = guest_name("selftests")
     async with _sources_kept(tree), Driven(tree.source, name, say, ("-K", str(tree.output))) as watch:
         await _must(watch, "tar -x -C /", archive)
-        # By its path: busybox's shell has a depmod of its own, and modprobe needs another one's index.
+        # Use the path, because busybox's shell has its own depmod, whose index modprobe cannot use.
         await _must(watch, "/bin/depmod && ln -sf /proc/self/fd /dev/fd")
         wrong = await _run_all(watch, "before a reload")
         await _reload(watch, tree, reloads)
@@ -98,7 +99,7 @@ async def check(kernel: str, reloads: int, only: str) -> int:
 
 
 async def _archive(tree: KernelTree, scratch: Path, only: str) -> bytes:
-    """A tar of the tests, their modules, and the programs that they need."""
+    """Return a tar archive of the tests, their modules, and the programs that they need."""
     tests = tree.source / TESTS
     scripts = sorted(file for file in tests.glob("*.sh") if only in file.name or file.name == "functions.sh")
     if not scripts:
@@ -120,7 +121,7 @@ async def _archive(tree: KernelTree, scratch: Path, only: str) -> bytes:
             for ko in _kernels_own(tree)
         }
     for program in PROGRAMS:
-        # By its path, and not busybox's: one test looks for /bin/stat.
+        # Put it in /bin, in place of busybox's: one test looks for /bin/stat.
         for entry in await program_with_libraries(program, f"bin/{program}", PACKAGES.get(program, program)):
             files[entry.path] = entry.content, entry.mode & 0o777
     return _tar(files)
@@ -169,7 +170,7 @@ def _tar(files: Mapping[str, tuple[bytes, int]]) -> bytes:
 
 
 async def _run_all(watch: Driven, when: str) -> list[str]:
-    """Run every selftest and print what comes of it; those that do not pass."""
+    """Run every selftest and print its result. Return the names of those that did not pass."""
     listed = await _must(watch, f"cd /{FOLDER} && ls test-*.sh")
     wrong = []
     for name in listed.split():
@@ -185,7 +186,8 @@ async def _run_all(watch: Driven, when: str) -> list[str]:
 
 
 def _environment() -> str:
-    # The scripts look for the kernel's folder, to be built against; theirs are built. "C": messages, sorting.
+    # The scripts require the folder of a kernel to build modules against, but the modules are built already.
+    # "C" is for messages and sorting.
     return "PATH=/bin:/usr/bin KDIR=/ LC_ALL=C"
 
 
@@ -203,7 +205,7 @@ async def _must(watch: Driven, command: str, stdin: bytes = b"") -> str:
 
 @contextlib.asynccontextmanager
 async def _sources_kept(tree: KernelTree) -> AsyncIterator[None]:
-    """The sources are ours alone; what is edited is put back with its time, so that make sees nothing new."""
+    """Lock the sources. Afterwards, restore the edited files and their times: make then rebuilds nothing."""
     async with locked(tree.source.parent / f".{tree.source.name}.lock", say, "edits these sources"):
         with _restored([tree.source / place.source for place in PLACES]):
             yield
@@ -221,7 +223,7 @@ def _restored(files: Sequence[Path]) -> Iterator[None]:
 
 
 async def _reload(watch: Driven, tree: KernelTree, reloads: int) -> None:
-    """So many edits, over the places in turn, each of which goes live beside those before it."""
+    """Make ``reloads`` edits, in each place in turn, and check that each goes live."""
     texts = {place: (tree.source / place.source).read_text() for place in PLACES}
     started = time.monotonic()
     for number in range(1, reloads + 1):
@@ -236,7 +238,7 @@ async def _reload(watch: Driven, tree: KernelTree, reloads: int) -> None:
 
 
 async def _undo(watch: Driven, guest: str) -> None:
-    """Take everything back, in the guest; the sources stay edited until the end."""
+    """Undo all reloads in the guest, and check that. The sources stay edited until the end."""
     await answer(place_of(guest), "undo", everything=True)
     left = await _must(watch, f"ls /sys/kernel/livepatch; cat {' '.join(place.file for place in PLACES)}")
     if "hotreload" in left or "reload-" in left:
@@ -254,7 +256,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    # The sources are put back whoever ends this.
+    # Restore the sources also when this is terminated by a signal.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     given = parse()

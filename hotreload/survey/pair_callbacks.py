@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Elements whose functions the kernel calls by and by: what goes must not be called any more. Pure."""
+"""Elements whose functions the kernel calls later. A function that is removed must not be called. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hotreload.survey.pair_element import WORDS, Element, State, number
 
 @dataclass(frozen=True, slots=True)
 class Queued(Element):
-    """A work that the first reading sets up; its function is changed, renamed, taken out, put back."""
+    """A work item that the first read sets up. Edits change, rename, remove and restore its function."""
 
     function: str = "run"
     step: int = 3
@@ -60,7 +60,7 @@ class Queued(Element):
 
 @dataclass(frozen=True, slots=True)
 class Ticking(Element):
-    """A timer that the first reading starts and that starts itself again; its function goes while it runs."""
+    """A timer that the first read starts and that restarts itself. Its function may be removed meanwhile."""
 
     function: str = "tick"
     mark: int = 1

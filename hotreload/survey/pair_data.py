@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Elements whose variables a reload has to find again. Pure."""
+"""Elements with variables that a reload must recognize, so that they keep their values. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hotreload.survey.pair_element import MASK, WORDS, Element, State, number
 
 @dataclass(frozen=True, slots=True)
 class InlinedStatic(Element):
-    """Static variables of two types in a function that gcc inlines twice; they may change their order."""
+    """Two static variables of different types in a function that gcc inlines twice. Edits may swap them."""
 
     step: int = 1
     turned: bool = False
@@ -50,7 +50,7 @@ class InlinedStatic(Element):
 
 @dataclass(frozen=True, slots=True)
 class Folded(Element):
-    """A variable whose only writer, or only reader, comes and goes."""
+    """A variable whose only writer or only reader is removed and added again."""
 
     writes: bool = True
     reads: bool = True
@@ -72,11 +72,11 @@ class Folded(Element):
         return {"level": self.initial}
 
     def carried(self, state: State, before: Self) -> list[State]:
-        # A value that is still the initial one may become the new initial one; one that is not stays.
+        # If the variable still has its initial value, it may get the new one. Otherwise it keeps its value.
         return [state, self.loaded()] if state == before.loaded() else [state]
 
     def must_begin_anew(self, state: State, before: Self) -> bool:
-        # Its value is state already, and the source says another one to begin with.
+        # The initial value was edited, but the variable's value has changed since.
         return self.loaded() != before.loaded() and state != before.loaded()
 
     def read(self, state: State) -> tuple[str, State]:
@@ -94,7 +94,7 @@ class Folded(Element):
 
 @dataclass(frozen=True, slots=True)
 class Bytes(Element):
-    """An array of bytes that live code writes to, and whose initial value is edited."""
+    """An array of bytes that live code writes. Edits change its initial value."""
 
     initial: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
     place: int = 5
@@ -111,12 +111,12 @@ class Bytes(Element):
         return {"mac": self.initial}
 
     def carried(self, state: State, before: Self) -> list[State]:
-        # One value: all of it is the guest's, or, where that never changed, all of it is the new one.
+        # The array is one value. Either all of it is kept or, if it has not changed, all of it may be new.
         fresh: list[State] = [{"mac": self.initial}] if state["mac"] == before.initial else []
         return [state, *fresh]
 
     def must_begin_anew(self, state: State, before: Self) -> bool:
-        # Its value is state already, and the source says another one to begin with.
+        # The initial value was edited, but the variable's value has changed since.
         return self.loaded() != before.loaded() and state != before.loaded()
 
     def read(self, state: State) -> tuple[str, State]:
@@ -133,7 +133,7 @@ class Bytes(Element):
 
 @dataclass(frozen=True, slots=True)
 class MacroStatic(Element):
-    """Variables that a macro of the driver's own makes, named as a macro of the kernel's names its own."""
+    """Variables that a macro of the driver defines, with a name that a macro of the kernel uses, too."""
 
     variable: str = "_entry"
     step: int = 1
@@ -166,7 +166,7 @@ class MacroStatic(Element):
 
 @dataclass(frozen=True, slots=True)
 class LineNamed(Element):
-    """Variables named after their lines, and a line as a value."""
+    """Variables whose names contain their line numbers, and a line number as a value."""
 
     above: int = 0
     step: int = 3
@@ -192,7 +192,7 @@ class LineNamed(Element):
         return {"first": 0, "second": 0}
 
     def carried(self, state: State, before: Self) -> list[State]:  # noqa: ARG002
-        # On another line it is another variable: to keep the two apart, with their values or anew, is right.
+        # On another line, it is another variable. Each may keep its value or start again.
         first, second = (dict.fromkeys((state[name], 0)) for name in ("first", "second"))
         return [{"first": one, "second": other} for one in first for other in second]
 
@@ -209,7 +209,7 @@ class LineNamed(Element):
 
 @dataclass(frozen=True, slots=True)
 class Label(Element):
-    """An array of characters, which is one value, that live code may write to."""
+    """An array of characters, which is one value, and which live code may write."""
 
     word: str = "plain"
     writes: bool = True
@@ -231,7 +231,7 @@ class Label(Element):
         return [state, *fresh]
 
     def must_begin_anew(self, state: State, before: Self) -> bool:
-        # Its value is state already, and the source says another one to begin with.
+        # The initial value was edited, but the variable's value has changed since.
         return self.loaded() != before.loaded() and state != before.loaded()
 
     def read(self, state: State) -> tuple[str, State]:
@@ -247,7 +247,7 @@ class Label(Element):
 
 @dataclass(frozen=True, slots=True)
 class Moving(Element):
-    """A variable that is moved between function and file, made global, and keeps its value."""
+    """A variable that moves between function and file scope, or becomes global, and keeps its value."""
 
     place: str = "file"
     section: str = ""
@@ -292,7 +292,7 @@ class Moving(Element):
 
 @dataclass(frozen=True, slots=True)
 class Added(Element):
-    """A variable that an edit adds, and others give another type or take away."""
+    """A variable that edits add, remove, or give another type."""
 
     type: str = ""
     step: int = 1
@@ -316,7 +316,7 @@ class Added(Element):
         fresh = self.loaded()
         if before.type:
             return [state] if before.type == self.type else []
-        # It was taken away in between: the value may have stayed or not.
+        # It had been removed in between, so its value may have been kept or not.
         return [state, fresh] if state["type"] == self.type else [fresh]
 
     def read(self, state: State) -> tuple[str, State]:
@@ -333,7 +333,7 @@ class Added(Element):
 
 @dataclass(frozen=True, slots=True)
 class Once(Element):
-    """What the kernel's macros keep for a place: that something was done, before another such place."""
+    """The flag with which DO_ONCE_LITE() notes that it has run. Edits may add another one above it."""
 
     word: str = "once"
     before: bool = False
@@ -357,13 +357,13 @@ class Once(Element):
         return {"done": 0, "places": 0}
 
     def carried(self, state: State, before: Self) -> list[State]:
-        # The flag of a place that went may be there when it comes again, or not.
+        # When a removed place is added again, its flag may still be set or not.
         if self.before and not before.before:
             return [state, {**state, "places": min(1, number(state, "places"))}]
         return [state]
 
     def anew(self, state: State) -> State:
-        # The count is a variable of the driver's, and stays.
+        # The count is a variable of the driver, so it keeps its value.
         return {**state, "places": 0}
 
     def read(self, state: State) -> tuple[str, State]:

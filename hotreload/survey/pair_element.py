@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""What a small stateful thing of a driver is, of a kind that a reload can get wrong without a crash. Pure.
+"""The base class of elements: small stateful parts of a driver that a reload can get wrong silently. Pure.
 
-An element is C, and a model of what it answers. ``loaded`` is its state when the module was just loaded;
-``carried`` is what the sources before and after leave of it in a guest that goes on: the states that are
-right, more than one where nobody could know better. ``read`` is what it prints in such a state, and the state
-after that, for to read is to run. So what is right follows from the sources and from what the tool says it
-has done, and from nothing that the differ knows.
+An element consists of C code and a model of its output. ``loaded`` is its state just after the module was
+loaded. ``carried`` gives the states that are right after new sources went live in a running guest; there is
+more than one if the rules leave that open. ``read`` is what it prints in a state, and the state afterwards,
+because reading runs its code. So what is right follows only from the sources and from what hotreload says it
+did, not from anything that the differ knows.
 """
 
 from __future__ import annotations
@@ -30,63 +30,63 @@ def number(state: State, name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Element(ABC):
-    """``name``: a C identifier that no other element has. The texts may be empty."""
+    """See the module's docstring. ``name`` is a unique C identifier. The C texts may be empty."""
 
     name: str
 
     @property
     @abstractmethod
     def code(self) -> str:
-        """Before the function that shows all."""
+        """C code at file scope, above the function that prints all elements."""
 
     @property
     @abstractmethod
     def show(self) -> str:
-        """Statements that print ``NAME VALUE..`` to ``m``."""
+        """C statements that print the values to ``m``, after the name of the element."""
 
     @property
     def start(self) -> str:
-        """Statements of the init function."""
+        """C statements of the init function."""
         return ""
 
     @property
     def stop(self) -> str:
-        """Statements of the exit function."""
+        """C statements of the exit function."""
         return ""
 
     @property
     def of_init(self) -> object:
-        """What init makes depends on it."""
+        """What the result of the init code depends on."""
         return self.start
 
     @property
     def leaves(self) -> str:
-        """What it logs when the module is unloaded."""
+        """The text that it logs when the module is unloaded."""
         return ""
 
     @abstractmethod
     def loaded(self) -> State:
-        """What the state is when the module was loaded with these sources."""
+        """Return the state just after the module was loaded with these sources."""
 
     def carried(self, state: State, before: Self) -> list[State]:  # noqa: ARG002
-        """What it may be when these sources replaced those ``before`` in a guest that goes on.
+        """Return the possible states after these sources replaced those ``before`` in a running guest.
 
-        None: they cannot run there.
+        The list is empty if these sources cannot run in that guest.
         """
         return [state]
 
     def anew(self, state: State) -> State:  # noqa: ARG002
-        """What it is if the tool said that something of it begins anew."""
+        """Return the state if hotreload said that a variable of this element starts again."""
         return self.loaded()
 
     def must_begin_anew(self, state: State, before: Self) -> bool:
-        """Is it true that these sources need a module reload, or honest at least?"""
+        """Return whether hotreload is right to say that these sources need a module reload."""
         return self.of_init != before.of_init or not self.carried(state, before)
 
     @abstractmethod
     def read(self, state: State) -> tuple[str, State]:
-        """What is printed, without the name, and the state afterwards."""
+        """Return what is printed in a state, without the name, and the state afterwards."""
 
     @abstractmethod
     def edited(self, source: random.Random) -> Self:
-        """Another of the kind."""
+        """Return a randomly edited element of the same kind."""

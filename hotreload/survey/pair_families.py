@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The families of small stateful things that `scripts/random-pairs` edits. Pure."""
+"""The list of all kinds of elements that `scripts/random-pairs` edits. Pure."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Elements whose constants and functions somebody in the guest holds. Pure."""
+"""Elements with constants and functions whose addresses are held in the guest. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hotreload.survey.pair_element import WORDS, Element, State, number
 
 @dataclass(frozen=True, slots=True)
 class HeldTable(Element):
-    """A table of constants that a live object points at since init."""
+    """A table of constants to which a live object has pointed since init."""
 
     values: tuple[int, ...] = (1, 2, 3)
     words: tuple[str, ...] = ("one", "two")
@@ -51,7 +51,7 @@ class HeldTable(Element):
         return {"reads": 0}
 
     def must_begin_anew(self, state: State, before: Self) -> bool:  # noqa: ARG002
-        # It cannot be written where it is.
+        # A table that becomes const or not, or changes its size, cannot be written in place.
         return (self.const, len(self.values)) != (before.const, len(before.values))
 
     def read(self, state: State) -> tuple[str, State]:
@@ -69,7 +69,7 @@ class HeldTable(Element):
 
 @dataclass(frozen=True, slots=True)
 class RenamedCallback(Element):
-    """A function whose address a live object has since init; it is renamed, changed, or both."""
+    """A function whose address has been held since init. Edits rename it, change it, or both."""
 
     function: str = "first"
     factor: int = 3
@@ -88,7 +88,7 @@ class RenamedCallback(Element):
 
     @property
     def of_init(self) -> object:
-        return None  # whatever its functions are called
+        return None  # the names of the functions do not matter
 
     @property
     def show(self) -> str:
@@ -108,7 +108,7 @@ class RenamedCallback(Element):
 
 @dataclass(frozen=True, slots=True)
 class HeldOps(Element):
-    """A table of functions that a live object points at since init."""
+    """A table of functions to which a live object has pointed since init."""
 
     factors: tuple[int, int] = (2, 5)
     words: tuple[str, str] = ("get", "put")
@@ -165,7 +165,7 @@ class HeldOps(Element):
 
 @dataclass(frozen=True, slots=True)
 class TwoCallbacks(Element):
-    """Two functions that a live object has since init, of which each may take the other's name."""
+    """Two functions whose addresses have been held since init. Edits may exchange their names."""
 
     words: tuple[str, str] = ("left", "right")
     factors: tuple[int, int] = (4, 6)
@@ -186,7 +186,7 @@ class TwoCallbacks(Element):
 
     @property
     def of_init(self) -> object:
-        return None  # whatever its functions are called
+        return None  # the names of the functions do not matter
 
     @property
     def show(self) -> str:
@@ -209,7 +209,7 @@ class TwoCallbacks(Element):
 
 @dataclass(frozen=True, slots=True)
 class Identical(Element):
-    """Two functions that gcc may make one of while they do the same, and whose addresses are held."""
+    """Two functions whose addresses are held. While they are identical, gcc may merge them."""
 
     factors: tuple[int, int] = (3, 3)
 
@@ -241,7 +241,7 @@ class Identical(Element):
 
 @dataclass(frozen=True, slots=True)
 class HeldString(Element):
-    """A string whose address is kept by who looks first, and that is there for as long as it is kept."""
+    """A string whose address is kept by the first read, and which must stay valid as long as it is kept."""
 
     word: str = "first"
     step: int = 1
@@ -262,7 +262,7 @@ class HeldString(Element):
         return {"text": "", "reads": 0}
 
     def carried(self, state: State, before: Self) -> list[State]:  # noqa: ARG002
-        # What points at the old string may go on to, or see the new one.
+        # The pointer may still point to the old string, or the string may have been replaced.
         return [state, {**state, "text": self.word}] if state["text"] else [state]
 
     def read(self, state: State) -> tuple[str, State]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Elements that code of the load or the unload has a part in. Pure."""
+"""Elements that depend on code that runs when the module is loaded or unloaded. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hotreload.survey.pair_element import WORDS, Element, State, number
 
 @dataclass(frozen=True, slots=True)
 class SizeOfInit(Element):
-    """An array that init allocates, with a size that other code goes by."""
+    """An array that init allocates, with a size that other code relies on."""
 
     count: int = 6
     added: int = 1
@@ -61,7 +61,7 @@ class SizeOfInit(Element):
 
 @dataclass(frozen=True, slots=True)
 class ValueOfInit(Element):
-    """A number that init keeps and other code goes by: a macro, a constant, an enumerator, a size."""
+    """A number that init stores and other code uses: a macro, a constant, an enumerator or a size."""
 
     form: str = "macro"
     value: int = 9
@@ -121,7 +121,7 @@ LAYOUTS = {
 
 @dataclass(frozen=True, slots=True)
 class Record(Element):
-    """A structure that is renamed, or has other members, or both, while init's object lives."""
+    """A structure that is renamed, gets other members, or both, while an object made by init is live."""
 
     word: str = "record"
     members: str = "u32 a;\n\tu32 b;"
@@ -171,7 +171,7 @@ class Record(Element):
 
 @dataclass(frozen=True, slots=True)
 class ExitWord(Element):
-    """What exit code says: when the module is unloaded, the sources as they are now say it."""
+    """A message of the exit code. When the module is unloaded, the message of the current sources is due."""
 
     word: str = "farewell"
     step: int = 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The driver of `scripts/random-pairs`, its edits, and what a guest that runs it has to answer. Pure."""
+"""The driver of `scripts/random-pairs`, its edits, and what a guest that runs it must print. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from hotreload.survey.pair_element import Element, State
 from hotreload.survey.pair_families import FAMILIES
 
-# The tool said of a variable, or of a place that reports once, that it begins anew.
+# hotreload said that a variable, or a place that reports only once, starts again.
 ANEW = re.compile(r"HR2104|may report once more")
 
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """``elements`` in the order in which they stand; ``lines``: empty ones above them."""
+    """The driver's source. ``elements``: in file order. ``lines``: the number of empty lines above them."""
 
     elements: tuple[Element, ...]
     lines: int = 0
@@ -77,14 +77,14 @@ MODULE_LICENSE("GPL");
 
 
 def first_sources() -> Sources:
-    """Two elements of each family."""
+    """Return the sources to begin with, which have two elements of each family."""
     names = [f"{family.__name__.lower()}_{letter}" for family in FAMILIES for letter in "ab"]
     families = [family for family in FAMILIES for _ in "ab"]
     return Sources(tuple(family(name) for family, name in zip(families, names, strict=True)))
 
 
 def edited(sources: Sources, source: random.Random) -> tuple[str, Sources]:
-    """The family of what is edited, and the sources then."""
+    """Make a random edit. Return its kind, such as the families of the edited elements, and the sources."""
     if (draw := source.random()) < 0.05:
         return "moved", replace(
             sources, elements=tuple(source.sample(sources.elements, len(sources.elements)))
@@ -101,17 +101,17 @@ def edited(sources: Sources, source: random.Random) -> tuple[str, Sources]:
 
 @dataclass(slots=True)
 class Model:
-    """What the guest runs, and in which states it may be; ``None``: the sources cannot run in it."""
+    """What the guest runs, and the possible states of each element; none if it cannot run there."""
 
     sources: Sources
     states: dict[str, list[State]] = field(default_factory=dict)
 
     def load(self) -> None:
-        """The module was loaded with these sources."""
+        """Note that the module was loaded with these sources."""
         self.states = {each.name: [each.loaded()] for each in self.sources.elements}
 
     def went_on(self, after: Sources, told: str) -> None:
-        """Other sources run now, with the state; ``told``: what the tool said of it."""
+        """Note that other sources went live and the state was kept. ``told``: hotreload's output."""
         before = {each.name: each for each in self.sources.elements}
         for each in after.elements:
             states = [new for old in self.states[each.name] for new in each.carried(old, before[each.name])]
@@ -121,7 +121,7 @@ class Model:
         self.sources = after
 
     def needs_a_load(self, after: Sources) -> bool:
-        """Is a module reload what these sources need, in the guest as it is?"""
+        """Return whether these sources need a module reload in the current state of the guest."""
         before = {each.name: each for each in self.sources.elements}
         return any(
             each.must_begin_anew(state, before[each.name])
@@ -130,10 +130,10 @@ class Model:
         )
 
     def leaving(self, after: Sources, said: str) -> list[tuple[str, ...]]:
-        """What the exit code may log where these sources are loaded instead.
+        """Return what the exit code may log when the module is unloaded and loaded with these sources.
 
-        It is the code of now. Where init code has changed as well, or the answer ``said`` so, it may be the
-        code that goes with the init code that ran.
+        It should be the exit code of the new sources. If the init code changed, too, or hotreload's output
+        ``said`` says so, it may be the exit code that belongs to the init code that ran.
         """
         old, new = ({each.name: each for each in of.elements} for of in (self.sources, after))
         logged = [tuple(sorted(each.leaves for each in new.values() if each.leaves))]
@@ -143,7 +143,7 @@ class Model:
         return logged
 
     def look(self, printed: Mapping[str, str]) -> list[str]:
-        """What is wrong with what the guest printed; the states that it may be in after that."""
+        """Return what is wrong with the guest's output, and keep only the states that fit it."""
         wrong = []
         for each in self.sources.elements:
             seen = printed.get(each.name, "nothing")
@@ -157,5 +157,5 @@ class Model:
 
 
 def printed_lines(text: str) -> dict[str, str]:
-    """What /proc/pairs prints, by element."""
+    """Parse the output of /proc/pairs. Return the values of each element."""
     return {name: rest for name, _, rest in (line.partition(" ") for line in text.splitlines())}

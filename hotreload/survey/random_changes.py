@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Random changes of the soak's driver: what an edit consists of. Pure, from a random.Random.
+"""Random changes of the soak's driver. Each edit consists of some. Pure, except for a random.Random.
 
-A change gives another driver, or None where it does not apply.
+A change returns an edited driver, or None if it does not apply.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Change = Callable[[Driver], Driver | None]
 
 
 class Changes:
-    """Each method that is public is a Change."""
+    """The kinds of changes. Each public method that takes only a driver is a Change."""
 
     def __init__(self, source: random.Random) -> None:
         self._random = source
@@ -71,11 +71,11 @@ class Changes:
         return unit, self._random.choice(unit.reached)
 
     def constant(self, driver: Driver) -> Driver | None:
-        """Another constant, string or table."""
+        """Change a constant, a string or a table in any unit."""
         return self.constant_in(driver, self._any_unit(driver).name)
 
     def constant_in(self, driver: Driver, name: str) -> Driver | None:
-        """The same, in the unit of that name."""
+        """Change a constant, a string or a table in the unit of that name."""
         unit = driver.unit(name)
         function = self._random.choice(unit.reached)
         place = self._random.randrange(len(function.body))
@@ -105,7 +105,7 @@ class Changes:
         return driver.with_unit(unit.with_function(replace(function, body=body)))
 
     def _new_function(self, driver: Driver) -> Driver | None:
-        """A function, static or global, and a call of it: in its file, or in another."""
+        """Add a function, static or global, and a call of it in its file or in another one."""
         unit, caller = self._any_function(driver)
         if len(unit.functions) >= MOST_FUNCTIONS:
             return None
@@ -123,7 +123,7 @@ class Changes:
         return driver.with_unit(unit.with_function(self._with(caller, Called(name))))
 
     def _drop_function(self, driver: Driver) -> Driver | None:
-        """A function that an edit has added goes, with all that calls it."""
+        """Remove a function that an edit has added, and all statements that call it."""
         added = [
             each.name
             for unit in driver.units
@@ -166,11 +166,11 @@ class Changes:
         return driver.with_unit(replace(driver.units[place], comment=comment))
 
     def error(self, driver: Driver) -> Driver | None:
-        """What does not compile."""
+        """Add a compile error to any unit."""
         return self.error_in(driver, self._any_unit(driver).name)
 
     def error_in(self, driver: Driver, name: str) -> Driver:
-        """The same, in the unit of that name."""
+        """Add a compile error to the unit of that name."""
         errors = ("\n\tcount++", "\n\tnobody_knows_this(m);}", "\n\tcount = state;", "\n\t{")
         return driver.with_unit(replace(driver.unit(name), error=self._random.choice(errors)))
 
@@ -201,7 +201,7 @@ class Changes:
     # --- statements ---
 
     def _like(self, statement: Statement) -> Statement | None:
-        """The same kind of statement with something else in it; None: there is nothing in it."""
+        """Return a statement of the same kind with other values, or None if it has no values."""
         match statement:
             case Arithmetic():
                 return self._arithmetic()
@@ -227,7 +227,7 @@ class Changes:
         return None
 
     def _leaf(self, unit: Unit) -> Statement:
-        """A statement that calls nothing of the driver's."""
+        """Return a statement that calls no function of the driver."""
         makers: list[Callable[[], Statement]] = [
             self._arithmetic,
             self._arithmetic,
@@ -299,7 +299,7 @@ class Changes:
         return FIRST_NEW + self._serial
 
 
-# Names with a number from here on are those of edits.
+# Names with a number from here on were added by edits.
 FIRST_NEW = 100
 
 
@@ -322,7 +322,7 @@ def _without(driver: Driver, gone: str) -> Driver | None:
 
 
 def mended(driver: Driver) -> Driver:
-    """Without what is wrong with it; the good of it stays."""
+    """Return the driver without crashes, compile errors and edits that are refused."""
     for unit in driver.units:
         for each in unit.functions:
             body = tuple(statement for statement in each.body if not isinstance(statement, Crash))
@@ -342,5 +342,5 @@ def mended(driver: Driver) -> Driver:
 
 
 def dies(driver: Driver) -> bool:
-    """Is there a statement in it that no guest survives?"""
+    """Return whether the driver contains a statement that kills the guest."""
     return any(isinstance(statement, Crash) for unit in driver.units for statement in unit.statements)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A generator of edits of the soak's driver, and of what else people do to a session. Pure, from a seed.
+"""Generate edits of the soak's driver and other actions of a user, from a seed. Pure.
 
-``RandomEdits.next`` looks at what is (a Model) and gives a Save, or another thing to do. It only gives what
-it knows the outcome of: an edit that calls what the guest would not have is thrown again.
+``RandomEdits.next`` looks at the current state (a Model) and returns a Save or another action. It only
+returns actions with a known outcome: an edit that calls a function that the guest would lack is discarded.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from hotreload.survey.soak_model import Model
 from hotreload.survey.soak_program import Program, program_of, reading
 from hotreload.survey.soak_statements import GuestDiesError
 
-MOST_CALLS = 500  # in one reading: the guest is emulated
+MOST_CALLS = 500  # in one read of /proc/soak, because the guest is emulated
 REMEMBERED = 12
 TRIES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Files are saved; ``quickly``: what they say for a moment, before they say ``driver``."""
+    """Save the files of ``driver``. ``quickly``: drivers that are saved one after the other just before."""
 
     kind: str
     driver: Driver
@@ -34,7 +34,7 @@ class Save:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command of hotreload's: undo, redo or push, with its words."""
+    """Run a command of hotreload: undo, redo or push, with its arguments."""
 
     kind: str
     words: tuple[str, ...]
@@ -42,7 +42,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """A file is saved as it is."""
+    """Save a file unchanged."""
 
     file: str
     kind: str = "touched"
@@ -50,7 +50,7 @@ class Touch:
 
 @dataclass(frozen=True, slots=True)
 class Panic:
-    """The guest dies, and no edit is to blame."""
+    """Crash the guest for a reason that has nothing to do with an edit."""
 
     kind: str = "panic"
 
@@ -60,15 +60,15 @@ Table = list[tuple[int, Callable[[], Deed | None]]]
 
 
 class RandomEdits:
-    """The same seed and the same answers of the models give the same deeds."""
+    """The generator. The same seed and the same models give the same actions."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._changes = Changes(self._random)
-        self._past: list[Driver] = []  # what compiled and went well
+        self._past: list[Driver] = []  # drivers that compiled and can be patched and run
 
     def next(self, model: Model) -> Deed:
-        """What is done next."""
+        """Return the next action."""
         if self._is_good(model) and model.disk not in self._past[-1:]:
             self._past = [*self._past, model.disk][-REMEMBERED:]
         for _ in range(TRIES):
@@ -94,7 +94,7 @@ class RandomEdits:
         weights = [weight for weight, _ in rows]
         return self._random.choices([make for _, make in rows], weights)[0]()
 
-    # --- what people do, and how often ---
+    # --- actions and their weights ---
 
     def _in_good_order(self, model: Model) -> Table:
         disk, to = model.disk, self._changes
@@ -162,14 +162,14 @@ class RandomEdits:
         return self._random.choice([*self._past, model.base])
 
     def _back(self) -> Deed | None:
-        """Undone in the editor."""
+        """Save an earlier text again, as by an undo in the editor."""
         return Save("back to an earlier text", self._random.choice(self._past)) if self._past else None
 
     def _number(self, model: Model) -> str:
         return str(self._random.choice(model.undoable))
 
     def _quickly(self, model: Model) -> Deed | None:
-        """One file, saved again before anything could come of it; all that compile could be live."""
+        """Save one file several times in quick succession. Each version that compiles could go live."""
         name = self._random.choice(UNITS)
         drivers = [model.disk]
         for _ in range(self._random.randint(2, 4)):
@@ -178,7 +178,7 @@ class RandomEdits:
                 return None
             drivers.append(driver)
         *before, last = drivers
-        # It must be seen that the guest runs the last of them.
+        # It must be possible to see that the guest runs the last version.
         if reading(program_of(last)).lines in [reading(program_of(driver)).lines for driver in before]:
             return None
         quickly = before[1:]
@@ -188,16 +188,16 @@ class RandomEdits:
 
 
 def _is_as_booted(model: Model) -> bool:
-    """Nothing on disk waits for another boot."""
+    """Return whether nothing on disk needs a boot of the guest."""
     return mended(model.disk) == model.disk
 
 
 def _is_sound(deed: Deed, model: Model) -> bool:
-    """Is it known what comes of it, and does the guest answer soon afterwards?"""
+    """Return whether the outcome of an action is known, and the guest answers soon afterwards."""
     try:
         return _is_foretold(deed, model.copy(), model.left_out or model.is_behind)
     except KeyError:
-        # A unit of before a crash and one of after it do not go together.
+        # A unit from before a crash may call functions that another unit does not have after it.
         return False
 
 

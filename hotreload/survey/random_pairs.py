@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""`scripts/random-pairs`: random edits of small stateful things, pushed into a guest; no answer may be wrong.
+"""`scripts/random-pairs`: push random edits of small stateful elements into a guest, and check its output.
 
-The driver has two elements of each family of pair_families.py. Each edit changes one of them, or several, and
-may move them, or the lines they stand in; or it is the way back to sources of before; and now and then one is
-undone. Whatever the tool makes of it is right if the guest answers so:
-after live, what the sources say, with its state; after a reload, what they say, begun anew; after a refusal,
-what it ran before. What is refused is taken back. Best with a kernel that checks itself: --kernel debug.
+The driver has two elements of each family of pair_families.py. An edit changes one or more of them, moves
+them, moves their lines, or goes back to earlier sources. Now and then an edit is undone. Any outcome is right
+if the guest's output fits it. After a live patch, that is what the sources say, with the state kept; after a
+reload, what the sources say with the initial state; after a refusal, what the guest ran before. A refused
+edit is reverted. Use a kernel that has debugging checks on to find most bugs: --kernel debug.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from hotreload.survey.pair_model import Model, Sources, edited, first_sources, p
 MODULE = "pairs"
 EDITS = 200
 LEAKS_EVERY = 50
-# How often an edit is the way back to sources of before, of so many, and how often a reload is undone.
+# The share of edits that go back to earlier sources, how many of these are remembered, and the share of
+# reloads that are undone.
 BACK, REMEMBERED, UNDONE = 0.06, 6, 0.06
 LEAVES = re.compile(r"\w+ says \w+")
 READ = f"dmesg -c; echo '{CUT.strip()}'; cat /proc/pairs; echo '{CUT.strip()}'; dmesg -c"
@@ -46,7 +47,14 @@ GOES_ON = frozenset({"live", "no change", "undone"})
 
 @dataclass(slots=True)
 class Tally:
-    """By kind of edit: how often it came to what. ``wrong``: each, with the edit that led there."""
+    """The results.
+
+    ``outcomes``  counts by kind of edit and outcome
+    ``codes``     counts by outcome and code
+    ``needless``  edits that did not go live though they could have
+    ``edits``     a row for each edit
+    ``wrong``     a text for each wrong output, with the edit
+    """
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     codes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -67,7 +75,7 @@ class Tally:
 
 
 class Run:
-    """So many edits, in as many guests as it takes."""
+    """A run of edits, in as many guests as necessary."""
 
     def __init__(self, folder: Path, kernel: str, source: random.Random, scratch: Path) -> None:
         self._folder = folder
@@ -80,7 +88,7 @@ class Run:
         self.tally = Tally()
 
     async def edits(self, count: int) -> None:
-        """Do them; after what is wrong the guest boots anew, with the sources as they are then."""
+        """Make ``count`` edits. After a wrong output, boot a new guest with the current sources."""
         done = 0
         while done < count:
             self._save(self._saved)
@@ -110,7 +118,7 @@ class Run:
         return kind, after
 
     async def _edit(self, guest: HistoryGuest, model: Model, number: int) -> bool:
-        """Whether the guest is good for another one."""
+        """Make an edit. Return whether the guest is fit for another one."""
         kind, after = self._next()
         before, needs_a_load = model.sources, model.needs_a_load(after)
         self._save(after)
@@ -136,7 +144,7 @@ class Run:
         return good
 
     async def _undo(self, guest: HistoryGuest, model: Model, number: int) -> bool:
-        """Take the last reload back; the sources stay. Whether the guest is good for another edit."""
+        """Undo the last reload, but keep the sources. Return whether the guest is fit for another edit."""
         if not self._is_undoable or len(self._past) < 2:
             return True
         before, after = model.sources, self._past[-2]
@@ -151,7 +159,7 @@ class Run:
     async def _is_right(
         self, guest: HistoryGuest, model: Model, sources: tuple[Sources, Sources], pushed: Pushed, told: str
     ) -> bool:
-        """Tell what is wrong, if anything is."""
+        """Check the guest's output. Print and note what is wrong, and return whether nothing is."""
         before, after = sources
         try:
             wrong = await self._judged(guest, model, after, pushed)
@@ -187,7 +195,7 @@ class Run:
 
 
 async def run_pairs(seed: int, edits: int, kernel: str, scratch: Path) -> Tally:
-    """The tally of so many edits from a seed."""
+    """Make ``edits`` edits from a seed, and return the results."""
     folder = scratch / MODULE
     folder.mkdir()
     tree = await kernel_named(kernel)
@@ -197,7 +205,7 @@ async def run_pairs(seed: int, edits: int, kernel: str, scratch: Path) -> Tally:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status: 1 if anything was wrong."""
+    """Run the command line. Return the exit status, which is 1 if anything was wrong."""
     parser = argparse.ArgumentParser(description="Random edits of small stateful things; none may be wrong.")
     parser.add_argument("--seed", type=int, metavar="N", help="of the generator; default: another each time")
     parser.add_argument("--edits", type=int, metavar="N", default=EDITS, help=f"default: {EDITS}")
@@ -210,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     seed = random.randrange(1 << 31) if given.seed is None else given.seed
     say(f"seed {seed}, {given.edits} edits")
-    # A build that was interrupted may still write there.
+    # An interrupted build may still write to this folder while it is deleted.
     place = tempfile.TemporaryDirectory(prefix="hr-pairs-", dir=cache_folder(), ignore_cleanup_errors=True)
     with place as scratch:
         try:

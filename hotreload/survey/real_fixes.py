@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""`scripts/real-fixes`: how many of the fixes between two releases of a kernel could be live patched.
+"""`scripts/real-fixes`: measure how many of the fixes between two releases of a kernel can be live patched.
 
-Every C file of a built kernel whose text differs in a newer release is compiled in both versions against the
-older one's headers, as somebody who edits that file alone would, and the two objects are compared. A pair
-that does not compile so (the fix needs a new header, too) is counted apart. What is asked is the
-differ: whether a symbol can be resolved in the guest is known to a plan only. With ``--guest`` those that it
-takes are planned, too, and go into a guest (guest_fixes.py).
+Every C file of a built kernel that differs in a newer release is compiled in both versions against the older
+release's headers, as if somebody had edited that file alone. The two objects are compared. Pairs that do not
+compile, because the fix also needs a new header, are counted separately. Only the differ is asked, so whether
+all symbols can be resolved in the guest is not checked. With ``--guest``, patches are also planned for the
+fixes that the differ accepts, and are loaded into a guest (guest_fixes.py).
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from hotreload.survey.command import (
 from hotreload.survey.guest_fixes import Fix, print_trials, try_in_guest
 from hotreload.survey.kernel_build import NEW_VERSION, PACKAGE, BuiltKernel, fetch_source
 
-# Of the pairs that change code, so many in a hundred are to be patchable.
+# The percentage of the pairs that change code that should be patchable.
 GOAL = 95.0
 
 
 def fixed_units(kernel: BuiltKernel, new: Path) -> list[TranslationUnit]:
-    """The units whose source is there in the newer release, and says something else."""
+    """Return the units whose source exists in the newer release and differs there."""
     found = []
     for unit in kernel.units:
         counterpart = new / kernel.name_of(unit)
@@ -46,7 +46,7 @@ def fixed_units(kernel: BuiltKernel, new: Path) -> list[TranslationUnit]:
 
 
 async def measure(options: Options) -> int:
-    """Ask about all pairs; 0 where the goal is met."""
+    """Compare all pairs and print the results. Return 0 if the goal is met, else 1."""
     answers: list[Answer] = []
     async with survey_of(options) as survey:
         new = options.new or await fetch_source(PACKAGE, NEW_VERSION, say)
@@ -71,7 +71,7 @@ async def measure(options: Options) -> int:
 
 
 async def _load_all(options: Options, kernel: BuiltKernel, new: Path, answers: list[Answer]) -> bool:
-    """Have a guest take what is patchable; False where one of these misbehaved there."""
+    """Load the patchable fixes into a guest. Return False if one of them misbehaved there."""
     fixes = [
         Fix(answer.unit, kernel.source / answer.unit, (new / answer.unit).read_bytes())
         for answer in sorted(answers, key=lambda answer: answer.unit)
@@ -85,12 +85,12 @@ async def _load_all(options: Options, kernel: BuiltKernel, new: Path, answers: l
 
 
 def changing(answers: list[Answer]) -> list[Answer]:
-    """The pairs that change code."""
+    """Return the answers for pairs that change code."""
     return [answer for answer in answers if answer.verdict in ("patchable", "refused", "broken")]
 
 
 def share(answers: list[Answer]) -> float:
-    """How many in a hundred of the pairs that change code are patchable; printed, too."""
+    """Return and print the percentage of the pairs that change code that are patchable."""
     asked = changing(answers)
     good = sum(answer.verdict == "patchable" for answer in asked)
     percent = 100 * good / len(asked) if asked else 100.0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""`scripts/record-crashes`: what a kernel says when a driver goes wrong, for tests/recorded.
+"""`scripts/record-crashes`: record what a kernel prints when a driver misbehaves, for tests/recorded.
 
-Each story boots a guest of its own, loads the driver beside this file and lets it do one thing; what the
-console says from then on is kept as it is. Stories that need what a packaged kernel has not, such as KASAN
-or lockdep, ask for it by the configuration's name, and are left out elsewhere.
+Each story boots a guest of its own, loads the driver in crash_driver, and makes it do one thing. The console
+output from then on is recorded unchanged. Stories that need a feature that packaged kernels lack, such as
+KASAN or lockdep, name its configuration option, and are skipped on other kernels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from hotreload.vm.probe import choose_accel
 from hotreload.vm.spec import MachineSpec
 
 DRIVER = Path(__file__).with_name("crash_driver")
-CALLED = "/home/me/foo"  # the driver's folder, in the recordings; as Kbuild tells the compiler
+CALLED = "/home/me/foo"  # the driver's folder in the recordings, as in -fmacro-prefix-map in its Kbuild
 TELL = "echo %s >/sys/module/foo/parameters/story"
 LONGEST = 450  # lines of a recording
 # Seconds.
@@ -43,7 +43,11 @@ LAST_MOMENT = 50.0
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """``needs``: a setting of the kernel, ``lacks``: one that would change the story. ``wait``: seconds."""
+    """One thing that the driver does.
+
+    ``needs``: a configuration option that it needs. ``lacks``: one that would change what is printed.
+    ``wait``: seconds without output after which the recording ends.
+    """
 
     name: str
     needs: str | None = None
@@ -78,7 +82,7 @@ STORIES = (
         " irq_enables irq_free scheduling_while_atomic idle_sleep rcu_sleep workqueue_leak timer_leak",
         lacks=KASAN,
     ),
-    # A panic stops the guest before the console has what was said where printk puts off its work.
+    # With pvpanic, a panic stops the guest before the console has the output that printk deferred.
     Story("stack_overflow", lacks=KASAN, before="rmmod pvpanic_pci pvpanic"),
     Story("init_null", load="insmod /tmp/foo.ko at_init=null_dereference", command="true", lacks=KASAN),
     Story("init_leak", load="insmod /tmp/foo.ko at_init=preempt_leak", command="true", lacks=KASAN),
@@ -110,7 +114,7 @@ STORIES = (
     Story("dma_unmapped", "CONFIG_DMA_API_DEBUG"),
     Story("workqueue_lockup", "CONFIG_WQ_WATCHDOG", arguments=("workqueue.watchdog_thresh=4",),
           before=WATCHDOGS_OFF, wait=16),
-    # The first processor keeps the time.
+    # Not on the first processor, because that keeps the time.
     Story("hard_lockup", "CONFIG_HARDLOCKUP_DETECTOR_BUDDY", cpus=2,
           command=f"taskset 2 sh -c '{TELL % 'hard_lockup'}'",
           before="echo 3 >/proc/sys/kernel/watchdog_thresh", wait=30),
@@ -120,7 +124,7 @@ STORIES = (
 
 
 async def record(where: str, into: Path, only: Sequence[str], scratch: Path) -> None:
-    """Record the stories that this kernel can tell, or those of the names given, a file each."""
+    """Record the stories that this kernel supports, or only the named ones, each in a file."""
     tree = await open_kernel(where, say)
     driver = scratch / "driver"
     shutil.copytree(DRIVER, driver)
@@ -130,7 +134,7 @@ async def record(where: str, into: Path, only: Sequence[str], scratch: Path) -> 
     for story in STORIES:
         if story.name in only if only else _can_tell(tree, story):
             text = await _tell(tree, image, story, (driver / "foo.ko").read_bytes(), scratch / "console.log")
-            text = text.replace(str(driver), CALLED)  # UBSAN does not mind the compiler's prefix map
+            text = text.replace(str(driver), CALLED)  # UBSAN ignores the compiler's prefix map
             (into / f"{story.name}.txt").write_text(_header(tree, story) + text)
             say(f"{story.name}: {len(text.splitlines())} lines")
 
@@ -173,7 +177,7 @@ async def _tell(tree: KernelTree, image: GuestImage, story: Story, module: bytes
 
 
 async def _rest(machine: Machine, log: Path, start: int, wait: float) -> None:
-    """Until nothing new was said for a while; a kernel that complains says the rest of it soon."""
+    """Wait until nothing was printed for a while, which is shorter once the kernel has complained."""
     said, since = b"", time.monotonic()
     end = since + LAST_MOMENT
     while time.monotonic() < min(end, since + (0.5 if machine.trouble else wait)):
@@ -185,7 +189,7 @@ async def _rest(machine: Machine, log: Path, start: int, wait: float) -> None:
 
 
 def main() -> int:
-    """The exit status."""
+    """Run the command line. Return the exit status."""
     parser = argparse.ArgumentParser(description="record what a kernel says when a driver goes wrong")
     parser.add_argument("-K", "--kernel", default="debian", help="debian, debian:6.12, or a folder")
     parser.add_argument("--into", type=Path, required=True, metavar="DIR", help="for the recordings")

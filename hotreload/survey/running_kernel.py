@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""`scripts/check-running-kernel`: a guest runs the code of the objects that its kernel was linked from.
+"""`scripts/check-running-kernel`: check that a guest runs the code of the objects that its kernel is made of.
 
-Boots a built kernel, loads its modules, and matches every function of every C unit with the guest's memory.
-What does not match must have a reason that is counted by its name; without one the script fails.
+It boots a built kernel, loads its modules, and compares every function of every C unit with the guest's
+memory. Functions that cannot be compared are counted by reason. Any other difference makes the script fail.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ from hotreload.vm.memory import idt_base
 from hotreload.vm.probe import choose_accel
 from hotreload.vm.spec import MachineSpec
 
-# Seconds for a module to load.
+# Seconds in which a module must load.
 LOADING = 10.0
 
 
 @dataclass(slots=True)
 class Count:
-    """What came of the functions. ``seconds`` of matching, without reading objects."""
+    """The results. ``seconds``: the time for comparing, without reading the objects."""
 
     matched: int = 0
     traced: int = 0
@@ -66,8 +66,11 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A booted kernel: ``offset`` is how far it is from where it was linked to, ``functions`` where they all
-    start."""
+    """A booted kernel.
+
+    ``offset``: the difference between its addresses and those that it was linked to. ``functions``: the name
+    of each function by its address.
+    """
 
     kernel: KernelTree
     machine: Machine
@@ -77,12 +80,12 @@ class Running:
     functions: dict[int, str]
 
     def place(self, symbol: str) -> int:
-        """Where a global symbol of vmlinux is in the guest."""
+        """Return the address of a global symbol of vmlinux in the guest."""
         return _linked(self.symbols, symbol) + self.offset
 
     @property
     def freed(self) -> range:
-        """What was for booting only."""
+        """The addresses of init code and data, which are freed after boot."""
         return range(self.place("__init_begin"), self.place("__init_end"))
 
 
@@ -93,7 +96,7 @@ def _linked(symbols: VmlinuxSymbols, name: str) -> int:
 
 
 async def check(where: str, only: str, arguments: Sequence[str]) -> int:
-    """Check a kernel; 0 where all that is not matched has a reason."""
+    """Check a kernel. Return 0 if every function matches or has a reason not to, else 1."""
     kernel = find_kernel(where)
     build = await asyncio.to_thread(read_kernel_build, kernel)
     count = Count()
@@ -136,9 +139,9 @@ async def _boot(owned: AsyncExitStack, kernel: KernelTree, arguments: Sequence[s
 
 
 async def _read_once(running: Running) -> ReadMemory:
-    """All of the kernel's code, constants and data at once; the rest is read when it is asked for."""
+    """Read all of the kernel's code, constants and data at once. Other memory is read when it is needed."""
     whole = {}
-    # Between them nothing is mapped under page-table isolation (free_kernel_image_pages()).
+    # With page-table isolation, the space between them is not mapped (free_kernel_image_pages()).
     for first, last in (("_text", "_etext"), ("__start_rodata", "__end_rodata"), ("_sdata", "_edata")):
         start = running.place(first)
         whole[start] = await running.machine.read_memory(start, running.place(last) - start)
@@ -158,7 +161,7 @@ async def _read_once(running: Running) -> ReadMemory:
 def _blocks(
     units: Sequence[TranslationUnit], symbols: VmlinuxSymbols
 ) -> Iterator[tuple[TranslationUnit, int | None]]:
-    """Which of vmlinux's files is which unit: those of one name are in the order of the link."""
+    """Yield each C unit with its block of symbols in vmlinux. Units of one file name are in link order."""
     seen: Counter[str] = Counter()
     for unit in units:
         if unit.source.suffix == ".c":
@@ -169,7 +172,7 @@ def _blocks(
 async def _check_unit(
     running: Running, read: ReadMemory, unit: TranslationUnit, address_of: AddressOf, count: Count
 ) -> None:
-    """Match every function of a unit, and count what came of it."""
+    """Compare every function of a unit, and count the results."""
     obj = read_object(unit.object)
     label = os.path.relpath(unit.object, running.kernel.output)
     started = time.perf_counter()
@@ -192,7 +195,7 @@ async def _check_unit(
 
 
 def _reason(function: Symbol, address: int | None, freed: range) -> str | None:
-    """Why a function cannot be matched; None where it can."""
+    """Return why a function cannot be compared, or None if it can."""
     assert function.section is not None
     section = function.section.name
     if address is None:
@@ -206,7 +209,7 @@ def _reason(function: Symbol, address: int | None, freed: range) -> str | None:
 
 
 async def _check_modules(running: Running, modules: Sequence[BuiltModule], only: str, count: Count) -> None:
-    """Load what loads, and match it by the addresses that kallsyms has."""
+    """Load all modules that can be loaded, and compare them at the addresses in /proc/kallsyms."""
     by_name = {module.name: module for module in modules if only in str(module.ko)}
     depends = {
         name: modinfo(module.ko.read_bytes(), name).get("depends", [""])[0].replace("-", "_").split(",")
@@ -232,7 +235,7 @@ async def _insert(guest: SshGuest, module: BuiltModule) -> bool:
     try:
         done = await guest.run("cat >/tmp/m.ko && insmod /tmp/m.ko", stdin=content, timeout=LOADING)
     except TimeoutError:
-        # Of the livepatch selftests one waits in its start for another that undoes its patch.
+        # A module of the livepatch selftests waits in its init function until another one reverts its patch.
         return False
     return done.ok
 
@@ -251,7 +254,7 @@ def _print(count: Count) -> None:
 
 
 def run(main: Callable[[], Awaitable[int]]) -> int:
-    """Run to the end; an error of ours is told in two lines."""
+    """Run ``main``, and return the exit status. Print a HotReloadError and its hint in two lines."""
     try:
         return asyncio.run(_awaited(main))
     except HotReloadError as error:

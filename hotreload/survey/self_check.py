@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""`scripts/self-check`: no unit of a kernel may differ from itself.
+"""`scripts/self-check`: check that no unit of a kernel differs from itself.
 
-Each unit of a built kernel is compared with itself, and with a compile of its source after a comment was
-put on top of it: nothing may be changed, and nothing refused.
+Each unit of a built kernel is compared with itself, and with a compile of its source below an added comment.
+Nothing may be reported as changed or refused.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ COMMENT = "/* a comment on top */\n"
 
 
 def with_a_comment(unit: TranslationUnit) -> str:
-    """A unit's source below a comment."""
+    """Return a unit's source below a comment."""
     return COMMENT + unit.source.read_text(errors="surrogateescape")
 
 
 async def check(options: Options) -> int:
-    """Compare all; 0 where nothing differed."""
+    """Compare all units. Return 0 if nothing differs, else 1."""
     everything: list[Answer] = []
     async with survey_of(options) as survey:
         named = [unit for unit in survey.kernel.units if options.only in survey.kernel.name_of(unit)]

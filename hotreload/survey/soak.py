@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""`scripts/soak`: random edits of a driver at work in a guest; after each one the guest must be as foretold.
+"""`scripts/soak`: make random edits of a driver at work in a guest, and check the predicted state after each.
 
-A `hotreload watch` is driven as people do it, by saving files and by commands. After each edit: what came of
-it is what had to come, the guest answers what the sources say, what it counts goes on, its kernel has no
-complaint, and the sources are as they were saved. In the end hotreload itself must not have grown. The same
-seed gives the same edits.
+A `hotreload watch` is used as people use it: by saving files and by commands. After each edit, the outcome
+must be the predicted one, the guest must print what the sources say, its counters must not go back, its
+kernel must not complain, and the sources must be as they were saved. At the end, hotreload's own resources
+must not have grown. The same seed gives the same edits.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ from hotreload.survey.soak_texts import never_edited, texts
 
 EDITS = 300
 SAMPLE_EVERY = 10
-# Edits after which hotreload knows all that it learns once; what it may have grown by since, in all and
-# for each edit: its history, and what each reload was made of.
+# After this many edits, hotreload has loaded everything that it loads once. From then on, it may grow by so
+# many kB in total, and by so many for each edit, for its history and the inputs of each reload.
 WARM_UP = 20
 RSS_KB, RSS_KB_AN_EDIT = 4096, 100
 FILES = THREADS = OTHERS = 2
-# Readings in a row in which the guest's own work may have got no further.
+# After this many reads in a row without progress, the work in the guest counts as hung.
 STANDSTILL = 5
-# In the folder: each edit, and what came of it.
+# The file in the folder that records each edit and its outcome.
 STORY = "story.txt"
-# Seconds without a cycle, after which none comes of what was saved before.
+# After this many seconds without a cycle, no more are expected for earlier saves.
 QUIET = 1.5
 
 
 class NotAsForetoldError(Exception):
-    """What was expected, and what was seen."""
+    """The guest or hotreload did not do what was predicted. The message has what was expected and seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``kernel``: as hotreload's own option; ``keep`` the folder, whatever comes."""
+    """The command line options. ``kernel``: as for hotreload. ``keep``: keep the folder in any case."""
 
     seed: int
     edits: int = EDITS
@@ -68,9 +68,14 @@ class Options:
 
 @dataclass(slots=True)
 class Result:
-    """``deeds`` by kind, ``outcomes`` of cycles; ``failure``: what was not as foretold, and where.
+    """The results.
 
-    ``anew``: variables that earlier edits had added, and of which was told that they begin anew.
+    ``deeds``     the count of each kind of action
+    ``outcomes``  the count of each outcome of a cycle
+    ``anew``      variables added by earlier edits that hotreload said start again
+    ``samples``   the resources that hotreload used
+    ``live_ms``   milliseconds from each save until it was live
+    ``failure``   what was not as predicted, and after which edit
     """
 
     seed: int
@@ -84,7 +89,7 @@ class Result:
 
     @property
     def has_grown(self) -> list[str]:
-        """What is more at the end than after the warm-up, beyond the bounds."""
+        """The resources that grew by more than their bound between the warm-up and the end."""
         warm = [sample for sample in self.samples if sample.edits >= WARM_UP]
         if len(warm) < 2:
             return []
@@ -103,7 +108,7 @@ class Result:
 
 
 async def soak(options: Options, folder: Path) -> Result:
-    """Do so many edits in ``folder``. Raises what `hotreload watch` ends with before it is ready."""
+    """Make the edits in ``folder``. Raises the error of `hotreload watch` if it ends before it is ready."""
     driver = first_driver()
     place = folder / MODULE
     place.mkdir()
@@ -132,13 +137,13 @@ class _Soak:
         self._result = result
         self._story = story
         self._seen: Seen
-        self._kept: Mapping[str, object] = {}  # what of it has to go on
+        self._kept: Mapping[str, object] = {}  # the counters that must go on
         self._stood_still = 0
         self._last: ReloadReport | None = None
-        self._notes: list[str] = []  # of the cycles of this edit
+        self._notes: list[str] = []  # notes of the cycles of this edit
 
     async def run(self, edits: int) -> None:
-        """Do them, up to the first that is not as foretold."""
+        """Make the edits, up to the first whose result is not as predicted."""
         self._seen = await self._session.look()
         for number in range(1, edits + 1):
             deed = self._edits.next(self._model)
@@ -157,7 +162,7 @@ class _Soak:
                 self._result.samples.append(await self._session.sample(number, self._seen))
                 say(f"{number} of {edits} edits, {dict(self._result.outcomes)}")
 
-    # --- done ---
+    # --- actions ---
 
     async def _do(self, deed: Deed) -> None:
         if isinstance(deed, Save) and deed.quickly:
@@ -183,7 +188,7 @@ class _Soak:
         report = await self._report()
         if expected.dies:
             if report.outcome is Outcome.LIVE:
-                # It had its number before the guest died of it.
+                # The reload was reported with a number before the guest died of it.
                 self._model.count_reload()
                 report = await self._report()
             expected = Expected(Outcome.CRASHED)
@@ -217,7 +222,7 @@ class _Soak:
         while report is not None:
             self._note(report)
             number = report.number or number
-            # A cycle may have ended since: that one is told next.
+            # Another cycle may have ended meanwhile. Its report comes next.
             self._seen = await self._session.look()
             is_last = self._seen.lines == after.reading.lines
             report = await (self._session.report_within(QUIET) if is_last else self._session.report())
@@ -238,7 +243,7 @@ class _Soak:
         if report.outcome is Outcome.LIVE and report.saved_to_live_ms is not None:
             self._result.live_ms.append(report.saved_to_live_ms)
 
-    # --- judged ---
+    # --- checks ---
 
     def _judge(self, report: ReloadReport, expected: Expected) -> None:
         outcome = Outcome.REFUSED if report.outcome is Outcome.REJECTED else report.outcome
@@ -273,7 +278,7 @@ class _Soak:
             raise NotAsForetoldError("\n".join(wrong))
 
     def _went_back(self, name: str, before: int, now: int) -> list[str]:
-        """Has a count gone back, and nobody was told?"""
+        """Return an error if a counter did not go up and hotreload did not say that it starts again."""
         if now > before:
             return []
         if any("starts anew" in note and name in note.replace(",", "").split() for note in self._notes):
@@ -282,13 +287,13 @@ class _Soak:
         return [f"{name} was {before} and is {now}"]
 
     def _is_due(self, complaint: str) -> bool:
-        """Is that how the kernel tells of a patch that it had to refuse?"""
+        """Return whether a complaint is the kernel's message for a patch that it had to refuse."""
         rejected = self._last is not None and self._last.outcome is Outcome.REJECTED
         return rejected and VALUE_REFUSED.match(complaint) is not None
 
 
 def told(deed: Deed, before: Driver) -> str:
-    """The edit, as a diff where files were saved."""
+    """Return the text of an action: a diff if files were saved."""
     if not isinstance(deed, Save):
         return str(deed)
     lines = [deed.kind]
@@ -303,7 +308,7 @@ def told(deed: Deed, before: Driver) -> str:
 
 
 def as_text(result: Result) -> str:
-    """Counts, times, and what hotreload takes."""
+    """Return the counts, the times, and the resources of hotreload as text."""
     lines = [f"seed {result.seed}: {result.deeds.total()} edits in {result.seconds:.0f} s", ""]
     lines += [f"{count:6} {kind}" for kind, count in sorted(result.deeds.items())]
     lines += ["", f"{result.outcomes.total():6} cycles"]
@@ -334,7 +339,7 @@ def parse_options(argv: Sequence[str] | None = None) -> Options:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: all went as foretold, and nothing grew."""
+    """Run the command line. Return 0 if all went as predicted and nothing grew."""
     options = parse_options(argv)
     say(f"seed {options.seed}, {options.edits} edits")
     folder = Path(tempfile.mkdtemp(prefix="hotreload-soak-"))

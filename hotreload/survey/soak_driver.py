@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The driver that the soak edits, as a value: four units and two headers, and what it must answer. Pure.
+"""The driver that the soak edits, as data: four units and two headers. Pure.
 
-    gamma.c  beta.c  alpha.c  main.c      each may call what is global in those to its left
-    soak.h                                every unit includes it
-    scale.h                               alpha.c and beta.c do
-    fixed.c  Kbuild                       nobody edits them
+    gamma.c  beta.c  alpha.c  main.c      each may call global functions of those to its left
+    soak.h                                included by every unit
+    scale.h                               included by alpha.c and beta.c
+    fixed.c  Kbuild                       never edited
 
-soak_texts.py makes the files of it, soak_program.py says what it answers.
+soak_texts.py generates its files, and soak_program.py computes its output.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ UNITS = ("gamma", "beta", "alpha", "main")
 SCALED = ("alpha", "beta")
 SHARED_FILE, SCALE_FILE = "soak.h", "scale.h"
 PROBES = (1, 2, 1000003)
-TICK = "tick"  # of main.c, which a timer calls, too
+TICK = "tick"  # a function of main.c that a timer calls, too
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """``u32 NAME(struct seq_file *m, u32 n)``."""
+    """A function ``u32 NAME(struct seq_file *m, u32 n)``."""
 
     name: str
     body: tuple[Statement, ...]
@@ -44,13 +44,18 @@ class Function:
 class Unit:
     """One C file.
 
-    ``functions``: the first is called when /proc/soak is read, each calls only those behind it, so the text
-    has them in reverse; ``word``: of the line that it prints; ``limit`` and ``start``: initial values of a
-    variable that nobody writes to, and of one that changes with each read; ``members``: further ones of a
-    structure that is in use; ``banner``: told once, when the module is loaded; ``second``: the function in
-    the second slot of the unit's table; ``exported``: the type that main.c's exported function returns;
-    ``stride``: of a thread of main.c that never leaves its function; ``comment`` makes no code, and ``error``
-    none that compiles.
+    ``functions``  the first is called when /proc/soak is read; each calls only later ones, so they are in
+                   reverse order in the file
+    ``word``       in the line that the unit prints
+    ``limit``      the initial value of a variable that nothing writes
+    ``start``      the initial value of a variable that changes with each read
+    ``members``    the number of additional members of a structure that is in use
+    ``banner``     printed once when the module is loaded
+    ``second``     the function in the second slot of the unit's table
+    ``exported``   the return type of the function that main.c exports
+    ``stride``     a constant of a thread of main.c that never leaves its function
+    ``comment``    makes no difference to the code
+    ``error``      does not compile
     """
 
     name: str
@@ -70,7 +75,7 @@ class Unit:
         return next((function for function in self.functions if function.name == name), None)
 
     def with_function(self, function: Function) -> Unit:
-        """With another function of that name."""
+        """Return the unit with the function of that name replaced."""
         others = (function if each.name == function.name else each for each in self.functions)
         return replace(self, functions=tuple(others))
 
@@ -81,7 +86,7 @@ class Unit:
 
     @property
     def reached(self) -> tuple[Function, ...]:
-        """Without the static functions that nobody calls, of which a compiler makes nothing."""
+        """The functions without unused static ones, for which the compiler generates no code."""
         needed = {each.name for each in self.functions if not each.is_static}
         needed |= {self.functions[0].name, self.second or "", TICK}
         found = []
@@ -94,7 +99,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """soak.h: its inline function."""
+    """The header soak.h with its inline function."""
 
     mix: tuple[Arithmetic, ...] = (Arithmetic("*", 31), Arithmetic("^", 77))
     comment: str = "as it was"
@@ -102,7 +107,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """scale.h: its macro."""
+    """The header scale.h with its macro."""
 
     factor: int = 3
     offset: int = 1
@@ -111,7 +116,7 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """All sources."""
+    """All sources that are edited."""
 
     units: tuple[Unit, ...]
     shared: Shared = field(default_factory=Shared)
@@ -125,7 +130,7 @@ class Driver:
 
 
 def first_driver() -> Driver:
-    """As the guest boots it."""
+    """Return the driver that the guest boots."""
 
     def unit(name: str, *below: Statement) -> Unit:
         steps = (Arithmetic("*", 17), Text(f"{name} was here"), *below, Mixed())
@@ -147,7 +152,7 @@ def first_driver() -> Driver:
 
 
 def users(file: str) -> tuple[str, ...]:
-    """The units that a file goes into."""
+    """Return the units that a file is part of."""
     if file == SHARED_FILE:
         return UNITS
     return SCALED if file == SCALE_FILE else (file.removesuffix(".c"),)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What hotreload is to make of each edit of the soak's driver, and what its guest is to run then. Pure.
+"""Predict the outcome of each edit of the soak's driver, and what its guest runs afterwards. Pure.
 
-It is told by the rules that users are told, and shares no code with what it judges: the guest runs what it
-booted plus the difference to the sources as they were compiled last; a unit that cannot be patched holds up
-all; undo and redo walk along what was live; a crash goes back to the checkpoint before the last push.
+The prediction follows the rules that users are told, and shares no code with what it checks. The guest runs
+what it booted plus the difference to the sources as they were compiled last. A unit that cannot be patched
+holds up all others. Undo and redo walk along what was live. A crash goes back to the checkpoint before the
+last push.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from hotreload.survey.soak_program import Program, Reading, program_of, reading
 from hotreload.survey.soak_statements import GuestDiesError
 from hotreload.survey.soak_texts import texts
 
-# Checkpoints that are kept when another one is made (restore_points.py keeps three, the newest included).
+# The checkpoints that are kept when another one is made (restore_points.py keeps three including that one).
 KEPT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """How a cycle ends; ``codes`` of its reasons; ``dies``: the guest, of the patch or on the way to it."""
+    """How a cycle ends.
+
+    ``codes``: those of its reasons. ``dies``: whether the guest dies of the patch or while it is applied.
+    """
 
     outcome: Outcome
     codes: frozenset[str] = frozenset()
@@ -33,14 +37,14 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What was live, ``number`` 0: what it booted."""
+    """A program that was live. ``number``: of its reload, or 0 for the program that was booted."""
 
     number: int
     program: Program
 
 
 class Model:
-    """``disk``: the sources as they are; ``held``: each unit as it was compiled last."""
+    """The state of a session. ``disk``: the current sources. ``held``: each unit as it was compiled last."""
 
     def __init__(self, base: Driver) -> None:
         self.base = base
@@ -50,33 +54,33 @@ class Model:
         self._base_program = program_of(base)
         self._steps = [Step(0, self._base_program)]
         self._place = 0
-        self._floor = 0  # before that place there may be steps that nobody knows of
+        self._floor = 0  # before this place there may be unknown steps
         self._last_number = 0
-        self._points: list[tuple[int, Step]] = []  # the newest checkpoints, as places with the step there
-        self._due: set[str] = set()  # units to compile with the next save, for they did not compile
+        self._points: list[tuple[int, Step]] = []  # the newest checkpoints, each as a place and its step
+        self._due: set[str] = set()  # units that did not compile, and are compiled again with the next save
 
     def copy(self) -> Model:
-        """To see what would come of something."""
+        """Return a copy to try an action on."""
         other = copy.copy(self)
         for name in ("held", "_steps", "_points", "_due"):
             setattr(other, name, copy.copy(getattr(self, name)))
         return other
 
-    # --- what is ---
+    # --- the state ---
 
     @property
     def runs(self) -> Step:
-        """What the guest runs."""
+        """The step that the guest runs."""
         return self._steps[self._place]
 
     @property
     def still_runs(self) -> int | None:
-        """The number that a report has to tell."""
+        """The number that a report must give for what still runs."""
         return self.runs.number or None
 
     @property
     def reading(self) -> Reading:
-        """What the guest answers. Raises as soak_driver.reading."""
+        """What the guest prints. Raises what soak_program.reading raises."""
         return reading(self.runs.program)
 
     @property
@@ -85,18 +89,18 @@ class Model:
 
     @property
     def is_held_up(self) -> bool:
-        """Something that was compiled cannot be patched."""
+        """Return whether something that was compiled cannot be patched."""
         return bool(self._codes() or self._written_over() or self._never_left())
 
     @property
     def left_out(self) -> set[str]:
-        """Units that the guest does not run as the sources have them, and that nothing brings but a save."""
+        """The units that differ from the sources and are only brought when they are saved."""
         now = program_of(self.disk)
         return {name for name in UNITS if self.held[name].code != now[name].code}
 
     @property
     def is_behind(self) -> bool:
-        """Something was undone that the next save brings back."""
+        """Return whether something was undone that the next save brings back."""
         return self._code(self.held) != self._code(self.runs.program)
 
     @property
@@ -109,25 +113,25 @@ class Model:
 
     @property
     def is_restorable(self) -> bool:
-        """A checkpoint is known."""
+        """Return whether a checkpoint is known."""
         return bool(self._points)
 
     @property
     def undoable(self) -> tuple[int, ...]:
-        """The numbers of the reloads that can be undone by their number."""
+        """The numbers of the reloads that can be undone by number."""
         return tuple(step.number for step in self._steps[self._floor + 1 : self._place + 1])
 
-    # --- what happens ---
+    # --- events ---
 
     def save(self, after: Driver) -> Expected | None:
-        """The files that differ were saved; None: none did."""
+        """Save the files that differ. Return the expected outcome, or None if no file differs."""
         before, now = texts(self.disk), texts(after)
         saved = [file for file in now if now[file] != before[file]]
         self.disk = after
         return self._saved(saved) if saved else None
 
     def push(self) -> Expected:
-        """`hotreload push`: whatever differs from the base is compiled."""
+        """Run `hotreload push`, which compiles everything that differs from the base."""
         now = texts(self.disk)
         return self._saved([file for file in now if now[file] != self._base_texts[file]])
 
@@ -139,7 +143,7 @@ class Model:
             self.held[name] = self._base_program[name]
         self._due = (self._due | {name for file in files for name in users(file)}) & can_differ
         self._make_room()
-        # What was made of another text of a header that one of these includes comes with it.
+        # Units that were compiled with another text of a header that one of these includes are compiled, too.
         headers = {file for name in self._due for file in self.held[name].headers if file in differing}
         behind = {
             name for file in headers for name in users(file) if self.held[name].headers[file] != now[file]
@@ -172,7 +176,7 @@ class Model:
         return Expected(Outcome.UNDONE if self._is_base(self.held) else Outcome.LIVE)
 
     def undo(self, number: int | None = None, *, everything: bool = False) -> Expected:
-        """`hotreload undo`."""
+        """Run `hotreload undo`."""
         if not self._place:
             return Expected(Outcome.NO_CHANGE)
         place = 0 if everything else self._place - 1
@@ -181,7 +185,7 @@ class Model:
         return self._walk(place, Outcome.UNDONE)
 
     def redo(self) -> Expected:
-        """`hotreload redo`."""
+        """Run `hotreload redo`."""
         return self._walk(self._place + 1, Outcome.REDONE) if self.can_redo else Expected(Outcome.NO_CHANGE)
 
     def _walk(self, place: int, outcome: Outcome) -> Expected:
@@ -189,14 +193,14 @@ class Model:
         if not (self._is_base(self.runs.program) and self._is_base(self._steps[place].program)):
             self._points.append((self._place, self.runs))
         if place < self._floor:
-            # Between the two are steps that nobody knows of, and a redo would go to one of them.
+            # There are unknown steps between the two, and a redo would go to one of them.
             del self._steps[place + 1 :]
             self._floor = place
         self._place = place
         return Expected(outcome)
 
     def restore(self) -> None:
-        """The guest died, and is back at its last checkpoint."""
+        """Restore the last checkpoint, after the guest died."""
         place, step = self._points.pop()
         if place > len(self._steps):
             self._floor = place = len(self._steps)
@@ -205,11 +209,14 @@ class Model:
         self.held = dict(step.program)
 
     def count_reload(self) -> None:
-        """A reload that killed the guest was live before, and had its number."""
+        """Count a reload that went live and got a number, but then killed the guest."""
         self._last_number += 1
 
     def saved_in_a_row(self, after: Driver, number: int) -> None:
-        """Nobody knows which of several quick saves were one; the last is live as reload ``number``."""
+        """Note that the last of several quick saves is live as reload ``number``.
+
+        It is not known which of the earlier ones were brought together.
+        """
         self.disk = after
         self.held = program_of(after)
         self._last_number = number
@@ -231,7 +238,7 @@ class Model:
         return tuple(program[name].code for name in UNITS)
 
     def _codes(self) -> frozenset[str]:
-        """What is wrong with what was compiled, before any of it is sent."""
+        """Return the codes of refusals that need only the compiled units."""
         codes = set()
         for name in UNITS:
             held, then = self.held[name], self._base_program[name]
@@ -241,11 +248,11 @@ class Model:
         return frozenset(codes)
 
     def _written_over(self) -> frozenset[str]:
-        """A new initial value of what the guest has changed: its memory says so."""
+        """Return the code of the refusal of a new initial value for a variable that the guest has changed."""
         starts = {self.held[name].unit.start != self.base.unit(name).start for name in UNITS}
         return frozenset({"HR2103"} if True in starts else ())
 
     def _never_left(self) -> frozenset[str]:
-        """A thread stands in a function that differs."""
+        """Return the code of a stall, if a thread never leaves a function that differs."""
         strides = {self.held[name].unit.stride != self.base.unit(name).stride for name in UNITS}
         return frozenset({"HR3104"} if True in strides else ())

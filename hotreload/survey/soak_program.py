@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The soak's driver as it was compiled, unit by unit, and what it answers when it runs. Pure.
+"""The soak's driver as it was compiled, unit by unit, and what it prints when it runs. Pure.
 
-What the units count is told beside the answers: of that it is only known that it never goes back.
+The units also print counters. Their values are not predicted, but they must never go back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hotreload.survey.soak_texts import texts, unit_text
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A unit with the headers that it was compiled with; ``headers``: their texts, by name."""
+    """A unit and the headers that it was compiled with. ``headers``: their texts, by name."""
 
     unit: Unit
     shared: Shared
@@ -25,9 +25,9 @@ class Compiled:
 
     @property
     def code(self) -> tuple[object, ...]:
-        """Equal for those of which the compiler makes the same code, what runs once apart.
+        """Equal for units that compile to the same code, apart from code that runs only once.
 
-        A line that the base does not have has the number of its place, and a warning tells it.
+        Lines of warnings are part of it, because a line that the base does not have gets its own number.
         """
         unit = replace(self.unit, functions=self.unit.reached, comment="", error="", banner="")
         used = {type(statement) for statement in unit.statements}
@@ -42,7 +42,7 @@ Program = Mapping[str, Compiled]
 
 
 def compiled(driver: Driver, name: str) -> Compiled:
-    """The unit as it would be compiled now."""
+    """Return a unit as it would be compiled now."""
     headers = {
         file: text for file, text in texts(driver).items() if file.endswith(".h") and name in users(file)
     }
@@ -50,16 +50,16 @@ def compiled(driver: Driver, name: str) -> Compiled:
 
 
 def program_of(driver: Driver) -> dict[str, Compiled]:
-    """All units as they would be compiled now."""
+    """Return all units as they would be compiled now."""
     return {name: compiled(driver, name) for name in UNITS}
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What reading /proc/soak gives: the line of each unit, and what is told beside them.
+    """The output of /proc/soak.
 
-    ``kept``: by name, where it is kept and how it began; equal for what must go on from one program to the
-    next. ``calls``: how many functions have run for it.
+    ``lines``: the line of each unit. ``kept``: for each counter, what identifies its variable. If that is the
+    same in two programs, the counter must go on. ``calls``: how many functions were called.
     """
 
     lines: dict[str, str]
@@ -68,7 +68,10 @@ class Reading:
 
 
 def reading(program: Program) -> Reading:
-    """Raises GuestDiesError; KeyError: a function is called that is not there."""
+    """Compute the output of a program.
+
+    Raises GuestDiesError, and KeyError if a function that does not exist is called.
+    """
     run = _Run(program)
     lines = {}
     for name in UNITS:
@@ -90,7 +93,7 @@ class _Run:
         self._program = program
 
     def call(self, caller: str, function: str, n: int) -> int:
-        """As the unit ``caller`` would."""
+        """Call a function from the unit ``caller``, and return its result."""
         found = self._program[caller].unit.function(function)
         home = caller
         if found is None:

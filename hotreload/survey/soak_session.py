@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The soak's hands and eyes: files saved as editors save them, commands, what the guest and /proc tell."""
+"""The actions and observations of the soak: save files as editors do, run commands, read guest and /proc."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from hotreload.report.crash import find_crash
 from hotreload.report.outcome import ReloadReport
 from hotreload.survey.guest_trial import unusual
 
-# Seconds: between two halves of a file that is saved slowly; what a cycle is waited for that must not come;
-# what a reading of the guest may take.
+# Seconds: between the two halves of a file that is saved slowly; how long to wait for a cycle that must not
+# come; limits for a read of the guest, and for a command.
 SLOWLY = 0.1
 SILENCE = 0.5
 READING = 30.0
@@ -32,7 +32,7 @@ OBSERVE = (
     "cat /proc/soak/*; echo '#'; dmesg -c; echo '#'; wc -c </tmp/rounds;"
     " ls /sys/module | grep -c ^hotreload_; sed -n 's/^MemAvailable: *\\([0-9]*\\).*/\\1/p' /proc/meminfo"
 )
-# Of a value that the guest has changed, and that a patch is not to write over.
+# The kernel's message when a patch must not overwrite a value that the guest has changed.
 VALUE_REFUSED = re.compile(
     r"livepatch: (?:pre-patch callback failed for object|failed to enable patch) '\w+'"
 )
@@ -41,10 +41,14 @@ TOLD = re.compile(r"^(\S+) (\d+)$")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the guest answers: the line of each unit, what it counts, and how its kernel is.
+    """What the guest shows.
 
-    ``complaints``: of its kernel since the last time; ``rounds`` of the work that goes on in it;
-    ``modules``: patch modules that are loaded; ``memory_kb``: available.
+    ``lines``       the line of each unit
+    ``kept``        the counters
+    ``complaints``  of its kernel since the last read
+    ``rounds``      of the work that goes on in it
+    ``modules``     how many patch modules are loaded
+    ``memory_kb``   available memory
     """
 
     lines: Mapping[str, str]
@@ -56,7 +60,7 @@ class Seen:
 
 
 def seen_in(text: str) -> Seen:
-    """What OBSERVE printed. Raises HotReloadError when it is not that."""
+    """Parse the output of OBSERVE. Raises HotReloadError if it is malformed."""
     parts = text.split("#\n")
     numbers = parts[-1].split()
     if len(parts) < 3 or len(numbers) != 3:
@@ -76,7 +80,7 @@ def seen_in(text: str) -> Seen:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What hotreload and its guest take after so many edits; ``others``: processes that it has started."""
+    """The resources of hotreload and its guest after ``edits`` edits. ``others``: child processes."""
 
     edits: int
     rss_kb: int
@@ -88,17 +92,17 @@ class Sample:
 
 
 class SoakSession:
-    """A `hotreload watch` of a folder, and the folder."""
+    """A `hotreload watch` of a folder, and the files in that folder."""
 
     def __init__(self, watch: Driven, folder: Path, seed: int) -> None:
         self.watch = watch
         self._folder = folder
         self._random = random.Random(seed)
 
-    # --- what people do ---
+    # --- actions ---
 
     async def save(self, files: Mapping[str, str]) -> None:
-        """Save them, each as some editor does; several as one, as a tool does."""
+        """Save files. Each is written as some editor does it, and several in one go, as tools do."""
         ways = [self._random.choice(("over", "aside", "in place")) for _ in files]
         if len(files) == 1 and self._random.random() < 0.2:
             ways = ["slowly"]
@@ -129,29 +133,29 @@ class SoakSession:
             stream.write(text[len(text) // 2 :])
 
     async def pause(self) -> None:
-        """A moment, shorter than a cycle or longer."""
+        """Wait for a moment that may be shorter or longer than a cycle."""
         await asyncio.sleep(self._random.choice((0.0, 0.1, 0.3, 0.8)))
 
     async def command(self, *words: str) -> process.Completed:
-        """A command of hotreload's, for this guest."""
+        """Run a command of hotreload for this guest."""
         guest = str(self.watch.facts["guest"])
         argv = (sys.executable, "-m", "hotreload", "--guest", guest, *words)
         return await process.run(argv, cwd=self._folder, timeout=COMMAND)
 
     async def panic(self) -> None:
-        """Let the guest's kernel die."""
+        """Make the guest's kernel crash."""
         with contextlib.suppress(HotReloadError, TimeoutError):
             async with asyncio.timeout(SILENCE):
                 await self.watch.run("echo c >/proc/sysrq-trigger")
 
-    # --- what is to be seen ---
+    # --- observations ---
 
     async def report(self) -> ReloadReport:
-        """Of the next cycle."""
+        """Return the report of the next cycle."""
         return (await self.watch.next_cycle()).report
 
     async def report_within(self, seconds: float) -> ReloadReport | None:
-        """None: none comes."""
+        """Return the next report, or None if none comes within that time."""
         try:
             async with asyncio.timeout(seconds):
                 return await self.report()
@@ -159,16 +163,16 @@ class SoakSession:
             return None
 
     async def look(self) -> Seen:
-        """Read what the guest answers. Raises HotReloadError, TimeoutError."""
+        """Read what the guest shows. Raises HotReloadError and TimeoutError."""
         async with asyncio.timeout(READING):
             return seen_in((await self.watch.run(OBSERVE)).text)
 
     def sources(self, names: Mapping[str, str]) -> dict[str, str]:
-        """What the files of these names say."""
+        """Return the contents of the files of these names."""
         return {name: (self._folder / name).read_text() for name in names}
 
     async def sample(self, edits: int, seen: Seen) -> Sample:
-        """Look at hotreload a few times, for it may be compiling ahead: the least of each counts."""
+        """Measure hotreload a few times, and take the minima, because it may be compiling ahead."""
         looks = []
         for _ in range(5):
             looks.append(self._look_at_process())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What the functions of the soak's driver are made of: each statement as C, and as what it computes. Pure.
+"""The statements of the soak's driver: each as C code, and as the computation that it does. Pure.
 
-Every function takes and gives a u32 and is a list of these; so what a driver must answer can be told without
-compiling it, from arithmetic modulo 2 to the 32nd alone. What a statement keeps in a variable of its own (how
-often it ran) it tells, and does not compute with.
+Every function is a list of these, and takes and returns a u32. So the output of a driver can be computed
+without compiling it, with arithmetic modulo 2^32. If a statement counts in a variable how often it ran, it
+prints that number, but does not compute with it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 MASK = 0xFFFFFFFF
 FNV_BASIS, FNV_PRIME = 0x811C9DC5, 0x01000193  # of the 32-bit FNV-1a hash
 
-# A call of a function of the driver by its name.
+# Calls a function of the driver by its name.
 Call = Callable[[str, int], int]
 
 
@@ -24,7 +24,7 @@ class GuestDiesError(Exception):
 
 
 def hashed(number: int, text: str) -> int:
-    """What soak_hash() of main.c gives: FNV-1a, begun with a number."""
+    """Return what soak_hash() of main.c returns: FNV-1a with a number mixed into the offset basis."""
     value = (FNV_BASIS ^ number) & MASK
     for byte in text.encode():
         value = (value ^ byte) * FNV_PRIME & MASK
@@ -33,35 +33,35 @@ def hashed(number: int, text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Statement(ABC):
-    """``c``: its text, a line or a block, with ``n`` the number; ``run``: what becomes of the number."""
+    """A statement that changes the number ``n``. ``c`` is its C code, ``run`` computes the new number."""
 
     @property
     @abstractmethod
     def c(self) -> str:
-        """One line, or a block."""
+        """The C code: one statement or a block."""
 
     def run(self, n: int, call: Call) -> int:  # noqa: ARG002 - most call nothing
         return n
 
     @property
     def calls(self) -> tuple[str, ...]:
-        """The functions of the driver that it calls, or takes the address of."""
+        """The functions of the driver that it calls or takes the address of."""
         return ()
 
     @property
     def keeps(self) -> str | None:
-        """The name under which it tells how often it ran."""
+        """The name under which it prints how often it ran."""
         return None
 
     @property
     def global_c(self) -> str:
-        """What it needs before the functions of its file."""
+        """C code that it needs above the functions of its file."""
         return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic(Statement):
-    """One step with a constant; ``sign`` is of OPERATIONS."""
+    """An operation with a constant. ``sign`` is a key of OPERATIONS."""
 
     sign: str
     constant: int
@@ -100,7 +100,7 @@ class Branch(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Loop(Statement):
-    """A loop that gcc may unroll or not."""
+    """A loop that gcc may unroll."""
 
     rounds: int
     constant: int
@@ -118,7 +118,7 @@ class Loop(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Switch(Statement):
-    """A switch over three bits: a jump table, a table of constants, or comparisons."""
+    """A switch over three bits. gcc may make it a jump table, a table of constants, or comparisons."""
 
     values: tuple[int, ...]
 
@@ -139,7 +139,7 @@ class Switch(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Table(Statement):
-    """A table of constants of its own."""
+    """A lookup in a static table of constants."""
 
     name: str
     values: tuple[int, ...]
@@ -157,7 +157,7 @@ class Table(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Text(Statement):
-    """A string."""
+    """A hash of a string literal."""
 
     text: str
 
@@ -171,7 +171,7 @@ class Text(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Format(Statement):
-    """A format, and the kernel's own code that reads it."""
+    """A hash of a text that scnprintf() formats."""
 
     word: str
     constant: int
@@ -187,7 +187,7 @@ class Format(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Record(Statement):
-    """A structure that only this function knows."""
+    """A structure that is local to the function. ``wide``: with another member in the middle."""
 
     name: str
     factor: int
@@ -208,7 +208,7 @@ class Record(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Called(Statement):
-    """A call of another function of the driver, ``static`` or not, of this file or another."""
+    """A call of another function of the driver, static or not, in this file or another."""
 
     function: str
 
@@ -226,7 +226,7 @@ class Called(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Pointers(Statement):
-    """A table of functions, one of which is called."""
+    """A call through a static table of functions."""
 
     name: str
     functions: tuple[str, str]
@@ -247,7 +247,7 @@ class Pointers(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Mixed(Statement):
-    """The inline function of soak.h."""
+    """A call of the inline function of soak.h."""
 
     @property
     def c(self) -> str:
@@ -259,7 +259,7 @@ class Mixed(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Scaled(Statement):
-    """The macro of scale.h."""
+    """A use of the macro of scale.h."""
 
     @property
     def c(self) -> str:
@@ -271,7 +271,7 @@ class Scaled(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Limited(Statement):
-    """A variable that nobody writes to, but that anybody could: a module parameter."""
+    """A use of a module parameter, which nothing writes, though anything could."""
 
     @property
     def c(self) -> str:
@@ -283,7 +283,7 @@ class Limited(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Seen(Statement):
-    """A static local variable that counts."""
+    """A counter in a static local variable."""
 
     name: str
 
@@ -298,7 +298,7 @@ class Seen(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Counted(Statement):
-    """A variable of the file that counts, from some initial value on."""
+    """A counter in a variable of the file, starting at an initial value."""
 
     name: str
     start: int
@@ -318,7 +318,7 @@ class Counted(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Warned(Statement):
-    """A warning that never comes: an entry of the table of bugs, and a variable of its place."""
+    """A WARN_ONCE() that never fires, but has an entry in the bug table and a static flag."""
 
     text: str
 
@@ -329,7 +329,7 @@ class Warned(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Allocated(Statement):
-    """Memory that is taken and given back, in whatever context."""
+    """Memory that is allocated and freed, in any context."""
 
     constant: int
 
@@ -347,7 +347,7 @@ class Allocated(Statement):
 
 @dataclass(frozen=True, slots=True)
 class Crash(Statement):
-    """A NULL pointer dereference, or what else kills a kernel; ``how`` is of CRASHES."""
+    """A statement that kills the kernel. ``how`` is a key of CRASHES."""
 
     how: str
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The soak's driver as C: the files that are edited, and those that never are. Pure."""
+"""Generate the files of the soak's driver: those that are edited, and those that never are. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hotreload.survey.soak_driver import (
 
 
 def texts(driver: Driver) -> dict[str, str]:
-    """The content of each file that is edited, by its name."""
+    """Return the content of each file that is edited, by name."""
     files = {f"{unit.name}.c": unit_text(unit) for unit in driver.units}
     return files | {SHARED_FILE: _shared_text(driver), SCALE_FILE: _scale_text(driver.scale)}
 
@@ -175,7 +175,8 @@ MODULE_LICENSE("GPL");
 """
 )
 
-# What each unit knows of its own table only by asking, and how it tells.
+# Functions that return each unit's table, so that its own compile does not know the contents, and the one
+# that prints counters.
 FIXED = """\
 // SPDX-License-Identifier: GPL-2.0
 #include <linux/proc_fs.h>
@@ -195,16 +196,16 @@ KBUILD = f"""\
 obj-m := {MODULE}.o
 {MODULE}-y := {" ".join(f"{name}.o" for name in UNITS)} fixed.o
 """
-# A reader that never stops; its rounds are the guest's own sign of life.
+# A reader that never stops. Its rounds show that the guest is alive.
 SETUP = (
     "(while :; do cat /proc/soak/* >/dev/null; echo >>/tmp/rounds; sleep 0.1; done)"
     " >/dev/null 2>&1 </dev/null &"
 )
 
-# Files that are saved one after the other are one save, also on a machine with much to do.
+# The debounce time is long enough that files saved one after the other are one save on a busy machine, too.
 SETTINGS = f'setup = "{SETUP}"\ndebounce_ms = 60\ntransition_timeout = 4.0\n'
 
 
 def never_edited() -> dict[str, str]:
-    """The files beside those of ``texts``."""
+    """Return the content of each file that is never edited, by name."""
     return {"fixed.c": FIXED, "Kbuild": KBUILD, "hotreload.toml": SETTINGS}

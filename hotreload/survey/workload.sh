@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# What the guest does while patches come and go: files, network, processes, each in a loop of its own. A round
-# that is done is a line in rounds.NAME, one that went wrong a line in the file `wrong`.
+# The load of the guest while patches are loaded and undone: files, network and processes, each in a loop of
+# its own. Each finished round adds a line to rounds.NAME, each failed one a line to the file `wrong`.
 
 mkdir /tmp/load /disk && cd /tmp/load || exit
 dd if=/dev/urandom of=in bs=64k count=8
@@ -18,7 +18,7 @@ files() { # on ext4 below a loop device, and in memory
         cp in $place/folder/one
         mv $place/folder/one $place/two
         dd if=$place/two of=$place/three bs=4k conv=fsync
-        # 1 drops the page cache, so it is read from the disk; 4 says nothing of it.
+        # 1 drops the page cache, so that the files are read from the disk; 4 suppresses the log message.
         echo 5 >/proc/sys/vm/drop_caches
         cmp in $place/three && rm $place/two $place/three && rmdir $place/folder || return 1
     done
@@ -29,7 +29,7 @@ network() { # ICMP on both protocols and on the network card, TCP
     nc 127.0.0.1 4000 </dev/null >received && cmp in received
 }
 
-processes() { # born, waited for, piped, listed; one in a namespace of its own
+processes() { # started, waited for, connected by a pipe, listed; one in a namespace of its own
     for _ in 1 2 3 4; do
         (exec true) &
     done

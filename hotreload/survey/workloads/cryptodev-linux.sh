@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# The driver's own tests.
+# Runs the driver's own tests.
 # load: aes_generic
 # load: cbc
 # load: ecb
@@ -12,7 +12,7 @@
 # load: sha256_generic
 # load: authenc
 # load: cryptodev
-# What newer kernels need before a commit of the driver's own had it: without, some 30 commits build.
+# Apply the driver's own fixes for newer kernels to earlier commits. Without them, only some 30 commits build.
 # host: for fix in f60aa08 f971e0c 98b163a 9e76506 2f5e08a 55c6315; do git merge-base --is-ancestor $fix HEAD || git diff $fix^ $fix -- '*.[ch]' | git apply; done
 # host: make -s version.h
 # host: for t in cipher hmac cipher-gcm cipher-aead cipher-aead-srtp; do gcc -static -O1 -w -I. -o "$OUT/$t" "tests/$t.c" || true; done

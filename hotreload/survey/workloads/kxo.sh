@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# The device is opened and read, and its attribute read and written. What the players do is not the same twice.
-# What newer kernels need before a commit of the driver's own had it.
+# Opens and reads the device, and reads and writes its attribute. The moves of the players are not printed,
+# because they differ each time. The host command makes changes that newer kernels need to earlier commits.
 # host: for file in $(git ls-files '*.c'); do sed -i 's/= no_llseek/= noop_llseek/' $file; grep -q vmalloc.h $file || sed -i 's/^#include <linux.version.h>$/&\n#include <linux\/vmalloc.h>/' $file; done
 exec 2>&1
 state=$(ls -d /sys/class/kxo/kxo/kxo_state /sys/devices/virtual/kxo/kxo/kxo_state 2>/dev/null | head -n 1)
@@ -14,7 +14,7 @@ done
     echo "$value" >"$state"
     cat "$state" | tr -d '\0'
 done
-[ -c /dev/kxo ] && echo x >/dev/kxo  # or a file of that name would be made
+[ -c /dev/kxo ] && echo x >/dev/kxo  # otherwise a file of that name would be created
 dd if=/dev/kxo of=/dev/null bs=1 count=0
 rm -f /tmp/kxo
 lsmod | awk '$1 == "kxo" { print $3 }'

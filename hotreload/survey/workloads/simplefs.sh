@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# Files, directories and their limits on a file system of simplefs, each part with a new one, twice mounted.
+# Tests files, directories and their limits on simplefs. Each part makes a file system and mounts it twice.
 # load: loop
 # load: simplefs
 # host: gcc -std=gnu99 -static -O1 -w -o "$OUT/mkfs" mkfs.c

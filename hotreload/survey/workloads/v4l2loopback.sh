@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# The attributes of a device, its own producer and consumer, and what it says of its formats.
+# Tests the attributes of a device and its formats with the driver's own producer and consumer.
 # load: v4l2loopback devices=2 max_buffers=4
 # host: for t in producer consumer test_dqbuf; do [ ! -f "tests/$t.c" ] || gcc -static -O1 -w -o "$OUT/$t" "tests/$t.c" || true; done
 exec 2>&1
