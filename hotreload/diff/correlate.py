@@ -20,7 +20,7 @@ from typing import Final
 from hotreload.diff.correlation import Correlation
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import Obstacle
-from hotreload.diff.pair_variables import NO_EARLIER_NAMES, ONCE_KEY, EarlierNames, pair_variables
+from hotreload.diff.pair_variables import LOCK_KEY, NO_EARLIER_NAMES, ONCE_KEY, EarlierNames, pair_variables
 from hotreload.diff.renames import Renames
 from hotreload.diff.special_sections import LOADED, is_entry_section, is_inert, is_init
 from hotreload.elf.model import ObjectFile, StringRef, Symbol, SymbolRef
@@ -38,7 +38,7 @@ _FLAGS_OF_PLACES: Final = frozenset(
 )
 _FLAG_SECTIONS: Final = (".data.once", ".data..once", ".data.unlikely")
 # Minimum sizes of struct ratelimit_state and struct lock_class_key. The latter is empty without lockdep.
-_STATES_OF_PLACES: Final = {"_rs": 16, "__key": 8, ONCE_KEY: 8}
+_STATES_OF_PLACES: Final = {"_rs": 16, LOCK_KEY: 8, ONCE_KEY: 8}
 # gcc's name for an object without a name in the source.
 COMPOUND_LITERAL: Final = "__compound_literal"
 # The name of the enclosing function, which C declares once per function (C11 6.4.2.2).
@@ -87,6 +87,11 @@ def is_place_static(symbol: Symbol) -> bool:
 def is_flag_of_place(symbol: Symbol) -> bool:
     """Return whether this is the flag by which WARN_ON_ONCE() or the like remembers that it fired."""
     return base_name(symbol.name) in _FLAGS_OF_PLACES and is_place_static(symbol)
+
+
+def is_lock_key(symbol: Symbol) -> bool:
+    """Return whether this is the lock_class_key that mutex_init() or the like creates, with lockdep."""
+    return base_name(symbol.name) == LOCK_KEY and symbol.size > 0 and is_place_static(symbol)
 
 
 def _has_form(symbol: Symbol) -> bool:

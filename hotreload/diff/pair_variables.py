@@ -26,6 +26,11 @@ from hotreload.elf.model import Symbol
 # The key of DO_ONCE() (include/linux/once.h). Code in a patch cannot refer to a key of a module. A copy works
 # as well, as long as the flag beside it, ___done, is the original's.
 ONCE_KEY: Final = "___once_key"
+# The key by which mutex_init() and the like (include/linux/mutex.h) tell lockdep the class of a lock. It goes
+# with the string that is the name of the class: lockdep warns if a class comes with another pointer to its
+# name (look_up_lock_class() in kernel/locking/lockdep.c), and the string of a patch is another one. So a
+# patch has its own class.
+LOCK_KEY: Final = "__key"
 # A macro's flag on which more depends than whether something is reported again.
 _ONCE_FLAG: Final = "___done"
 DOUBT: Final = "give the variables different names, or reload the module"
@@ -298,7 +303,11 @@ def pair_variables(
 
     def chosen(layouts: Layouts) -> list[Variable]:
         # A macro's key is copied instead.
-        return [v for v in layouts.declared if v.symbol and v.name != ONCE_KEY and may_have_twin(v.symbol)]
+        return [v for v in layouts.declared if v.symbol and may_have_twin(v.symbol) and not is_copied(v)]
+
+    def is_copied(one: Variable) -> bool:
+        is_key = one.name == LOCK_KEY and one.symbol is not None and is_place(one.symbol)
+        return is_key or one.name == ONCE_KEY
 
     names = {one.name: other.name for one, other in correlation.renamed.items()}
     ours = [replace(v, function=names.get(v.function, v.function)) for v in chosen(before)]

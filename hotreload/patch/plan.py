@@ -25,6 +25,7 @@ from hotreload.diff.correlate import (
     base_name,
     is_child,
     is_constant,
+    is_lock_key,
     is_place_static,
 )
 from hotreload.diff.load_time import written_name
@@ -443,7 +444,7 @@ class _Planner:
         ):
             message = f"{holder.name} of the guest may have its own copy of {original.name}, which changed"
             hint = f"change {holder.name}, too, or build it with the debugging checks off"
-            self._refuse("HR3101", original.name, message, hint)
+            self._refuse("HR2202", original.name, message, hint)
 
     def _refuse_freed(self, unit: UnitDiff, holder: Symbol, target: SymbolPosition) -> None:
         """Refuse a new reference to init code, which is freed after boot.
@@ -476,8 +477,9 @@ class _Planner:
 
     def _note_address(self, unit: UnitDiff, symbol: Symbol, holder: Symbol, relocation: Relocation) -> None:
         """Note that the kernel may keep the address of something new: its module must then stay loaded."""
-        if is_child(symbol) or (is_place_static(symbol) and not is_constant(symbol)):
-            return  # nobody keeps the address of cold code; a lock class or a rate limit goes with its module
+        is_state = is_place_static(symbol) and not is_constant(symbol)
+        if is_child(symbol) or (is_state and not is_lock_key(symbol)):
+            return  # nobody keeps the address of cold code, or of a flag or a rate limit
         is_content = symbol.anonymous or is_constant(symbol)
         is_open = symbol not in self.held and not self._is_looked_up(holder, relocation)
         if is_open and (symbol.is_function or self._is_held(unit, holder, relocation)):

@@ -25,6 +25,7 @@ from hotreload.survey.pair_held import (
     TwoCallbacks,
 )
 from hotreload.survey.pair_load import ExitWord, Record, SizeOfInit, ValueOfInit
+from hotreload.survey.pair_locks import Locked
 
 FAMILIES: tuple[type[Element], ...] = (
     InlinedStatic,
@@ -42,6 +43,7 @@ FAMILIES: tuple[type[Element], ...] = (
     Identical,
     RenamedCallback,
     TwoCallbacks,
+    Locked,
     Queued,
     Ticking,
     SizeOfInit,

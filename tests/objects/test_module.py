@@ -266,6 +266,13 @@ def test_a_string_that_is_stored_keeps_the_patch_loaded_and_one_that_is_printed_
     assert (kept(stored), kept(printed)) == (("a string of f",), ())
 
 
+def test_a_lock_class_keeps_the_patch_loaded(tmp_path: Path) -> None:
+    one = """struct { void *key; const char *name; } lock; void f(void) { static struct { long subkeys[2]; } __key;
+        printk("x"); lock.key = &__key; lock.name = "&lock"; }"""
+    plan = planned(tmp_path, {"a.c": (one.replace('printk("x")', 'printk("y")'), one)})
+    assert [each.partition(".")[0] for each in kept(plan)] == ["__key", "a string of f"]
+
+
 def test_two_definitions_of_one_name_are_refused_as_a_linker_would(tmp_path: Path) -> None:
     header = (
         "extern int calls; int NAME(void) { return 1; }",

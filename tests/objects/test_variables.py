@@ -65,6 +65,18 @@ def test_the_static_local_of_a_function_that_is_gone_is_not_that_of_one_that_cam
     assert [(note.code, note.symbol) for note in diff.notes] == [("HR2104", "n")]
 
 
+def test_a_patch_has_its_own_lock_class_with_its_own_name(tmp_path: Path) -> None:
+    # lockdep compares the pointers to the names of a class, and the name travels.
+    source = """void init_lock(const char *, void *); int f(int i) {
+        { static struct { long subkeys[SIZE]; } __key; init_lock("&lock", &__key); } return i + STEP; }"""
+    with_lockdep, without = source.replace("SIZE", "2"), source.replace("SIZE", "0")
+    diff = compared(tmp_path / "1", with_lockdep.replace("STEP", "1"), with_lockdep.replace("STEP", "2"))
+    assert (diff.verdict, list(kept(diff).values()), diff.notes) == ("patchable", [], ())
+    assert [symbol.name.partition(".")[0] for symbol in diff.carried if symbol.is_object] == ["__key"]
+    diff = compared(tmp_path / "2", without.replace("STEP", "1"), without.replace("STEP", "2"))
+    assert (diff.verdict, diff.notes) == ("patchable", ())
+
+
 @pytest.mark.parametrize("how", ["static", "static noinline"])
 def test_the_static_local_of_a_function_that_only_has_another_name_keeps_its_value(
     how: str, tmp_path: Path
