@@ -68,14 +68,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Seconds: of quiet before base objects are compiled ahead, for a teardown command, for removing our patches,
-# and between attempts to reach a guest that is cut off.
+# Seconds: of quiet before base objects are compiled ahead, and between attempts to reach a lost guest.
 IDLE = 1.0
-TEARDOWN_LIMIT = 30.0
-TAKE_BACK_LIMIT = 40.0
 CONTACT_INTERVAL = 2.0
 QUIET_SHARE = 10  # after a run of make that found no edit, wait this many times as long as it took
-MANY_UNITS = 8  # show the progress of a compile from this many units on
 STANDSTILL_INTERVAL = 0.5
 STANDS = {
     "suspended": "the guest sleeps (suspended); what is saved meanwhile is brought when it has woken",
@@ -88,9 +84,6 @@ WAKE = {
 # How often a guest is booted again if nothing was brought to it in between.
 MOST_BOOTS = 3
 NOT_OURS = "this guest was not started by hotreload, and is not ours to boot"
-SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
-
-Listener = Callable[[Mapping[str, Any]], None]
 
 
 class Session:
