@@ -9,6 +9,7 @@ from collections import Counter
 from hotreload.diff.pair import Pair, entry_targets, referrers_of
 from hotreload.diff.special_sections import (
     AUXILIARY,
+    UBSAN_RECORD,
     EntryTable,
     is_explained_elsewhere,
     is_export_table,
@@ -60,13 +61,16 @@ def _other_sections(obj: ObjectFile, entries: EntryTable) -> dict[str, list[Symb
     """Return the anonymous stretches of sections that are neither inert nor entries, by section name.
 
     In ordinary sections, only those without referrers are returned; the others are compared with their
-    referrers.
+    referrers. UBSAN's records are left out: gcc leaves those of checks that it has proved to be needless, and
+    nobody refers to them.
     """
     found: dict[str, list[Symbol]] = {}
     used = {symbol for symbol, referrers in referrers_of(obj).items() if referrers}
     used |= {target for group in entries.of.values() for entry in group for target in entry_targets(entry)}
     for section in obj.sections:
         if is_explained_elsewhere(section) or not section.size or _is_merged(section):
+            continue
+        if section.name.startswith(UBSAN_RECORD):
             continue
         explained = is_ordinary(section) or section.name == AUXILIARY
         stretches = [s for s in section.symbols if s.anonymous and not (explained and s in used)]

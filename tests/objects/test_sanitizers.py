@@ -76,6 +76,13 @@ def test_the_record_of_a_check_travels_with_the_code_that_hands_it_over(tmp_path
     assert {name.rstrip("0123456789") for name in sections} == {".data..Lubsan_data", ".data..Lubsan_type"}
 
 
+def test_a_record_that_nobody_refers_to_is_no_change(tmp_path: Path) -> None:
+    # gcc leaves such records where it finds out late that a check is not needed.
+    record = '__asm__(".pushsection .data..Lubsan_data900, \\"aw\\"\\n .long LINE, 7, 0, 0\\n .popsection");'
+    diff = difference(tmp_path, SOURCE + record.replace("LINE", "12"), SOURCE + record.replace("LINE", "13"))
+    assert (told(diff), diff.verdict) == ("", "unchanged")
+
+
 def test_a_new_check_is_a_change_of_its_function_only(tmp_path: Path) -> None:
     diff = difference(tmp_path, SOURCE, SOURCE.replace("names[i & 1]", "names[i & 1] + table[i + 1]"))
     assert (told(diff), diff.changed_functions) == ("", ("name",))
