@@ -458,6 +458,10 @@ class Reloader:
 
     async def _through(self, cycle: Cycle) -> ReloadReport:
         await self._follow_unloading()
+        return await self._by_ladder(cycle)
+
+    async def _by_ladder(self, cycle: Cycle) -> ReloadReport:
+        """Bring the edit as a patch, or else by the next rung if that gets past the refusal."""
         try:
             report = await self._as_patch(cycle)
             if report.outcome is Outcome.NO_CHANGE and not cycle.files and not self.dry_run:
@@ -626,7 +630,7 @@ class Reloader:
                 raise
         if not names:  # only a comment changed in a Makefile
             self._take_base(names, base)
-            return await self._as_patch(cycle)
+            return await self._by_ladder(cycle)
         self._before_unloading(cycle, names)
         if pushed := self._edits.pushed_into(names):
             files = ", ".join(file.name for file in pushed)

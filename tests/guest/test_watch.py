@@ -201,6 +201,21 @@ def test_a_guest_in_the_background_takes_pushes_and_watchers_and_stays(driver: P
     assert not leftovers(driver)
 
 
+def test_a_push_of_a_recipe_and_of_init_code_reloads_the_module(driver: Path) -> None:
+    assert run(driver, "guest", "start").returncode == 0
+    try:
+        assert reading(driver) == "old 1\n"
+        (driver / "Kbuild").write_text("# a word\nobj-m := counter.o\n")
+        edit(driver, "counter_init(void)\n{\n", 'counter_init(void)\n{\n\tpr_info("here\\n");\n')
+        pushed = run(driver, "push", "--json")
+        assert pushed.returncode == 0, pushed.stdout
+        last = json.loads(pushed.stdout.splitlines()[-1])
+        assert (last["type"], last["rung"]) == ("apply.done", "module")
+        assert reading(driver) == "old 1\n"
+    finally:
+        assert run(driver, "guest", "stop").returncode == 0
+
+
 def test_a_restart_that_cannot_be_built_leaves_the_guest_that_runs(driver: Path) -> None:
     assert run(driver, "guest", "start").returncode == 0
     try:
