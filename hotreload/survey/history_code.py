@@ -39,6 +39,7 @@ TEXT = re.compile(rb"(?:\x01[0-7cd])?[\t\n\r\x1b -~]+|\x01[0-7cd]")
 # The landing pads of indirect calls: ENDBR64, and what the kernel replaces it with if nothing takes the
 # function's address (arch/x86/include/asm/ibt.h: gen_endbr_poison()). In a patch, ENDBR64 stays.
 LANDINGS: Final = (b"\xf3\x0f\x1e\xfa", b"\x66\x0f\x1f\x00")
+FREED = (".init", ".symtab", ".strtab")
 TEXT_AHEAD = 96  # bytes of a text that are compared
 CONSTANT_LIMIT = 2048
 
@@ -83,9 +84,13 @@ def read_symbols(text: str) -> tuple[Symbol, ...]:
 
 
 def read_sections(text: str) -> tuple[Section, ...]:
-    """Parse lines like ``/sys/module/NAME/sections/.text 0x..``. Omit init sections, which are freed."""
+    """Parse lines like ``/sys/module/NAME/sections/.text 0x..``.
+
+    Omit what is freed after init, because another module may be there by then: init sections, and the symbol
+    table that the file has (layout_symtab() in kernel/module/kallsyms.c).
+    """
     found = (Section(int(at, 16), name, owner) for owner, name, at in SECTION.findall(text))
-    return tuple(section for section in found if not section.name.startswith(".init"))
+    return tuple(section for section in found if not section.name.startswith(FREED))
 
 
 def read_replaced(text: str, module: str) -> dict[str, str]:

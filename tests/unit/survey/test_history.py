@@ -51,6 +51,7 @@ def module(base: int, text: bytes, *, hook: bytes = FENTRY, owner: str = "drv", 
         f"/sys/module/{owner}/sections/.rodata.str1.1 0x{base + 0x1000:x}\n"
         f"/sys/module/{owner}/sections/.rodata 0x{base + 0x2000:x}\n"
         f"/sys/module/{owner}/sections/.init.text 0x{base + 0x9000:x}\n"
+        f"/sys/module/{owner}/sections/.symtab 0x{base + 8:x}\n"
     )
     pages = {
         base: (code.ljust(0x40, b"\x90") + FENTRY + b"\xc3").ljust(PAGE, b"\0"),
