@@ -30,7 +30,7 @@ from hotreload.interrupts import run as run_main
 from hotreload.paths import cache_folder
 from hotreload.survey.command import say
 from hotreload.survey.debug_kernel import DEBUG, debug_kernel, wanted_kernel
-from hotreload.survey.history_code import differences
+from hotreload.survey.history_code import Reading, differences, renamed, told_renames
 from hotreload.survey.history_fresh import Fresh, FreshGuests, all_printed
 from hotreload.survey.history_guest import HistoryGuest, Pushed, kind_of
 from hotreload.survey.history_kept import Kept
@@ -71,6 +71,7 @@ class Replay:
         self._scratch = scratch
         self._kept = kept
         self._since: list[Texts] = []  # the sources at each push since the guest booted
+        self._renamed: dict[str, str] = {}  # functions of the guest, by their names when it booted
 
     async def built(self, until: str, wanted: int) -> list[Made]:
         """Return the ``wanted`` newest commits that build, and one more to begin with, the oldest first."""
@@ -114,7 +115,7 @@ class Replay:
             place = len(rows)
             await self._history.clean()
             await self._history.check_out(fresh[place].made.commit)
-            self._since = [self._history.texts()]
+            self._since, self._renamed = [self._history.texts()], {}
             async with self.guest() as guest:
                 try:
                     if not before:
@@ -143,6 +144,8 @@ class Replay:
         started = time.monotonic()
         await self._history.check_out(commit)
         pushed = await guest.push()
+        # A reload has loaded the functions under the names of the sources.
+        self._renamed = {} if pushed.outcome == "reloaded" else self._renamed | told_renames(pushed.text)
         differs: list[str] = []
         complaints: list[str] = []
         is_as_before = pushed.outcome == "no change" and fresh.made.digest == every[place - 1].made.digest
@@ -172,7 +175,7 @@ class Replay:
             found = [
                 line
                 for name, wanted in fresh.readings.items()
-                for line in differences(wanted, readings[name], lines)
+                for line in differences(wanted, renamed(readings[name], self._gone(wanted)), lines)
             ]
         printed = await all_printed(guest, fresh, self._workload.parts)
         if any(map(line_differences, fresh.printed, printed)):
@@ -183,6 +186,10 @@ class Replay:
                 for one, other, live in zip(fresh.printed, again, printed, strict=True)
             ]
         return [line for pair in map(line_differences, fresh.printed, printed) for line in pair] + found
+
+    def _gone(self, fresh: Reading) -> dict[str, str]:
+        """Return the renamed functions whose old names the sources no longer have."""
+        return {old: new for old, new in self._renamed.items() if old not in fresh.functions}
 
 
 async def kernel_named(name: str) -> KernelTree:

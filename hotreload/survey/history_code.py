@@ -39,6 +39,9 @@ TEXT = re.compile(rb"(?:\x01[0-7cd])?[\t\n\r\x1b -~]+|\x01[0-7cd]")
 # The landing pads of indirect calls: ENDBR64, and what the kernel replaces it with if nothing takes the
 # function's address (arch/x86/include/asm/ibt.h: gen_endbr_poison()). In a patch, ENDBR64 stays.
 LANDINGS: Final = (b"\xf3\x0f\x1e\xfa", b"\x66\x0f\x1f\x00")
+# How a report says that a function has another name in the sources (diff/functions.py, renames.py).
+TOOK_PLACE = re.compile(r"\b(\w+) takes the place of (\w+)")
+RENAMED = re.compile(r"\b(\w+) was renamed to (\w+)")
 FREED = (".init", ".symtab", ".strtab")
 TEXT_AHEAD = 96  # bytes of a text that are compared
 CONSTANT_LIMIT = 2048
@@ -329,6 +332,25 @@ def _is_named(symbol: Symbol, address: int) -> bool:
 
 
 NO_LINES: Final = Lines({})
+
+
+def told_renames(text: str) -> dict[str, str]:
+    """Return the functions that a report says go on under other names: the old name -> the new one."""
+    found = {old: new for new, old in TOOK_PLACE.findall(text)}
+    return found | dict(RENAMED.findall(text))
+
+
+def renamed(live: Reading, names: Mapping[str, str]) -> Reading:
+    """Return a reading with the new names of functions: old name -> new name."""
+    code = re.compile("|".join(rf"<{re.escape(old)}(?=[>+])" for old in names) or "(?!)")
+
+    def now(line: str) -> str:
+        return code.sub(lambda found: f"<{names[found[0][1:]]}", line)
+
+    functions: dict[str, list[tuple[str, ...]]] = {}
+    for name, codes in live.functions.items():
+        functions.setdefault(names.get(name, name), []).extend(tuple(map(now, each)) for each in codes)
+    return Reading(functions, live.constants)
 
 
 def differences(fresh: Reading, live: Reading, lines: Lines = NO_LINES) -> list[str]:

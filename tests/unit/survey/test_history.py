@@ -20,6 +20,8 @@ from hotreload.survey.history_code import (
     read_replaced,
     read_sections,
     read_symbols,
+    renamed,
+    told_renames,
 )
 from hotreload.survey.history_guest import kind_of, pushed, runs, splats
 from hotreload.survey.history_kept import Kept
@@ -123,6 +125,17 @@ def test_a_landing_of_indirect_calls_that_the_kernel_has_sealed_is_no_difference
     kept, sealed = (module(base, b"hello", hook=landing + FENTRY) for landing in LANDINGS)
     assert differences(read(kept), read(sealed)) == []
     assert read(kept).functions["show"][0][0] == "fentry"
+
+
+def test_a_function_that_goes_on_under_another_name_is_known_by_what_the_report_says() -> None:
+    names = told_renames(
+        "new takes the place of old: whoever holds old runs it\n was was renamed to is, with"
+    )
+    assert names == {"old": "new", "was": "is"}
+    live = Reading({"old": [("ret",)], "user": [("call <old>", "jmp <older>", "jmp <old+0x4>")]})
+    fresh = Reading({"new": [("ret",)], "user": [("call <new>", "jmp <older>", "jmp <new+0x4>")]})
+    assert differences(fresh, live) != []
+    assert differences(fresh, renamed(live, names)) == []
 
 
 def test_the_function_of_the_live_patch_is_the_one_that_runs() -> None:
