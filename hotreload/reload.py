@@ -24,6 +24,7 @@ from hotreload.build.built import VMLINUX, Build
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair, SomeFailedError
 from hotreload.build.guest_base import GuestBase
+from hotreload.build.other_files import stamp
 from hotreload.build.patched_sources import PatchedSources
 from hotreload.build.patched_units import compile_units
 from hotreload.compared import Compared
@@ -65,6 +66,8 @@ from hotreload.vm.machine import Trouble
 log = logging.getLogger(__name__)
 
 LOGGED = "the guest is as it was; the next save may do without. Where it failed is in the log: hotreload -v"
+# How often an edit is compared again because a file was saved over meanwhile.
+TRIES = 3
 LEFT_BEHIND = "a session that did not end by itself"
 
 
@@ -460,8 +463,9 @@ class Reloader:
         await self._follow_unloading()
         return await self._by_ladder(cycle)
 
-    async def _by_ladder(self, cycle: Cycle) -> ReloadReport:
+    async def _by_ladder(self, cycle: Cycle, tries: int = TRIES) -> ReloadReport:
         """Bring the edit as a patch, or else by the next rung if that gets past the refusal."""
+        stamps = [stamp(file) for file in cycle.files]
         try:
             report = await self._as_patch(cycle)
             if report.outcome is Outcome.NO_CHANGE and not cycle.files and not self.dry_run:
@@ -474,6 +478,10 @@ class Reloader:
         except NotPatchableError as refusal:
             if self.dry_run or not self._module_rung.leads_past(refusal, self.base):
                 raise
+            if tries > 1 and [stamp(file) for file in cycle.files] != stamps:
+                # The refused text has been saved over, and may have been read while an editor was writing it.
+                # No state is lost for it.
+                return await self._by_ladder(replace(cycle, compared=[], notes=[]), tries - 1)
             return await self._as_modules(cycle, refusal)
         except ValueChangedError as rejected:
             found = self._refusal_of(rejected)

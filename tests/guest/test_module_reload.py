@@ -267,6 +267,22 @@ def test_what_make_said_of_a_recipe_is_done_with_once_the_module_is_loaded(in_se
     in_session(story, {**FILES, "Makefile": "# beside a Kbuild\n"}, max_rung="module")
 
 
+def test_a_refused_text_that_is_saved_over_costs_no_state(in_session: InSession) -> None:
+    # The compiler has read the first text, and takes some time for the header.
+    header = "".join(f"static inline int f{n}(int n)\n{{\n\treturn n + {n};\n}}\n" for n in range(60_000))
+    files = {**FILES, "big.h": header, "main.c": '#include "big.h"\n' + MAIN}
+
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        assert await read() == "hello 1 2\n"
+        (watch.folder / "main.c").write_text('#include "big.h"\n' + GROWN)
+        await asyncio.sleep(0.5)
+        over = await save(main_c=files["main.c"].replace("hello", "hullo"))
+        assert (over.outcome, over.symbols) == (Outcome.LIVE, ("show",)), over
+        assert await read() == "hullo 2 4\n"
+
+    in_session(story, files, max_rung="module")
+
+
 def test_a_crash_of_the_new_module_brings_the_old_one_back(in_session: InSession) -> None:
     async def story(save: Save, read: Read, watch: Driven) -> None:
         assert await read() == "hello 1 2\n"

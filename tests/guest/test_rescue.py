@@ -333,8 +333,8 @@ def test_the_line_of_a_crash_in_code_that_no_reload_has_changed_is_named(driver:
         watching.waits_for("ready")
         assert reading(driver) == "old 1\n"
         # Further down than when it was compiled.
-        edit(driver, "static noinline", "/*\n * Two lines more.\n */\nstatic noinline")
-        edit(driver, "follow(&step)", "follow((int *)(reads + 7L))")
+        more = "/*\n * Two lines more.\n */\nstatic noinline"
+        edit(driver, "static noinline", more, "follow(&step)", "follow((int *)(reads + 7L))")
         watching.waits_for("live")
         crash_of_reading(driver, watching, 1)
         lines = (driver / "counter.c").read_text().splitlines()

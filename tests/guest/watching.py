@@ -66,11 +66,14 @@ def made_driver(folder: Path) -> Path:
     return folder
 
 
-def edit(folder: Path, old: str, new: str) -> None:
+def edit(folder: Path, *changes: str) -> None:
+    """Save the driver once; ``changes``: old and new texts in turn."""
     source = folder / "counter.c"
     text = source.read_text()
-    assert old in text
-    source.write_text(text.replace(old, new))
+    for old, new in zip(changes[::2], changes[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new)
+    source.write_text(text)
 
 
 def run(folder: Path, *words: str, limit: float = LIMIT) -> subprocess.CompletedProcess[str]:
