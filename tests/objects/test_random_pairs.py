@@ -25,6 +25,17 @@ static struct timer_list *timers;
 static unsigned long jiffies;
 #define HZ 100
 #define __read_mostly
+struct mutex { int unused; };
+typedef int spinlock_t, rwlock_t;
+#define mutex_init(lock)
+#define mutex_lock(lock)
+#define mutex_unlock(lock)
+#define spin_lock_init(lock)
+#define spin_lock(lock)
+#define spin_unlock(lock)
+#define rwlock_init(lock)
+#define write_lock(lock)
+#define write_unlock(lock)
 #define READ_ONCE(x) (x)
 #define WRITE_ONCE(x, value) ((x) = (value))
 #define DO_ONCE_LITE(f) ({ static int done; if (!done) { done = 1; f(); } })
