@@ -306,8 +306,9 @@ def pair_variables(
         return [v for v in layouts.declared if v.symbol and may_have_twin(v.symbol) and not is_copied(v)]
 
     def is_copied(one: Variable) -> bool:
-        is_key = one.name == LOCK_KEY and one.symbol is not None and is_place(one.symbol)
-        return is_key or one.name == ONCE_KEY
+        if one.name != LOCK_KEY or one.symbol is None:
+            return one.name == ONCE_KEY
+        return one.symbol.size > 0 and is_place(one.symbol)  # without lockdep, it is empty
 
     names = {one.name: other.name for one, other in correlation.renamed.items()}
     ours = [replace(v, function=names.get(v.function, v.function)) for v in chosen(before)]
