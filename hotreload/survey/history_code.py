@@ -268,6 +268,9 @@ class Reader:
             if number == 0 and size == 5 and mnemonic in ("nop", "call"):
                 lines.append("fentry")
             else:
+                # On one processor the kernel replaces LOCK by DS (alternatives_smp_unlock() in
+                # arch/x86/kernel/alternative.c).
+                mnemonic, operands = mnemonic.removeprefix("lock "), operands.replace("ds:[", "[")
                 lines.append(f"{mnemonic} {self._named(operands, address + size, ordinals)}".strip())
         return tuple(lines)
 

@@ -127,6 +127,14 @@ def test_a_landing_of_indirect_calls_that_the_kernel_has_sealed_is_no_difference
     assert read(kept).functions["show"][0][0] == "fentry"
 
 
+def test_a_lock_that_one_processor_does_not_need_is_no_difference() -> None:
+    base, decrement = 0xFFFFFFFFC0000000, bytes.fromhex("ff4f68")
+    locked, plain = (
+        module(base, b"hello", hook=FENTRY + prefix + decrement) for prefix in (b"\xf0", b"\x3e")
+    )
+    assert differences(read(locked), read(plain)) == []
+
+
 def test_a_function_that_goes_on_under_another_name_is_known_by_what_the_report_says() -> None:
     names = told_renames(
         "new takes the place of old: whoever holds old runs it\n was was renamed to is, with"
