@@ -64,7 +64,8 @@ def killed(family: str, script: str, *, asked: int = 100, tidies: bool = False) 
     with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"there\n"
-        assert guards_of(parent.pid)
+        # The guard was started before, but may not have got to its first instruction on a busy machine.
+        ends("there is no guard", lambda: not guards_of(parent.pid))
         parent.kill()
         parent.wait()
         ends("they live on", lambda: living(family))
