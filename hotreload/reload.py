@@ -481,7 +481,9 @@ class Reloader:
             if tries > 1 and [stamp(file) for file in cycle.files] != stamps:
                 # The refused text has been saved over, and may have been read while an editor was writing it.
                 # No state is lost for it.
-                return await self._by_ladder(replace(cycle, compared=[], notes=[]), tries - 1)
+                cycle.compared.clear()
+                cycle.notes.clear()
+                return await self._by_ladder(cycle, tries - 1)
             return await self._as_modules(cycle, refusal)
         except ValueChangedError as rejected:
             found = self._refusal_of(rejected)

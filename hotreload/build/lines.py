@@ -232,8 +232,8 @@ def _moved(
     once_come = _once_of(come)
     anchors = [(was, once_come[line]) for line, was in _once_of(left).items() if line in once_come]
     for was, place in anchors:
-        for step in (1, -1):
-            one, other = (was, place) if step == 1 else (was - 1, place - 1)
+        for start, step in ((0, 1), (-1, -1)):
+            one, other = was + start, place + start
             while one in left and other in come and left[one] == come[other]:
                 yield one, other
                 del left[one], come[other]

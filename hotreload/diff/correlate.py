@@ -20,7 +20,7 @@ from typing import Final
 from hotreload.diff.correlation import Correlation
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import Obstacle
-from hotreload.diff.pair_variables import LOCK_KEY, NO_EARLIER_NAMES, ONCE_KEY, EarlierNames, pair_variables
+from hotreload.diff.pair_variables import NO_EARLIER_NAMES, EarlierNames, pair_variables
 from hotreload.diff.renames import Renames
 from hotreload.diff.special_sections import LOADED, is_entry_section, is_inert, is_init
 from hotreload.elf.model import ObjectFile, StringRef, Symbol, SymbolRef
@@ -37,6 +37,14 @@ _FLAGS_OF_PLACES: Final = frozenset(
     "__already_done __warned __print_once __print_deferred_once ___done".split()
 )
 _FLAG_SECTIONS: Final = (".data.once", ".data..once", ".data.unlikely")
+# The key of DO_ONCE() (include/linux/once.h). Code in a patch cannot refer to a key of a module. A copy works
+# as well, as long as the flag beside it, ___done, is the original's.
+ONCE_KEY: Final = "___once_key"
+# The key by which mutex_init() and the like (include/linux/mutex.h) tell lockdep the class of a lock. It goes
+# with the string that is the name of the class: lockdep warns if a class comes with another pointer to its
+# name (look_up_lock_class() in kernel/locking/lockdep.c), and the string of a patch is another one. So a
+# patch has its own class.
+LOCK_KEY: Final = "__key"
 # Minimum sizes of struct ratelimit_state and struct lock_class_key. The latter is empty without lockdep.
 _STATES_OF_PLACES: Final = {"_rs": 16, LOCK_KEY: 8, ONCE_KEY: 8}
 # gcc's name for an object without a name in the source.
@@ -171,6 +179,8 @@ def pair_by_name(result: Correlation, original: ObjectFile, patched: ObjectFile)
 def _may_have_twin(symbol: Symbol) -> bool:
     """Return whether patched code can continue to use a variable of the original, wherever it is."""
     section = symbol.section
+    if base_name(symbol.name) == ONCE_KEY or is_lock_key(symbol):
+        return False
     return (
         section is not None
         and section.name not in (*LOADED, *_POINTERS_OF_PLACES)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from hotreload.diff.correlate import base_name, is_constant, is_place_static
 from hotreload.diff.pair import (
     Pair,
@@ -228,10 +226,11 @@ def refuse_shifted_neighbours(pair: Pair) -> None:
     not matter as long as the neighbours are the same, or if code only reads and writes within variables.
     """
     used = {
-        target.section
+        relocation.target.symbol.section
         for symbol in pair.carried
-        for relocation, target in _targets(symbol)
-        if takes_address(symbol, relocation) or access_of(symbol, relocation).offset is None
+        for relocation in symbol.relocations
+        if isinstance(relocation.target, SymbolRef)
+        and (takes_address(symbol, relocation) or access_of(symbol, relocation).offset is None)
     }
     for section in pair.patched.sections:
         if section not in used or not section.is_writable or is_entry_section(section):
@@ -239,12 +238,6 @@ def refuse_shifted_neighbours(pair: Pair) -> None:
         if _has_new_neighbours(pair, section):
             message = f"the variables that share section {section.name} are not the same ones any more"
             pair.refuse("HR2105", section.name, message)
-
-
-def _targets(symbol: Symbol) -> Iterator[tuple[Relocation, Symbol]]:
-    for relocation in symbol.relocations:
-        if isinstance(relocation.target, SymbolRef):
-            yield relocation, relocation.target.symbol
 
 
 def _has_new_neighbours(pair: Pair, section: Section) -> bool:

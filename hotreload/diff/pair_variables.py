@@ -23,14 +23,6 @@ from hotreload.diff.type_pair import Kinship, TypePair
 from hotreload.diff.variables import Variable
 from hotreload.elf.model import Symbol
 
-# The key of DO_ONCE() (include/linux/once.h). Code in a patch cannot refer to a key of a module. A copy works
-# as well, as long as the flag beside it, ___done, is the original's.
-ONCE_KEY: Final = "___once_key"
-# The key by which mutex_init() and the like (include/linux/mutex.h) tell lockdep the class of a lock. It goes
-# with the string that is the name of the class: lockdep warns if a class comes with another pointer to its
-# name (look_up_lock_class() in kernel/locking/lockdep.c), and the string of a patch is another one. So a
-# patch has its own class.
-LOCK_KEY: Final = "__key"
 # A macro's flag on which more depends than whether something is reported again.
 _ONCE_FLAG: Final = "___done"
 DOUBT: Final = "give the variables different names, or reload the module"
@@ -302,13 +294,7 @@ def pair_variables(
     """
 
     def chosen(layouts: Layouts) -> list[Variable]:
-        # A macro's key is copied instead.
-        return [v for v in layouts.declared if v.symbol and may_have_twin(v.symbol) and not is_copied(v)]
-
-    def is_copied(one: Variable) -> bool:
-        if one.name != LOCK_KEY or one.symbol is None:
-            return one.name == ONCE_KEY
-        return one.symbol.size > 0 and is_place(one.symbol)  # without lockdep, it is empty
+        return [v for v in layouts.declared if v.symbol and may_have_twin(v.symbol)]
 
     names = {one.name: other.name for one, other in correlation.renamed.items()}
     ours = [replace(v, function=names.get(v.function, v.function)) for v in chosen(before)]

@@ -27,7 +27,7 @@ _SIZE_IN: Final = {
         ),
         (
             RSI,
-            """krealloc devm_kmalloc dma_alloc_attrs dmam_alloc_attrs dma_alloc_pages
+            """krealloc kvrealloc devm_kmalloc dma_alloc_attrs dmam_alloc_attrs dma_alloc_pages
             dma_alloc_noncontiguous kmem_cache_create kmem_cache_create_usercopy __kmem_cache_create_args
             __kfifo_alloc devm_bitmap_alloc devm_bitmap_zalloc kmemdup kmemdup_array kvmemdup memdup_user
             vmemdup_user __devres_alloc_node alloc_pages_exact_nid devm_alloc_percpu __devm_alloc_percpu
@@ -80,8 +80,7 @@ def allocated_sizes(function: Symbol) -> Counter[int]:
     They are in the unit that the allocator counts in, mostly bytes; ``bitmap_alloc()`` takes bits.
     """
     sizes: Counter[int] = Counter()
-    called = _called(function)
-    if _KVREALLOC not in called and not any(name in _SIZE_IN or name in _ORDER_IN for name in called):
+    if not any(name in _SIZE_IN or name in _ORDER_IN for name in _called(function)):
         return sizes
     known: dict[int, int] = {}
     for at in body_of(function).instructions.values():
@@ -104,8 +103,8 @@ def allocated_sizes(function: Symbol) -> Counter[int]:
 
 def _size_register(allocator: str, known: Mapping[int, int]) -> int | None:
     """Return the register in which an allocator gets the size; ``known``: the registers that hold numbers."""
-    if allocator == _KVREALLOC:
-        return RDX if RCX in known else RSI
+    if allocator == _KVREALLOC and RCX in known:
+        return RDX
     return _SIZE_IN.get(allocator)
 
 
