@@ -53,16 +53,23 @@ class ModuleRung:
         return is_allowed("module", self.max_rung) and can_be_loaded(refusal.obstacles)
 
     async def build(
-        self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
+        self,
+        guest: Guest,
+        base: GuestBase,
+        refusal: NotPatchableError,
+        names: frozenset[str],
+        unknown: frozenset[str] = frozenset(),
     ) -> tuple[GuestBase, frozenset[str]]:
         """Build the modules from the current sources. Return the new base, and which modules to reload.
 
-        ``names`` are those that stand in the way. Raises what build_base and build_in_tree raise, and the
+        ``names`` are those that stand in the way, ``unknown`` those that the recorded commands cannot
+        compile. If a Makefile was refused, but makes nothing in another way, no module is returned: what
+        stands in the way then has another reason. Raises what build_base and build_in_tree raise, and the
         refusal if reloading modules is not enough.
         """
         if base.is_kernel:
-            return await self._build_in_tree(guest, base, refusal, names)
-        return await self._build_folder(guest, base, refusal, names)
+            return await self._build_in_tree(guest, base, refusal, names | unknown)
+        return await self._build_folder(guest, base, refusal, names, unknown)
 
     def wanted(self, base: GuestBase, names: Collection[str]) -> frozenset[str]:
         """Return the modules that the user asks for. Without names, return all of the folder's.
@@ -87,7 +94,7 @@ class ModuleRung:
         told = Obstacle("HR2201", ", ".join(sorted(names)), f"{', '.join(sorted(names))} cannot be reloaded")
         if base.is_kernel:
             return await self._build_in_tree(guest, base, NotPatchableError([told]), names)
-        return await self._build_folder(guest, base, NotPatchableError([told]), names)
+        return await self._build_folder(guest, base, NotPatchableError([told]), names, frozenset())
 
     async def with_dependents(self, guest: Guest, base: GuestBase, names: Collection[str]) -> frozenset[str]:
         """Return these modules of the base, and those that have to be reloaded with them."""
@@ -119,9 +126,14 @@ class ModuleRung:
             return base.with_anew(base.build, built, names), names
 
     async def _build_folder(
-        self, guest: Guest, base: GuestBase, refusal: NotPatchableError, names: frozenset[str]
+        self,
+        guest: Guest,
+        base: GuestBase,
+        refusal: NotPatchableError,
+        names: frozenset[str],
+        unknown: frozenset[str],
     ) -> tuple[GuestBase, frozenset[str]]:
-        names |= frozenset().union(*base.carried_otherwise().values())
+        unknown |= frozenset().union(*base.carried_otherwise().values())
         await asyncio.to_thread(forget_stale, base)
         build, built = await build_base(base.tree, base.build.folder, variables=base.build.variables)
         try:
@@ -133,7 +145,10 @@ class ModuleRung:
         if {each.name for each in built.modules} != {each.name for each in base.modules}:
             raise _with_hint(refusal, NEW_MODULE)
         if _is_of_recipes(refusal):
-            names |= _made_otherwise(base, build)
+            unknown |= _made_otherwise(base, build)
+            if not unknown:
+                return base.with_anew(build, built, frozenset()), frozenset()
+        names |= unknown
         names |= await asyncio.to_thread(newly_exporting, base, built, names)
         depends = await asyncio.to_thread(_depends, (*base.modules, *built.modules))
         names = with_dependents(names, built.modules, depends)

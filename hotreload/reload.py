@@ -632,13 +632,15 @@ class Reloader:
                 # new commands.
                 unknown = frozenset(unit.module for unit in due)
         with cycle.stage("build"):
-            names = self._in_the_way(refusal) | unknown
+            names = self._in_the_way(refusal)
             try:
-                base, names = await self._module_rung.build(self._guest.guest, self.base, refusal, names)
+                base, names = await self._module_rung.build(
+                    self._guest.guest, self.base, refusal, names, unknown
+                )
             except CompileError:
                 self.units.refuse_again()
                 raise
-        if not names:  # only a comment changed in a Makefile
+        if not names:  # a Makefile changed, but makes nothing in another way
             self._take_base(names, base)
             return await self._by_ladder(cycle)
         self._before_unloading(cycle, names)

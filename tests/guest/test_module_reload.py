@@ -267,6 +267,17 @@ def test_what_make_said_of_a_recipe_is_done_with_once_the_module_is_loaded(in_se
     in_session(story, {**FILES, "Makefile": "# beside a Kbuild\n"}, max_rung="module")
 
 
+def test_a_reload_beside_a_makefile_that_makes_the_same_is_told_its_own_reason(in_session: InSession) -> None:
+    async def story(save: Save, read: Read, watch: Driven) -> None:
+        (watch.folder / "Kbuild").write_text(FILES["Kbuild"] + "# later\n")
+        (watch.folder / "main.c").write_text(GROWN)
+        told = await watch.next_cycle()
+        assert told.report.outcome is Outcome.RELOADED, told
+        assert [reason.code for climb in told.climbs for reason in climb.reasons] == ["HR2101"]
+
+    in_session(story, max_rung="module")
+
+
 def test_a_refused_text_that_is_saved_over_costs_no_state(in_session: InSession) -> None:
     # The compiler has read the first text, and takes some time for the header.
     header = "".join(f"static inline int f{n}(int n)\n{{\n\treturn n + {n};\n}}\n" for n in range(60_000))
