@@ -268,7 +268,7 @@ def test_what_make_said_of_a_recipe_is_done_with_once_the_module_is_loaded(in_se
 
 
 def test_a_reload_beside_a_makefile_that_makes_the_same_is_told_its_own_reason(in_session: InSession) -> None:
-    async def story(save: Save, read: Read, watch: Driven) -> None:
+    async def story(_save: Save, _read: Read, watch: Driven) -> None:
         (watch.folder / "Kbuild").write_text(FILES["Kbuild"] + "# later\n")
         (watch.folder / "main.c").write_text(GROWN)
         told = await watch.next_cycle()
