@@ -35,7 +35,7 @@ from hotreload.build.embedded import embedded_files, may_embed
 from hotreload.build.gcc import MOST_SAID
 from hotreload.build.kernel_tree import KernelTree, kernel_compiler
 from hotreload.build.make_says import first_error, without_make
-from hotreload.build.make_words import wanted_variables
+from hotreload.build.make_words import environment_in, wanted_variables
 from hotreload.build.module_needs import require_for_modules
 from hotreload.build.other_files import stamps
 from hotreload.build.rule_inputs import may_have_rules, rule_inputs
@@ -196,8 +196,7 @@ async def _make(tree: KernelTree, folder: Path, progress: Progress | None, varia
 async def _run_make(
     argv: Sequence[str | Path], tree: KernelTree, folder: Path, progress: Progress | None
 ) -> None:
-    # A make that started us must not pass its flags and job slots on to this one.
-    running = await process.spawn(argv, env={"MAKEFLAGS": "", "MAKELEVEL": "0"}, tidies=True)
+    running = await process.spawn(argv, cwd=folder, env=environment_in(folder), tidies=True)
     assert running.stdout
     assert running.stderr
     try:

@@ -23,7 +23,7 @@ VARIABLE = re.compile(r"^# (?:makefile|environment under -e) .*\n(CONFIG_\w+) :?
 # Variables that we set ourselves: the kernel, the folder, the number of jobs.
 OURS = frozenset(
     "M KDIR KERNELDIR KERNEL_DIR KERNEL_SRC KERNEL_SOURCE KSRC KBUILD KVER KVERSION KERNELRELEASE"
-    " KERNELVERSION SUBDIRS PWD CURDIR O V W INSTALL_MOD_PATH INSTALL_MOD_DIR DESTDIR".split()
+    " KERNELVERSION SUBDIRS CURDIR O V W INSTALL_MOD_PATH INSTALL_MOD_DIR DESTDIR".split()
 )
 ASK_LIMIT = 30.0
 
@@ -34,6 +34,14 @@ class Dkms:
 
     modules: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
+
+
+def environment_in(folder: Path) -> dict[str, str]:
+    """Return the environment for make, as a shell in that folder would have it.
+
+    Makefiles use ``$(PWD)``, and a make that started us must not pass on its flags and job slots.
+    """
+    return {"MAKEFLAGS": "", "MAKELEVEL": "0", "PWD": str(folder)}
 
 
 async def wanted_variables(folder: Path) -> tuple[str, ...]:
@@ -76,7 +84,8 @@ async def _of_makefile(folder: Path) -> dict[str, str]:
         asked = await process.run(
             ["make", "-C", folder, "-n", "-p", "--no-print-directory", "KERNELRELEASE="],
             timeout=ASK_LIMIT,
-            env={"MAKEFLAGS": "", "MAKELEVEL": "0"},
+            cwd=folder,
+            env=environment_in(folder),
         )
     except TimeoutError:
         return {}

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from hotreload import process
+from hotreload.build.make_words import environment_in
 
 RULE = re.compile(r"^[^\s#:=][^#:=]*::?(?!=)", re.MULTILINE)
 # A line of the database: targets, and their prerequisites.
@@ -40,11 +41,15 @@ async def rule_inputs(
 ) -> frozenset[Path]:
     """Return those of the ``sources`` that are prerequisites of something other than a compile.
 
-    ``argv``: the make command; ``places``: the folders that its paths may be relative to.
+    ``argv``: the make command; ``places``: the folders that its paths may be relative to, the
+    module's first.
     """
     try:
         asked = await process.run(
-            [argv[0], "-n", "-p", *argv[1:]], timeout=ASK_LIMIT, env={"MAKEFLAGS": "", "MAKELEVEL": "0"}
+            [argv[0], "-n", "-p", *argv[1:]],
+            timeout=ASK_LIMIT,
+            cwd=places[0],
+            env=environment_in(places[0]),
         )
     except TimeoutError:
         return frozenset()

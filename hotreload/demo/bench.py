@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from hotreload import process
+from hotreload.build.make_words import environment_in
 from hotreload.demo.driven import Driven, guest_name
 from hotreload.demo.examples import NAME, Edit, copy_example, sources
 from hotreload.demo.generated import DiffTimes, measure_diffs
@@ -246,7 +247,7 @@ class _Loops:
 
     async def _make(self) -> None:
         argv = ("make", "-C", self._kernel.output, f"M={self._folder}", "modules")
-        _done(await process.run(argv, env={"MAKEFLAGS": "", "MAKELEVEL": "0"}))
+        _done(await process.run(argv, cwd=self._folder, env=environment_in(self._folder)))
 
     async def _in_guest(self, command: str) -> None:
         done = await self._watch.run(command, (self._folder / f"{TWIN}.ko").read_bytes())

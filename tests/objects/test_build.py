@@ -283,6 +283,14 @@ def test_a_dkms_style_makefile_that_calls_itself_through_kbuild_is_built(
     assert [each.name for each in module.modules] == ["m"]
 
 
+def test_the_folder_is_the_working_folder_that_make_knows(debian_kernel: KernelTree, tmp_path: Path) -> None:
+    kbuild = "obj-m := m.o\nccflags-y += -I$(PWD)/include\n"
+    text = '#include "ours.h"\n' + ONE
+    folder = write(tmp_path / "drv", {"Kbuild": kbuild, "m.c": text, "include/ours.h": "#define OURS 1\n"})
+    module, _ = built(debian_kernel, folder)
+    assert [each.name for each in module.modules] == ["m"]
+
+
 def test_variables_reach_make(debian_kernel: KernelTree, tmp_path: Path) -> None:
     folder = write(tmp_path / "drv", {"Kbuild": "obj-$(CONFIG_MINE) := m.o\n", "m.c": ONE})
     module = asyncio.run(build_modules(debian_kernel, folder, variables=("CONFIG_MINE=m",)))

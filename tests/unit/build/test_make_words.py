@@ -68,3 +68,10 @@ def test_without_dkms_conf_there_is_nothing(tmp_path: Path) -> None:
 def test_dkms_conf_wins_over_the_makefile(tmp_path: Path) -> None:
     dkms = 'MAKE="make CONFIG_FOO=y"\n'
     assert variables(tmp_path, TWO_PARTS % ("", "CONFIG_FOO=m"), dkms) == ("CONFIG_FOO=y",)
+
+
+def test_the_working_folder_that_a_makefile_passes_on_is_the_modules(tmp_path: Path) -> None:
+    assert variables(tmp_path, TWO_PARTS % ("", "CONFIG_FOO=m PWD=$(PWD)")) == (
+        "CONFIG_FOO=m",
+        f"PWD={tmp_path}",
+    )
