@@ -367,10 +367,18 @@ def differences(fresh: Reading, live: Reading, lines: Lines = NO_LINES) -> list[
             told.append(f"{name}: {_first(odd[0], seen[0], lines)}")
     for name, contents in sorted(fresh.constants.items()):
         found = live.constants.get(name)
-        if found is not None and not contents <= found:
-            (one, *_), (other, *_) = sorted(contents), sorted(found)
-            told.append(f"{name}: {_first(one, other)}")
+        if found is None:
+            continue
+        if odd := [
+            each for each in sorted(contents) if not any(_begins_with(other, each) for other in found)
+        ]:
+            told.append(f"{name}: {_first(odd[0], min(found))}")
     return told
+
+
+def _begins_with(content: Sequence[str], start: Sequence[str]) -> bool:
+    """Return whether a constant contains another one. In a patch, other constants may follow it."""
+    return tuple(content[: len(start)]) == tuple(start)
 
 
 def _same_code(one: Sequence[str], other: Sequence[str], lines: Lines) -> bool:

@@ -104,6 +104,12 @@ def test_another_text_another_table_and_a_function_that_is_missing_are_told() ->
     assert differences(fresh, Reading()) == ["end is not in the guest", "show is not in the guest"]
 
 
+def test_another_constant_behind_a_table_is_no_difference() -> None:
+    fresh = Reading({}, {"table": {("05", "show")}})
+    assert differences(fresh, Reading({}, {"table": {("05", "show", "2a")}})) == []
+    assert differences(fresh, Reading({}, {"table": {("05",)}})) == ["table: 2 lines freshly booted, 1 here"]
+
+
 def test_a_text_among_other_constants_is_a_text() -> None:
     base = 0xFFFFFFFFC0000000
     fresh, patch = module(base, b"\x016said"), module(base, b"-")
