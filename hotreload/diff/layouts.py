@@ -69,6 +69,7 @@ class Layouts:
     ``declared``   all variables that keep their values, including those that gcc has optimized away
     ``holders``    the struct that a variable or parameter is or points at, by (function, name); the function
                    is empty for variables of the file
+    ``locals``     those of the holders that are variables of a function, and no parameters
     """
 
     aggregates: Mapping[Shape, tuple[Layout, ...]]
@@ -79,6 +80,7 @@ class Layouts:
     shapes: Mapping[str, Shape]
     declared: tuple[Variable, ...]
     holders: Mapping[tuple[str, str], Shape]
+    locals: frozenset[tuple[str, str]]
 
     def size(self, shape: Shape) -> int:
         """Return the size of a value in bytes, or 0 if it is unknown."""
@@ -276,6 +278,7 @@ class _Collector:
     functions: dict[str, list[Shape]] = field(default_factory=dict)
     variables: dict[str, list[Shape]] = field(default_factory=dict)
     holders: dict[tuple[str, str], Shape] = field(default_factory=dict)
+    locals: set[tuple[str, str]] = field(default_factory=set)
 
     def add_all(self, unit: Entry) -> None:
         """Add the functions and variables of a compile unit."""
@@ -303,6 +306,8 @@ class _Collector:
                 behind = self.reader.aggregate_behind(info.type_of(entry))
                 if behind is not None and (name := info.name(entry)):
                     self.holders[function, name] = behind
+                    if entry.tag == dwarf.VARIABLE:
+                        self.locals.add((function, name))
 
     def _add_variable(self, of: Entry) -> None:
         info = self.reader.info
@@ -353,4 +358,5 @@ class _Collector:
             {one.symbol.name: one.shape for one in declared if one.symbol is not None},
             declared,
             self.holders,
+            frozenset(self.locals),
         )

@@ -17,7 +17,7 @@ paired (correlate.py).
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -48,6 +48,7 @@ def compare(
     pair = TypePair(original, patched)
     compare_successors(pair, sources)
     compare_aggregates(pair)
+    compare_locals(pair, sources)
     compare_variables(pair)
     compare_constants(pair)
     compare_enum_sizes(pair)
@@ -107,6 +108,26 @@ def compare_successors(pair: TypePair, sources: Mapping[str, str]) -> None:
             explain(pair, spelled(now), before[0], after[0])
         else:
             _refuse_unpaired(pair, "HR2101", spelled(now))
+
+
+def compare_locals(pair: TypePair, sources: Mapping[str, str]) -> None:
+    """Refuse several functions that take their objects for another struct than before.
+
+    ``struct a *p = file->private_data`` became ``struct b *p`` in ``open`` and in ``read``. C checks no type
+    there, and a file that was opened before has a ``struct a``. One function alone does not agree with the
+    others on the new struct, whatever the guest has booted.
+    """
+    functions: dict[tuple[Shape, Shape], set[str]] = defaultdict(set)
+    for key in pair.original.locals & pair.patched.locals:
+        was, now = pair.original.holders[key], pair.patched.holders[key]
+        if was != now and pair.renamed.get(was) != now:
+            functions[was, now].add(key[0])
+    for (was, now), names in functions.items():
+        is_own = not sources or _is_defined(was, sources) or _is_defined(now, sources)
+        if len(names) > 1 and is_own and pair.kinship(was, now) is Kinship.DIFFERENT:
+            who = " and ".join(sorted(names)[:2]) + (" and others" if len(names) > 2 else "")
+            message = f"{who} use {spelled(now)} where they used {spelled(was)}: objects of that may be left"
+            pair.refuse("HR2101", spelled(now), message)
 
 
 def _is_defined(shape: Shape, sources: Mapping[str, str]) -> bool:

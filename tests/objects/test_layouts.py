@@ -20,6 +20,16 @@ from tests.conftest import require
 FLAGS = ("-O2", "-gdwarf-4", "-ffunction-sections", "-fdata-sections", "-fno-common", "-c")
 
 
+BOTH = "struct a { long x, y; }; struct b { long y, x; }; struct a va; struct b vb; void *p;\n"
+WRITES = "void f(void) { struct %s *it = p; it->x = 1; }\n"
+PASSES = (
+    "static __attribute__((noinline)) long f(struct {0} *it) {{ return it->x; }}\n"
+    "static __attribute__((noinline)) long g(struct {0} *it) {{ return it->y; }}\n"
+    "long h(void) {{ return f(&v{0}) + g(&v{0}); }}\n"
+)
+READS = "long g(void) { struct %s *it = p; return it->x; }\n"
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _has_gcc() -> None:
     require(shutil.which("gcc"), "gcc", "apt-get install gcc")
@@ -266,6 +276,20 @@ EDITS = {
         "struct b { struct b *next; int x; }; struct b *p; int f(void) { return p->x; }\n",
         None,
         "struct a is now called struct b",
+    ),
+    "another struct in all functions that find it": Edit(
+        BOTH + WRITES % "a" + READS % "a",
+        BOTH + WRITES % "b" + READS % "b",
+        "HR2101",
+        "f and g use struct b where they used struct a",
+    ),
+    "another struct in one function": Edit(
+        BOTH + WRITES % "a" + READS % "a",
+        BOTH + WRITES % "a" + READS % "b",
+    ),
+    "another struct that is passed on": Edit(
+        BOTH + PASSES.format("a"),
+        BOTH + PASSES.format("b"),
     ),
     "another struct beside one that is not used any more": Edit(
         "struct a { int x; }; struct a *p; int f(void) { return p->x; }\n",
