@@ -205,7 +205,10 @@ def pair_trace_strings(result: Correlation, original: ObjectFile, patched: Objec
 
 @dataclass(frozen=True, slots=True)
 class _UsedAlike:
-    """Tells whether two variables are used by the same code: by twins that differ only in their names."""
+    """Tells whether two variables are used by the same code.
+
+    That is by twins, or by functions that have no twin because they were renamed, and have the same code.
+    """
 
     result: Correlation
     original: ObjectFile
@@ -214,8 +217,17 @@ class _UsedAlike:
     def __call__(self, one: Symbol, other: Symbol) -> bool:
         # Treat the two as twins, because the head of a list points at itself.
         twins = {**self.result.patched_of, one: other}
-        before = {(twins.get(user), *use) for user, *use in _uses(self.original, one)}
-        return bool(before) and before == {(user, *use) for user, *use in _uses(self.patched, other)}
+        come = {user for user, *_use in _uses(self.patched, other)} - self.result.original_of.keys() - {other}
+        before = {(twins.get(user, self._kind(user)), *use) for user, *use in _uses(self.original, one)}
+        after = {
+            (self._kind(user) if user in come else user, *use) for user, *use in _uses(self.patched, other)
+        }
+        return bool(before) and before == after
+
+    @staticmethod
+    def _kind(user: Symbol) -> object:
+        """Return what stands for a renamed global function. Static ones have been paired by their code."""
+        return "function" if user.is_function and not user.is_local else user.name
 
 
 def _uses(obj: ObjectFile, variable: Symbol) -> Iterator[tuple[Symbol, bytes, int, int]]:

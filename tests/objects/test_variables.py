@@ -77,17 +77,21 @@ def test_a_patch_has_its_own_lock_class_with_its_own_name(tmp_path: Path) -> Non
     assert (diff.verdict, list(kept(diff).values()), diff.notes) == ("patchable", ["__key.0"], ())
 
 
-@pytest.mark.parametrize("how", ["static", "static noinline"])
+@pytest.mark.parametrize("how", ["static", "static noinline", "", "noinline"])
 def test_the_static_local_of_a_function_that_only_has_another_name_keeps_its_value(
     how: str, tmp_path: Path
 ) -> None:
     before = f"void q(int); {how} int next_id(void) {{ static int id = 7; q(1); return id++; }}"
     before += " int f(void) { return next_id(); }"
     diff = compared(tmp_path, before, before.replace("next_id", "new_id"))
-    assert (diff.verdict, list(kept(diff).values())) == ("unchanged", ["id.0"])
+    # Other units may call a global function by its name, so it is a new one.
+    verdict = "patchable" if how == "noinline" else "unchanged"
+    assert (diff.verdict, list(kept(diff).values())) == (verdict, ["id.0"])
     assert [note.message for note in diff.notes] == [
         "next_id was renamed to new_id, with the same code: traces show the old name"
-    ] * (how != "static") + ["'id' is a variable of new_id now, and keeps its value: the code is the same"]
+    ] * (how == "static noinline") + [
+        "'id' is a variable of new_id now, and keeps its value: the code is the same"
+    ]
 
 
 @pytest.mark.parametrize(
