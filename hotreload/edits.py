@@ -65,7 +65,7 @@ class Edits:
         self._originals: dict[Path, Original] = {}
         self._keeping: set[Path] = set()  # units compiled so that every variable has storage
         # Variables that were renamed. The renames hold for all later edits.
-        self._renamed_variables: dict[Path, dict[tuple[str, str], str]] = {}
+        self._renamed_variables: dict[Path, dict[tuple[str, str], tuple[str, str]]] = {}
         self._used: dict[str, set[str]] = {}  # by module, the names that edits have needed of other units
         self._again: dict[Path, Callable[[Mapping[str, str]], Compared]] = {}
         self._knowledge: KernelKnowledge | None = None

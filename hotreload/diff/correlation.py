@@ -20,8 +20,8 @@ class Correlation:
     ``elsewhere``    name -> name of functions that another unit defines: the places that took the address of
                      the first take that of the second; only that unit knows whether it is the same function
     ``known``        old name -> new name of renamed global functions, as all units of the module tell
-    ``renamed_variables``  static variables that were renamed: the function and the name in the patched object
-                           -> the name in the original
+    ``renamed_variables``  static variables that were renamed, or whose function was: the function and the
+                           name in the patched object -> those in the original
     """
 
     original_of: dict[Symbol, Symbol] = field(default_factory=dict)
@@ -31,7 +31,7 @@ class Correlation:
     renamed: dict[Symbol, Symbol] = field(default_factory=dict)
     elsewhere: dict[str, str] = field(default_factory=dict)
     known: Mapping[str, str] = field(default_factory=dict)
-    renamed_variables: dict[tuple[str, str], str] = field(default_factory=dict)
+    renamed_variables: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
 
     def renamed_globals(self, *, by_hint: bool) -> dict[str, str]:
         """Return the renamed functions that other units can see: old name -> new name.

@@ -136,7 +136,7 @@ class ObjectDiff:
     renamed_elsewhere: Mapping[str, str] = field(default_factory=dict)
     held_elsewhere: frozenset[str] = frozenset()
     handed: frozenset[str] = frozenset()
-    renamed_variables: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    renamed_variables: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     exit: Twins | None = None
     exit_changed: tuple[str, ...] = ()
     only_for_exit: tuple[Twins, ...] = ()

@@ -32,13 +32,14 @@ DOUBT: Final = "give the variables different names, or reload the module"
 class EarlierNames:
     """What earlier edits have done to variables.
 
-    ``renamed``  variables of the original that were renamed: (function, new name) -> the name in the original
+    ``renamed``  variables of the original that were renamed, or whose function was: (function, name) now ->
+                 (function, name) in the original
     ``added``    (function, name) of added variables, which have values of their own
     ``is_gone``  whether the sources no longer contain a word; a variable that nothing uses may still be
                  declared, but has no debugging information
     """
 
-    renamed: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    renamed: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     added: Collection[tuple[str, str]] = ()
     is_gone: Callable[[str], bool] = lambda _name: False
 
@@ -48,13 +49,18 @@ NO_EARLIER_NAMES: Final = EarlierNames()
 
 @dataclass(slots=True)
 class VariablePairing:
-    """The state of the pass. ``is_place``: whether a macro made a variable for one place in the source."""
+    """The state of the pass.
+
+    ``is_place``   whether a macro made a variable for one place in the source
+    ``functions``  the function that declares a variable in the original, under its name there
+    """
 
     correlation: Correlation
     types: TypePair
     is_place: Callable[[Symbol], bool]
     are_used_alike: Callable[[Symbol, Symbol], bool]
     known: EarlierNames
+    functions: Mapping[Symbol, str]
     refused: set[str] = field(default_factory=set)
 
     def run(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
@@ -182,6 +188,7 @@ class VariablePairing:
                              " same one cannot be told", DOUBT)  # fmt: skip
             elif self._mean_the_same(one, other) and self.are_used_alike(one.symbol, other.symbol):
                 self.correlation.pair(one.symbol, other.symbol)
+                self._note_renamed(one, other)
                 self._tell(one, f"of {other.function} now, and keeps its value: the code is the same")
         elif self._mean_the_same(one, other):
             self.correlation.pair(one.symbol, other.symbol)
@@ -198,17 +205,22 @@ class VariablePairing:
         for other in self._left(theirs, self.correlation.original_of):
             was = self.known.renamed.get((other.function, other.name))
             for one in ours if was is not None else ():
-                if one.name != was or one.function != other.function or one.symbol is None:
+                if one.symbol is None or self._declared(one) != was:
                     continue
                 if one.symbol in self.correlation.patched_of:
-                    message = f"'{was}' and '{other.name}' are two variables now, and were one before"
+                    message = f"'{one.name}' and '{other.name}' are two variables now, and were one before"
                     self._refuse(other.name, f"{message}: whose value it has cannot be told", None)
                 else:
                     self._pair(one, other)
                     self._note_renamed(one, other)
 
     def _note_renamed(self, one: Variable, other: Variable) -> None:
-        self.correlation.renamed_variables[other.function, other.name] = one.name
+        self.correlation.renamed_variables[other.function, other.name] = self._declared(one)
+
+    def _declared(self, one: Variable) -> tuple[str, str]:
+        """Return the function and the name of a variable of the original."""
+        assert one.symbol is not None
+        return self.functions[one.symbol], one.name
 
     def _pair_renamed(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> bool:
         """Pair one static variable that was renamed, with the same initial value and the same code using it.
@@ -297,8 +309,11 @@ def pair_variables(
         return [v for v in layouts.declared if v.symbol and may_have_twin(v.symbol)]
 
     names = {one.name: other.name for one, other in correlation.renamed.items()}
+    functions = {v.symbol: v.function for v in chosen(before) if v.symbol}
     ours = [replace(v, function=names.get(v.function, v.function)) for v in chosen(before)]
-    pairing = VariablePairing(correlation, TypePair(before, after), is_place, are_used_alike, known)
+    pairing = VariablePairing(
+        correlation, TypePair(before, after), is_place, are_used_alike, known, functions
+    )
     pairing.run(ours, chosen(after))
 
 

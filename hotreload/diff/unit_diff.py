@@ -60,7 +60,7 @@ class UnitContext:
     handed: Collection[str] = ()
     live: ObjectDiff | None = None
     judge_init: bool = True
-    renamed_variables: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    renamed_variables: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
 
 
 NOTHING_ELSE = UnitContext()

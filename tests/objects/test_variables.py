@@ -323,7 +323,7 @@ def test_a_renamed_variable_goes_on_in_the_edits_to_come(tmp_path: Path) -> None
     before = "static int a; int f(void) { return ++a; }"
     renamed = before.replace("a;", "b;").replace("++a", "++b")
     first = compared(tmp_path, before, renamed)
-    assert (kept(first), first.renamed_variables) == ({"b": "a"}, {("", "b"): "a"})
+    assert (kept(first), first.renamed_variables) == ({"b": "a"}, {("", "b"): ("", "a")})
     known = {"renamed_variables": first.renamed_variables}
 
     changed = renamed.replace("++b", "(b += 2)")
@@ -337,6 +337,21 @@ def test_a_renamed_variable_goes_on_in_the_edits_to_come(tmp_path: Path) -> None
     assert refusals(compared(tmp_path, before, before, **known)) == []
     third = compared(tmp_path, before, before.replace("a;", "c;").replace("++a", "++c"), **known)
     assert (refusals(third), kept(third)) == ([], {"c": "a"})
+
+
+def test_a_static_local_of_a_renamed_function_goes_on_in_the_edits_to_come(tmp_path: Path) -> None:
+    before = "noinline static int old(void) { static int n = 3; return ++n; } int f(void) { return old(); }"
+    renamed = before.replace("old", "new")
+    first = compared(tmp_path, before, renamed)
+    assert without_numbers(kept(first)) == {"n": "n"}
+    assert first.renamed_variables == {("new", "n"): ("old", "n")}
+    known = {"renamed_variables": first.renamed_variables}
+
+    changed = renamed.replace("++n", "(n += 2)")
+    assert kept(compared(tmp_path, before, changed)) == {}
+    assert without_numbers(kept(compared(tmp_path, before, changed, **known))) == {"n": "n"}
+    both = changed + before.replace("int f", "int g")
+    assert refusals(compared(tmp_path, before, both, **known)) == [("HR2104", "n")]
 
 
 def test_a_variable_that_an_edit_has_added_is_none_of_the_originals(tmp_path: Path) -> None:
