@@ -71,7 +71,7 @@ def refuse_other_frees(
             if takes(now, usual_kind(old)) or not any(takes(now, kind) for kind in after - before):
                 continue
             name = parent_name(patched.name)
-            message = f"{name} frees with {now}(), and what was allocated before is for {old}()"
+            message = f"{name} now frees with {now}(), but existing memory must be freed with {old}()"
             yield Obstacle("HR2101", name, message, RELOAD_MODULE)
             break
 
@@ -81,7 +81,7 @@ def message_of(resized: Resized, user: Symbol) -> str:
     name, relying = parent_name(resized.function.name), parent_name(user.name)
     return (
         f"the size that {name} allocates changed from {resized.before} to {resized.after}, and {relying}"
-        " relies on it: what was allocated before keeps its size"
+        " relies on it: existing objects keep the old size"
     )
 
 

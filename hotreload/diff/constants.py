@@ -28,7 +28,7 @@ from hotreload.diff.special_sections import is_ordinary
 from hotreload.elf.copied_pointers import who_copies_through
 from hotreload.elf.model import Relocation, StringRef, Symbol, SymbolRef
 
-EARLIER_EDIT = "an earlier edit has handed it on"
+EARLIER_EDIT = "an earlier edit passed it on"
 
 
 def let_constants_travel(pair: Pair) -> None:
@@ -121,7 +121,9 @@ def refuse_gone_constants(pair: Pair) -> None:
             continue
         users = users or referrers_of(pair.original)
         if how := _who_has(pair, original, users):
-            message = f"'{base_name(original.name)}' was removed, and something may hold its address: {how}"
+            message = (
+                f"'{base_name(original.name)}' was removed, and something may still hold its address: {how}"
+            )
             pair.refuse("HR2103", original.name, message)
 
 
@@ -211,7 +213,7 @@ def refuse_compared_strings(pair: Pair) -> None:
         for text in sorted(texts, key=lambda text: text.text):
             if how := who_compares_string(pair.flow_after, text, function):
                 said = repr(text.text.decode(errors="replace"))
-                message = f"the string {said} has another address in a patch: {how}"
+                message = f"the string {said} has a different address in a patch: {how}"
                 pair.refuse("HR2103", function.name, message)
 
 
@@ -227,5 +229,7 @@ def refuse_held_labels(pair: Pair) -> None:
         users = users or referrers_of(pair.original)
         how = who_holds_label(pair.flow_before, original, users)
         if how is not None:
-            message = f"{base_name(patched.name)} changed, and the address of a label in it is kept: {how}"
+            message = (
+                f"{base_name(patched.name)} changed, and something keeps the address of a label in it: {how}"
+            )
             pair.refuse("HR2103", original.name, message)

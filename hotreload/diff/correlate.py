@@ -410,7 +410,7 @@ def _pairs_below(
                 continue
             if known is not None or other in result.original_of:
                 if not (is_constant(one) and is_constant(other)):
-                    why = f"{parent_name(before.name)} and another function disagree about which one it is"
+                    why = f"{parent_name(before.name)} and another function match it with different variables"
                     disputed[name] = why
                 continue
             result.pair(one, other)
@@ -479,11 +479,11 @@ def _tell_moved(
             continue
         if any(_is_open(other, name, result.original_of, declared) for other in patched.symbols):
             told.add(name)
-            result.obstacles.append(_doubt(name, "the functions that use it have changed places"))
+            result.obstacles.append(_doubt(name, "other functions use it now"))
 
 
 def _doubt(name: str, why: str) -> Obstacle:
     return Obstacle(
-        "HR2104", name, f"cannot tell which static variable '{name}' keeps the value of which: {why}",
+        "HR2104", name, f"cannot tell which static variable '{name}' keeps which value: {why}",
         "give the variables different names, or reload the module",
     )  # fmt: skip

@@ -28,7 +28,7 @@ TRACEPOINT = "__tracepoint_"
 TRACEPOINTS = "__tracepoints"
 # DEFINE_PER_CPU() (include/linux/percpu-defs.h)
 PER_CPU = ".data..percpu"
-SETTLED = "parameters are settled at load"
+SETTLED = "the kernel reads parameters only at load"
 # __ro_after_init (include/linux/cache.h)
 READ_ONLY_AFTER_INIT = ".data..ro_after_init"
 
@@ -78,7 +78,7 @@ def _rewrite_or_refuse(pair: Pair, original: Symbol, patched: Symbol) -> None:
         assert section is not None
         is_read_later = is_ordinary(section) or section.name == READ_ONLY_AFTER_INIT
         if not is_read_later and not _has_other_operations(pair, original, patched):
-            raise UnwritableError(f"{section.name} is read when the module is loaded")
+            raise UnwritableError(f"the kernel reads {section.name} only when it loads the module")
         is_parameter = original in _parameters(pair.original)
         rewrite = find_rewrite(original, patched, pair.comparison, pair.layouts, is_parameter)
         pair.rewrites.append(rewrite)
@@ -87,7 +87,7 @@ def _rewrite_or_refuse(pair: Pair, original: Symbol, patched: Symbol) -> None:
         message = f"the initial value of '{base_name(original.name)}' changed{what}; {why}"
         if original.section is not None and original.section.name == PARAMETERS:
             parameter = original.name.removeprefix("__param_")
-            message = f"the module parameter '{parameter}' has another mode or type: {SETTLED}"
+            message = f"the mode or type of the module parameter '{parameter}' changed: {SETTLED}"
         pair.refuse("HR2103", original.name, message)
 
 
@@ -117,7 +117,7 @@ def _other_storage(original: Symbol, patched: Symbol, held: str | None) -> tuple
     ``held``: who may have the address of a constant.
     """
     name = base_name(original.name)
-    more = f", and somebody may use the old one: {held}" if held else ""
+    more = f", and something may use the old one: {held}" if held else ""
     if _memory(original) != _memory(patched):
         assert original.section is not None
         assert patched.section is not None
@@ -126,7 +126,7 @@ def _other_storage(original: Symbol, patched: Symbol, held: str | None) -> tuple
         code = "HR2103" if held else "HR2101"
         return code, f"'{name}' changed its size from {original.size} to {patched.size} bytes{more}"
     if _alignment(original) < _alignment(patched):
-        return "HR2101", f"'{name}' needs another alignment: {_alignment(patched)} bytes{more}"
+        return "HR2101", f"'{name}' needs a larger alignment: {_alignment(patched)} bytes{more}"
     return None
 
 
@@ -174,7 +174,7 @@ def refuse_data_out_of_place(pair: Pair) -> None:
     """
     sides = (
         (pair.patched, pair.correlation.original_of, "new"),
-        (pair.original, pair.correlation.patched_of, "gone"),
+        (pair.original, pair.correlation.patched_of, "removed"),
     )
     told: set[str] = set()
     for obj, twins, how in sides:
@@ -183,7 +183,8 @@ def refuse_data_out_of_place(pair: Pair) -> None:
                 name = symbol.name.removeprefix(TRACEPOINT)
                 told.add(name)
                 message = (
-                    f"the tracepoint '{name}' is {how}: the kernel learns of those when it loads a module"
+                    f"the tracepoint '{name}' was {how}: the kernel learns of tracepoints only"
+                    " when it loads a module"
                 )
                 pair.refuse("HR2105", symbol.name, message)
 
@@ -201,14 +202,14 @@ def refuse_data_out_of_place(pair: Pair) -> None:
         if is_for_init(symbol):
             pair.init_changed.append(symbol.name)
         else:
-            pair.refuse("HR2105", symbol.name, _named_at_load(symbol, section, "new in"))
+            pair.refuse("HR2105", symbol.name, _named_at_load(symbol, section, "added to"))
     for symbol in pair.original.symbols:
         if symbol in pair.correlation.patched_of or is_told(symbol):
             continue
         if not (section := _read_at_load(symbol)):
             continue
         if not is_for_init(symbol):
-            pair.refuse("HR2105", symbol.name, _named_at_load(symbol, section, "gone from"))
+            pair.refuse("HR2105", symbol.name, _named_at_load(symbol, section, "removed from"))
 
 
 def _read_at_load(symbol: Symbol) -> Section | None:
@@ -236,7 +237,7 @@ def refuse_shifted_neighbours(pair: Pair) -> None:
         if section not in used or not section.is_writable or is_entry_section(section):
             continue
         if _has_new_neighbours(pair, section):
-            message = f"the variables that share section {section.name} are not the same ones any more"
+            message = f"section {section.name} no longer holds the same variables"
             pair.refuse("HR2105", section.name, message)
 
 
@@ -255,10 +256,13 @@ def _has_new_neighbours(pair: Pair, section: Section) -> bool:
 
 
 def _named_at_load(symbol: Symbol, section: Section, how: str) -> str:
-    """Return the message for a symbol that is new in, or gone from, a section that is read at load."""
+    """Return the message for a symbol that is added to, or removed from, a section that is read at load."""
     if section.name == PARAMETERS:
         parameter = symbol.name.removeprefix("__param_")
-        return f"the module parameter '{parameter}' is {how.split()[0]}: {SETTLED}"
+        return f"the module parameter '{parameter}' was {how.split()[0]}: {SETTLED}"
     if section.name.startswith(PER_CPU):
-        return f"the per-CPU variable '{symbol.name}' is {how.split()[0]}: the kernel allots those at load"
-    return f"'{symbol.name}' is {how} {section.name}, which the kernel reads at load"
+        return (
+            f"the per-CPU variable '{symbol.name}' was {how.split()[0]}:"
+            " the kernel allocates per-CPU data only at load"
+        )
+    return f"'{symbol.name}' was {how} {section.name}, which the kernel reads only at load"

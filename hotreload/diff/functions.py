@@ -52,7 +52,9 @@ def join_children(pair: Pair) -> None:
         original = pair.changed.pop(child)
         parent = parents.get(child.name[: child.name.index(".cold")])
         if parent is None or parent not in twins:
-            pair.refuse("HR2202", original.name, f"the parent of {original.name} was not found")
+            pair.refuse(
+                "HR2202", original.name, f"the function that {original.name} belongs to was not found"
+            )
         elif is_for_init(parent):
             pair.init_changed.append(written_name(twins[parent]))
         else:
@@ -71,7 +73,7 @@ def promote_callers(pair: Pair) -> None:
         for patched in stuck:
             _promote(pair, patched, callers[patched])
     for patched in _out_of_reach(pair):
-        _refuse_untraceable(pair, pair.changed[patched], "the chain of its callers is too long")
+        _refuse_untraceable(pair, pair.changed[patched], "and the chain of its callers is too long")
 
 
 def find_callbacks(pair: Pair) -> None:
@@ -156,7 +158,7 @@ def bring_labels(pair: Pair) -> None:
         if is_constant(original) and all(reader in pair.changed for reader in readers[patched]):
             pair.correlation.unpair(original)
         else:
-            message = f"{original.name} refers to places inside of a function that changed"
+            message = f"{original.name} refers to places inside a function that changed"
             pair.refuse("HR2103", original.name, message)
 
 
@@ -204,7 +206,7 @@ def refuse_other_parameters(pair: Pair) -> None:
             continue
         before, after = pair.layouts.functions.get(original.name), pair.types.functions.get(patched.name)
         if before is not None and after is not None and before != after:
-            message = f"{original.name} has other parameters now, and somebody may hold its address"
+            message = f"the parameters of {original.name} changed, and something may still hold its address"
             pair.refuse("HR2207", original.name, message)
 
 
@@ -234,7 +236,7 @@ def _gets_away(pair: Pair, constant: Symbol, holder: Symbol) -> bool:
 
 
 def gone_message(name: str) -> str:
-    return f"{name} is not there any more, and somebody may hold its address, and run it as it was"
+    return f"{name} no longer exists, but something may still hold its address and run the old code"
 
 
 def held_elsewhere(pair: Pair) -> frozenset[str]:
@@ -254,7 +256,9 @@ def held_elsewhere(pair: Pair) -> frozenset[str]:
 def tell_renamed(pair: Pair) -> None:
     """Note each renamed function that takes the place of the old one."""
     for original, patched in pair.correlation.renamed.items():
-        message = f"{patched.name} takes the place of {original.name}: whoever holds {original.name} runs it"
+        message = (
+            f"{patched.name} takes the place of {original.name}: anything that holds {original.name} runs it"
+        )
         pair.tell("HR2207", original.name, message)
 
 
@@ -281,7 +285,7 @@ def refuse_other_names(pair: Pair) -> None:
         if not joined and _is_only_read(pair, original, taken[0]):
             continue
         for name in (*parted, *joined):
-            message = f"'{original.name}' and '{name}' are one on one side of the edit only"
+            message = f"'{original.name}' and '{name}' are the same symbol only before or only after the edit"
             pair.refuse("HR2208", original.name, message)
 
 

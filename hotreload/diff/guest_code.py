@@ -120,9 +120,9 @@ class _Check:
         function, section = self.function, self.function.section
         assert section is not None
         if len(self.found) != function.size:
-            return self._mismatch(0, f"{len(self.found)} bytes were read of {function.size}")
+            return self._mismatch(0, f"{len(self.found)} bytes were read instead of {function.size}")
         if not self.guest.place(section, self.address - function.value):
-            return self._mismatch(0, f"not at {self.address:#x}: the unit's {section.name} lies elsewhere")
+            return self._mismatch(0, f"not at {self.address:#x}: the unit's {section.name} is elsewhere")
         places = self.rewritten.places.get(function, [])
         alternatives = self.rewritten.alternatives.get(function, [])
         self._relocate(places, alternatives)
@@ -252,7 +252,7 @@ class _Check:
     def _explain(self, places: list[Place], alternatives: list[Alternative]) -> Mismatch:
         offset = next(i for i, byte in enumerate(self.expected) if byte != self.found[i])
         if self.found[offset] == INT3:
-            return self._mismatch(offset, "a breakpoint stands there: a kprobe, or a debugger")
+            return self._mismatch(offset, "there is a breakpoint: a kprobe, or a debugger")
         rewritten: list[Place | Alternative] = [*places, *alternatives]
         place = next((place for place in rewritten if place.start <= offset < place.end), None)
         if place is not None:
@@ -267,7 +267,7 @@ class _Check:
             jump = Text(b"", self.found[offset : offset + 5], self.address + offset, self.guest)
             there = jump.destination(5)
             if not self.address <= there < self.address + self.function.size:
-                return self._mismatch(offset, f"a jump to {self._named(there)} was put there")
+                return self._mismatch(offset, f"a jump to {self._named(there)} was written there")
         expected, found = bytes(self.expected[offset : offset + 8]), self.found[offset : offset + 8]
         return self._mismatch(offset, f"expected {expected.hex(' ')}, found {found.hex(' ')}")
 

@@ -202,7 +202,9 @@ def _steps_of(function: Symbol) -> list[tuple[object, ...]]:
 def value_message(function: Symbol) -> str:
     """Return why a function with another result is not made live."""
     name = written_name(function)
-    return f"{name} changed, and code that ran at load has used its value: what came of the old one stays"
+    return (
+        f"{name} changed, and code that ran at load has used its value: what was made from the old one stays"
+    )
 
 
 def called_at_load(
@@ -253,9 +255,12 @@ def tied_message(rewrite: Rewrite, use: Use) -> str:
     """Return why a new initial value is not written in place."""
     name = base_name(rewrite.original.name)
     how = (
-        "has handed it on" if use.handed_on else "has stored its address" if use.is_stored else "has read it"
+        "has passed it on" if use.handed_on else "has stored its address" if use.is_stored else "has read it"
     )
-    return f"the initial value of '{name}' changed, and {use.function} {how}: what came of the old one stays"
+    return (
+        f"the initial value of '{name}' changed, and {use.function} {how}:"
+        " what was made from the old one stays"
+    )
 
 
 def uses_of_init(

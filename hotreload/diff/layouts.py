@@ -123,9 +123,9 @@ def parse(obj: ObjectFile) -> Layouts | None:
             collector.add_type(entry)
         return collector.result(tuple(variables_of(info, collector.reader.shape)))
     except RecursionError:
-        raise DwarfError("the types are nested without end") from None
+        raise DwarfError("the types are nested too deeply") from None
     except (ValueError, IndexError, KeyError) as error:
-        raise DwarfError(f"the debugging information contradicts itself: {error}") from error
+        raise DwarfError(f"the debugging information is inconsistent: {error}") from error
 
 
 class _Reader:

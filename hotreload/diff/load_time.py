@@ -85,4 +85,6 @@ def weigh_init(pair: Pair) -> None:
             message = f"{name} runs when the module is loaded or unloaded; its change waits for the next load"
             pair.tell("HR2201", name, message)
         else:
-            pair.refuse("HR2201", name, f"only code for loading or unloading changed: {name}")
+            pair.refuse(
+                "HR2201", name, f"{name} changed, and runs only when the module is loaded or unloaded"
+            )

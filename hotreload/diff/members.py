@@ -34,7 +34,7 @@ def explain(pair: TypePair, name: str, was: Layout, now: Layout) -> None:
         for a, b in kept
         if pair.kinship(a.shape, b.shape) is Kinship.RETYPED
     ]
-    said += [f"field '{f.name}' is gone" for f in gone]
+    said += [f"field '{f.name}' was removed" for f in gone]
     said += [_filled(pair, was, f) for f in added]
     pair.notes += [Note("HR2101", name, f"{name}: {text}") for text in said]
 
@@ -72,7 +72,7 @@ def _misplaced(
             yield (
                 f.offset,
                 f.name,
-                f"field '{f.name}' added at offset {at(f)}, behind the end of live objects",
+                f"field '{f.name}' added at offset {at(f)}, past the end of live objects",
             )
         for g in gone:
             if f.offset < g.offset + pair.original.width(g) and g.offset < end:
@@ -109,8 +109,8 @@ def _filled(pair: TypePair, was: Layout, f: Field) -> str:
     if any(f.offset < g.offset + pair.original.width(g) and g.offset < end for g in was.fields):
         return f"field '{f.name}' is another view of the bytes at offset {at(f)}"
     return (
-        f"field '{f.name}' was added in padding at offset {at(f)}: in live objects it holds what the "
-        "padding held, 0 where they came from kzalloc or static data"
+        f"field '{f.name}' was added in padding at offset {at(f)}: in live objects it has the value of the "
+        "padding, which is 0 if they came from kzalloc or are static data"
     )
 
 

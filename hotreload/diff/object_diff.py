@@ -271,18 +271,21 @@ def weigh_called_back(pair: Pair) -> None:
     changed = frozenset(original for original in pair.changed.values() if original.name not in told)
     for function, slot in asked_once(pair.original, pair.layouts, changed).items():
         name = written_name(function)
-        message = f"{name} changed, and the kernel asks {slot} when it is registered: what it answered stays"
+        message = f"{name} changed, and the kernel calls {slot} only at registration: the old answer stays"
         pair.refuse("HR2201", function.name, message)
     for function in constructors(pair.original, changed):
         name = written_name(function)
         message = (
-            f"{name} changed, and makes the objects of a cache: those that are free were made by the old one"
+            f"{name} changed, and is the constructor of a slab cache:"
+            " the old one made the objects that are free"
         )
         pair.refuse("HR2201", function.name, message)
     bound = binding(pair.original, pair.layouts, changed)
     for function in bound:
         name = written_name(function)
-        message = f"{name} changed, and has run for what was there: what was made from the old one stays"
+        message = (
+            f"{name} changed, and has already run for existing objects: what was made from the old one stays"
+        )
         pair.tell("HR2201", function.name, message)
     makers = [
         original

@@ -9,16 +9,13 @@ from typing import Final, Self
 
 from hotreload.errors import EditError
 
-RELOAD_MODULE: Final = (
-    "the module has to be loaded anew, and loses its state: hotreload watch --max-rung module does that"
-)
+RELOAD_MODULE: Final = "reload the module, which loses its state: hotreload watch --max-rung module does that"
 BUILD_MODULE: Final = (
-    "the module has to be built and loaded anew, and loses its state: hotreload watch --max-rung module"
-    " does that"
+    "rebuild and reload the module, which loses its state: hotreload watch --max-rung module does that"
 )
 # A kernel is built only on request, so booting it again would not bring the change.
 BUILD_KERNEL: Final = (
-    "end hotreload, hotreload kernel build (or make), and start it again: the guest boots with the change"
+    "end hotreload, run hotreload kernel build (or make), and start it again: the guest then has the change"
 )
 
 

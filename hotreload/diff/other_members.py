@@ -42,8 +42,8 @@ def refuse_other_members(
         for key in ours.keys() & theirs.keys():
             if ours[key] - theirs[key] and theirs[key] - ours[key]:
                 name = each.original.name
-                message = f"{name} changed, and is registered with another member of its object"
-                message += ": what was registered before would run it with the old one"
+                message = f"{name} changed, and is now registered with a different member of its object"
+                message += ": earlier registrations would call it with the old one"
                 yield Obstacle("HR2207", name, message, RELOAD_MODULE)
                 break
 
@@ -102,13 +102,16 @@ def refuse_other_links(layouts: Layouts, changed: Iterable[Twins]) -> Iterator[O
         if before[key].keys() - after[key].keys() and after[key].keys() - before[key].keys():
             head, function = key[0], next(iter(before[key].values()))
             if head.is_variable:
-                told[function] = f"links objects into '{base_name(head.came)}' by another member"
+                told[function] = f"links objects into '{base_name(head.came)}' by a different member"
             elif head.is_list:
-                told.setdefault(function, "links objects into a list by another member")
+                told.setdefault(function, "links objects into a list by a different member")
             elif any(reads_pointer_at(each.patched, head.offset) for each in both):
-                told.setdefault(function, "stores the address of another member")
+                told.setdefault(function, "stores the address of a different member")
     for function, what in told.items():
-        message = f"{function.name} {what} of them: what has the old one would be taken for another object"
+        message = (
+            f"{function.name} {what} than before: what was stored before would be taken for a"
+            " different object"
+        )
         yield Obstacle("HR2101", function.name, message, RELOAD_MODULE)
 
 

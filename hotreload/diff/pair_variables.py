@@ -114,10 +114,12 @@ class VariablePairing:
         where = one.function or "the file"
         if not self._is_told_again(one):
             why = f"{where} has several static variables of that name"
-            message = f"cannot tell which static variable '{one.name}' keeps the value of which: {why}"
+            message = f"cannot tell which static variable '{one.name}' keeps which value: {why}"
             self._refuse(one.name, message, DOUBT)
         elif one.symbol and _is_writable(one.symbol):
-            what = f"{where} has several WARN_ON_ONCE() or the like that moved: each may report once more"
+            what = (
+                f"{where} has several WARN_ON_ONCE() or similar macros that moved: each may report once more"
+            )
             self.correlation.notes.append(Note("HR2104", one.name, what))
 
     def _pair_by_place(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
@@ -133,7 +135,7 @@ class VariablePairing:
         elif _is_writable(one.symbol) and not self.is_place(one.symbol):
             where = f"of {one.function} " if one.function else ""
             was, now = spelled(one.shape), spelled(other.shape)
-            how = f"from {was} to {now}" if was != now else "and has the same name"
+            how = f"from {was} to {now}" if was != now else f"to another {now}"
             self._refuse(one.name, f"the static variable '{one.name}' {where}changed its type {how}", None)
 
     def _mean_the_same(self, one: Variable, other: Variable) -> bool:
@@ -155,7 +157,7 @@ class VariablePairing:
             if len(gone) == len(come) == 1:
                 self._weigh_move(gone[0], come[0], declared)
             elif any(not one.function for one in (*gone, *come)):
-                self._refuse(name, f"cannot tell which variable '{name}' keeps the value of which: one moved,"
+                self._refuse(name, f"cannot tell which variable '{name}' keeps which value: one moved,"
                              " and several have that name", DOUBT)  # fmt: skip
 
     def _pair_moved_constants(self, ours: Sequence[Variable], theirs: Sequence[Variable]) -> None:
@@ -184,16 +186,16 @@ class VariablePairing:
             # one, or is the first one renamed.
             if one.function in declared:
                 places = f"from {one.function} to {other.function}"
-                self._refuse(one.name, f"the static variable '{one.name}' moved {places}: whether it is the"
-                             " same one cannot be told", DOUBT)  # fmt: skip
+                self._refuse(one.name, f"the static variable '{one.name}' moved {places}: cannot tell"
+                             " whether it is the same one", DOUBT)  # fmt: skip
             elif self._mean_the_same(one, other) and self.are_used_alike(one.symbol, other.symbol):
                 self.correlation.pair(one.symbol, other.symbol)
                 self._note_renamed(one, other)
-                self._tell(one, f"of {other.function} now, and keeps its value: the code is the same")
+                self._tell(one, f"of {other.function}, and keeps its value: the code is the same")
         elif self._mean_the_same(one, other):
             self.correlation.pair(one.symbol, other.symbol)
             where = f"of {other.function}" if other.function else "of the file"
-            self._tell(one, f"{where} now, and keeps its value")
+            self._tell(one, f"{where}, and keeps its value")
         else:
             self._refuse(one.name, f"'{one.name}' moved between a function and the file, and changed its type"
                          f" from {spelled(one.shape)} to {spelled(other.shape)}", None)  # fmt: skip
@@ -208,8 +210,8 @@ class VariablePairing:
                 if one.symbol is None or self._declared(one) != was:
                     continue
                 if one.symbol in self.correlation.patched_of:
-                    message = f"'{one.name}' and '{other.name}' are two variables now, and were one before"
-                    self._refuse(other.name, f"{message}: whose value it has cannot be told", None)
+                    message = f"'{one.name}' and '{other.name}' are now two variables, and were one before"
+                    self._refuse(other.name, f"{message}: cannot tell which of them keeps the value", None)
                 else:
                     self._pair(one, other)
                     self._note_renamed(one, other)
@@ -235,7 +237,7 @@ class VariablePairing:
                 continue
             if len(alike) == 1 and one.symbol is not None and alike[0].symbol is not None:
                 self.correlation.pair(one.symbol, alike[0].symbol)
-                how = f"is called '{alike[0].name}' now, and keeps its value: the code is the same"
+                how = f"is now called '{alike[0].name}', and keeps its value: the code is the same"
                 self.correlation.notes.append(Note("HR2104", one.name, f"'{one.name}' {how}"))
                 self._note_renamed(one, alike[0])
                 return True
@@ -266,7 +268,7 @@ class VariablePairing:
     # --- helpers ---
 
     def _tell(self, one: Variable, what: str) -> None:
-        self.correlation.notes.append(Note("HR2104", one.name, f"'{one.name}' is a variable {what}"))
+        self.correlation.notes.append(Note("HR2104", one.name, f"'{one.name}' is now a variable {what}"))
 
     def _left(self, variables: Iterable[Variable], paired: dict[Symbol, Symbol]) -> list[Variable]:
         """Return the variables that have a value to keep and no twin."""

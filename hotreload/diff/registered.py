@@ -291,8 +291,10 @@ def decided_once(
                 if _is_there(rewrite.original, offset) == _is_there(rewrite.patched, offset):
                     continue
                 if not _is_looked_up(struct, member):
-                    how = "is new" if _is_there(rewrite.patched, offset) else "is gone"
-                    message = f"{told} {how}: the kernel may have decided by it when it was handed the table"
+                    how = "was added" if _is_there(rewrite.patched, offset) else "was removed"
+                    message = (
+                        f"{told} {how}: the kernel may have checked it only when the table was registered"
+                    )
                     yield Obstacle("HR2103", rewrite.original.name, message, RELOAD_MODULE)
                     break
                 continue
@@ -300,8 +302,8 @@ def decided_once(
             values = tuple(value for value in rewrite.values if (offset, size) in value.changed)
             only = Rewrite(rewrite.original, rewrite.patched, values)
             if use := tied_by(only, handed.get(rewrite.original.name, [])):
-                how = f"{use.function} has handed it to the kernel"
-                message = f"{told} changed, and {how}: what came of the old one stays"
+                how = f"{use.function} has passed it to the kernel"
+                message = f"{told} changed, and {how}: what was made from the old one stays"
                 yield Obstacle("HR2103", rewrite.original.name, message, RELOAD_MODULE)
                 break
 

@@ -118,14 +118,14 @@ class Renames:
         """
         doubtful = sorted(_symbols(self._found().doubtful), key=lambda symbol: symbol.name)
         for one in doubtful:
-            message = f"{one.name} changed, and its address was taken where another function's is taken now"
-            self._refuse(one, f"{message}: which of the two a holder of it should run cannot be told")
+            message = f"{one.name} changed, and another function's address is now taken where its own was"
+            self._refuse(one, f"{message}: cannot tell which of the two its holders should run")
         places = self._places()
         for one, other in list(self.result.patched_of.items()):
             if one in doubtful or not self._has_another_prototype(one, other):
                 continue
             if places.are_lost(one, self.original):
-                message = f"the parameters of {one.name} changed, and something may hold its address"
+                message = f"the parameters of {one.name} changed, and something may still hold its address"
                 self._refuse(one, f"{message} and call it with the old ones")
 
     def _refuse(self, one: Symbol, message: str) -> None:

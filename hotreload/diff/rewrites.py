@@ -114,7 +114,7 @@ def _pointers(original: Symbol, patched: Symbol) -> frozenset[int]:
     """Return the offsets of pointers in either. Raises UnwritableError for another kind of relocation."""
     relocations = (*original.relocations, *patched.relocations)
     if any(relocation.type != R_X86_64_64 for relocation in relocations):
-        raise UnwritableError("it is not a whole pointer")
+        raise UnwritableError("a relocation in it is not a 64-bit address")
     return frozenset(relocation.offset for relocation in relocations)
 
 
@@ -128,9 +128,9 @@ def _require_written(old: Relocation | None, new: Relocation | None) -> None:
     """Raise UnwritableError if an old pointer cannot be recognized, or a new one not be written."""
     anonymous = old is not None and isinstance(old.target, SymbolRef) and old.target.symbol.anonymous
     if anonymous or (old is not None and isinstance(old.target, ConstRef)):
-        raise UnwritableError("what it pointed at has no name")
+        raise UnwritableError("the old target of the pointer has no name")
     if new is not None and isinstance(new.target, ConstRef):
-        raise UnwritableError("what it is to point at has no name")
+        raise UnwritableError("the new target of the pointer has no name")
 
 
 def _is_known(pointer: Relocation | None) -> bool:

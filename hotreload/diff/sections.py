@@ -37,7 +37,7 @@ def explain_other_sections(pair: Pair) -> None:
         if section is not None and is_init(section):
             pair.init_changed.append(name)
         elif not is_export_table(name):
-            pair.refuse("HR2208", name, f"section {name} changed, and what it means is not known")
+            pair.refuse("HR2208", name, f"section {name} changed, and hotreload does not know what it means")
 
 
 def tell_description(pair: Pair) -> None:
@@ -47,7 +47,7 @@ def tell_description(pair: Pair) -> None:
     there = {text.partition("=")[0] for text in came}
     told = [*came, *(f"no {text}" for text in gone if text.partition("=")[0] not in there)]
     if told:
-        pair.tell("HR2105", DESCRIPTION, f"what modinfo tells waits for the next load: {', '.join(told)}")
+        pair.tell("HR2105", DESCRIPTION, f"what modinfo shows waits for the next load: {', '.join(told)}")
 
 
 def _described(obj: ObjectFile) -> set[str]:
@@ -87,17 +87,19 @@ def weigh_exports(pair: Pair) -> None:
     before, after = _exports(pair.original), _exports(pair.patched)
     pair.new_exports = frozenset(after.keys() - before.keys())
     for name in sorted(pair.new_exports):
-        message = f"{name} is exported now; other modules see that after the next load or boot"
+        message = f"{name} is now exported; other modules see it after the next load or boot"
         pair.tell("HR2105", name, message)
     pair.gone_exports = frozenset(before.keys() - after.keys())
     for name in sorted(pair.gone_exports):
         message = (
-            f"{name} is no longer exported; a module that was built elsewhere and uses it goes on to do so"
+            f"{name} is no longer exported; modules that were built elsewhere and use it continue to do so"
         )
         pair.tell("HR2105", name, message)
     for name in sorted(before.keys() & after.keys()):
         if before[name] != after[name]:
-            message = f"{name} is exported to others than before; that is settled at the next load or boot"
+            message = (
+                f"{name} is exported to other modules than before; this takes effect at the next load or boot"
+            )
             pair.tell("HR2105", name, message)
 
 

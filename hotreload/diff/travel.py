@@ -63,12 +63,12 @@ def _must_travel(pair: Pair, target: Symbol) -> bool:
     if is_for_init(target):
         pair.refuse("HR2201", name, f"running code refers to {name}, which is freed after init")
     elif target.anonymous and section.is_writable and not section.name.startswith(UBSAN_RECORD):
-        what = f"data of {section.name} that has no symbol, and may have a value by now"
+        what = f"data of {section.name} that has no symbol, and whose value may have changed"
         pair.refuse("HR2105", name, f"changed code uses {what}")
     elif not is_ordinary(section) and not (target.anonymous and section.is_code):
         # A pass over data may have reported this one.
         if all(obstacle.symbol != name for obstacle in pair.obstacles):
-            pair.refuse("HR2105", name, f"changed code needs '{name}' of {section.name}")
+            pair.refuse("HR2105", name, f"changed code uses '{name}' of {section.name}")
     else:
         return True
     return False
@@ -84,5 +84,5 @@ def tell_lost_statics(pair: Pair) -> None:
             continue
         if symbol.is_defined and section is not None and section.is_writable:
             name = base_name(symbol.name)
-            message = f"the variable '{name}' is not there any more; its value stays behind"
+            message = f"the variable '{name}' no longer exists; its value stays behind"
             pair.tell("HR2104", name, message)

@@ -174,8 +174,8 @@ def compare_constants(pair: TypePair) -> None:
         message = f"{enum}: '{first}' changed its value from {gone[first]} to {new[first]}{more}"
         pair.members[enum] = first
         pair.refuse("HR2102", enum, message)
-    _note_constants(pair, new, theirs, {*ours.values()} - told, "is new")
-    _note_constants(pair, gone, ours, {*theirs.values()} - told, "is gone; live data may hold it")
+    _note_constants(pair, new, theirs, {*ours.values()} - told, "was added")
+    _note_constants(pair, gone, ours, {*theirs.values()} - told, "was removed; live data may hold it")
 
 
 def _note_constants(
@@ -208,12 +208,12 @@ def compare_prototypes(pair: TypePair, global_functions: Collection[str]) -> Non
         gone, new = _unmatched(ours, pair.patched.functions.get(name, ours))
         if gone and new and pair.kinship(gone[0], new[0]) is Kinship.DIFFERENT:
             message = f"{name}() changed its prototype from {spelled(gone[0])} to {spelled(new[0])}"
-            hint = "needs a module reload: other units call it with the old one"
+            hint = "reload the module: other units call it with the old prototype"
             pair.obstacles.append(Obstacle("HR2205", name, message, hint))
 
 
 def _refuse_unpaired(pair: TypePair, code: str, name: str) -> None:
-    message = f"one of the types of {name} changed, and which one cannot be told: several have this name"
+    message = f"one of the types of {name} changed: cannot tell which one, because several have this name"
     pair.refuse(code, name, message)
 
 

@@ -28,7 +28,7 @@ from hotreload.elf.model import ObjectFile, Symbol
 
 # What EXPORT_SYMBOL creates beside a function: up to v6.4, and since.
 EXPORT_MARKS = ("__ksymtab_", "__export_symbol_")
-NO_TYPES = "the compiler has to write debugging information (-g): hotreload doctor"
+NO_TYPES = "the compiler must write debugging information (-g): see hotreload doctor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +253,7 @@ def _rewritten(rewrites: Sequence[Rewrite], layouts: Layouts | None) -> Iterator
         more = f" and {len(places) - 3} more" if len(places) > 3 else ""
         told = f"new initial value written in place: {', '.join(places[:3])}{more}"
         if rewrite.is_parameter:
-            told += ", unless the parameter was set to another one"
+            told += ", unless the parameter was set to another value"
         yield Note("HR2103", name, f"{told}; what was made from the old one stays")
 
 

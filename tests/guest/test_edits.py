@@ -180,7 +180,7 @@ def test_a_new_export_is_used_by_another_module_in_the_same_patch(in_session: Ca
         exported = GIVER.replace("\treturn n + 1;\n}\n", "\treturn n + 1;\n}\nEXPORT_SYMBOL_GPL(given);\n")
         used = await save(giver_c=exported, taker_c=TAKER.replace(", reads, 0", ", reads, given(40)"))
         assert used.outcome is Outcome.LIVE, used
-        assert any("given is exported now" in note for note in used.notes)
+        assert any("given is now exported" in note for note in used.notes)
         assert (await watch.run("cat /proc/taker")).text == "hello 1 41\n"
         # The function itself changes, too: one patch over both modules.
         both = await save(giver_c=exported.replace("n + 1", "n + 2"))

@@ -408,8 +408,11 @@ def test_a_message_tells_where_a_value_changed(tmp_path: Path) -> None:
     ]
     told = [obstacle.message for obstacle in difference(tmp_path, *tables).obstacles]
     changed = "the initial value of 'y' changed at offset 4: 0x2 -> 0x3"
-    assert f"{changed}; .data..percpu is read when the module is loaded" in told
-    assert "the module parameter 'z' has another mode or type: parameters are settled at load" in told
+    assert f"{changed}; the kernel reads .data..percpu only when it loads the module" in told
+    assert (
+        "the mode or type of the module parameter 'z' changed: the kernel reads parameters only at load"
+        in told
+    )
 
 
 def test_a_clone_and_a_per_cpu_variable_are_told_in_the_words_of_the_source(tmp_path: Path) -> None:
@@ -419,7 +422,7 @@ def test_a_clone_and_a_per_cpu_variable_are_told_in_the_words_of_the_source(tmp_
     assert diff.changed_functions == ("f",)
     counter = 'int y __section(".data..percpu");'
     told = [o.message for o in difference(tmp_path / "c", before, before + counter).obstacles]
-    assert told == ["the per-CPU variable 'y' is new: the kernel allots those at load"]
+    assert told == ["the per-CPU variable 'y' was added: the kernel allocates per-CPU data only at load"]
 
 
 @pytest.mark.parametrize(
@@ -632,9 +635,9 @@ TWO = "int f(int i) { return i; } int g(int i) { return END; }"
 @pytest.mark.parametrize(
     ("before", "after", "verdict", "told"),
     [
-        ('EXPORT(g, "", "")', 'EXPORT(f, "", "") EXPORT(g, "", "")', "patchable", "f is exported now"),
-        ('EXPORT(g, "", "")', 'EXPORT(g, "_gpl", "")', "patchable", "g is exported to others"),
-        ('EXPORT(g, "", "ONE")', 'EXPORT(g, "", "TWO")', "patchable", "g is exported to others"),
+        ('EXPORT(g, "", "")', 'EXPORT(f, "", "") EXPORT(g, "", "")', "patchable", "f is now exported"),
+        ('EXPORT(g, "", "")', 'EXPORT(g, "_gpl", "")', "patchable", "g is exported to other modules"),
+        ('EXPORT(g, "", "ONE")', 'EXPORT(g, "", "TWO")', "patchable", "g is exported to other modules"),
         ('EXPORT(f, "", "") EXPORT(g, "", "")', 'EXPORT(g, "", "")', "patchable", "f is no longer exported"),
         ('EXPORT(f, "", "") EXPORT(g, "", "")', 'EXPORT(g, "", "") EXPORT(f, "", "")', "patchable", ""),
     ],
@@ -749,7 +752,7 @@ def test_the_cold_part_of_code_for_unloading_is_such_code(tmp_path: Path) -> Non
     pair = [assembled(COLD.replace("VALUE", value), tmp_path / value) for value in ("inc %eax", "dec %eax")]
     diff = diff_objects(*map(read_object, pair))
     assert [(o.code, o.message) for o in diff.obstacles] == [
-        ("HR2201", "only code for loading or unloading changed: bye")
+        ("HR2201", "bye changed, and runs only when the module is loaded or unloaded")
     ]
 
 
@@ -810,5 +813,5 @@ def test_a_new_tracepoint_is_told_as_one_thing(tmp_path: Path) -> None:
     )
     new += '__asm__(".pushsection __tracepoints_ptrs, \\"a\\"\\n.long __tracepoint_rx - .\\n.popsection");'
     more = difference(tmp_path, f"int x[2]; {ONE}", f"int x[2]; {new} {ONE}")
-    message = "the tracepoint 'rx' is new: the kernel learns of those when it loads a module"
+    message = "the tracepoint 'rx' was added: the kernel learns of tracepoints only when it loads a module"
     assert [(o.code, o.message) for o in more.obstacles] == [("HR2105", message)]

@@ -63,7 +63,7 @@ def test_what_one_function_tells_of_the_units_place_binds_the_next(tmp_path: Pat
     assert isinstance(guest.check("step"), Matched)
     moved = guest.check("scale", shift=16)
     assert isinstance(moved, Mismatch)
-    assert moved.why.endswith("the unit's .text lies elsewhere")
+    assert moved.why.endswith("the unit's .text is elsewhere")
 
 
 def test_a_mismatch_leaves_nothing_behind_that_a_later_check_is_held_to(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_what_the_kernel_may_have_written_is_taken(
         pytest.param(ENDBR, 0, "f3 0f 1e fb", "f+0x0: an ENDBR64 that", id="an ENDBR32"),
         pytest.param(PARAVIRT, 0, "e8 00 00 00 00 90", "f+0x0: a paravirt call that", id="a paravirt call of no function"),
         pytest.param(CONSTANT, 1, "b9", "f+0x1: expected b8", id="beside a constant"),
-        pytest.param(FTRACE, 5, "cc", "f+0x5: a breakpoint stands there", id="a kprobe"),
+        pytest.param(FTRACE, 5, "cc", "f+0x5: there is a breakpoint", id="a kprobe"),
     ],
 )  # fmt: skip
 def test_anything_else_at_such_a_place_is_refused(
@@ -229,7 +229,7 @@ def test_a_function_that_somebody_traces_matches_and_says_so(tmp_path: Path) -> 
 def test_a_jump_that_somebody_put_over_the_code_is_named(tmp_path: Path) -> None:
     guest = of_assembly(tmp_path, "mov $1, %eax; mov $2, %edx; ret")
     guest.branch("f", 0, "e9", "tracer")
-    assert guest.why("f") == f"f+0x0: a jump to tracer ({guest.addresses['tracer']:#x}) was put there"
+    assert guest.why("f") == f"f+0x0: a jump to tracer ({guest.addresses['tracer']:#x}) was written there"
 
 
 # --- alternatives ---

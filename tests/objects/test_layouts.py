@@ -375,7 +375,7 @@ EDITS = {
         of("struct s { long b; int a; int c; };"),
         of("struct s { long b; int a; };"),
         None,
-        "field 'c' is gone",
+        "field 'c' was removed",
     ),
     "a void pointer that got its type": Edit(
         of("struct s { void *a; };"), of("struct s { struct s *a; };"), None, "is now struct s *, was void *"
@@ -392,8 +392,8 @@ EDITS = {
         None,
         "is now enum n, was enum",
     ),
-    "a constant at the end": Edit(enum("A, B"), enum("A, B, C"), None, "enum e: 'C' = 2 is new"),
-    "a constant removed": Edit(enum("A, B"), enum("A"), None, "enum e: 'B' = 1 is gone"),
+    "a constant at the end": Edit(enum("A, B"), enum("A, B, C"), None, "enum e: 'C' = 2 was added"),
+    "a constant removed": Edit(enum("A, B"), enum("A"), None, "enum e: 'B' = 1 was removed"),
     # what is no change at all
     "a comment": Edit(of("struct s { int a; };"), of("/* x */\n\nstruct s { int a; /* y */ };")),
     "a function before all others": Edit(

@@ -356,7 +356,7 @@ def test_what_a_module_says_of_itself_is_told_to_wait(
     told = [note.message for note in diff.notes]
     assert (diff.verdict, told) == (
         "unchanged",
-        [f"what modinfo tells waits for the next load: {message}"] if message else [],
+        [f"what modinfo shows waits for the next load: {message}"] if message else [],
     )
 
 

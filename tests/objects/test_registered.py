@@ -200,7 +200,7 @@ def test_the_reason_names_the_member_and_who_has_run(tmp_path: Path) -> None:
     )
     found = diff(tmp_path, before, before.replace('"one"', '"two"'))
     assert [each.message for each in found.obstacles] == [
-        "table.name changed, and start has handed it to the kernel: what came of the old one stays"
+        "table.name changed, and start has passed it to the kernel: what was made from the old one stays"
     ]
 
 

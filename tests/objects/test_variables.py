@@ -90,7 +90,7 @@ def test_the_static_local_of_a_function_that_only_has_another_name_keeps_its_val
     assert [note.message for note in diff.notes] == [
         "next_id was renamed to new_id, with the same code: traces show the old name"
     ] * (how == "static noinline") + [
-        "'id' is a variable of new_id now, and keeps its value: the code is the same"
+        "'id' is now a variable of new_id, and keeps its value: the code is the same"
     ]
 
 

@@ -46,7 +46,7 @@ def test_only_the_function_that_differs_is_told(tmp_path: Path) -> None:
     guest = of_c(tmp_path, DRIVER)
     guest.poke("scale", 5, "cc")
     assert told(checked(guest, "scale", "step")) == [
-        "scale+0x5: a breakpoint stands there: a kprobe, or a debugger"
+        "scale+0x5: there is a breakpoint: a kprobe, or a debugger"
     ]
 
 
