@@ -332,7 +332,7 @@ class _Walk:
             elif place == 0:
                 self._return(self._call(function, at, state))
             else:
-                self._lose(state.levels, f"goes on in the middle of {target.name}")
+                self._lose(state.levels, f"jumps into the middle of {target.name}")
         elif at.operands and not isinstance(at.operands[0], Register | Memory):
             self._reach(function, at.operands[0].value, state)
         else:

@@ -39,7 +39,7 @@ def who_copies_through(
     kept = _kept(defined, holder)
     for function in defined:
         if function.is_function and _stores_copy(function, kept, inside | set(places)):
-            return f"{function.name} stores what it has found in {holder.name}"
+            return f"{function.name} stores a pointer that it read from {holder.name}"
     return None
 
 

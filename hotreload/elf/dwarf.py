@@ -166,7 +166,7 @@ def _varying(form: int, data: bytes, at: int) -> tuple[Any, int]:
         width = {_BLOCK1: 1, _BLOCK2: 2, _BLOCK4: 4}[form]
         size = int.from_bytes(data[at : at + width], "little")
         return data[at + width : at + width + size], at + width + size
-    raise DwarfError(f"values of form {form:#x} are not understood")
+    raise DwarfError(f"values of form {form:#x} are not supported")
 
 
 @dataclass(slots=True, eq=False)
@@ -209,7 +209,7 @@ class DebugInfo:
         try:
             self._read()
         except (struct.error, IndexError, KeyError, ValueError) as error:
-            raise DwarfError(f"the debugging information is damaged or not understood: {error}") from error
+            raise DwarfError(f"the debugging information is damaged or not supported: {error}") from error
 
     # --- what an entry says ---
 
@@ -270,17 +270,17 @@ class DebugInfo:
             start = at
             length, version = struct.unpack_from("<IH", data, at)
             if length >= 0xFFFFFFF0 or version not in (2, 3, 4, 5):
-                raise DwarfError(f"a unit of version {version} is not understood")
+                raise DwarfError(f"units of version {version} are not supported")
             if version == 5:
                 kind, size, table = struct.unpack_from("<BBI", data, at + 6)
                 if kind != 1:
-                    raise DwarfError(f"a unit of type {kind} is not understood")
+                    raise DwarfError(f"units of type {kind} are not supported")
                 first = at + 12
             else:
                 table, size = struct.unpack_from("<IB", data, at + 6)
                 first = at + 11
             if size != 8:
-                raise DwarfError(f"addresses of {size} bytes")
+                raise DwarfError(f"addresses of {size} bytes are not supported")
             if table not in tables:
                 tables[table] = _abbreviations(self._sections.abbreviations, table, version == 2)
             at = start + 4 + length
@@ -316,7 +316,7 @@ class DebugInfo:
             if kind.has_children:
                 open_.append(entry)
         if root is None:
-            raise DwarfError("a unit without entries")
+            raise DwarfError("a unit has no entries")
         if start:
             self._starts.update(dict.fromkeys((o for o in entries if start <= o < end), start))
         return root
@@ -367,7 +367,7 @@ class DebugInfo:
                 at += struct.calcsize("<" + code)
             else:
                 _, at = _varying(form, data, at)
-        raise DwarfError("a location that has no place")
+        raise DwarfError("the location of a variable was not found")
 
 
 def _abbreviations(data: bytes, at: int, longer_references: bool) -> dict[int, Abbreviation]:

@@ -246,7 +246,7 @@ class Step:
             lose(levels, self.least, "stores it", target.base not in (RSP, RBP))
             return state
         if is_held(levels) and self.is_exposed():
-            lose(levels, self.least, "stores it where others may look")
+            lose(levels, self.least, "stores it where other code may find it")
         return state.storing(offset, levels if target.size == 8 else levels | state.slot(offset))
 
     # --- kinds of instructions ---

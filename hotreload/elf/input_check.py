@@ -45,11 +45,11 @@ _MACHINES: Final = {
 }  # fmt: skip
 # Other files that lie beside objects in a build, recognized by their first bytes.
 _BEGINNINGS: Final = (
-    (b"!<arch>\n", "an archive of objects", "take one out of it: ar x FILE.a NAME.o"),
+    (b"!<arch>\n", "an archive of objects", "extract one of the objects: ar x FILE.a NAME.o"),
     (b"!<thin>\n", "an archive of objects", "name one of the objects: ar t FILE.a lists them"),
     (b"BC\xc0\xde", "LLVM bitcode, without machine code", "compile it without -flto"),
 )
-_WANTED: Final = "an object that gcc made for x86-64 is needed: FILE.o or MODULE.ko"
+_WANTED: Final = "name an object that gcc compiled for x86-64: FILE.o or MODULE.ko"
 _NAME_ONE: Final = "name an object file (.o or .ko)"
 _AGAIN: Final = "compile it again"
 
@@ -81,7 +81,7 @@ def _read_whole(stream: FileIO, size: int, name: str) -> bytes:
     start = stream.read(_HEADER.size)
     check_header(start, size, name)
     if size > _MOST_BYTES:
-        raise InputError(f"{name}: {size >> 20} MB are too many for the object of a unit", hint=_WANTED)
+        raise InputError(f"{name}: {size >> 20} MB is too large for the object of a unit", hint=_WANTED)
     return start + stream.readall()
 
 
@@ -98,7 +98,7 @@ def check_header(start: bytes, size: int, name: str) -> None:
     if not start.startswith(b"\x7fELF"):
         raise InputError(f"{name}: not an object file (no ELF header)", hint=_WANTED)
     if len(start) < _HEADER.size:
-        raise InputError(f"{name}: cut off in its ELF header, after {len(start)} bytes", hint=_AGAIN)
+        raise InputError(f"{name}: truncated in its ELF header, after {len(start)} bytes", hint=_AGAIN)
     identity, kind, machine, *_ = _HEADER.unpack_from(start)
     if identity[5] == 2:
         raise InputError(f"{name}: an object for a big-endian machine, not for x86-64", hint=_WANTED)
@@ -123,7 +123,7 @@ def _check_end(start: bytes, size: int, name: str) -> None:
     # With more than 0xff00 sections, the count here is 0 and the first section header has it (gABI).
     end = table + width * max(count, 1)
     if end > size:
-        raise InputError(f"{name}: cut off: {end} bytes long by its header, {size} in fact", hint=_AGAIN)
+        raise InputError(f"{name}: truncated: its header says {end} bytes, but it has {size}", hint=_AGAIN)
 
 
 def check_sections(headers: Sequence[tuple[int, ...]], names: Iterable[str], size: int, name: str) -> None:
@@ -136,13 +136,13 @@ def check_sections(headers: Sequence[tuple[int, ...]], names: Iterable[str], siz
         _, kind, flags, _, start, length, _, _, align, width = header
         if section.startswith(".gnu.lto_"):
             raise InputError(
-                f"{name}: compiled with -flto: its code is settled when it is linked",
-                hint="compile the unit without -flto, or with -fno-lto behind it",
+                f"{name}: compiled with -flto: its code is generated only when it is linked",
+                hint="compile the unit without -flto, or with -fno-lto after it",
             )
         if not kind:
             continue
         if kind in (SHT_SYMTAB, SHT_RELA) and width != _ROW:
-            raise InputError(f"{name}: damaged: {section} has rows of {width} bytes", hint=_AGAIN)
+            raise InputError(f"{name}: damaged: {section} has entries of {width} bytes", hint=_AGAIN)
         if align & (align - 1) or align > _MOST_ALIGNMENT:
             raise InputError(f"{name}: damaged: {section} is aligned to {align} bytes", hint=_AGAIN)
         if kind == SHT_NOBITS:
@@ -150,11 +150,11 @@ def check_sections(headers: Sequence[tuple[int, ...]], names: Iterable[str], siz
             if zeros > _MOST_BYTES:
                 raise InputError(f"{name}: damaged: {section} has {length} bytes of zeros", hint=_AGAIN)
         elif start + length > size:
-            raise InputError(f"{name}: cut off in section {section}", hint=_AGAIN)
+            raise InputError(f"{name}: truncated in section {section}", hint=_AGAIN)
         else:
             in_file += length
         if flags & SHF_EXECINSTR and flags & (SHF_MERGE | SHF_STRINGS):
-            raise InputError(f"{name}: damaged: {section} is code and strings at once", hint=_AGAIN)
+            raise InputError(f"{name}: damaged: {section} is both code and strings", hint=_AGAIN)
         if flags & SHF_ALLOC and not section:
             raise InputError(f"{name}: damaged: a section of code or data has no name", hint=_AGAIN)
     if in_file > size:
@@ -165,7 +165,9 @@ def no_symbols(headers: Sequence[tuple[int, ...]], name: str) -> InputError:
     """Return the error for an object without a symbol table. Without one, nothing says what its bytes are."""
     if not any(header[2] & SHF_ALLOC and header[5] for header in headers):
         return InputError(f"{name}: an object with neither code nor data", hint=_AGAIN)
-    return InputError(f"{name}: stripped: it has no symbols", hint="take the object before it was stripped")
+    return InputError(
+        f"{name}: stripped: it has no symbols", hint="use the object from before it was stripped"
+    )
 
 
 def check_pair(original: ObjectFile, patched: ObjectFile) -> None:
@@ -178,7 +180,7 @@ def check_pair(original: ObjectFile, patched: ObjectFile) -> None:
     files = set(original.files), set(patched.files)
     if all(files) and files[0].isdisjoint(files[1]):
         ours, theirs = (", ".join(sorted(names)[:3]) for names in files)
-        raise _strangers(original, patched, f"{ours} was compiled to the first, {theirs} to the second")
+        raise _strangers(original, patched, f"the first was compiled from {ours}, the second from {theirs}")
     if _defined(original).isdisjoint(_defined(patched)):
         raise _strangers(original, patched, "they have no function and no variable in common")
 
@@ -195,8 +197,8 @@ def _check_unit(obj: ObjectFile) -> None:
     by_gcc = comment is not None and b"GCC:" in comment.data
     if by_gcc and not obj.files and any(_is_nameless(symbol) for symbol in obj.symbols):
         raise InputError(
-            f"{obj.name}: stripped: the names of its static functions and variables are gone",
-            hint="take the object before it was stripped; strip -g does no harm",
+            f"{obj.name}: stripped: it lacks the names of its static functions and variables",
+            hint="use the object from before it was stripped; strip -g is fine",
         )
 
 

@@ -169,7 +169,7 @@ class _Reader:
                 continue
             if kind == STT_SECTION:
                 if value:
-                    raise DamagedError(f"symbol {index} stands for a section, and has a value")
+                    raise DamagedError(f"symbol {index} is a section symbol, but has a value")
                 if where in self.sections:
                     self.section_of[index] = self.sections[where]
                 elif where in self.debug:
@@ -182,13 +182,13 @@ class _Reader:
                 continue
             section = self.sections.get(where) if in_section else None
             if section is None and in_section and where != SHN_UNDEF:
-                raise DamagedError(f"symbol {index} stands in section {where}, which holds nothing")
+                raise DamagedError(f"symbol {index} is in section {where}, which contains no code or data")
             if section is not None and value + size > section.size:
                 raise DamagedError(f"symbol {index} reaches past the end of {section.name}")
             # An absolute or common symbol has a value, but no stretch that could be compared.
             kind = kind if section is not None or where in (SHN_UNDEF, SHN_LIVEPATCH) else STT_NOTYPE
             if not in_section and where not in (SHN_ABS, SHN_COMMON, SHN_LIVEPATCH):
-                raise DamagedError(f"symbol {index} stands in section {where:#x}, which means nothing")
+                raise DamagedError(f"symbol {index} has the invalid section index {where:#x}")
             symbol = Symbol(_text(names, name_at), kind, binding, section, value, size)
             symbol.index = SHN_UNDEF if in_section else where
             self.by_index[index] = symbol
@@ -228,7 +228,9 @@ class _Reader:
                     self.debug_relocations[header[7]] = index
                     continue
                 if header[7] not in self.sections:
-                    raise DamagedError(f"section {index} relocates section {header[7]}, which holds nothing")
+                    raise DamagedError(
+                        f"section {index} relocates section {header[7]}, which contains no code or data"
+                    )
                 entries = [
                     (offset, kind, symbol, addend)
                     for offset, kind, symbol, addend in self._entries(index)
@@ -247,7 +249,7 @@ class _Reader:
         entries: list[_RawRelocation] = list(_RELA.iter_unpack(self._bytes_of(index)))
         size = self.sections[self.headers[index][7]].size
         if any(entry[0] >= size for entry in entries):
-            raise DamagedError(f"section {index} relocates what lies outside its section")
+            raise DamagedError(f"section {index} has a relocation past the end of its section")
         return entries
 
     # --- peculiarity 4: bytes without a symbol ---
@@ -290,7 +292,7 @@ class _Reader:
                 target, addend = self._at(self.section_of[index], section, offset, kind, addend)
             else:
                 raise DamagedError(
-                    f"a relocation in {section.name} names symbol {index}, which does not exist"
+                    f"a relocation in {section.name} refers to symbol {index}, which does not exist"
                 )
             where = self.section_of[index] if symbol is None else symbol.section
             if section.is_allocated and where is not None and not where.is_allocated:
@@ -458,7 +460,7 @@ class _Reader:
     def _bytes_of(self, index: int) -> bytes:
         _, _, _, _, offset, size, *_ = self.headers[index]
         if offset + size > len(self.image):
-            raise DamagedError(f"section {index} lies outside the file")
+            raise DamagedError(f"section {index} is outside the file")
         return self.image[offset : offset + size]
 
 
@@ -530,5 +532,5 @@ def _is_filling(section: Section, start: int, end: int) -> bool:
 def _text(table: bytes, offset: int) -> str:
     end = table.find(b"\0", offset)
     if end < 0:
-        raise DamagedError("a name lies outside the table of names")
+        raise DamagedError("a name is outside the string table")
     return table[offset:end].decode()

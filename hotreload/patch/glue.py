@@ -117,7 +117,7 @@ async def _build(kernel: KernelTree, place: Path, progress: Progress | None, bas
         except CompileError as error:
             raise KernelUnfitError(
                 f"the patch template does not compile for kernel {kernel.release}: {error.message}",
-                hint=f"build the kernel whole: make -C {kernel.output} all",
+                hint=f"build the whole kernel: make -C {kernel.output} all",
             ) from error
         if base is not None:
             _require_same_headers(built.kernel_files, base)
@@ -137,9 +137,9 @@ def _require_same_headers(headers: Iterable[Path], base: Base) -> None:
         held = recorded.get(os.path.normpath(header))
         if held is not None and sha256(header) != held:
             raise InputError(
-                f"{header} is not what the kernel was built with, and the first patch needs it",
+                f"{header} changed after the kernel was built, and the first patch needs it",
                 code="HR1006",
-                hint="hotreload kernel build (or make); or take the edit back for this first start",
+                hint="run hotreload kernel build (or make); or undo the edit until the first patch is made",
             )
 
 

@@ -62,7 +62,7 @@ def left_behind(
         for p, i in _identified(before)
         if i in known and (p.kind != STT_FUNC or known[i].is_held) and _place(known[i]) not in there
     ]
-    gone = "is not there any more, and somebody may hold its address, and run it as it was"
+    gone = "no longer exists, but something may still hold its address and run the old code"
     obstacles = [
         (identity.module, Obstacle("HR2207", identity.name, f"{identity.name} {gone}", where=identity.source))
         for piece, identity in held
@@ -74,7 +74,7 @@ def left_behind(
     shown = {i for piece, i in _identified(before) if piece.is_held or (i in known and known[i].is_held)}
     obstacles += [(i.module, _another(i)) for i in settlement.moved if i in shown]
     obstacles += [(i.module, _stale(i, "cannot be traced")) for i in settlement.stranded]
-    obstacles += [(i.module, _stale(i, "is declared in another way")) for i in settlement.redeclared]
+    obstacles += [(i.module, _stale(i, "is declared differently")) for i in settlement.redeclared]
     return LeftBehind(tuple(obstacles), variables)
 
 
@@ -85,13 +85,13 @@ def _identified(plan: PatchPlan | None) -> Iterator[tuple[Piece, Identity]]:
 
 
 def _stale(identity: Identity, why: str) -> Obstacle:
-    message = f"{identity.name} {why}, and somebody may hold its address, and run it as it was"
+    message = f"{identity.name} {why}, but something may still hold its address and run the old code"
     return Obstacle("HR2202", identity.name, message, where=identity.source)
 
 
 def _another(identity: Identity) -> Obstacle:
-    what = "has another type or initial value than the reload had that added it"
-    message = f"{identity.name} {what}, and somebody may hold the address of that one"
+    what = "has a different type or initial value than in the reload that added it"
+    message = f"{identity.name} {what}, and something may still hold the address of the old one"
     return Obstacle("HR2103", identity.name, message, where=identity.source)
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import Final
 
-_SLEEPS: Final = "whoever sleeps stands in it"
-_WAITS: Final = "kernel threads wait in it without an end"
+_SLEEPS: Final = "every sleeping task is in it"
+_WAITS: Final = "kernel threads wait in it forever"
 _LOOPS: Final = "it is the main loop of kernel threads, which they never leave"
-_IDLES: Final = "idle processors stand in it"
+_IDLES: Final = "idle processors are in it"
 
 NEVER_LEFT: Final = {
     "schedule": _SLEEPS,

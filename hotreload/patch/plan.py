@@ -191,7 +191,9 @@ class _Planner:
         before = self._original(unit, exit.original, is_replaced=True)
         name = written_name(exit.original)
         if offset is None or place is None or before is None:
-            self._refuse("HR2201", name, f"where the kernel keeps the address of {name} is not known")
+            self._refuse(
+                "HR2201", name, f"hotreload does not know where the kernel keeps the address of {name}"
+            )
             return None
         after = Pointer(PieceRef(self.numbers[exit.patched]), 0)
         return Write(unit.module, place, offset, 8, Pointer(before, 0), after, f"the address of {name}")
@@ -325,7 +327,9 @@ class _Planner:
         """
         target = self._target(unit, None, relocation)
         if isinstance(target, SymbolPosition) and unit.module != VMLINUX:
-            message = f"{place} needs {target.name} of module {target.object} before the kernel can find it"
+            message = (
+                f"{place} needs {target.name} of module {target.object} before the kernel can resolve it"
+            )
             self._refuse("HR2204", target.name, message)
         return self._planned(relocation, target)
 
@@ -362,7 +366,7 @@ class _Planner:
                     return self._original_or_refuse(unit, original)
             return PieceRef(self.numbers[symbol])
         if original is None:
-            self._refuse("HR2208", symbol.name, f"{symbol.name} is referred to, and does not travel")
+            self._refuse("HR2208", symbol.name, f"the patch refers to {symbol.name}, but does not contain it")
             return PieceRef(0)
         return self._original_or_refuse(unit, original)
 
@@ -398,8 +402,8 @@ class _Planner:
         message = f"{symbol.name} is not exported, so no module can refer to it"
         hint = "use an exported function, or define it"
         if unit.module == VMLINUX:
-            message = f"{symbol.name} is nowhere in the guest's kernel, nor in this edit"
-            hint = f"define it in a file that is built already; or {BUILD_KERNEL}"
+            message = f"{symbol.name} is defined neither in the guest's kernel nor in this edit"
+            hint = f"define it in a file that is already built; or {BUILD_KERNEL}"
         self._refuse("HR2209", symbol.name, message, hint)
 
     def _original_or_refuse(self, unit: UnitDiff, original: Symbol) -> PlannedTarget:
@@ -425,12 +429,14 @@ class _Planner:
         return None
 
     def _refuse_other_build(self, unit: UnitDiff, original: Symbol) -> None:
-        message = f"{original.name} of module {unit.module} in the guest is not what its source gives here"
+        message = (
+            f"{original.name} of module {unit.module} in the guest differs from a build of its source here"
+        )
         self._refuse(
             "HR3101",
             original.name,
             message,
-            "end hotreload and start it again: the guest boots what is built",
+            "end hotreload and start it again: the guest then boots what was built",
         )
 
     def _refuse_copies(self, unit: UnitDiff, original: Symbol) -> None:
@@ -442,8 +448,8 @@ class _Planner:
         for holder in sorted(
             unit.running.holders.get(original, frozenset()) - replaced, key=lambda s: s.name
         ):
-            message = f"{holder.name} of the guest may have its own copy of {original.name}, which changed"
-            hint = f"change {holder.name}, too, or build it with the debugging checks off"
+            message = f"{holder.name} in the guest may contain a copy of {original.name}, which changed"
+            hint = f"change {holder.name}, too, or build it without the debugging checks"
             self._refuse("HR2202", original.name, message, hint)
 
     def _refuse_freed(self, unit: UnitDiff, holder: Symbol, target: SymbolPosition) -> None:
@@ -458,8 +464,8 @@ class _Planner:
             else ()
         )
         if target.name not in known and self.symbols.modules[VMLINUX].is_freed(target):
-            message = f"{holder.name} refers to {target.name}, whose memory was given back after boot"
-            self._refuse("HR2201", holder.name, message, "use what is there after boot")
+            message = f"{holder.name} refers to {target.name}, whose memory was freed after boot"
+            self._refuse("HR2201", holder.name, message, "use something that still exists after boot")
 
     def _refuse_weak(self, unit: UnitDiff, original: Symbol, patched: Symbol, code: str) -> None:
         """Refuse a weak symbol if another file may define the function or variable that is in use."""

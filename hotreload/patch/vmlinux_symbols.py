@@ -174,5 +174,5 @@ def _read_tables(vmlinux: Path) -> tuple[bytes, bytes]:
             )  # type: ignore[return-value]
     except (OSError, ValueError, ELFError) as error:
         raise InputError(
-            f"{vmlinux} is no linked kernel: {error}", hint="hotreload kernel build, or make"
+            f"{vmlinux} is not a linked kernel: {error}", hint="run hotreload kernel build, or make"
         ) from error

@@ -88,7 +88,8 @@ def _refuse_texts(writes: Sequence[Write]) -> None:
         Obstacle(
             "HR2103",
             write.name,
-            f"the initial value of {write.name} changed; if it still points at the old string, a guest tells",
+            f"the initial value of {write.name} changed; only a guest shows whether it still"
+            " points at the old string",
         )
         for write in writes
         if isinstance(write.before, Text)
@@ -130,8 +131,8 @@ def _refuse_overlaps(writes: Sequence[Write], live: Mapping[Place, Written]) -> 
         Obstacle(
             "HR2103",
             write.name,
-            f"the initial value of {write.name} changed, beside one that an earlier reload wrote",
-            "take that one back first: hotreload undo",
+            f"the initial value of {write.name} changed, and overlaps a value that an earlier reload wrote",
+            "undo that reload first: hotreload undo",
         )
         for write in writes
         for place in live

@@ -383,7 +383,7 @@ def test_an_undo_that_would_leave_a_timer_with_code_of_no_source_is_refused(
         assert await read() == "hello 1 0\n"
         undo = (sys.executable, "-m", "hotreload", "--guest", str(watch.facts["guest"]), "undo")
         refused = await process.run(undo)
-        assert (refused.status, "HR2207 beat is not there any more" in refused.complaint) == (4, True)
+        assert (refused.status, "HR2207 beat no longer exists" in refused.complaint) == (4, True)
         assert (await watch.next_cycle()).report.outcome is Outcome.REFUSED
         assert await read() == "hello 2 0\n"
         other = await save(main_c=ARMED.replace('"hello', '"hey'))
@@ -561,7 +561,7 @@ def test_what_no_source_has_and_somebody_may_hold_goes_with_its_module(
         assert await read() == "hello 2 4\n"
         undo = (sys.executable, "-m", "hotreload", "--guest", str(watch.facts["guest"]), "undo")
         done = await process.run(undo)
-        assert "HR2207 beat is not there any more" in done.text + done.complaint
+        assert "HR2207 beat no longer exists" in done.text + done.complaint
         undone = (await watch.next_cycle()).report
         assert (undone.outcome, await read()) == (Outcome.UNDONE, "hey 1 2\n"), undone
         assert "loaded anew: pair" in undone.notes

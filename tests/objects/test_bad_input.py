@@ -79,10 +79,10 @@ def with_header(offset: int, layout: str, value: int) -> Callable[[bytes], bytes
 BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "no byte": (lambda _: b"", "an empty file"),
     "text": (lambda _: b"int main(void) { return 0; }\n", "not an object file (no ELF header)"),
-    "a part of the header": (lambda image: image[:40], "cut off in its ELF header, after 40 bytes"),
-    "the header alone": (lambda image: image[:64], "64 in fact"),
-    "the first half": (lambda image: image[: len(image) // 2], "in fact"),
-    "all but the last byte": (lambda image: image[:-1], "long by its header"),
+    "a part of the header": (lambda image: image[:40], "truncated in its ELF header, after 40 bytes"),
+    "the header alone": (lambda image: image[:64], "but it has 64"),
+    "the first half": (lambda image: image[: len(image) // 2], "but it has"),
+    "all but the last byte": (lambda image: image[:-1], "its header says"),
     "another machine": (with_header(18, "<H", 183), "an object for AArch64, not for x86-64"),
     "an unheard-of machine": (with_header(18, "<H", 9999), "an object for machine 9999, not for x86-64"),
     "big-endian": (with_header(5, "<B", 2), "an object for a big-endian machine, not for x86-64"),
@@ -91,7 +91,7 @@ BYTES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "a vmlinux": (with_header(16, "<H", 2), "a linked program, not a relocatable object"),
     "no sections": (with_header(40, "<Q", 0), "an object without sections"),
     "a wrong width": (with_header(58, "<H", 63), "damaged: section headers of 63 bytes"),
-    "a table far away": (with_header(40, "<Q", 1 << 63), "cut off"),
+    "a table far away": (with_header(40, "<Q", 1 << 63), "truncated"),
     "bitcode": (lambda _: b"BC\xc0\xde" + bytes(100), "LLVM bitcode, without machine code"),
     "a thin archive": (lambda _: b"!<thin>\n" + bytes(100), "an archive of objects"),
 }
@@ -172,7 +172,7 @@ def test_objects_of_two_units_are_told_with_both_names(diff: Diff, good: Path, t
     second = compiled("int f(int i) { return i + 1; }", tmp_path / "second", name="second.c")
     said = sentence(diff(good, second))
     assert said.startswith(f"{good} and {second} are objects of two different units")
-    assert "unit.c was compiled to the first, second.c to the second" in said
+    assert "the first was compiled from unit.c, the second from second.c" in said
 
 
 def test_two_files_of_one_name_with_nothing_in_common_are_two_units(
@@ -227,7 +227,7 @@ def test_a_huge_file_is_not_read_to_its_end(diff: Diff, good: Path, tmp_path: Pa
     for file in (zeros, padded):
         os.truncate(file, HUGE)
     assert sentence(diff(zeros, good)).endswith("not an object file (no ELF header)")
-    assert sentence(diff(padded, good)).endswith("20480 MB are too many for the object of a unit")
+    assert sentence(diff(padded, good)).endswith("20480 MB is too large for the object of a unit")
 
 
 def headers_of(image: bytes) -> list[int]:
@@ -240,11 +240,11 @@ def headers_of(image: bytes) -> list[int]:
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        (32, 1 << 63, "cut off in section"),  # sh_size
-        (24, (1 << 63) - 8, "cut off in section"),  # sh_offset
+        (32, 1 << 63, "truncated in section"),  # sh_size
+        (24, (1 << 63) - 8, "truncated in section"),  # sh_offset
         (48, 1 << 63, "is aligned to 9223372036854775808 bytes"),  # sh_addralign
         (48, 3, "is aligned to 3 bytes"),
-        (8, 0x36, "is code and strings at once"),  # sh_flags: SHF_ALLOC, EXECINSTR, MERGE, STRINGS
+        (8, 0x36, "is both code and strings"),  # sh_flags: SHF_ALLOC, EXECINSTR, MERGE, STRINGS
     ],
 )
 def test_a_number_out_of_all_bounds_is_not_believed(
@@ -290,17 +290,17 @@ def onto_each_other(image: bytearray) -> None:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (of_symbol(0, 6, "<H", 0xFFF8), "stands in section 0xfff8, which means nothing"),
-        (of_symbol(0, 6, "<H", 2779), "stands in section 2779, which holds nothing"),
-        (of_symbol(3, 8, "<Q", 2), "stands for a section, and has a value"),
+        (of_symbol(0, 6, "<H", 0xFFF8), "has the invalid section index 0xfff8"),
+        (of_symbol(0, 6, "<H", 2779), "is in section 2779, which contains no code or data"),
+        (of_symbol(3, 8, "<Q", 2), "is a section symbol, but has a value"),
         (of_symbol(2, 16, "<Q", 1 << 63), "reaches past the end of .text.g"),
-        (of_section(".symtab", 56, "<Q", 2), ".symtab has rows of 2 bytes"),
-        (of_section(".rela.text.f", 44, "<I", 0), "relocates section 0, which holds nothing"),
+        (of_section(".symtab", 56, "<Q", 2), ".symtab has entries of 2 bytes"),
+        (of_section(".rela.text.f", 44, "<I", 0), "relocates section 0, which contains no code or data"),
         (
             of_section(".rodata.f.str1.1", 8, "<Q", 0x30),
             ".text.f refers to .rodata.f.str1.1, which is not loaded",
         ),
-        (of_section(".rela.text.f", 0, "<I", 1 << 31), "a name lies outside the table of names"),
+        (of_section(".rela.text.f", 0, "<I", 1 << 31), "a name is outside the string table"),
         (onto_each_other, "two relocations write to .text.f+"),
     ],
 )

@@ -121,7 +121,7 @@ def test_what_some_task_never_leaves_is_refused(tmp_path: Path) -> None:
         planned(tmp_path, {"core.c": source}, "core.c", source.replace("x + 1", "x + 2"))
     (obstacle,) = refused.value.obstacles
     assert (obstacle.code, obstacle.symbol) == ("HR2210", "schedule")
-    assert "whoever sleeps stands in it" in obstacle.message
+    assert "every sleeping task is in it" in obstacle.message
 
 
 WEAK = "__attribute__((weak))"
@@ -176,7 +176,7 @@ def test_a_new_reference_to_what_is_freed_after_boot_is_refused_and_an_old_one_i
     with pytest.raises(NotPatchableError) as refused:
         planned(tmp_path / "new", units, "fn.c", source.replace("return 1;", "return once;"))
     assert [obstacle.code for obstacle in refused.value.obstacles] == ["HR2201"]
-    assert "fn refers to once, whose memory was given back after boot" in refused.value.obstacles[0].message
+    assert "fn refers to once, whose memory was freed after boot" in refused.value.obstacles[0].message
 
 
 def test_a_function_is_found_by_where_it_starts(tmp_path: Path) -> None:
@@ -210,5 +210,5 @@ def test_a_patch_that_needs_what_kallsyms_hides_is_refused(tmp_path: Path) -> No
 
 
 def test_what_is_no_linked_kernel_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no linked kernel"):
+    with pytest.raises(InputError, match="is not a linked kernel"):
         VmlinuxSymbols(compiled("int a;", tmp_path))
