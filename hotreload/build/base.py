@@ -182,7 +182,7 @@ async def record_base(module: Build, made: Mapping[Path, Path] = EVERYTHING_IN_P
             (temporary / MANIFEST).write_text(manifest)
             if _identity(module, made) != final.name:
                 raise SourceMovedError(
-                    f"{module.folder} was built again meanwhile", hint="start again when the build is done"
+                    f"{module.folder} was rebuilt meanwhile", hint="start again when the build is done"
                 )
             temporary.rename(final)
         except OSError:
@@ -237,7 +237,7 @@ def open_base(folder: Path, tree: KernelTree) -> Base:
         data = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"the base of this guest is not in {folder} any more", code="HR1006", hint="restart the guest"
+            f"the base of this guest is no longer in {folder}", code="HR1006", hint="restart the guest"
         ) from error
     os.utime(folder)
     return _from_json(data, folder, tree)
@@ -279,7 +279,7 @@ def _keep(file: Path, digest: str, kept: Path) -> None:
         content = b""
     if hashlib.sha256(content).hexdigest() != digest:
         raise SourceMovedError(
-            f"{file} was saved after the modules were built", hint="start again: the modules are built anew"
+            f"{file} was saved after the modules were built", hint="start again: the modules are then rebuilt"
         )
     new = kept.with_name(f".{digest}-{os.getpid()}")
     new.write_bytes(content)
@@ -477,7 +477,7 @@ def _require_same_inputs(compiled: Path, unit: TranslationUnit, base: Base) -> N
     recorded = {os.path.normpath(file) for file in base.inputs[unit.object]}
     if used != recorded:
         others = ", ".join(sorted(used ^ recorded))
-        raise _unusable(f"the base of {unit.source} does not include what it was built with: {others}")
+        raise _unusable(f"the base of {unit.source} does not include the same files as its build: {others}")
 
 
 def _read(file: Path) -> str:

@@ -130,7 +130,7 @@ def split_command(command: str) -> RecordedCommand:
         raise _refusal("it does not begin with gcc", command)
     for step in steps[1:]:
         if step[0].rpartition("/")[2] != "objtool":
-            raise _refusal(f"it goes on with {step[0]}", command)
+            raise _refusal(f"it continues with {step[0]}", command)
     # Drop ccache and the like: their caches have none of our objects, and flags that are inserted after the
     # first word would be taken for theirs.
     is_wrapped = steps[0][0].rpartition("/")[2] in WRAPPERS
@@ -160,7 +160,7 @@ def split_link(command: str) -> tuple[tuple[str, ...], ...]:
     steps = tuple(step for step in _steps(command) if step != ("true",))
     programs = [step[0].rpartition("/")[2] for step in steps]
     if not steps or not LINKERS.fullmatch(programs[0]) or set(programs[1:]) - {"objtool"}:
-        raise _refusal("it is no link", command)
+        raise _refusal("it is not a link command", command)
     return steps
 
 
@@ -216,7 +216,9 @@ def _steps(command: str) -> tuple[tuple[str, ...], ...]:
 
 def _refusal(why: str, command: str) -> InputError:
     shown = command if len(command) < 200 else f"{command[:120]} ... {command[-70:]}"
-    return InputError(f"recorded build command not understood, {why}: {shown}", hint=UNREADABLE_HINT)
+    return InputError(
+        f"the recorded build command is not understood, because {why}: {shown}", hint=UNREADABLE_HINT
+    )
 
 
 def parse_mod_file(text: str) -> tuple[str, ...]:

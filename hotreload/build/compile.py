@@ -203,7 +203,7 @@ def _require_files(inputs: Iterable[Path]) -> None:
     for file in inputs:
         with contextlib.suppress(OSError):  # the compiler reports missing files
             if kind := SPECIAL.get(stat.S_IFMT(file.stat().st_mode)):
-                others.append(f"{file}: error: is {kind}, and no source any more\n")
+                others.append(f"{file}: error: {kind} instead of a source file\n")
     if others:
         raise CompileError(others[0].strip(), "".join(others))
 

@@ -79,7 +79,7 @@ def _kernels_folder() -> Path:
         raise EnvironmentFault(
             f"kernels cannot be kept in {folder}: make allows no space or colon in a path",
             code="HR5108",
-            hint="name another place with XDG_CACHE_HOME",
+            hint="name another folder with XDG_CACHE_HOME",
         )
     with writing_to(folder):
         folder.mkdir(exist_ok=True)
@@ -147,7 +147,7 @@ async def _packages(flavour: str) -> tuple[Package, tuple[Package, ...]]:
     meta = await _show(f"linux-image-{flavour}")
     named = next((name for name in meta.depends if re.match(r"linux-image-\d", name)), None)
     if named is None:
-        raise _not_found(f"{meta.name} {meta.version} depends on no kernel image")
+        raise _not_found(f"{meta.name} {meta.version} does not depend on a kernel image")
     image = await _image(named)
     release = image.name.removeprefix("linux-image-").removesuffix("-unsigned")
     headers = await _show(f"linux-headers-{release}={image.version}")
@@ -168,7 +168,7 @@ async def _show(package: str) -> Package:
     done = await process.run(["apt-cache", "show", "--no-all-versions", package], timeout=60)
     fields = parse_package(done.text)
     if not done.ok or "Package" not in fields:
-        raise _not_found(f"apt knows no package {package.partition('=')[0]}")
+        raise _not_found(f"apt does not know the package {package.partition('=')[0]}")
     return Package(
         fields["Package"],
         fields["Version"],
@@ -184,16 +184,18 @@ def parse_package(text: str) -> Mapping[str, str]:
 
 
 def _not_found(fact: str) -> EnvironmentFault:
-    return EnvironmentFault(fact, code="HR5109", hint="apt-get update, then again; or name a kernel with -K")
+    return EnvironmentFault(
+        fact, code="HR5109", hint="run apt-get update and try again; or name a kernel with -K"
+    )
 
 
 def _require_programs() -> None:
     for program in ("apt-cache", "apt-get", "dpkg"):
         if shutil.which(program) is None:
             raise EnvironmentFault(
-                f"-K debian needs {program}, which is not here",
+                f"-K debian needs {program}, which is not installed",
                 code="HR5106",
-                hint="on other systems name a kernel tree, an O= folder or a headers folder with -K",
+                hint="on other systems, name a kernel tree, an O= folder or a headers folder with -K",
             )
 
 

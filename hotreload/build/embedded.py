@@ -46,7 +46,7 @@ async def embedded_files(unit: TranslationUnit) -> tuple[Path, ...]:
         )
         done = await process.run(command, cwd=unit.cwd, env=ENVIRONMENT | {"TMPDIR": folder})
         if not done.ok:
-            raise CompileError(f"{unit.source} does not compile any more", done.complaint)
+            raise CompileError(f"{unit.source} no longer compiles", done.complaint)
         files = parse_dependency_file(notes.read_text(errors="surrogateescape")) if notes.is_file() else ()
     paths = (Path(os.path.normpath(os.path.join(unit.cwd, file))) for file in files)
     return tuple(

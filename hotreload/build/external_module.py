@@ -88,9 +88,9 @@ async def build_modules(
         known = module.digests
         _forget(module, late)
     raise InputError(
-        f"the sources in {folder} change while they are compiled: {', '.join(sorted(map(str, late)))}",
+        f"the sources in {folder} changed while they were compiled: {', '.join(sorted(map(str, late)))}",
         code="HR1006",
-        hint="let the files rest for a moment, then start again",
+        hint="wait until no file is being saved, then start again",
     )
 
 
@@ -149,7 +149,7 @@ def _checked_makefiles(folder: Path) -> tuple[Path, ...]:
     try:
         text = main.read_text(errors="replace")
     except OSError as error:
-        raise InputError(f"{main}: {error.strerror}", hint="mend its permissions") from error
+        raise InputError(f"{main}: {error.strerror}", hint="fix its permissions") from error
     if not OBJ_M.search(text) and not INCLUDE.search(text):
         raise _no_module(main)
     return tuple(sorted(_makefiles(folder)))
@@ -227,7 +227,7 @@ def _build_error(tree: KernelTree, folder: Path, stdout: str, stderr: str) -> Co
     first = first_error(stderr)
     hint = None
     if first and "modpost" in first:
-        hint = f"kernel {tree.release} does not have what the module needs; another one is named with -K"
+        hint = f"kernel {tree.release} does not have what the module needs; name another one with -K"
     if first and "error:" in first.lower():
         return CompileError(first, without_make(stderr), hint=hint)
     # The compiler did not fail, so what make said is part of the message.

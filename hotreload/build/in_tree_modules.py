@@ -90,7 +90,7 @@ async def _built(base: GuestBase, names: Collection[str], into: Path) -> Base:
     for file, digest in digests.items():
         is_late = file not in before and changed_ns(file) > started - TICK_NS
         if is_late or digest != before.get(file, digest):
-            raise SourceMovedError(f"{file} was saved while it was compiled", hint="save once more")
+            raise SourceMovedError(f"{file} was saved while it was compiled", hint="save it again")
 
     places = [_place(built.name, tree, into) for built in modules]
     for place in places:
@@ -157,8 +157,8 @@ def _place(name: str, tree: KernelTree, into: Path) -> _Place:
             new.parent.mkdir(parents=True, exist_ok=True)
             return _Place(name, ko.with_suffix(""), new)
     raise InputError(
-        f"{tree.output / 'modules.order'} does not name {name} any more",
-        hint="hotreload kernel build, or make",
+        f"{tree.output / 'modules.order'} no longer names {name}",
+        hint="run hotreload kernel build, or make",
     )
 
 
@@ -170,7 +170,7 @@ async def _link_objects(place: _Place, tree: KernelTree, objects: Mapping[Path, 
     if {target for target in targets if read_notes(target)} - objects.keys():
         raise InputError(
             f"{place.spelled('.mod', tree)} names other objects than when the guest booted",
-            hint="hotreload kernel build, or make",
+            hint="run hotreload kernel build, or make",
         )
     members = [str(objects.get(target, target)) for target in targets]
     linked = Path(f"{place.new}.o")
@@ -210,7 +210,9 @@ def _command(target: Path) -> str:
     try:
         return parse_cmd_file(file.read_text(errors="surrogateescape")).command
     except FileNotFoundError as error:
-        raise InputError(f"kbuild has left no {file}", hint="hotreload kernel build, or make") from error
+        raise InputError(
+            f"kbuild did not write {file}", hint="run hotreload kernel build, or make"
+        ) from error
 
 
 async def _run_all(

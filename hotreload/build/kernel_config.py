@@ -60,7 +60,7 @@ def config_file(name: str) -> Path:
         if file.is_file():
             return file.resolve()
     raise InputError(
-        f"there is no kernel configuration {name}", hint=f"--config names {', '.join(NAMED)}, or a file"
+        f"there is no kernel configuration {name}", hint=f"--config takes {', '.join(NAMED)}, or a file"
     )
 
 
@@ -69,7 +69,7 @@ def read_text(file: Path) -> str:
     try:
         return file.read_text(errors="replace")
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}", hint="mend its permissions") from error
+        raise InputError(f"{file} cannot be read: {error.strerror}", hint="fix its permissions") from error
 
 
 def configuration(file: Path) -> str:
@@ -146,5 +146,6 @@ def check_taken(config: str, wanted: Iterable[Setting], where: Path) -> None:
         told = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
         raise KernelUnfitError(
             f"the configuration of {where} does not allow {told}",
-            hint="make menuconfig, then / and the name, shows what each depends on; or --config minimal",
+            hint="search for each with / in make menuconfig to see what it depends on;"
+            " or use --config minimal",
         )

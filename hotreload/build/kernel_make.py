@@ -110,7 +110,7 @@ def find_source(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
     output = (output or folder).resolve()
     if not all((source / name).is_file() for name in ("Kconfig", "Makefile", "init/main.c")):
         raise InputError(
-            f"{folder} holds no kernel sources",
+            f"{folder} does not contain kernel sources",
             hint="go to a kernel tree (apt-get install linux-source has one), or name its folder",
         )
     for path in (source, output):
@@ -121,8 +121,8 @@ def find_source(folder: Path, output: Path | None = None) -> tuple[Path, Path]:
             )
     if output != source and (source / ".config").is_file():
         raise InputError(
-            f"{source} was built in place, and kbuild builds nowhere else then",
-            hint=f"leave -O away; or make -C {source} mrproper, which deletes what was built, and .config",
+            f"{source} was built in place, so kbuild cannot build it in another folder",
+            hint=f"leave out -O; or run make -C {source} mrproper, which deletes what was built, and .config",
         )
     return source, output
 
@@ -249,7 +249,7 @@ def diagnostics(said: str) -> str:
 def _require_programs(options: Mapping[str, str]) -> None:
     if missing := list(missing_packages(options)):
         raise EnvironmentFault(
-            f"to build a kernel needs {', '.join(missing)}", hint=f"apt-get install {' '.join(missing)}"
+            f"building a kernel needs {', '.join(missing)}", hint=f"apt-get install {' '.join(missing)}"
         )
 
 

@@ -70,7 +70,7 @@ def require_objects_as_run(tree: KernelTree) -> None:
     """
     if tree.option("X86_KERNEL_IBT") == "y":
         raise KernelUnfitError(
-            "X86_KERNEL_IBT is set: objtool then finishes vmlinux as a whole, and no patch of it",
+            "X86_KERNEL_IBT is set, so objtool processes only the linked vmlinux, not the objects of a patch",
             hint="scripts/config --disable X86_KERNEL_IBT; make olddefconfig all",
         )
 
@@ -80,7 +80,7 @@ def require_same_kernel(base: AnyBase) -> None:
     booted = next((built.ko for built in base.modules if built.name == VMLINUX), None)
     if booted is not None and read_build_id(booted) != _build_id(base.tree):
         raise InputError(
-            f"{base.tree.output / VMLINUX} is another one than the guest booted",
+            f"{base.tree.output / VMLINUX} is not the one that the guest booted",
             hint="hotreload guest restart boots it; so does --max-rung reboot",
         )
 
@@ -99,11 +99,11 @@ def require_fresh(build: Build) -> None:
         files = [build.inputs.files[number] for number in sorted(stale)]
         raise _not_the_base(f"edited since the kernel was built: {_told(files, build.folder)}")
     if late := [ko for ko, made in linked.items() if made > saved_ns(ko)]:
-        raise _not_the_base(f"not linked since its objects were made: {_told(late, build.tree.output)}")
+        raise _not_the_base(f"not linked since its objects were compiled: {_told(late, build.tree.output)}")
 
 
 def _not_the_base(fact: str) -> InputError:
-    hint = "hotreload kernel build (or make) makes the kernel of what the sources are now"
+    hint = "run hotreload kernel build (or make), which builds the kernel from the current sources"
     return InputError(fact, code="HR1006", hint=hint)
 
 
@@ -127,7 +127,7 @@ def _record(tree: KernelTree) -> Path:
 
 def _build_id(tree: KernelTree) -> str:
     vmlinux = tree.output / VMLINUX
-    hint = "hotreload kernel build, or make"
+    hint = "run hotreload kernel build, or make"
     try:
         found = read_build_id(vmlinux)
     except OSError as error:

@@ -84,7 +84,7 @@ class _Reader:
                 raise InputError(
                     f"CONFIG_{option} was changed after {name} was built",
                     code="HR1006",
-                    hint="hotreload kernel build (or make) builds the kernel with the configuration of now",
+                    hint="run hotreload kernel build (or make), which uses the current configuration",
                 )
 
     def modules(self) -> Iterator[BuiltModule]:
@@ -123,7 +123,7 @@ def _linked_into_vmlinux(tree: KernelTree) -> list[Path]:
     except OSError as error:
         raise InputError(
             f"the kernel in {tree.output} is not built: it has no vmlinux.a",
-            hint="hotreload kernel build, or make",
+            hint="run hotreload kernel build, or make",
         ) from error
     return [Path(os.path.normpath(tree.output / name)) for name in dict.fromkeys(names)]
 
@@ -135,7 +135,7 @@ def thin_archive_members(archive: bytes) -> list[str]:
     not a thin archive.
     """
     if not archive.startswith(b"!<thin>\n"):
-        raise InputError("vmlinux.a is no thin archive", hint="only kernels from v6.1 on are understood")
+        raise InputError("vmlinux.a is not a thin archive", hint="use a kernel from v6.1 on")
     place, names, found = 8, b"", []
     while place + 60 <= len(archive):
         name, size = archive[place : place + 16].rstrip(), int(archive[place + 48 : place + 58])

@@ -131,13 +131,13 @@ def watched_kernel(folder: Path, where: str | None) -> tuple[Path, str] | None:
     if folder == root:
         raise InputError(
             f"the kernel in {root} is not built" + (f", and {where} is not built from it" if where else ""),
-            hint="hotreload kernel build; or name the folder it was built in: -K DIR",
+            hint="run hotreload kernel build; or name the folder it was built in: -K DIR",
         )
     return None
 
 
 def _require_kernel_folder(output: Path, where: str) -> None:
-    choice = "-K names a kernel tree, an O= folder, a headers folder, or debian"
+    choice = "-K takes a kernel tree, an O= folder, a headers folder, or debian"
     if not output.is_dir():
         raise InputError(f"{where} is not a folder", hint=choice)
     if not (output / "Makefile").is_file():
@@ -251,10 +251,10 @@ class Need:
 NEEDS = (
     Need(("X86_64",), "only x86-64 kernels can be patched so far"),
     Need(("MODULES",), "a patch is a module"),
-    Need(("MODULE_UNLOAD",), "replaced patches and reloaded modules are removed"),
-    Need(("LIVEPATCH",), "it is what switches the guest to the new code"),
+    Need(("MODULE_UNLOAD",), "it removes replaced patches and reloaded modules"),
+    Need(("LIVEPATCH",), "it switches the guest to the new code"),
     # klp_find_object_symbol() goes through kallsyms, which has data symbols only with _ALL.
-    Need(("KALLSYMS_ALL",), "new code finds the kernel's private data by it"),
+    Need(("KALLSYMS_ALL",), "new code needs it to find the kernel's private data"),
     Need(("FUNCTION_TRACER",), "functions are redirected at their ftrace call"),
     Need(("DYNAMIC_FTRACE",), "functions are redirected at their ftrace call"),
     # Linux commit 2860cd8a2353 ("livepatch: Use the default ftrace_ops instead of REGS when ARGS is
@@ -263,7 +263,7 @@ NEEDS = (
         ("DYNAMIC_FTRACE_WITH_REGS", "DYNAMIC_FTRACE_WITH_ARGS"),
         "the redirection changes the instruction pointer",
     ),
-    Need(("CC_IS_CLANG",), "objects of clang are not understood", forbidden=True),
+    Need(("CC_IS_CLANG",), "objects of clang are not supported", forbidden=True),
     # RANDSTRUCT_FULL and _PERFORMANCE select it (GCC_PLUGIN_RANDSTRUCT up to v5.18). The type information in
     # an object has the source order, so layouts could not be compared.
     Need(
@@ -273,20 +273,20 @@ NEEDS = (
     ),
     Need(
         ("GCC_PLUGIN_LATENT_ENTROPY",),
-        "it puts other random numbers into each compile, so nothing compares equal",
+        "it puts different random numbers into each object, so no two are equal",
         forbidden=True,
     ),
     # Linux commit e8639b7ef0f8 ("modules: Allow extended modversions without basic MODVERSIONS") (in v6.14):
     # both can be off. Then modpost writes no checksums, but the loader insists on them.
     Need(
         ("BASIC_MODVERSIONS", "EXTENDED_MODVERSIONS"),
-        "with MODVERSIONS a module without checksums is refused",
+        "with MODVERSIONS, modules without checksums are refused",
         where_offered=True,
     ),
-    Need(("MODULE_SIG_FORCE",), "our modules are not signed", forbidden=True, code="HR3105"),
+    Need(("MODULE_SIG_FORCE",), "hotreload's modules are not signed", forbidden=True, code="HR3105"),
     Need(
         ("LOCK_DOWN_KERNEL_FORCE_INTEGRITY", "LOCK_DOWN_KERNEL_FORCE_CONFIDENTIALITY"),
-        "lockdown loads signed modules only",
+        "lockdown allows only signed modules",
         forbidden=True,
         code="HR3105",
     ),
@@ -309,7 +309,7 @@ def check_fit(kernel: KernelTree) -> None:
     settings = (setting for need in unmet for setting in need.settings)
     hint = f"scripts/config {' '.join(settings)}; make olddefconfig all"
     if not (kernel.source / "init" / "main.c").is_file():
-        hint = "these are headers of a kernel that is built already; use another one: -K debian"
+        hint = "these are headers of a kernel that is already built; use another kernel: -K debian"
     raise KernelUnfitError(
         f"kernel {kernel.release} cannot be live patched: " + "; ".join(need.told for need in unmet),
         code=min(need.code for need in unmet),
@@ -342,7 +342,7 @@ async def kernel_compiler(kernel: KernelTree) -> KernelCompiler:
     # with each other, but not with what the guest runs. That only deserves a note, because verify compares
     # the code.
     differs = version != recorded
-    note = f"kernel {kernel.release} was built by {recorded}; here is {version}" if differs else None
+    note = f"kernel {kernel.release} was built by {recorded}; this machine has {version}" if differs else None
     return KernelCompiler(program, version, recorded, note)
 
 

@@ -99,7 +99,7 @@ class _Sources:
                         return root, strip
         missing = self._misfits(files, self.folder, int(prefixed), new_folders=True)[0]
         raise PatchUnfitError(
-            f"{patch} is about {missing.name}, which is not in {self.folder}", hint=OTHER_SOURCES
+            f"{patch} changes {missing.name}, which is not in {self.folder}", hint=OTHER_SOURCES
         )
 
     def _misfits(
@@ -139,20 +139,20 @@ class _Sources:
     def _check_place(self, patch: Path, path: Path | None) -> None:
         if path and not Path(os.path.realpath(path)).is_relative_to(self.folder):
             raise PatchUnfitError(
-                f"{patch} is also about {path}, which is outside of {self.folder}",
-                hint="take a patch of the module's own files: git diff -- FOLDER, or filterdiff -i",
+                f"{patch} also changes {path}, which is outside {self.folder}",
+                hint="make a patch of the module's own files only: git diff -- FOLDER, or filterdiff -i",
             )
 
     # --- the change ---
 
     async def _change(self, patch: Path, file: FilePatch, old: Path | None, new: Path | None) -> None:
         if new and new != old and self.text(new) is not None:
-            self._refuse(patch, f"makes {file.name}, which is there", "it may have been applied already")
+            self._refuse(patch, f"creates {file.name}, which already exists", "it may already be applied")
         if file.blind:
             self._refuse(
                 patch,
-                f"adds lines to {file.name} (line {file.blind}) without showing what is around them",
-                "make it with three lines around each change, as git diff and diff -u do",
+                f"adds lines to {file.name} (line {file.blind}) without showing the lines around them",
+                "make it with three context lines, as git diff and diff -u do",
             )
         text = self.text(old) if old else b""
         assert text is not None, "it fits"
@@ -163,7 +163,9 @@ class _Sources:
         if new:
             self.put(new, text)
         elif text:
-            self._refuse(patch, f"deletes {file.name}, which says more than the patch shows", OTHER_SOURCES)
+            self._refuse(
+                patch, f"deletes {file.name}, which contains more than the patch shows", OTHER_SOURCES
+            )
 
     async def _applied(self, patch: Path, file: FilePatch, text: bytes) -> bytes:
         with tempfile.TemporaryDirectory(prefix="hotreload-") as name:
@@ -182,15 +184,15 @@ class _Sources:
 
     def _tell_failure(self, patch: Path, file: FilePatch, said: str) -> NoReturn:
         if "previously applied" in said:
-            fact = f"is in {file.name} already, or the wrong way round"
-            self._refuse(patch, fact, "leave it out, or turn it round: interdiff FILE /dev/null, git diff -R")
+            fact = f"is already in {file.name}, or is reversed"
+            self._refuse(patch, fact, "leave it out, or reverse it: interdiff FILE /dev/null, git diff -R")
         failed = _FAILED.search(said)
         if failed is None:
             last = said.strip().rpartition("\n")[2]
             self._refuse(patch, f"cannot be applied to {file.name}: {last}", OTHER_SOURCES)
         if failed[3]:
             fact = f"and {file.name} have different line endings"
-            self._refuse(patch, fact, "unify them: dos2unix, or unix2dos")
+            self._refuse(patch, fact, "convert one of them: dos2unix, or unix2dos")
         fact = f"does not fit {file.name}: change {failed[1]}, at line {failed[2]}, finds other lines there"
         self._refuse(patch, fact, OTHER_SOURCES)
 
@@ -212,7 +214,7 @@ def _check_names(patch: Path, file: FilePatch) -> None:
         if parts[0] == "" or ".." in parts or re.search(r"[\x00-\x1f]", name):
             raise PatchUnfitError(
                 f"{patch} names {name!r}: only files below the module's folder are patched",
-                hint="make it with names that count from there, as git diff does",
+                hint="make it with names relative to that folder, as git diff does",
             )
 
 

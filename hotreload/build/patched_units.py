@@ -125,7 +125,7 @@ class _Compiler:
             file = os.path.join(unit.cwd, spelled)
             if Path(os.path.realpath(file)) in self.texts:
                 raise InputError(
-                    f"{unit.source.name} reaches {file} by a link that leads around the patch",
+                    f"{unit.source.name} reaches {file} through a symlink that bypasses the patch",
                     code="HR1006",
                     hint="apply the patch, and use hotreload watch",
                 )

@@ -58,7 +58,7 @@ def parse_patch(content: bytes, name: str) -> tuple[FilePatch, ...]:
     files = tuple(_Parser(content.splitlines(keepends=True), name).files())
     if not files and content.strip():
         raise PatchUnfitError(
-            f"{name} is not a patch: there is no line like '--- a/file.c' with a hunk behind",
+            f"{name} is not a patch: there is no line like '--- a/file.c' with a hunk after it",
             hint="make one with git diff, or diff -u OLD NEW",
         )
     return files
@@ -89,7 +89,7 @@ class _Parser:
             elif line.startswith(b"*** ") and self._line(1).startswith(b"--- "):
                 self._refuse("a context diff", "make it with diff -u")
             elif _HUNK.match(line):
-                self._refuse("a hunk without the name of its file")
+                self._refuse("a hunk without a file name")
             self.at += 1
         yield from _renamed(moved)
 
@@ -134,7 +134,7 @@ class _Parser:
             # A mailer may have removed the blank of an empty context line.
             kind = line[:1] if line.strip(b"\r\n") else b" "
             if not line or kind not in b" -+\\":
-                self._refuse("a hunk that is cut off")
+                self._refuse("a truncated hunk")
             before -= kind in b" -"
             after -= kind in b" +"
             if before < 0 or after < 0:
@@ -143,7 +143,7 @@ class _Parser:
         while self._line(0).startswith(b"\\"):
             self.at += 1
 
-    def _refuse(self, what: str, hint: str = "make it anew with git diff, or diff -u OLD NEW") -> NoReturn:
+    def _refuse(self, what: str, hint: str = "make it again with git diff, or diff -u OLD NEW") -> NoReturn:
         raise PatchUnfitError(f"{self.patch}, line {self.at + 1}: {what}", hint=hint)
 
 

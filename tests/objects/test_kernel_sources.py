@@ -100,7 +100,7 @@ def test_a_kernel_with_an_edit_that_was_not_built_has_no_base(kernel: Miniature)
 
 def test_objects_that_were_not_linked_have_no_base(kernel: Miniature) -> None:
     os.utime(kernel.output / "kernel/two.o")
-    with pytest.raises(InputError, match="not linked since its objects were made: vmlinux"):
+    with pytest.raises(InputError, match="not linked since its objects were compiled: vmlinux"):
         asyncio.run(kernel_base(kernel.tree))
 
 

@@ -289,7 +289,7 @@ def test_a_link_that_leads_around_the_patch_is_noticed(build: Build, folder: Pat
     text = patch(main_c=("<pair.h>", "<deep/unused.h>\n#include <pair.h>"), inc__unused_h=("5", "6"))
     status, answer, _ = build(text)
     assert (status, answer["code"]) == (2, "HR1006")
-    assert "deep/unused.h by a link that leads around the patch" in answer["message"]
+    assert "deep/unused.h through a symlink that bypasses the patch" in answer["message"]
 
 
 @pytest.mark.parametrize(

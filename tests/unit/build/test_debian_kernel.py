@@ -47,7 +47,9 @@ def test_packages_that_apt_does_not_know_are_told_with_what_to_do(
 ) -> None:
     program(tmp_path / "bin", "apt-cache", "echo 'N: No packages found' >&2; exit 100")
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
-    with pytest.raises(EnvironmentFault, match="apt knows no package linux-image-cloud-amd64") as fault:
+    with pytest.raises(
+        EnvironmentFault, match="apt does not know the package linux-image-cloud-amd64"
+    ) as fault:
         asyncio.run(fetch_debian_kernel())
     assert fault.value.code == "HR5109"
     assert "apt-get update" in (fault.value.hint or "")

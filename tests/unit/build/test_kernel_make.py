@@ -34,7 +34,7 @@ def test_an_output_folder_is_built_again_from_its_sources(tmp_path: Path) -> Non
 
 
 def test_a_folder_without_sources_is_no_place_to_build(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=re.escape(f"{tmp_path} holds no kernel sources")) as raised:
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path} does not contain kernel sources")) as raised:
         find_source(tmp_path)
     assert "apt-get install linux-source" in (raised.value.hint or "")
 

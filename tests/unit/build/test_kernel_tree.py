@@ -152,7 +152,7 @@ def test_headers_cannot_be_configured_so_another_kernel_is_the_way_out(tmp_path:
         check_fit(kernel)
     assert (
         refused.value.hint
-        == "these are headers of a kernel that is built already; use another one: -K debian"
+        == "these are headers of a kernel that is already built; use another kernel: -K debian"
     )
 
 
@@ -163,7 +163,7 @@ def test_either_kind_of_ftrace_registers_is_enough(tmp_path: Path) -> None:
 
 def test_a_kernel_that_wants_signed_modules_only_has_its_own_code(tmp_path: Path) -> None:
     kernel = find_kernel(str(built_tree(tmp_path, FIT | {"MODULE_SIG_FORCE": "y"})))
-    with pytest.raises(KernelUnfitError, match="our modules are not signed") as refused:
+    with pytest.raises(KernelUnfitError, match="hotreload's modules are not signed") as refused:
         check_fit(kernel)
     assert refused.value.code == "HR3105"
 

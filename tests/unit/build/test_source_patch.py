@@ -85,10 +85,10 @@ def test_an_empty_patch_has_no_files(text: str) -> None:
     ("text", "fact"),
     [
         ("int x;\n", "fix.patch is not a patch"),
-        ("--- a/m.c\n+++ b/m.c\n@@ -1,3 +1,3 @@\n one\n", "line 5: a hunk that is cut off"),
-        ("--- a/m.c\n+++ b/m.c\n@@ -1 +1 @@\n-one\nprose\n", "line 5: a hunk that is cut off"),
+        ("--- a/m.c\n+++ b/m.c\n@@ -1,3 +1,3 @@\n one\n", "line 5: a truncated hunk"),
+        ("--- a/m.c\n+++ b/m.c\n@@ -1 +1 @@\n-one\nprose\n", "line 5: a truncated hunk"),
         ("--- a/m.c\n+++ b/m.c\nprose\n", "a file without a hunk"),
-        (HUNK, "line 1: a hunk without the name of its file"),
+        (HUNK, "line 1: a hunk without a file name"),
         ("*** a/m.c\n--- b/m.c\n***************\n", "line 1: a context diff"),
         ("diff --git a/x b/x\nGIT binary patch\nliteral 3\n", "line 2: a binary difference"),
         ("Binary files a/x.o and b/x.o differ\n", "line 1: a binary difference"),

@@ -260,4 +260,4 @@ def test_a_reader_that_goes_away_is_no_error_to_speak_of() -> None:
 def test_a_kernel_is_built_of_sources_only(run: Run, tmp_path: Path) -> None:
     status, out, err = run("kernel", "build")
     assert (status, out) == (2, "")
-    assert f"error[HR1009]: {tmp_path} holds no kernel sources" in err
+    assert f"error[HR1009]: {tmp_path} does not contain kernel sources" in err
