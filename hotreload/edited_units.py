@@ -20,7 +20,9 @@ from hotreload.diff.obstacles import BUILD_KERNEL, BUILD_MODULE, NotPatchableErr
 
 SOURCE_SUFFIXES = frozenset((".c", ".h", ".S", ".inc"))
 STRAY = "HR1002"
-MANY_UNITS = "hotreload push --max-units N compiles them all; or build the kernel, and start hotreload again"
+MANY_UNITS = (
+    "run hotreload push --max-units N to compile them all; or build the kernel, and start hotreload again"
+)
 
 
 class EditedUnits:
@@ -188,7 +190,7 @@ class EditedUnits:
 
     @staticmethod
     def _recipe_changed(names: str) -> NotPatchableError:
-        message = f"{names} changed: what is built, and how, is settled when the guest boots"
+        message = f"{names} changed: a live patch cannot change what is built, or how"
         return NotPatchableError([Obstacle("HR1004", names, message, BUILD_MODULE)])
 
     def require_carried(self) -> None:
@@ -200,7 +202,8 @@ class EditedUnits:
                 Obstacle(
                     "HR2206",
                     file.name,
-                    f"{file.name} changed: it is in {', '.join(sorted(changed[file]))} as it is, not of C",
+                    f"{file.name} changed: it is in {', '.join(sorted(changed[file]))},"
+                    " but not compiled from C",
                     BUILD_MODULE,
                 )
                 for file in sorted(new)
@@ -292,14 +295,14 @@ class EditedUnits:
         hint = "add it to the module's Makefile, or include it"
         if self._base.is_kernel:
             # The vdso, the boot code and the build tools are built, but not linked into the kernel.
-            message = f"{names}: no unit of vmlinux or of a module was made of it"
+            message = f"{names}: no unit of vmlinux or of a module was compiled from it"
             hint = f"if it is new, or goes into the image in another way: {BUILD_KERNEL}"
         return Obstacle(STRAY, names, message, hint)
 
     def _too_many(self, objects: Collection[Path]) -> Obstacle:
         files = sorted(file.name for file in self.differing)
         names = f"{', '.join(files[:3])}{' and others' if len(files) > 3 else ''}"
-        message = f"{names}: {len(objects)} units would have to be compiled, the bound is {self.max_units}"
+        message = f"{names}: {len(objects)} units would have to be compiled, the limit is {self.max_units}"
         return Obstacle("HR1005", names, message, MANY_UNITS)
 
 

@@ -177,7 +177,7 @@ class Edits:
         if commands:
             names = ", ".join(sorted(file.name for file in others)) or "something"
             made = ", ".join(target.name for target in commands)
-            message = f"{names} changed, and make does not make {made} by the same command any more"
+            message = f"{names} changed, and make no longer uses the same command for {made}"
             raise NotPatchableError([Obstacle("HR1004", names, message, BUILD_MODULE)])
 
     def _beside(self, units: list[TranslationUnit]) -> list[TranslationUnit]:
@@ -283,7 +283,7 @@ class Edits:
         # The kernel would also patch the module of the tree, if somebody loaded that instead.
         if plan is not None and (found := sorted(plan.changed_objects & beside)):
             raise NotPatchableError(
-                Obstacle("HR2305", name, f"{name} was loaded anew, and the tree has that of before")
+                Obstacle("HR2305", name, f"{name} was reloaded, and the tree has another version of it")
                 for name in found
             )
         return plan
@@ -301,7 +301,7 @@ class Edits:
                 was = before[key].prototypes if key in before else other.original_prototypes
                 for name in sorted(needs & was.keys() & other.prototypes.keys()):
                     if was[name] != other.prototypes[name] and other.pair.unit.module == unit.module:
-                        message = f"{unit.source.name} calls {name} with the prototype of before"
+                        message = f"{unit.source.name} calls {name} with the old prototype"
                         raise NotPatchableError([Obstacle("HR2205", name, message, where=str(unit.source))])
 
     async def require_running(self, compared: Mapping[Path, Compared]) -> None:

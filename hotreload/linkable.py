@@ -54,7 +54,7 @@ def unlinkable(
             # If the guest has the name, and no edited unit defined it, an unedited unit still defines it.
             for name in sorted(now[key].defines - before[key].defines):
                 if name in others or (name not in _defined(before) and has_global(module.name, name)):
-                    message = f"{name} is defined in another unit of {module.name}, too"
+                    message = f"{name} is also defined in another unit of {module.name}"
                     yield Obstacle("HR2208", name, message, where=str(one.pair.unit.source))
 
 
@@ -76,7 +76,10 @@ def _weak_now(
     for key, each in units.items():
         for name in sorted(each.weak & gone):
             where = known[key].source
-            message = f"{name} is now what {where.name} has as a weak one, and the guest was linked otherwise"
+            message = (
+                f"{name} is now the weak definition in {where.name},"
+                " but the guest was linked with another one"
+            )
             yield Obstacle("HR2208", name, message, where=str(where))
 
 

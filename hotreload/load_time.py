@@ -21,11 +21,11 @@ from hotreload.elf.readers import forgets
 
 WAIT = "wait"
 EXIT_FIRST = (
-    "save the exit code alone, so that it goes live, and then the rest; or hotreload guest restart;"
-    " or --max-rung restore"
+    "save the exit code alone, so that it goes live, and then the rest; or run hotreload guest restart;"
+    " or use --max-rung restore"
 )
 HINT = (
-    "the module has to be loaded anew, and loses its state: hotreload watch --max-rung module does that;"
+    "reload the module, which loses its state: hotreload watch --max-rung module does that;"
     ' or let it wait for the next load: init_changes = "wait"'
 )
 
@@ -63,7 +63,7 @@ def waiting(compared: Mapping[Path, Compared], init_changes: str) -> Iterator[st
                 names[module].append(written_name(each.diff.exit.original))
     for module, waits in names.items():
         if waits:
-            what = "a boot of the kernel, built anew" if module == VMLINUX else f"the next load of {module}"
+            what = "a boot of the rebuilt kernel" if module == VMLINUX else f"the next load of {module}"
             yield f"HR2201 waits for {what}: {', '.join(dict.fromkeys(waits))}"
 
 
@@ -85,8 +85,8 @@ def refuse_unstopped(
         ]
         if exits and any(_starts_something(each) for each in live.values() if each.pair.unit.module == name):
             message = (
-                f"{', '.join(exits)} is to end what live code of {name} may have started, and cannot go live"
-                " with this edit: the exit code of before would run"
+                f"{', '.join(exits)} must stop what live code of {name} may have started, but cannot go live"
+                " with this edit: the old exit code would run"
             )
             raise NotPatchableError([Obstacle("HR2201", exits[0], message, EXIT_FIRST)])
 

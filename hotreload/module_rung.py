@@ -35,7 +35,7 @@ from hotreload.vm.kernel_modules import canonical
 
 RECIPE_CHANGED = "HR1004"
 KSYMTAB = "__ksymtab_"
-NEW_MODULE = "end hotreload and start it again: the guest boots with the modules that there are now"
+NEW_MODULE = "end hotreload and start it again: the guest then boots with the current modules"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class ModuleRung:
             )
         found = frozenset(map(canonical, names))
         if unknown := sorted(found - known):
-            there = f"there are {', '.join(sorted(known))}" if not base.is_kernel else "lsmod names them"
+            there = "lsmod lists them" if base.is_kernel else f"the modules are {', '.join(sorted(known))}"
             raise InputError(f"no module {', '.join(unknown)} was built here", hint=there)
         return found or frozenset(known)
 
@@ -140,7 +140,7 @@ class ModuleRung:
             # If the kernel was rebuilt while its guest runs, modules may have other layouts from then on.
             await require_layouts(guest, base, build.kernel_files, RESTART)
         except KernelUnfitError as error:
-            hint = f"the module cannot be loaded anew: {error}; {error.hint}"
+            hint = f"the module cannot be reloaded: {error}; {error.hint}"
             raise _with_hint(refusal, hint) from error
         if {each.name for each in built.modules} != {each.name for each in base.modules}:
             raise _with_hint(refusal, NEW_MODULE)

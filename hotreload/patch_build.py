@@ -43,7 +43,7 @@ Progress = Callable[[str], None]
 # MODULE_NAME_LEN of include/linux/moduleparam.h is 64 - sizeof(unsigned long), which includes the NUL.
 LONGEST_NAME = 55
 RECIPE = re.compile(rf"{MAKEFILE_NAME.pattern}|Kconfig(?:\..+)?")
-BUILD_BY_HAND = "apply the patch, build the module and load it anew"
+BUILD_BY_HAND = "apply the patch, build the module and reload it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +167,8 @@ async def _base(order: Order, cycle: Cycle, progress: Progress) -> tuple[Build, 
             return base.build, base
         return await build_base(order.kernel, order.folder, progress)
     except CompileError as error:
-        message = f"without the patch, too: {error.message}"
-        hint = error.hint or "mend the sources first"
+        message = f"does not compile even without the patch: {error.message}"
+        hint = error.hint or "fix the sources first"
         raise CompileError(message, error.diagnostics, hint=hint) from error
 
 
@@ -180,7 +180,7 @@ def refuse_recipes(sources: PatchedSources) -> None:
             Obstacle(
                 "HR1004",
                 Path(file).name,
-                f"the patch changes {Path(file).name}: what is built, and how, would not be the same",
+                f"the patch changes {Path(file).name}: a live patch cannot change what is built, or how",
                 BUILD_BY_HAND,
                 file,
             )
@@ -256,7 +256,7 @@ def _not_built(strays: Sequence[Path], sources: PatchedSources) -> Iterator[Obst
     for file in filter(_is_source, strays):
         new = sources.before[file] is None
         fact = "new, and no unit is built from it" if new else "not part of this build"
-        hint = "put it into a file that is built, or include it there" if new else BUILD_BY_HAND
+        hint = "put the code into a file that is built, or include it there" if new else BUILD_BY_HAND
         yield Obstacle("HR1002", file.name, f"{file.name} is {fact}", hint, str(file))
 
 
@@ -269,7 +269,7 @@ def _note_what_stays(plan: PatchPlan, cycle: Cycle) -> None:
     names = dict.fromkeys((*(piece.name for piece in plan.pieces if piece.escapes), *plan.strings))
     if names:
         told = ", ".join(names)
-        cycle.notes.append(f"keep it loaded when it is disabled, for there may be pointers to: {told}")
+        cycle.notes.append(f"keep it loaded after it is disabled, because something may point at: {told}")
 
 
 # --- names and endings ---
@@ -290,7 +290,7 @@ def require_other_name(name: str, base: Base) -> None:
     """Raise InputError (HR1009) if the patch module would have the name of a module that it patches."""
     if any(built.name == name for built in base.modules):
         raise InputError(
-            f"{name} is the name of the module that the patch is for", hint="name another file behind -o"
+            f"{name} is the name of the module that the patch is for", hint="name another file with -o"
         )
 
 
@@ -298,7 +298,11 @@ def _built(cycle: Cycle) -> ReloadReport:
     milliseconds = (time.monotonic() - cycle.saved_at) * 1000
     diffs = [each.diff for each in cycle.compared]
     notes = cycle.notes_of_units()
-    notes += [f"{fn} travels: it {why}" for diff in diffs for fn, why in diff.callers_promoted.items()]
+    notes += [
+        f"{fn} is replaced too, because it {why}"
+        for diff in diffs
+        for fn, why in diff.callers_promoted.items()
+    ]
     return ReloadReport(
         Outcome.PATCHABLE,
         files=cycle.files,

@@ -67,7 +67,7 @@ def compare_unit(
     diff = diff_unit(original.base, patched, sources, types_known=is_c, context=context)
     if not is_c and diff.verdict != "unchanged":
         name = pair.unit.source.name
-        message = f"{name} is not C: where its functions begin and end, nobody can tell for sure"
+        message = f"{name} is not C: hotreload cannot tell where its functions begin and end"
         diff = replace(diff, obstacles=(*diff.obstacles, Obstacle("HR2206", name, message)))
     types = _new_types(original.base.layouts, patched.layouts)
     digest, linkage = _digest(patched.object), linkage_of(patched.object)
@@ -188,7 +188,7 @@ def _linked_twice(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[
                 owners.setdefault(unit.object, []).append(module.name)
     for target, names in owners.items():
         if len(names) > 1:
-            message = f"{target.name} is linked into {' and '.join(names)}: one patch does not reach both"
+            message = f"{target.name} is linked into {' and '.join(names)}: one patch cannot replace both"
             yield Obstacle("HR2208", target.name, message, where=str(compared[target].pair.unit.source))
 
 

@@ -45,7 +45,7 @@ from hotreload.plan_units import block_of
 FIRST_GATE = "asm_exc_divide_error"
 _Key = tuple[str, Path, str]  # a module, a unit's object, and a function of it
 _Unit = tuple[GuestUnit, dict[str, Symbol]]
-RESTART = "hotreload guest restart boots what was built; hotreload why HR3101"
+RESTART = "run hotreload guest restart to boot what was built; see hotreload why HR3101"
 
 
 class RunningCheck:
@@ -87,7 +87,9 @@ class RunningCheck:
         wrong = {mismatch.function: mismatch for mismatch in verdict.mismatches}
         self._passed |= {key for key in known if key[2] not in wrong}
         return tuple(
-            Obstacle("HR3101", name, f"the guest runs other code: {wrong[name]}", RESTART, str(unit.source))
+            Obstacle(
+                "HR3101", name, f"the guest runs different code: {wrong[name]}", RESTART, str(unit.source)
+            )
             for (_, _, name), (unit, _function) in wanted.items()
             if name in wrong
         )

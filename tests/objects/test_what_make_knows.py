@@ -169,7 +169,7 @@ def test_flags_that_a_program_says_may_change_though_no_file_of_the_folder_does(
     (tmp_path / "commit").write_text("2\n")
     assert asyncio.run(driver.edits.is_made_otherwise(lambda _made: None)) is is_asked
     if is_asked:
-        with pytest.raises(NotPatchableError, match="by the same command"):
+        with pytest.raises(NotPatchableError, match="no longer uses the same command"):
             driver.push({})
 
 

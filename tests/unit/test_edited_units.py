@@ -105,7 +105,7 @@ def test_a_source_patch_that_was_dropped_leaves_what_the_files_say(tmp_path: Pat
 
 def test_more_units_than_the_bound_are_refused_and_not_forgotten(tmp_path: Path) -> None:
     sources = Sources(tmp_path, max_units=2)
-    with pytest.raises(NotPatchableError, match=r"all\.h: 3 units would have to be compiled, the bound is 2"):
+    with pytest.raises(NotPatchableError, match=r"all\.h: 3 units would have to be compiled, the limit is 2"):
         sources.save("new\n", "all.h")
     with pytest.raises(NotPatchableError, match="3 units"):
         sources.save("new\n", "c.c")
