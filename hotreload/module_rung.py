@@ -119,7 +119,7 @@ class ModuleRung:
             try:
                 built = await build_in_tree(base, names, work)
             except (InputError, OSError) as error:
-                hint = f"the module cannot be built beside the tree: {error}; {BUILD_KERNEL}"
+                hint = f"the module cannot be built outside the tree: {error}; {BUILD_KERNEL}"
                 raise _with_hint(refusal, hint) from error
             # The units and commands are the recorded ones: changes of the Makefiles are not part of them.
             built = replace(built, makefiles=base.makefiles)

@@ -167,7 +167,7 @@ async def _base(order: Order, cycle: Cycle, progress: Progress) -> tuple[Build, 
             return base.build, base
         return await build_base(order.kernel, order.folder, progress)
     except CompileError as error:
-        message = f"does not compile even without the patch: {error.message}"
+        message = f"the build fails even without the patch: {error.message}"
         hint = error.hint or "fix the sources first"
         raise CompileError(message, error.diagnostics, hint=hint) from error
 

@@ -81,7 +81,7 @@ def require_same_kernel(base: AnyBase) -> None:
     if booted is not None and read_build_id(booted) != _build_id(base.tree):
         raise InputError(
             f"{base.tree.output / VMLINUX} is not the one that the guest booted",
-            hint="hotreload guest restart boots it; so does --max-rung reboot",
+            hint="run hotreload guest restart to boot it, or use --max-rung reboot",
         )
 
 

@@ -150,7 +150,7 @@ def _require_kernel_folder(output: Path, where: str) -> None:
     if not (output / "Module.symvers").is_file():
         raise InputError(
             f"the kernel in {where} is not built: it has no Module.symvers",
-            hint=f"make -C {where} all  builds the kernel and its modules",
+            hint=f"build the kernel and its modules: make -C {where} all",
         )
 
 
@@ -171,7 +171,7 @@ def _release(output: Path) -> str:
             return found[1]
     raise InputError(
         f"the kernel in {output} is not built: it has no include/generated/utsrelease.h",
-        hint=f"make -C {output} all  builds the kernel and its modules",
+        hint=f"build the kernel and its modules: make -C {output} all",
     )
 
 
@@ -186,7 +186,7 @@ def _image(output: Path, release: str) -> tuple[Path, Path]:
             return root / f"boot/vmlinuz-{release}", root
     raise InputError(
         f"no bootable image for the kernel in {output}: neither {BUILT_IMAGE} nor /boot/vmlinuz-{release}",
-        hint=f"make -C {output} bzImage, or install the image package of {release}",
+        hint=f"run make -C {output} bzImage, or install the image package of {release}",
     )
 
 

@@ -15,7 +15,8 @@ BUILD_MODULE: Final = (
 )
 # A kernel is built only on request, so booting it again would not bring the change.
 BUILD_KERNEL: Final = (
-    "end hotreload, run hotreload kernel build (or make), and start it again: the guest then has the change"
+    "end hotreload, run hotreload kernel build (or make), and start hotreload again:"
+    " the guest then has the change"
 )
 
 

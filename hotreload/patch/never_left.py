@@ -14,7 +14,7 @@ from typing import Final
 _SLEEPS: Final = "every sleeping task is in it"
 _WAITS: Final = "kernel threads wait in it forever"
 _LOOPS: Final = "it is the main loop of kernel threads, which they never leave"
-_IDLES: Final = "idle processors are in it"
+_IDLES: Final = "idle CPUs are in it"
 
 NEVER_LEFT: Final = {
     "schedule": _SLEEPS,

@@ -211,7 +211,7 @@ def test_sources_that_do_not_compile_without_the_patch_are_told_as_such(build: B
     (folder / "main.c").write_text(FILES["main.c"].replace("static int calls;", "static int call;"))
     status, answer, _ = build(patch(src__help_c=("2 * n", "3 * n")))
     assert (status, answer["code"]) == (3, "HR1003")
-    assert answer["message"].startswith(f"does not compile even without the patch: {folder}/main.c:")
+    assert answer["message"].startswith(f"the build fails even without the patch: {folder}/main.c:")
 
 
 def test_every_obstacle_is_told_at_once(build: Build) -> None:

@@ -490,4 +490,4 @@ module_exit(hotreload_exit);
 MODULE_LICENSE("GPL");
 MODULE_INFO(livepatch, "Y");
 MODULE_AUTHOR("hotreload");
-MODULE_DESCRIPTION("functions of the running kernel, replaced");
+MODULE_DESCRIPTION("replaces functions of the running kernel");
