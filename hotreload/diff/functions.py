@@ -257,7 +257,8 @@ def tell_renamed(pair: Pair) -> None:
     """Note each renamed function that takes the place of the old one."""
     for original, patched in pair.correlation.renamed.items():
         message = (
-            f"{patched.name} takes the place of {original.name}: anything that holds {original.name} runs it"
+            f"{patched.name} takes the place of {original.name}:"
+            f" anything that holds {original.name} runs {patched.name}"
         )
         pair.tell("HR2207", original.name, message)
 

@@ -556,7 +556,7 @@ def test_what_no_source_has_and_somebody_may_hold_goes_with_its_module(
             .replace('"hello', '"hey')
         )
         assert (renamed.outcome, await read()) == (Outcome.LIVE, "hey 1 2\n"), renamed
-        assert "display takes the place of show: anything that holds show runs it" in renamed.notes
+        assert "display takes the place of show: anything that holds show runs display" in renamed.notes
         await save(main_c=HELD)
         assert await read() == "hello 2 4\n"
         undo = (sys.executable, "-m", "hotreload", "--guest", str(watch.facts["guest"]), "undo")

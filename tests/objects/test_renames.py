@@ -75,7 +75,7 @@ def test_a_callback_that_is_renamed_at_its_registration_is_the_same_function(tmp
     found = diff(tmp_path, ONE, ONE.replace("tick", "beat"))
     assert (found.verdict, pairs(found)) == ("unchanged", {"tick": "beat"})
     (note,) = found.notes
-    assert note.message == "beat takes the place of tick: anything that holds tick runs it"
+    assert note.message == "beat takes the place of tick: anything that holds tick runs beat"
 
 
 def test_one_that_changed_besides_is_redirected_under_its_old_name(tmp_path: Path) -> None:

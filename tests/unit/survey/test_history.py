@@ -143,7 +143,7 @@ def test_a_lock_that_one_processor_does_not_need_is_no_difference() -> None:
 
 def test_a_function_that_goes_on_under_another_name_is_known_by_what_the_report_says() -> None:
     names = told_renames(
-        "new takes the place of old: anything that holds old runs it\n was was renamed to is, with"
+        "new takes the place of old: anything that holds old runs new\n was was renamed to is, with"
     )
     assert names == {"old": "new", "was": "is"}
     live = Reading({"old": [("ret",)], "user": [("call <old>", "jmp <older>", "jmp <old+0x4>")]})
