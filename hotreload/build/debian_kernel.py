@@ -79,7 +79,7 @@ def _kernels_folder() -> Path:
         raise EnvironmentFault(
             f"kernels cannot be kept in {folder}: make allows no space or colon in a path",
             code="HR5108",
-            hint="name another folder with XDG_CACHE_HOME",
+            hint="name another place with XDG_CACHE_HOME",
         )
     with writing_to(folder):
         folder.mkdir(exist_ok=True)
