@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from hotreload.diff.correlate import base_name, is_child
 from hotreload.diff.pair import Pair, defined_targets, is_bystander, is_exit_code, is_for_init
 from hotreload.diff.special_sections import UBSAN_RECORD, is_ordinary
-from hotreload.elf.model import Symbol
+from hotreload.elf.model import ObjectFile, Symbol
 
 
 def collect_carried(pair: Pair) -> None:
@@ -78,11 +78,19 @@ def tell_lost_statics(pair: Pair) -> None:
     """Note variables that the source no longer has. They keep their values, but no code uses them."""
     if not pair.is_patch:
         return
-    for symbol in pair.original.symbols:
+    begun = {base_name(symbol.name) for symbol in _free(pair.patched, pair.correlation.original_of)}
+    for symbol in _free(pair.original, pair.correlation.patched_of):
+        name = base_name(symbol.name)
+        message = f"the variable '{name}' no longer exists; its value stays behind"
+        if name in begun:
+            message = f"'{name}' is another variable now: it starts again, and the old value stays behind"
+        pair.tell("HR2104", name, message)
+
+
+def _free(obj: ObjectFile, paired: Collection[Symbol]) -> Iterator[Symbol]:
+    """Yield the variables without a twin."""
+    for symbol in obj.symbols:
         section = symbol.section
-        if not symbol.is_object or symbol in pair.correlation.patched_of or is_bystander(symbol):
-            continue
-        if symbol.is_defined and section is not None and section.is_writable:
-            name = base_name(symbol.name)
-            message = f"the variable '{name}' no longer exists; its value stays behind"
-            pair.tell("HR2104", name, message)
+        is_variable = symbol.is_object and section is not None and section.is_writable
+        if is_variable and symbol not in paired and not is_bystander(symbol):
+            yield symbol

@@ -62,7 +62,9 @@ def test_the_static_local_of_a_function_that_is_gone_is_not_that_of_one_that_cam
     after = "static int errors(void) { static int n; return n++; } int f(void) { return errors(); }"
     diff = compared(tmp_path, before, after)
     assert (diff.verdict, kept(diff)) == ("patchable", {})
-    assert [(note.code, note.symbol) for note in diff.notes] == [("HR2104", "n")]
+    assert [(note.code, note.message) for note in diff.notes] == [
+        ("HR2104", "'n' is another variable now: it starts again, and the old value stays behind")
+    ]
 
 
 def test_a_patch_has_its_own_lock_class_with_its_own_name(tmp_path: Path) -> None:
