@@ -68,7 +68,7 @@ log = logging.getLogger(__name__)
 LOGGED = "the guest is as it was; the next save may do without. Where it failed is in the log: hotreload -v"
 # How often an edit is compared again because a file was saved over meanwhile.
 TRIES = 3
-LEFT_BEHIND = "a session that did not end by itself"
+LEFT_BEHIND = "a session that was killed"
 
 
 def _silently(_type: str, _fields: object) -> None:

@@ -50,7 +50,7 @@ def diff_text(diff: ObjectDiff) -> str:
         ("new data", [symbol.name for symbol in diff.new_data]),
     ):
         lines += [f"  {title:<17} {name}" for name in names]
-    lines += [f"  {name:<17} travels too: {why}" for name, why in diff.callers_promoted.items()]
+    lines += [f"  {name:<17} replaced too: {why}" for name, why in diff.callers_promoted.items()]
     lines += [f"  note {note.code}       {note.message}" for note in diff.notes]
     for obstacle in diff.obstacles:
         lines += [f"  refused {obstacle.code}    {obstacle.message}", f"{'':20}{obstacle.hint}"]

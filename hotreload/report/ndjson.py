@@ -173,7 +173,7 @@ class EventSink:
             self._missing += 1
         else:
             if self._missing:
-                log.warning("%s: goes on, %d events are missing", self._path, self._missing)
+                log.warning("%s: written again, %d events are missing", self._path, self._missing)
             self._missing = 0
 
     def _write(self, line: bytes) -> None:

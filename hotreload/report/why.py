@@ -17,12 +17,12 @@ def why(reports: Sequence[ReloadReport], number: int | None = None) -> str:
     """
     if number is None:
         chosen = [report for report in reports if report.reasons or report.error]
-        missing = "nothing was refused so far"
+        missing = "nothing has been refused yet"
     else:
         chosen = [report for report in reports if report.number == number]
         missing = f"there is no reload #{number}"
     if not chosen:
-        raise InputError(missing, hint="hotreload history lists what there is")
+        raise InputError(missing, hint="list the reloads: hotreload history")
     return "".join(_told(each) for each in (*_led_to(reports, chosen[-1]), chosen[-1]))
 
 

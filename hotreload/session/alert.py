@@ -29,8 +29,8 @@ PATIENCE = 25.0
 LONGEST = 120.0
 RETRY = 0.5
 REPLACED = (
-    "{} is another file now, and read from its beginning; if QEMU writes on to the one of before,"
-    " nothing more is heard: copy and truncate it instead"
+    "{} was replaced by another file, and is read from its beginning; if QEMU still writes to the old file,"
+    " messages are missed: copy and truncate the log instead"
 )
 
 

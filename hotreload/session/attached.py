@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str], None]
 
 RETRY = 2.0
-OTHER_KERNEL = "-K names the kernel that the guest booted; or boot it with that one"
+OTHER_KERNEL = "use -K to name the kernel that the guest booted, or boot the guest with that kernel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def require_attachable(attachment: Attachment) -> None:
         return
     if attachment.console.exists() and not attachment.console.is_file():
         raise InputError(
-            f"{attachment.console} is no regular file",
+            f"{attachment.console} is not a regular file",
             hint="--console names a file that QEMU writes: -serial file:LOG, or logfile=LOG of a chardev",
         )
     try:
@@ -225,13 +225,13 @@ def _take_console(attachment: Attachment, console_log: Path) -> None:
 
 
 def _notes(attachment: Attachment, config: Config) -> tuple[str, ...]:
-    notes = ["no checkpoints, for this guest is not ours: after a crash the session waits until it is back"]
+    notes = ["no checkpoints, because hotreload did not start this guest: after a crash, the session waits"]
     if attachment.qmp is None:
-        notes.append("no --qmp: that QEMU has ended shows only in a connection that is lost")
+        notes.append("no --qmp: if QEMU ends, hotreload notices only that the connection is lost")
     if attachment.console is None:
-        notes.append("no --console: what the guest's kernel says is told, but not what it dies of")
+        notes.append("no --console: kernel messages are reported, but not the cause of a crash")
     if config.max_rung in ("restore", "reboot"):
-        notes.append(f"max_rung {config.max_rung}: this guest is not ours to boot, so it is module")
+        notes.append(f"max_rung is module, not {config.max_rung}, because hotreload did not start this guest")
     return tuple(notes)
 
 
@@ -272,8 +272,8 @@ async def _memory(
         return memory.read, memory.idt_base
     if base.is_kernel and not machine.has_monitor:
         raise KernelUnfitError(
-            "the guest has no /proc/kcore, so nobody can see whether it runs the code that is to be replaced",
-            hint="give QEMU's monitor with --qmp; or set CONFIG_PROC_KCORE",
+            "the guest has no /proc/kcore, so hotreload cannot check the code that it would replace",
+            hint="name QEMU's monitor with --qmp, or set CONFIG_PROC_KCORE",
         )
     return machine.read_memory, machine.idt_base
 
@@ -291,4 +291,4 @@ async def _take_out(machine: ForeignMachine, guest: AttachedGuest, came: Came) -
                 except EditError as error:
                     log.warning("%s stays loaded: %s", name, error.message)
     except (HotReloadError, TimeoutError) as error:
-        log.warning("the guest keeps the modules that were loaded: %s", str(error) or "it took too long")
+        log.warning("the modules that were loaded stay in the guest: %s", str(error) or "it took too long")

@@ -239,9 +239,9 @@ async def _require_recorded(guest: SshGuest, base: Base) -> None:
     notes = (await run_in_time(guest, "cat /sys/kernel/notes")).stdout
     if build_id_in(notes) != await asyncio.to_thread(read_build_id, vmlinux):
         raise KernelUnfitError(
-            f"{base.tree.image} is not made of the vmlinux beside it",
+            f"{base.tree.image} was not built from the vmlinux next to it",
             code="HR3101",
-            hint="hotreload kernel build (or make) makes both",
+            hint="build both: hotreload kernel build (or make)",
         )
 
 
@@ -284,7 +284,7 @@ async def _as_it_was(bare: BareGuest, progress: Progress) -> BareGuest:
     """Restore a guest to before the user's modules were loaded. Raises what Checkpoints.restore raises."""
     assert bare.checkpoints is not None
     assert bare.clean is not None
-    progress("restoring the guest as it had booted")
+    progress("restoring the guest to its state after boot")
     await bare.checkpoints.restore(bare.clean)
     await log_in_again(bare.guest)
     with contextlib.suppress(EnvironmentFault):  # those that stay only take space
@@ -305,7 +305,7 @@ async def _state_disk(
     try:
         await make_state_disk(file)
     except EnvironmentFault as fault:
-        return None, (f"{fault.code} {fault.message}: a crash boots the guest anew",)
+        return None, (f"{fault.code} {fault.message}: after a crash, the guest is booted again",)
     return file, ()
 
 
@@ -331,11 +331,14 @@ async def _boot_machine(
         return await attempt(spec), ()
     except GuestUnreachableError as error:
         if spec.accel == "tcg" and (found := OUT_OF_TIME.search(error.excerpt)):
-            note = f"the guest booted twice: its kernel had no time the first time, and panicked ({found[0]})"
+            note = (
+                "the guest was booted twice: the first time, its kernel got too little CPU time and"
+                f" panicked ({found[0]})"
+            )
             return await attempt(spec), (note,)
         if spec.accel != "kvm" or config.accel == "kvm":
             raise
-        note = f"HR5101 the guest did not boot under KVM ({error.message}); it runs emulated"
+        note = f"HR5101 the guest did not boot under KVM ({error.message}); it runs under TCG"
         return await attempt(replace(spec, accel="tcg")), (note,)
 
 
@@ -361,11 +364,11 @@ async def set_up(guest: ShellGuest, command: str) -> None:
     try:
         done = await guest.run(command, timeout=SETUP_LIMIT)
     except TimeoutError:
-        raise _setup_failed(f"is not done after {SETUP_LIMIT:g} s", command) from None
+        raise _setup_failed(f"did not finish within {SETUP_LIMIT:g} s", command) from None
     if not done.ok:
         said = (done.complaint or done.text.strip()).splitlines()
         raise _setup_failed(f"failed with status {done.status}" + (f": {said[-1]}" if said else ""), command)
 
 
 def _setup_failed(how: str, command: str) -> InputError:
-    return InputError(f"the setup command {how}", code="HR1008", hint=f"it is: {command}")
+    return InputError(f"the setup command {how}", code="HR1008", hint=f"the command: {command}")

@@ -152,7 +152,7 @@ async def _done(wish: Wish, console: Console, run: Run, tell: Tell) -> bool | No
             raise
         await told(None)
         # The session itself reports what happened to the guest, and whether it is back.
-        console.say(f"the guest was lost while it ran: {wish.command}", always=True)
+        console.say(f"the guest was lost while this command ran: {wish.command}", always=True)
         return None
     await told(done.status, done.stdout, done.stderr)
     # With --json, standard output is reserved for the events.
@@ -239,7 +239,7 @@ def _patch_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for patch in facts.get("patches", ()):
         state = "in transition" if patch["transition"] else "live" if patch["enabled"] else "disabled"
-        whose = ", not one of hotreload's: no reload while it is there" if patch["foreign"] else ""
+        whose = ", not loaded by hotreload: no reload while it is loaded" if patch["foreign"] else ""
         rows.append(("patch", f"{patch['name']}  {state}{whose}"))
         for each in patch["objects"]:
             functions = ", ".join(function["name"] for function in each["functions"])
@@ -249,6 +249,6 @@ def _patch_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     kept = facts.get("kept", {})
     for name in facts.get("replaced", ()):
         reasons = enumerate_names(kept.get(name, []), 60)
-        why = f"for {reasons}" if reasons else "a task may stand in it"
-        rows.append(("replaced", f"{name}  stays loaded: {why}"))
+        why = f"because of {reasons}" if reasons else "because a task may be running in it"
+        rows.append(("replaced", f"{name}  stays loaded {why}"))
     return rows

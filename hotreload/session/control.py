@@ -148,7 +148,7 @@ async def ask(place: Place, verb: str, **fields: object) -> AsyncIterator[Messag
     finally:
         writer.close()
     raise GuestUnreachableError(
-        f"the session of the guest {place.name} ended", hint="hotreload guest start starts another one"
+        f"the session of the guest {place.name} ended", hint="start another one: hotreload guest start"
     )
 
 

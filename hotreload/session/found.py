@@ -23,11 +23,10 @@ class _OtherBuildError(KernelUnfitError):
 
     def __init__(self, name: str, running: str | None, here: str | None) -> None:
         super().__init__(
-            f"the guest has another build of {name} than the one that is built here:"
-            f" build-id {running}, not {here}",
+            f"the guest has another build of {name} than this folder: build-id {running}, not {here}",
             code="HR3101",
-            hint=f"rmmod {name} in the guest, then attach loads it; or bring back the sources"
-            " that it was built from",
+            hint=f"run rmmod {name} in the guest and attach again; or restore"
+            " the sources that it was built from",
         )
         self.name = name
 
@@ -65,7 +64,7 @@ class Found:
             raise foreign[0]
         for other in others:
             await unload_module(guest, other.name)
-            notes = (*notes, f"{other.name}, whose exchange was cut off, is loaded anew")
+            notes = (*notes, f"{other.name} is reloaded, because its last reload was interrupted")
         return cls(base, loaded, notes, stale)
 
 
@@ -82,7 +81,7 @@ async def take_off_live(guest: ShellGuest) -> tuple[tuple[str, ...], tuple[str, 
     left = (await patch_status(guest)).replaced
     if not live:
         return left, ()
-    what = f"{', '.join(live)}, of a session that did not end by itself, was live, and is taken off"
+    what = f"{', '.join(live)} was still live from a session that was killed, and was disabled"
     return left, (what,)
 
 

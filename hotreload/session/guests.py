@@ -86,9 +86,9 @@ def guest_name(chosen: str, folder: Path) -> str:
         return f"{stem}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:6]}"
     if not NAME.fullmatch(chosen):
         raise InputError(
-            f"a guest cannot be called {chosen!r}",
+            f"{chosen!r} is not a valid name for a guest",
             code="HR1008",
-            hint="use letters, digits, '.', '_' and '-', a letter or digit first",
+            hint="use letters, digits, '.', '_' and '-', and begin with a letter or digit",
         )
     return chosen
 
@@ -148,7 +148,7 @@ def _busy(place: Place) -> GuestBusyError:
     owner = f"process {about.pid}, which watches {about.folder}" if about else "another hotreload"
     return GuestBusyError(
         f"the guest {place.name} belongs to {owner}",
-        hint="end that one (hotreload guest stop), or take another guest: --guest NAME",
+        hint="stop it (hotreload guest stop), or use another guest: --guest NAME",
     )
 
 

@@ -28,7 +28,7 @@ async def tear_down(booted: Booted, command: str, say: Callable[[str], None]) ->
     try:
         done = await booted.guest.run(command, timeout=TEARDOWN_LIMIT)
     except (HotReloadError, TimeoutError) as error:
-        say(f"the teardown command failed: {str(error) or f'no end in {TEARDOWN_LIMIT:g} s'}")
+        say(f"the teardown command failed: {str(error) or f'it did not finish within {TEARDOWN_LIMIT:g} s'}")
         return
     if not done.ok:
         say(f"the teardown command ended with status {done.status}: {done.complaint}")
@@ -46,9 +46,9 @@ async def take_back(booted: Booted, reloader: Reloader, busy: asyncio.Lock, cons
             # Also a patch whose loading was interrupted.
             await take_off_live(booted.guest)
     except (HotReloadError, TimeoutError) as error:
-        console.say(f"the guest keeps its patches: {str(error) or 'it took too long'}")
+        console.say(f"the patches stay in the guest: {str(error) or 'it took too long'}")
         return
     if report.outcome is not Outcome.NO_CHANGE:
         console.report(report)
     for name, reasons in reloader.kept_loaded.items():
-        console.say(f"{name} stays loaded, for {', '.join(reasons)}")
+        console.say(f"{name} stays loaded because of {', '.join(reasons)}")

@@ -51,7 +51,7 @@ async def _load_extra(
             content = await asyncio.to_thread(Path(file).read_bytes)
         except OSError as error:
             raise InputError(
-                f"{file}: {error.strerror}", code="HR1008", hint="extra_modules names it"
+                f"{file}: {error.strerror}", code="HR1008", hint="check extra_modules"
             ) from error
         if await kernels.has(name):
             continue
@@ -132,9 +132,10 @@ class _KernelModules:
             closure = await folder.closure([load.name])
         except KernelUnfitError as error:
             raise InputError(
-                f"there is no module {load.name}: not built here, not in kernel {self._kernel.release}",
+                f"there is no module {load.name}: it is not built here, and kernel {self._kernel.release}"
+                " does not have it",
                 code="HR1008",
-                hint=f"built here: {', '.join(ours)}; what was built elsewhere is named by extra_modules",
+                hint=f"built here: {', '.join(ours)}; use extra_modules for modules built elsewhere",
             ) from error
         for module in closure.modules:
             if module.name not in self._there:

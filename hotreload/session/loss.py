@@ -23,8 +23,8 @@ from hotreload.vm.machine import RESET, State, Trouble
 TEXT_LIMIT = 2.0
 TEXT_REST = 0.4  # without new text
 TROUBLE_LIMIT = 0.5  # SSH may fail before QEMU reports why
-BOOTS = "the guest is booted anew"
-RETURNS = "it is not ours to boot again: the session waits until it answers"
+BOOTS = "the guest is booted again"
+RETURNS = "hotreload did not start this guest: the session waits until it answers again"
 REPORT_FILE = "report.txt"
 COMPLAINTS_FILE = "complaints.txt"
 # The message of a kernel that was asked to restart (kernel/reboot.c).
@@ -54,7 +54,7 @@ async def loss(trouble: Trouble, console_log: Path, after: int = 0) -> HotReload
         if PANIC in said and (crash := find_crash(said)) is not None:  # it reset itself because of panic=1
             return crash_error(crash, console_log)
         return GuestCrashedError("the guest reset itself: a triple fault", hint=_where(console_log))
-    return GuestUnreachableError(f"the guest is lost: {trouble.message}", hint=f"what it said: {console_log}")
+    return GuestUnreachableError(f"the guest is lost: {trouble.message}", hint=f"console log: {console_log}")
 
 
 def crash_error(crash: CrashReport, console_log: Path) -> GuestCrashedError:
@@ -76,8 +76,8 @@ def silence_error(silence: Silence | None, cause: str = "") -> GuestCrashedError
     if silence is None:
         return GuestCrashedError(cause, code="HR4103")
     if silence.is_deaf:
-        return GuestCrashedError("the guest is silent: it runs with its interrupts off", code="HR4104")
-    return GuestCrashedError("the guest runs, and does not answer any more", code="HR4103")
+        return GuestCrashedError("the guest is silent: it runs with interrupts off", code="HR4104")
+    return GuestCrashedError("the guest runs, but no longer answers", code="HR4103")
 
 
 def complaint_report(
@@ -97,13 +97,13 @@ def complaint_report(
         Outcome.COMPLAINED,
         number=number,
         reasons=(Reason(crash.code, crash.title, crash.function, file=where[0], line=where[1]),),
-        notes=(f"the guest goes on; all of it: {file}",),
+        notes=(f"the guest goes on; the whole message: {file}",),
         still_runs=number,
     )
 
 
 def _where(console_log: Path) -> str:
-    return f"all it said: {console_log}"
+    return f"console log: {console_log}"
 
 
 def crashed_report(
@@ -125,7 +125,7 @@ def crashed_report(
         at = f" ({line.file}:{line.line})" if line else ""
         further = "".join(f"  {command}\n" for command in commands)
         told = f"{error.code} {error.message}{at}\nthe guest ran {ran}\n\n{error.excerpt}\n"
-        file.write_text(f"{told}\nlook further:\n{further}")
+        file.write_text(f"{told}\ncommands for a closer look:\n{further}")
     return ReloadReport(
         Outcome.CRASHED,
         number=number,
@@ -153,20 +153,20 @@ def restored(back: RolledBack, seconds: float, *, innocent: bool) -> tuple[str, 
     """
     runs = "the code it booted with" if back.runs is None else f"#{back.runs}"
     if back.before_undo:
-        what = f"guest restored to the checkpoint before the undo: it runs {runs} again, after"
+        what = f"{runs} runs again, guest restored to the checkpoint before the undo in"
     elif back.number is None:
-        what = "the patch on its way is taken back, guest restored to the checkpoint before it in"
+        what = "unfinished patch undone, guest restored to the checkpoint before it in"
     elif back.further:
-        what = f"#{back.number} undone, and those between: guest restored to a checkpoint of {runs} in"
+        what = f"#{back.number} and earlier reloads undone, guest restored to a checkpoint of {runs} in"
     else:
         what = f"#{back.number} undone, guest restored to the checkpoint before it in"
     lines = [f"{what} {seconds:.2f} s"]
     if back.passed:
-        lines.append(f"{passed_over(back.passed)}: this is {back.checkpoint}")
+        lines.append(f"{passed_over(back.passed)}: restored {back.checkpoint} instead")
     if back.left_out:
         names = ", ".join(file.name for file in back.left_out)
         what = runs if back.runs is None else f"{runs} of it"
-        end = "and is brought what was saved" if innocent else "until it is saved again"
+        end = "and gets the saved version again" if innocent else "until it is saved again"
         lines.append(f"{names}: the guest runs {what}, {end}")
     return tuple(lines)
 

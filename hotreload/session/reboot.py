@@ -24,7 +24,7 @@ from hotreload.session.boot import require_buildable
 MODULE_CODES = "HR23"
 RECIPE_CHANGED = "HR1004"
 LOST = {
-    "restore": "needs the guest as it was before its modules were loaded: all state since then is lost",
+    "restore": "needs a return to before the modules were loaded: all state since then is lost",
     "reboot": "needs a restart of the guest: all state in it is lost",
 }
 

@@ -54,15 +54,13 @@ if TYPE_CHECKING:
 ANSWER = 5.0
 NO_MEMORY = '# vmcore = "on" in hotreload.toml keeps the memory of a guest that crashes, for drgn and crash'
 REVERTED = Trouble(
-    State.RESET, "the guest does not have what was brought to it: its owner has brought it back"
+    State.RESET, "the guest no longer has what hotreload loaded: its owner restored an earlier state"
 )
 COMPLAINT = "HR4105"
-STOOD = "the guest was {} while a patch was on its way"
+STOOD = "the guest was {} while a patch was being applied"
 # Seconds. A guest that dies this soon after it was brought back died of the same cause.
 AGAIN = 30.0
-LOAD_HINT = (
-    "hotreload guest load brings it back to its last checkpoint, hotreload guest console shows what it says"
-)
+LOAD_HINT = "hotreload guest load restores its last checkpoint; hotreload guest console shows its output"
 
 
 class Rescue:
@@ -116,7 +114,7 @@ class Rescue:
             reason = Reason(
                 error.code,
                 error.message,
-                hint="it answers again; what is saved is brought once more, or: hotreload push",
+                hint="it answers again, and what was saved is pushed again; or: hotreload push",
             )
             report = ReloadReport(Outcome.REJECTED, reasons=(reason,), still_runs=self._reloader.running)
             return self._reloader.note(report)

@@ -139,13 +139,15 @@ class Service:
         if verb not in handlers:
             raise InputError(
                 f"the session does not know the request {verb!r}",
-                hint="it is of another version of hotreload: hotreload guest stop, then start it again",
+                hint="it runs another version of hotreload: stop it (hotreload guest stop),"
+                " and start it again",
             )
         if verb not in ("status", "stop", "watch", "record"):
             if self._session.away_since is not None:
                 raise GuestUnreachableError(
-                    f"the guest {self._about.guest} is lost since {self._session.away_since:%H:%M:%S}",
-                    hint="it is not ours to boot again: as soon as it answers, the session goes on",
+                    f"the guest {self._about.guest} has been lost since {self._session.away_since:%H:%M:%S}",
+                    hint="hotreload did not start this guest: the session"
+                    " goes on as soon as it answers again",
                 )
             await self._session.ready.wait()
         return await handlers[verb](request, send)
@@ -295,7 +297,7 @@ class Service:
             raise InputError(str(error)) from error
         except TimeoutError:
             raise GuestUnreachableError(
-                f"the guest did not take {len(data)} bytes in time", hint="hotreload guest logs"
+                f"the guest did not accept {len(data)} bytes in time", hint="hotreload guest logs"
             ) from None
         return {}
 

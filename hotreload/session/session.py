@@ -74,16 +74,16 @@ CONTACT_INTERVAL = 2.0
 QUIET_SHARE = 10  # after a run of make that found no edit, wait this many times as long as it took
 STANDSTILL_INTERVAL = 0.5
 STANDS = {
-    "suspended": "the guest sleeps (suspended); what is saved meanwhile is brought when it has woken",
-    "paused": "the guest is paused; what is saved meanwhile is brought when it goes on (QMP: cont)",
+    "suspended": "the guest is suspended; edits saved meanwhile are pushed when it wakes up",
+    "paused": "the guest is paused; edits saved meanwhile are pushed when it goes on (QMP: cont)",
 }
 WAKE = {
-    "suspended": "system_wakeup over QMP wakes it; hotreload guest show tells the socket",
-    "paused": "cont over QMP lets it go on; hotreload guest show tells the socket",
+    "suspended": "system_wakeup over QMP wakes it; hotreload guest show names the socket",
+    "paused": "cont over QMP resumes it; hotreload guest show names the socket",
 }
 # How often a guest is booted again if nothing was brought to it in between.
 MOST_BOOTS = 3
-NOT_OURS = "this guest was not started by hotreload, and is not ours to boot"
+NOT_OURS = "hotreload did not start this guest, and cannot boot it"
 
 
 class Session:
@@ -383,7 +383,7 @@ class Session:
         try:
             await self._watcher.also_watch(self.reloader.new_inputs() | new)
         except EnvironmentFault as fault:  # for example, the limit of inotify watches was reached
-            self.teller.say(f"{fault.code} {fault.message}: what is saved there is not noticed; {fault.hint}")
+            self.teller.say(f"{fault.code} {fault.message}: saves there are not noticed; {fault.hint}")
         return report
 
     def _next_rung(self, report: ReloadReport) -> str | None:
@@ -656,7 +656,9 @@ class Session:
         left_out = [file for file in now if file not in self._pending]
         if left_out and not innocent:
             names = ", ".join(file.name for file in left_out)
-            report = replace(report, notes=(f"{names}: as the guest booted first, until it is saved again",))
+            report = replace(
+                report, notes=(f"{names}: the guest runs what it first booted, until it is saved again",)
+            )
         self._tell_report(self.reloader.note(report))
         if innocent:
             self._bring_again()

@@ -77,7 +77,7 @@ def _named(address: int, start: int, name: str) -> tuple[int, str]:
 def told(addresses: Sequence[int], names: Mapping[int, str], places: Mapping[int, Place]) -> str:
     """Describe the place that is stuck.
 
-    For example "show+0x1c, called by seq_read_iter+0x11e; it waits in native_queued_spin_lock_slowpath+0x30".
+    For example "show+0x1c, called by seq_read_iter+0x11e; waiting in native_queued_spin_lock_slowpath+0x30".
     """
 
     def name(address: int) -> str:
@@ -95,7 +95,7 @@ def told(addresses: Sequence[int], names: Mapping[int, str], places: Mapping[int
     if not callers:
         return name(inner)
     by = f", called by {name(callers[1])}" if len(callers) > 1 else ""
-    return f"{name(callers[0])}{by}; it waits in {name(inner)}"
+    return f"{name(callers[0])}{by}; waiting in {name(inner)}"
 
 
 async def look(

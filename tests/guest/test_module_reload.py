@@ -313,7 +313,7 @@ def test_a_crash_of_the_new_module_brings_the_old_one_back(in_session: InSession
 @pytest.mark.parametrize(
     ("max_rung", "options", "outcome", "needs"),
     [
-        ("restore", (), Outcome.RESTORED, "needs the guest as it was before its modules were loaded"),
+        ("restore", (), Outcome.RESTORED, "needs a return to before the modules were loaded"),
         ("reboot", ("--checkpoints", "off"), Outcome.REBOOTED, "needs a restart of the guest"),
     ],
 )

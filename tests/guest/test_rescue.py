@@ -51,7 +51,7 @@ def test_a_crash_brings_the_guest_back_to_before_the_reload_and_edits_go_on(driv
         assert re.search(r"#2 undone, guest restored to the checkpoint before it in \d", watching.said)
         assert "counter.c: the guest runs #1 of it, until it is saved again" in watching.said
         (report,) = re.findall("report: (.*)", watching.said)
-        commands = Path(report).read_text().partition("look further:\n")[2].split("\n")
+        commands = Path(report).read_text().partition("commands for a closer look:\n")[2].split("\n")
         assert re.fullmatch(
             r"  gdb -batch -ex 'disassemble /s show' \S+/2/4-module/hotreload_2.ko", commands[0]
         )
@@ -83,7 +83,7 @@ def test_a_guest_that_crashes_again_goes_back_further_and_then_is_booted_anew(dr
             assert reading(driver).startswith(text)
         run(driver, *panic)
         watching.waits_for("rebooted", limit=150)
-        assert "counter.c: as the guest booted first, until it is saved again" in watching.said
+        assert "counter.c: the guest runs what it first booted, until it is saved again" in watching.said
         assert reading(driver) == "old 1\n"
         edit(driver, "newer %d", "newest %d")
         assert "#3" in watching.waits_for("live", times=3)
@@ -101,7 +101,7 @@ def test_a_crash_after_an_undo_goes_back_to_before_the_undo(driver: Path) -> Non
         assert run(driver, "undo", "1").returncode == 0
         panic = ("guest", "exec", "echo c >/proc/sysrq-trigger")
         run(driver, *panic)
-        watching.waits_for("restored to the checkpoint before the undo: it runs #2 again")
+        watching.waits_for("#2 runs again, guest restored to the checkpoint before the undo")
         assert reading(driver).startswith("newer")
         run(driver, *panic)
         watching.waits_for("#2 undone, guest restored")
@@ -130,7 +130,7 @@ def test_a_command_that_crashes_the_guest_after_a_reload_does_not_end_the_watch(
     with watch(driver, "--", "cat", "/proc/counter") as watching:
         watching.waits_for("ready")
         edit(driver, "reads += step;", "reads += *(volatile int *)8;")
-        watching.waits_for("the guest was lost while it ran: cat /proc/counter")
+        watching.waits_for("the guest was lost while this command ran: cat /proc/counter")
         watching.waits_for("#1 undone, guest restored")
         edit(driver, "reads += *(volatile int *)8;", "reads += 10 * step;")
         watching.waits_for("live .*#2")
@@ -193,9 +193,11 @@ def test_a_guest_without_userland_is_brought_back_and_gets_what_was_saved(driver
             run(driver, "guest", "exec", "kill -9 -1", limit=10)
         # Its checkpoint of now is no good, and the edit not to blame.
         edit(driver, "new %d", "newer %d")
-        watching.waits_for("the guest does not answer at checkpoint-2: this is checkpoint-1", limit=120)
+        watching.waits_for(
+            "the guest does not answer at checkpoint-2: restored checkpoint-1 instead", limit=120
+        )
         assert (
-            "counter.c: the guest runs the code it booted with, and is brought what was saved"
+            "counter.c: the guest runs the code it booted with, and gets the saved version again"
             in watching.said
         )
         watching.waits_for("live", times=2, limit=150)
@@ -252,7 +254,7 @@ def test_a_makefile_that_is_half_saved_is_an_error_of_that_edit(driver: Path) ->
     [
         pytest.param(
             "local_irq_disable();\n\tfor (;;)\n\t\tcpu_relax();",
-            "HR4104 the guest is silent: it runs with its interrupts off",
+            "HR4104 the guest is silent: it runs with interrupts off",
             id="it loops with interrupts off",
         ),
         pytest.param(
@@ -262,7 +264,7 @@ def test_a_makefile_that_is_half_saved_is_an_error_of_that_edit(driver: Path) ->
         ),
         pytest.param(
             "preempt_disable();\n\tfor (;;)\n\t\tcpu_relax();",
-            "HR4103 the guest runs, and does not answer any more",
+            "HR4103 the guest runs, but no longer answers",
             id="it loops",
         ),
     ],
@@ -415,7 +417,7 @@ def test_a_connection_that_is_cut_while_a_patch_is_on_its_way_takes_it_back(on_i
         cut = f"for p in $(pidof dropbear); do grep -q dropbear {parent} && kill -9 $p; done"
         run(on_its_way, "guest", "exec", f"(sleep 0.2; {cut}) >/dev/null 2>&1 </dev/null &")
         watching.waits_for("crashed .*HR4103 the guest does not answer: ")
-        watching.waits_for("the patch on its way is taken back, guest restored to the checkpoint before it")
+        watching.waits_for("unfinished patch undone, guest restored to the checkpoint before it")
         edit(on_its_way, "new %d", "newer %d")
         watching.waits_for("live")
         assert reading(on_its_way).startswith("newer")
@@ -431,7 +433,7 @@ def test_a_guest_that_is_paused_while_a_patch_is_on_its_way_is_waited_for(on_its
         time.sleep(8)
         assert "crashed" not in watching.said
         qmp(shown["qmp"], "cont")
-        watching.waits_for("the patch on its way is taken back, guest restored|live ")
+        watching.waits_for("unfinished patch undone, guest restored|live ")
         edit(on_its_way, "new %d", "newer %d")
         watching.waits_for("live ", times=watching.said.count("live ") + 1)
         assert reading(on_its_way).startswith("newer")
@@ -581,7 +583,7 @@ def test_without_space_for_a_checkpoint_an_edit_goes_live_and_says_so(
             assert "HR5107 no checkpoint of the guest: " in watching.said
             assert reading(driver) == "newer 1\n"
             run(driver, "guest", "exec", "echo c >/proc/sysrq-trigger")
-            watching.waits_for("#2 undone, and those between: guest restored to a checkpoint of the code")
+            watching.waits_for("#2 and earlier reloads undone, guest restored to a checkpoint of the code")
             assert reading(driver) == "old 1\n"
             (place / "much").unlink()
             edit(driver, "newer %d", "newest %d")
@@ -622,7 +624,7 @@ def test_a_guest_whose_network_is_down_for_a_while_is_left_alone(driver: Path) -
         run(driver, "guest", "exec", "echo kept >/tmp/kept")
         down = "(ip link set eth0 down; sleep 45; ip link set eth0 up) >/dev/null 2>&1 </dev/null &"
         run(driver, "guest", "exec", down)
-        watching.waits_for("warned .*HR4103 the guest runs, and does not answer any more", limit=150)
+        watching.waits_for("warned .*HR4103 the guest runs, but no longer answers", limit=150)
         watching.waits_for("the guest answers again", limit=150)
         assert run(driver, "guest", "exec", "cat", "/tmp/kept").stdout == "kept\n"
         edit(driver, "old %d", "new %d")

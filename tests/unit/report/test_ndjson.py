@@ -168,6 +168,6 @@ def test_each_time_the_disk_is_full_is_told_once_and_no_line_is_half_there(
     assert told == ["first", "after the first", "second", "after the second"]
     begins, ends = (
         "No space left on device; events are missing there from now on",
-        "goes on, 3 events are missing",
+        "written again, 3 events are missing",
     )
     assert [message.partition(": ")[2] for message in caplog.messages] == [begins, ends, begins, ends]

@@ -31,5 +31,5 @@ def test_a_reload_of_a_module_is_told_with_the_refusal_that_led_to_it() -> None:
 
 
 def test_where_nothing_was_refused_there_is_nothing_to_tell() -> None:
-    with pytest.raises(InputError, match="nothing was refused so far"):
+    with pytest.raises(InputError, match="nothing has been refused yet"):
         why([LIVE])

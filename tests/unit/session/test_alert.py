@@ -72,7 +72,7 @@ def test_a_log_that_is_another_file_is_heard_from_its_beginning_and_that_is_told
     titles, said = heard(log, rotate, begin)
     assert len(titles) == 1
     (line,) = said
-    assert line.startswith(f"{log} is another file now")
+    assert line.startswith(f"{log} was replaced by another file")
 
 
 def test_more_than_is_read_at_once_is_all_heard(log: Path) -> None:

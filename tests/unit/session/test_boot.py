@@ -48,7 +48,7 @@ def boots(consoles: list[str], spec: MachineSpec, monkeypatch: pytest.MonkeyPatc
 
 def test_a_guest_whose_timer_was_late_is_booted_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     (note,) = boots([LATE_TIMER], SPEC, monkeypatch)
-    assert "the guest booted twice" in note
+    assert "the guest was booted twice" in note
     with pytest.raises(GuestUnreachableError):
         boots([LATE_TIMER, LATE_TIMER], SPEC, monkeypatch)
 

@@ -28,7 +28,7 @@ def test_a_live_patch_of_somebody_elses_is_marked_as_such() -> None:
     assert text.splitlines()[3:] == [
         "patch     hotreload_2  live",
         "          drv: version_proc_show  (not loaded)",
-        "patch     kpatch_7  in transition, not one of hotreload's: no reload while it is there",
+        "patch     kpatch_7  in transition, not loaded by hotreload: no reload while it is loaded",
         "          vmlinux: version_proc_show",
     ]
 

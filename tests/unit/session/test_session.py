@@ -47,7 +47,7 @@ def test_a_panic_is_told_with_its_cause_and_what_the_console_said_is_kept(tmp_pa
     text = (tmp_path / "report.txt").read_text()
     assert "the guest ran reload #14" in text
     assert "RIP: 0010:" in text
-    assert text.endswith("\nlook further:\n  gdb -batch foo.ko\n")
+    assert text.endswith("\ncommands for a closer look:\n  gdb -batch foo.ko\n")
 
 
 @pytest.mark.parametrize("state", [State.HALTED, State.STOPPED])

@@ -40,7 +40,7 @@ def test_who_takes_a_lock_is_named_before_the_lock() -> None:
     places = {SHOW - 1: ("hotreload_2", "show", 0x1B)}
     names = NAMES | {READ - 1: "seq_read_iter+0x11e"}
     assert told(addresses, names, places) == (
-        "show+0x1b, called by seq_read_iter+0x11e; it waits in native_queued_spin_lock_slowpath+0x30"
+        "show+0x1b, called by seq_read_iter+0x11e; waiting in native_queued_spin_lock_slowpath+0x30"
     )
     assert told(addresses[:2], NAMES, {}) == "native_queued_spin_lock_slowpath+0x30"
 
