@@ -109,7 +109,7 @@ class Config:
         _word,
         "'debian', 'debian:6.12' (packaged), a configured tree, an O= or headers folder",
     )
-    guest: str = _setting("default", _word, "name of the guest; each name is a machine of its own")
+    guest: str = _setting("default", _word, "name of the guest; each name is a separate machine")
     memory_mb: int = _setting(512, _number(int, 128, 1 << 20, "MiB"), "memory of the guest, in MiB")
     cpus: int = _setting(
         1, _number(int, 1, 64, "CPUs"), "CPUs of the guest; with one, patches are live soonest"
@@ -128,14 +128,16 @@ class Config:
     )
     setup: str | None = _setting(None, _command, "shell command run in the guest once the modules are loaded")
     teardown: str | None = _setting(None, _command, "shell command run in the guest before it is stopped")
-    max_rung: str = _setting("module", _one_of(*RUNGS), "highest rung an edit may take: " + ", ".join(RUNGS))
+    max_rung: str = _setting(
+        "module", _one_of(*RUNGS), ("highest rung that an edit may take: ") + ", ".join(RUNGS)
+    )
     init_changes: str = _setting(
         INIT_CHANGES[0],
         _one_of(*INIT_CHANGES),
-        "changed init code of a module: reload the module, or let it wait for the next load",
+        "if init code of a module changes: reload the module, or wait for its next load",
     )
     max_units: int = _setting(
-        MAX_UNITS, _number(int, 1, 100_000, "units"), "units that an edit may compile; more is refused"
+        MAX_UNITS, _number(int, 1, 100_000, "units"), "how many units an edit may compile; more are refused"
     )
     checkpoints: str = _setting(
         "on",
@@ -148,13 +150,15 @@ class Config:
         "on or off: keep the memory of a guest that crashed, before it is brought back",
     )
     boot_timeout: float = _setting(
-        120.0, _number(float, 1, 3600, "seconds"), "seconds in which the guest must be up"
+        120.0, _number(float, 1, 3600, "seconds"), "seconds within which the guest must be up"
     )
     transition_timeout: float = _setting(
-        15.0, _number(float, 0.1, 3600, "seconds"), "seconds in which every task must have left the old code"
+        15.0, _number(float, 0.1, 3600, "seconds"), "seconds within which every task must leave the old code"
     )
     debounce_ms: int = _setting(
-        15, _number(int, 0, 10_000, "milliseconds"), "quiet time after a save before it is acted upon, in ms"
+        15,
+        _number(int, 0, 10_000, "milliseconds"),
+        "quiet time after a save before hotreload acts on it, in ms",
     )
     color: str = _setting("auto", _one_of("auto", "always", "never"), "auto, always or never")
 

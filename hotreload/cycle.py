@@ -110,20 +110,28 @@ class Cycle:
         """Note which functions and variables that earlier reloads added start again from scratch."""
         if settlement.anew:
             names = ", ".join(settlement.anew)
-            self.notes.append(f"HR2104 starts anew, with another type, initial value or function: {names}")
+            self.notes.append(
+                "HR2104 starts again from its initial value, because its type, initial value or function"
+                f" changed: {names}"
+            )
         if reset:
             names = ", ".join(reset)
-            self.notes.append(f"HR2104 starts anew with each patch, for several have that name: {names}")
+            self.notes.append(
+                "HR2104 starts again from its initial value with each patch, because several have that"
+                f" name: {names}"
+            )
 
     def note_variables(self, names: Iterable[str]) -> None:
         """Note variables that earlier reloads added and that no code uses any more."""
         if told := ", ".join(names):
-            self.notes.append(f"HR2104 not there any more, though somebody may hold its address: {told}")
+            self.notes.append(f"HR2104 no longer exists, though something may still hold its address: {told}")
 
     def note_dropped(self, names: tuple[str, ...]) -> None:
         """Note variables that earlier reloads added and that the sources no longer have."""
         if names:
-            self.notes.append(f"HR2104 not there any more, and new if it returns: {', '.join(names)}")
+            self.notes.append(
+                f"HR2104 no longer exists, and would start again from its initial value: {', '.join(names)}"
+            )
 
     def notes_of_units(self) -> list[str]:
         """Return the notes on all units. A variable that moved to another unit is not reported as lost."""
@@ -142,7 +150,7 @@ class Cycle:
         changed = self._of_this_edit(step, before)
         notes = self.notes_of_units()
         notes += [
-            f"{fn} travels: it {why}"
+            f"{fn} is replaced too, because it {why}"
             for each in self.compared
             for fn, why in each.diff.callers_promoted.items()
         ]

@@ -100,7 +100,7 @@ def _as_text(color: bool) -> Tell:
         if found.state != "ok":
             print(f"{'':18} why: {check.why}")
         if found.mend:
-            print(f"{'':18} mend: {found.mend}")
+            print(f"{'':18} fix: {found.mend}")
         sys.stdout.flush()
 
     return tell
@@ -110,10 +110,10 @@ def _summary(results: Results, fixed: bool) -> str:
     failed = [check.name for check, found in results.items() if found.state == "fail"]
     warned = sum(found.state == "warn" for found in results.values())
     if not failed:
-        return "everything needed is here" + (f" ({warned} could be better)" if warned else "")
+        return "everything that hotreload needs is there" + (f" ({warned} could be better)" if warned else "")
     mendable = not fixed and any(found.mend for found in results.values())
-    return f"not right: {', '.join(failed)}" + (
-        "; hotreload doctor --fix runs the commands" if mendable else ""
+    return f"needs fixing: {', '.join(failed)}" + (
+        "; run the commands with hotreload doctor --fix" if mendable else ""
     )
 
 
@@ -162,4 +162,6 @@ def _system(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
             check=False,
         )
     except FileNotFoundError as error:
-        return subprocess.CompletedProcess(argv, 127, f"{error.filename} is not installed: run it as root")
+        return subprocess.CompletedProcess(
+            argv, 127, f"{error.filename} is not installed: run the command as root"
+        )

@@ -252,7 +252,7 @@ class PatchedGuest:
             # Otherwise the live patch would be applied to the new modules when they are loaded.
             self._forget_data_of(modules)
             await without()
-            cycle.notes.append("it is not loaded in the guest: the next load takes the new one")
+            cycle.notes.append("it is not loaded in the guest: the next load uses the new one")
         self._forget_kept_for(modules)
         await self.close()
         self._tidying = asyncio.create_task(self._tidy())
@@ -301,7 +301,7 @@ class PatchedGuest:
         if self._restore_points.is_of_this_change and (saved := await self.restore()):
             await self.log_in()
             self._restored(saved.checkpoint.tag, time.monotonic() - started)
-            return f"the guest is back at {saved.checkpoint.tag}, before it"
+            return f"the guest is back at {saved.checkpoint.tag}, from before the reload"
         return await self._while_alive(exchange.put_back())
 
     def _forget_data_of(self, modules: Collection[str]) -> None:

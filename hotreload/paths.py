@@ -70,7 +70,7 @@ def writing_to(place: Path) -> Iterator[None]:
             raise EnvironmentFault(
                 f"{place} is not writable: {error.strerror}",
                 code="HR5108",
-                hint="mend its permissions, or name another place with XDG_CACHE_HOME / XDG_STATE_HOME",
+                hint="fix its permissions, or name another place with XDG_CACHE_HOME / XDG_STATE_HOME",
             ) from error
         raise
 

@@ -114,7 +114,7 @@ async def _qemu(_config: Config) -> Finding:
     said = await process.run([QEMU, "--version"], timeout=30)
     found = re.search(r"version ((\d+)\.(\d+)[.\d]*)", said.text)
     if not found:
-        return fail(f"{QEMU} does not say its version: {said.complaint or said.text.strip()}", "HR5104")
+        return fail(f"{QEMU} does not report its version: {said.complaint or said.text.strip()}", "HR5104")
     if (int(found[2]), int(found[3])) < QEMU_NEEDED:
         return fail(f"{found[1]}, needs 7.2", "HR5104", "qemu-system-x86")
     return ok(found[1])
@@ -124,9 +124,9 @@ async def _kvm(config: Config) -> Finding:
     from hotreload.vm.probe import choose_accel
 
     if config.accel == "tcg":
-        return ok("not asked for: accel is tcg")
+        return ok("not used: accel is tcg")
     if shutil.which(QEMU) is None:
-        return Finding("warn", "cannot be told without QEMU", code="HR5101")
+        return Finding("warn", "cannot be checked without QEMU", code="HR5101")
     accel = await choose_accel()
     if accel.name == "kvm":
         return ok(accel.reason)
@@ -138,7 +138,7 @@ async def _apt(config: Config) -> Finding:
         return ok(f"not needed: the kernel is {config.kernel}")
     missing = [name for name in ("apt-get", "apt-cache", "dpkg") if shutil.which(name) is None]
     if missing:
-        return fail(f"no {', '.join(missing)} here: name a kernel with -K", "HR5106")
+        return fail(f"{', '.join(missing)} not installed: name a kernel with -K", "HR5106")
     if not any(APT_LISTS.glob("*_Packages*")):
         return Finding("fail", "apt has no package lists yet", UPDATE, "HR5109")
     days = _days_since_update()
@@ -202,7 +202,7 @@ async def _module_needs(config: Config) -> Finding:
     if missing:
         fact = ", ".join(f"{need.program} is not installed, and {need.option} needs it" for need in missing)
         return fail(fact, "HR5106", *(need.package for need in missing))
-    return ok(f"{tree.release} needs nothing else")
+    return ok(f"{tree.release} needs no other programs")
 
 
 async def _packaged_compiler(config: Config) -> str:
@@ -266,7 +266,7 @@ def _room(folder: Path, needed: int) -> Finding:
         return Finding("fail", f"{folder} is not writable", Mend(command=owner), "HR5108")
     free = shutil.disk_usage(folder).free
     if free < needed:
-        fact = f"{folder} has only {free // MB} MB left, {needed // MB} are good to have"
+        fact = f"{folder} has only {free // MB} MB free, and {needed // MB} MB are recommended"
         return Finding("warn" if free > needed / 10 else "fail", fact, code="HR5107")
     return ok(f"{folder}, {free / 1000 / MB:.1f} GB free")
 
@@ -282,24 +282,28 @@ CHECKS = (
     Check("python", "hotreload is written in it", _python),
     Check("apt", "fetches the packaged kernel", _apt),
     Check("qemu", "runs the guest", _qemu),
-    Check("qemu-img", "makes the disk that checkpoints are kept in", program("qemu-img", "qemu-utils")),
-    Check("kvm", "runs the guest ten times faster; without it everything works, slower", _kvm),
+    Check("qemu-img", "makes the disk that holds checkpoints", program("qemu-img", "qemu-utils")),
+    Check("kvm", "runs the guest ten times faster; everything also works without it", _kvm),
     Check("kernel", "the guest boots it, and modules are built against it", _kernel),
     Check("compiler", "modules and patches need the compiler that built the kernel", _compiler),
-    Check("module-tools", "kbuild runs them for modules of a kernel that is configured so", _module_needs),
+    Check(
+        "module-tools", "kbuild runs them for modules, if the kernel is configured that way", _module_needs
+    ),
     Check("binutils", "kbuild links modules with ld", program("ld", "binutils")),
     Check("make", "kbuild needs it for the first build of a module", program("make", "make")),
-    Check("libelf", "objtool, which checks each object of the kernel, needs it", _objtool_library),
-    Check("kernel-build", "`hotreload kernel build` makes kernels of your own with it", _kernel_build),
+    Check("libelf", "objtool needs it; it checks each object of the kernel", _objtool_library),
+    Check("kernel-build", "`hotreload kernel build` builds kernels with it", _kernel_build),
     Check("busybox", "the guest's shell and commands", program("busybox", "busybox-static")),
     Check("dropbear", "the guest's SSH server", program("dropbear", "dropbear-bin")),
     Check("dropbearkey", "makes the guest's host key", program("dropbearkey", "dropbear-bin")),
-    Check("zstd", "unpacks modules of kernels that compress them with it", program("zstd", "zstd", "warn")),
+    Check(
+        "zstd", "unpacks the modules of kernels that compress them with zstd", program("zstd", "zstd", "warn")
+    ),
     Check("patch", "`hotreload build -p` applies source patches with it", program("patch", "patch", "warn")),
     Check("setpriv", "ends QEMU and compilers when hotreload is killed", program("setpriv", "util-linux")),
     Check("ssh", "`hotreload guest ssh` is your own ssh client", program("ssh", "openssh-client", "warn")),
-    Check("inotify", "tells of saved files; each watched folder takes a watch", _inotify),
+    Check("inotify", "reports saved files; each watched folder uses one watch", _inotify),
     Check("cache", "kernels, images and base objects are kept there", _cache),
     Check("state", "console logs and the stages of each reload are kept there", _state),
-    Check("sockets", "QEMU is spoken to through them; their paths are limited to 107 bytes", _sockets),
+    Check("sockets", "hotreload talks to QEMU through them; their paths are limited to 107 bytes", _sockets),
 )

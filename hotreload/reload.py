@@ -65,7 +65,7 @@ from hotreload.vm.machine import Trouble
 
 log = logging.getLogger(__name__)
 
-LOGGED = "the guest is as it was; the next save may do without. Where it failed is in the log: hotreload -v"
+LOGGED = "the guest is unchanged, and the next save may work; the log shows where it failed: hotreload -v"
 # How often an edit is compared again because a file was saved over meanwhile.
 TRIES = 3
 LEFT_BEHIND = "a session that was killed"
@@ -337,10 +337,13 @@ class Reloader:
         answers = await self._answers()
         runs = "the code it booted with" if self.running is None else f"#{self.running}"
         notes = [
-            f"the guest runs {runs}" + ("" if answers else "; it does not answer over SSH, as it was then")
+            f"the guest runs {runs}"
+            + ("" if answers else ("; it does not answer over SSH, as when it was saved"))
         ]
         if left_out := [file.name for file in _differing(edited, self._edits.compared)]:
-            notes.append(f"{', '.join(left_out)}: as it was then, until it is saved again")
+            notes.append(
+                f"{', '.join(left_out)}: the guest runs the code of that time, until it is saved again"
+            )
         return self.note(
             ReloadReport(
                 Outcome.RESTORED,
@@ -589,11 +592,13 @@ class Reloader:
         self._edits.require_callers(failed, known)
 
         if changed := self._edits.units.changed_makefiles():
-            cycle.notes.append(f"HR1004 {changed} changed; the build is still the one before")
+            cycle.notes.append(f"HR1004 {changed} changed; the guest still has the previous build")
         if strays := self._edits.units.left_out():
-            cycle.notes.append(f"HR1002 {strays}: no unit is made of it; what else it is for is not followed")
+            cycle.notes.append(
+                f"HR1002 {strays}: no translation unit is compiled from it; other uses are not followed"
+            )
         if changed := self._edits.units.carried_otherwise():
-            cycle.notes.append(f"HR2206 {changed} changed; the guest has the one before")
+            cycle.notes.append(f"HR2206 {changed} changed; the guest has the previous one")
 
         before, running = self._history.current, self._guest.known.plan
         if plan == running:
@@ -646,7 +651,7 @@ class Reloader:
         self._before_unloading(cycle, names)
         if pushed := self._edits.pushed_into(names):
             files = ", ".join(file.name for file in pushed)
-            cycle.notes.append(f"{files}: built as the file is, without the source patch that was pushed")
+            cycle.notes.append(f"{files}: built from the file, without the source patch that was pushed")
         self.note(cycle.announce_climb(refusal, names, self.running))
         await self._load_anew(cycle, base, names, self._edits.compared)
         return cycle.went_anew(self._add_step(self._guest.known.plan), names)
@@ -761,8 +766,8 @@ class Reloader:
         knowledge = self._edits.knowledge
         then, now = (set(knowledge.cannot_load_again(each) if each else ()) for each in (before, plan))
         for name in sorted(now - then):
-            when = "only with the next reload: this kernel is older than v6.3"
-            cycle.notes.append(f"{name}, once unloaded, can be loaded again {when}")
+            when = "only by the next reload, because this kernel is older than v6.3"
+            cycle.notes.append(f"if {name} is unloaded, it can be loaded again {when}")
 
     def _keep_stages(self, cycle: Cycle, step: Step) -> None:
         try:
@@ -819,7 +824,7 @@ class Reloader:
             await self._load_anew(cycle, target.base, anew, self._guest.known.edited)
             # The sources differ from these modules. The next save brings that back.
             self._edits.units.ask_for(anew)
-            cycle.notes.append(f"loaded anew: {', '.join(sorted(anew))}")
+            cycle.notes.append(f"reloaded: {', '.join(sorted(anew))}")
 
     async def _climb_past(self, cycle: Cycle, left: LeftBehind) -> frozenset[str]:
         """Announce and return the modules to be reloaded because of what would be left behind.

@@ -33,8 +33,8 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # MOST_SKIPPED.
 SLOW = 3.0
 MOST_SKIPPED = 8
-NO_MORE = "no checkpoints from now on: a crash boots the guest anew"
-FURTHER = "a crash goes back further, or boots the guest anew"
+NO_MORE = "no checkpoints from now on: after a crash, the guest is booted again"
+FURTHER = "after a crash, the guest goes back further, or is booted again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +169,11 @@ class RestorePoints:
         if self._slow < 2:  # a single slow save may be due to this machine
             return None
         self._skip = min(2 ** (self._slow - 2), MOST_SKIPPED)
-        pushes = "push goes" if self._skip == 1 else f"{self._skip} pushes go"
-        return f"HR5105 to save the guest took {seconds:.1f} s; the next {pushes} without: {FURTHER}"
+        pushes = "push is" if self._skip == 1 else f"{self._skip} pushes are"
+        return (
+            f"HR5105 saving the guest took {seconds:.1f} s; the next {pushes} made without a checkpoint:"
+            f" {FURTHER}"
+        )
 
     def _give_up(self, checkpoints: Checkpoints) -> None:
         checkpoints.give_up()
@@ -236,8 +239,8 @@ class RestorePoints:
         checkpoints = self._usable()
         if not NAME.fullmatch(name) or name.startswith(TAG_PREFIX):
             raise InputError(
-                f"{name!r} is no name for a checkpoint",
-                hint=f"letters, digits, '.', '_' and '-', not {TAG_PREFIX} in front",
+                f"{name!r} is not a valid name for a checkpoint",
+                hint=f"use letters, digits, '.', '_' and '-', and do not begin with {TAG_PREFIX}",
             )
         if before := self._by_hand.pop(name, None):
             await checkpoints.delete(before.checkpoint)
@@ -254,8 +257,8 @@ class RestorePoints:
         if not found:
             names = ", ".join(saved.checkpoint.tag for saved in listed)
             raise InputError(
-                f"there is no checkpoint {name}" if name else "there is no checkpoint yet",
-                hint=f"there are {names}" if names else "hotreload guest save NAME makes one",
+                f"there is no checkpoint {name}" if name else "there are no checkpoints yet",
+                hint=f"the checkpoints are {names}" if names else "make one: hotreload guest save NAME",
             )
         saved = found[-1]
         await checkpoints.restore(saved.checkpoint)
@@ -273,7 +276,8 @@ class RestorePoints:
             raise EnvironmentFault(
                 "this guest has no checkpoints",
                 code="HR5105",
-                hint="hotreload guest start --checkpoints on boots one that has them; hotreload why HR5105",
+                hint="start it with checkpoints: hotreload guest start --checkpoints on; or see"
+                " hotreload why HR5105",
             )
         return self._checkpoints
 

@@ -17,16 +17,28 @@ _existing_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @verb("attach", guest)
 @path_argument
 @click.option(
-    "--ssh", "address", metavar="[USER@]HOST[:PORT]", required=True, help="How its root is reached."
+    "--ssh",
+    "address",
+    metavar="[USER@]HOST[:PORT]",
+    required=True,
+    help="SSH address of the guest; the user must be root.",
 )
 @click.option(
-    "--identity", metavar="KEYFILE", type=_existing_file, help="Private key; else yours, or ssh-agent's."
+    "--identity",
+    metavar="KEYFILE",
+    type=_existing_file,
+    help="Private key; default: your own keys and ssh-agent's.",
 )
-@click.option("--host-key", metavar="FILE", type=_existing_file, help="Its public key; else those you know.")
 @click.option(
-    "--qmp", metavar="SOCKET", type=click.Path(path_type=Path), help="Where its QEMU listens for QMP."
+    "--host-key",
+    metavar="FILE",
+    type=_existing_file,
+    help="Public key of the guest; default: your known_hosts.",
 )
-@click.option("--console", metavar="LOGFILE", type=click.Path(path_type=Path), help="The log of its console.")
+@click.option("--qmp", metavar="SOCKET", type=click.Path(path_type=Path), help="QMP socket of its QEMU.")
+@click.option(
+    "--console", metavar="LOGFILE", type=click.Path(path_type=Path), help="Log file of its console."
+)
 @load_option
 @make_option
 @json_option
@@ -41,7 +53,7 @@ def attach(
 ) -> None:
     """Work on a guest that somebody else started, with the modules of PATH (default: of this folder).
 
-    -K names the kernel that it booted. `guest stop` leaves the guest running, without what was brought.
+    -K names the kernel that it booted. `guest stop` removes what hotreload loaded; the guest goes on.
     """
     from hotreload.deploy.attached_guest import Login, parse_address, pinned_key
     from hotreload.session.attached import Attachment, require_attachable

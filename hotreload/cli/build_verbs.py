@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 @verb("build")
 @path_argument
 @patch_option(required=True)
-@output_option("OUT.ko", "The file to write; default: livepatch-FIX.ko, here.")
+@output_option("OUT.ko", "File to write; default: livepatch-FIX.ko in this folder.")
 @json_option
 def build(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...], output: Path | None) -> int:
-    """Make a livepatch module of source patches, for the module in PATH as it is now.
+    """Build a livepatch module from source patches, for the module in PATH as it is now.
 
-    Without PATH, where there is no module, it is for the kernel that -K names, if that has its sources.
-    These stay as they are. No guest is needed: insmod the file where the driver runs.
+    Without PATH, in a folder without a module, it is for the kernel that -K names, if that has its sources.
+    The sources stay as they are. No guest is needed: insmod the file where the driver runs.
     """
     from hotreload.cli.output_file import check_output, remove_output, write_output
     from hotreload.patch_build import default_output

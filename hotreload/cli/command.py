@@ -79,7 +79,7 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-json_option = _global("--json", "json", is_flag=True, help="For programs: JSON on stdout.")
+json_option = _global("--json", "json", is_flag=True, help="Print JSON on stdout.")
 max_rung_option = setting("--max-rung", "max_rung", type=click.Choice(RUNGS))
 init_changes_option = setting("--init-changes", "init_changes", type=click.Choice(INIT_CHANGES))
 max_units_option = setting("--max-units", "max_units", metavar="N", type=click.IntRange(1))
@@ -94,7 +94,7 @@ def patch_option(*, required: bool = False) -> Decorator:
     return click.option(
         "-p", "--patch", "patches", metavar="FIX.patch", multiple=True, required=required,
         type=click.Path(path_type=Path),
-        help="A source patch (git diff, diff -u); several are applied in order.",
+        help="Source patch (git diff, diff -u); several are applied in order.",
     )  # fmt: skip
 
 
@@ -113,13 +113,19 @@ GLOBAL_OPTIONS = (
         metavar="DIR",
         type=click.Path(exists=True, file_okay=False),
         is_eager=True,  # before any path is looked at
-        help="Go to DIR first.",
+        help="Change to DIR first.",
     ),
     setting("-K", "--kernel", "kernel", metavar="KERNEL"),
     setting("--guest", "guest", metavar="NAME"),
     setting("--color", "color", type=click.Choice(["auto", "always", "never"])),
-    _global("-q", "--quiet", "quiet", is_flag=True, help="Errors only."),
-    _global("-v", "--verbose", "verbose", count=True, help="Say what is done; -vv: with every program."),
+    _global("-q", "--quiet", "quiet", is_flag=True, help="Print only errors."),
+    _global(
+        "-v",
+        "--verbose",
+        "verbose",
+        count=True,
+        help="Print what is done; -vv: also every program that is run.",
+    ),
 )
 
 
@@ -137,14 +143,14 @@ class Commands(click.Group):
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             close = nearest(name, self.list_commands(ctx))
-            ctx.fail(f"no command '{name}'" + (f"; did you mean '{close}'?" if close else ""))
+            ctx.fail(f"no such command: '{name}'" + (f"; did you mean '{close}'?" if close else ""))
         return super().resolve_command(ctx, args)
 
 
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="hotreload COMMAND --help says more; hotreload why CODE explains a code.",
+    epilog="hotreload COMMAND --help describes a command; hotreload why CODE explains a code.",
 )
 @with_global_options
 @click.version_option(__version__, prog_name="hotreload", message="%(prog)s %(version)s")

@@ -43,7 +43,7 @@ class Bug(HotReloadError):
 
         text = "".join(traceback.format_exception(error))
         last = traceback.format_exception_only(error)[-1].strip()
-        super().__init__(f"hotreload failed: {last}", hint=f"please report it, with {_kept(text)}")
+        super().__init__(f"hotreload failed: {last}", hint=f"please report this bug, with {_kept(text)}")
         self.story = text
 
 
@@ -56,5 +56,5 @@ def _kept(story: str) -> str:
         file = state_folder() / "last-failure.txt"
         file.write_text(about + story, encoding="utf-8")
     except (HotReloadError, OSError):
-        return "what -vv shows"
+        return "the output of -vv"
     return str(file)

@@ -126,9 +126,9 @@ def _run_in_background(
 
 
 @verb("stop", guest)
-@click.option("--all", "everything", is_flag=True, help="Every guest of yours.")
+@click.option("--all", "everything", is_flag=True, help="All your guests.")
 def stop(options: Globals, everything: bool) -> None:
-    """End a guest and its session, whatever they are at; a guest that was attached to is left as it was."""
+    """End a guest and its session, even if they are busy; an attached guest is left as it was."""
     from hotreload.session.guests import sessions
 
     console = console_of(options, options.config())
@@ -179,7 +179,7 @@ def restart(options: Globals) -> None:
 def _not_ours(about: About, fact: str) -> InputError:
     return InputError(
         f"the guest {about.guest} was not started by hotreload: {fact}",
-        hint=f"whoever started it does that; it is at {about.attached}",
+        hint=f"do this where it was started; its address is {about.attached}",
     )
 
 
@@ -234,16 +234,16 @@ def show(options: Globals) -> None:
 
 @verb("cmdline", guest)
 def cmdline(options: Globals) -> None:
-    """The QEMU line that boots the same guest by hand, its console on the terminal."""
+    """The QEMU command line that boots the same guest by hand, with its console on the terminal."""
     about = session_here(options)
     if about.attached:
-        raise _not_ours(about, "its QEMU line is not known here")
+        raise _not_ours(about, "its QEMU command line is not known here")
     click.echo(answer_of(about, "show")["qemu"])
 
 
 @verb("ssh", guest, cls=WithCommand)
 def ssh(options: Globals) -> None:
-    """Log in."""
+    """Log in to the guest."""
     words = shlex.split(answer_of(session_here(options), "show")["ssh"])
     if shutil.which(words[0]) is None:
         raise EnvironmentFault("ssh is not installed", hint="apt-get install openssh-client; or guest exec")
@@ -258,7 +258,7 @@ def console(options: Globals) -> None:
 
     about = session_here(options)
     if about.attached:
-        raise _not_ours(about, "its console is not here; hotreload guest logs tells what is known of it")
+        raise _not_ours(about, "its console is not here; hotreload guest logs shows what was read from it")
     facts = answer_of(about, "show")
     if not options.quiet:
         click.echo(f"the console of {facts['guest']}; Ctrl-] leaves it", err=True)
@@ -266,10 +266,10 @@ def console(options: Globals) -> None:
 
 
 @verb("exec", guest, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option("-i", "--stdin", "with_input", is_flag=True, help="Give it this command's standard input.")
+@click.option("-i", "--stdin", "with_input", is_flag=True, help="Pass standard input to the command.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(options: Globals, with_input: bool, command: tuple[str, ...]) -> int:
-    """Run a command in the guest; its output and exit status are this command's."""
+    """Run a command in the guest, and pass on its output and exit status."""
     data = sys.stdin.buffer.read() if with_input else b""
     words = guest_command(list(command))
     done = answer_of(session_here(options), "exec", command=words, stdin=base64.b64encode(data).decode())
@@ -283,11 +283,11 @@ def execute(options: Globals, with_input: bool, command: tuple[str, ...]) -> int
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("where")
 def put(options: Globals, file: Path, where: str) -> None:
-    """Copy FILE into the guest, as WHERE; a WHERE that ends in / is a folder."""
+    """Copy FILE to WHERE in the guest; if WHERE ends in /, it is a folder."""
     try:
         data, mode = file.read_bytes(), file.stat().st_mode & 0o777
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}", hint="mend its permissions") from error
+        raise InputError(f"{file} cannot be read: {error.strerror}", hint="fix its permissions") from error
     path = where + file.name if where.endswith("/") else where
     answer_of(session_here(options), "put", path=path, mode=mode, data=base64.b64encode(data).decode())
 
@@ -295,7 +295,7 @@ def put(options: Globals, file: Path, where: str) -> None:
 @verb("save", guest)
 @click.argument("name")
 def save(options: Globals, name: str) -> None:
-    """Save the guest as it is now, under NAME; `guest load NAME` brings it back."""
+    """Save the guest as it is now, under NAME; `guest load NAME` restores it."""
     saved = answer_of(session_here(options), "save", name=name)
     _say(options, f"saved {saved['name']} in {saved['seconds']:.2f} s")
 
@@ -304,9 +304,9 @@ def save(options: Globals, name: str) -> None:
 @click.argument("name", required=False)
 @json_option
 def load(options: Globals, name: str | None) -> int:
-    """Bring the guest back to a checkpoint: to the one NAME, or to the latest.
+    """Bring the guest back to the checkpoint NAME, or to the latest one.
 
-    The sources stay as they are. What the guest does not run of them it is brought with their next save.
+    The sources stay as they are. Those that the guest then does not run are applied with their next save.
     """
     return cycle(options, None, "load", name=name)
 
@@ -314,7 +314,7 @@ def load(options: Globals, name: str | None) -> int:
 @verb("checkpoints", guest)
 @json_option
 def checkpoints(options: Globals) -> None:
-    """What `guest load` can bring back: those saved by hand, and those before the last pushes."""
+    """The checkpoints for `guest load`: those saved by hand, and those from before the last pushes."""
     from hotreload.report.table import align
 
     answer = answer_of(session_here(options), "checkpoints")
@@ -338,7 +338,7 @@ def checkpoints(options: Globals) -> None:
 @verb("dump", guest)
 @click.argument("file", type=click.Path(path_type=Path))
 def dump(options: Globals, file: Path) -> None:
-    """Write the guest's memory to FILE, a vmcore that drgn and crash read; the guest goes on."""
+    """Write the guest's memory to FILE, a vmcore for drgn and crash; the guest goes on."""
     from hotreload.process import paste_ready
 
     target = file.absolute()
@@ -354,9 +354,9 @@ def _say(options: Globals, text: str) -> None:
 
 
 @verb("logs", guest)
-@click.option("-f", "--follow", is_flag=True, help="Go on as the console does.")
+@click.option("-f", "--follow", is_flag=True, help="Go on printing what the console prints.")
 def logs(options: Globals, follow: bool) -> None:
-    """What the guest's console said; of a guest that is gone, in its last session."""
+    """What the guest's console printed; if the guest is gone, in its last session."""
     from hotreload.session.alert import read_log
     from hotreload.vm.console import printable
 

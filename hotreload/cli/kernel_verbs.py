@@ -32,21 +32,29 @@ def kernel() -> None:
 @click.option(
     "--config",
     metavar="minimal|virtio|debug|FILE",
-    help="Begin with this configuration; default: the .config that is there, or minimal.",
+    help="Configuration to start from; default: the existing .config, or minimal.",
 )
 @click.option(
-    "-O", "--output", metavar="DIR", type=click.Path(path_type=Path), help="Build in DIR; default: in place."
+    "-O",
+    "--output",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Build in DIR; default: in the source tree.",
 )
 @click.option(
-    "-j", "--jobs", metavar="N", type=click.IntRange(1), help="Compilers at a time; default: one a processor."
+    "-j",
+    "--jobs",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Number of parallel compilers; default: one for each processor.",
 )
 @json_option
 def build_kernel(
     options: Globals, paths: tuple[Path, ...], config: str | None, output: Path | None, jobs: int | None
 ) -> None:
-    """Make a kernel of the sources in PATH that can be live patched and booted as a guest.
+    """Build a kernel from the sources in PATH that can be live patched and booted as a guest.
 
-    A .config that is there gets the few options that this needs, and stays as it is otherwise.
+    An existing .config gets the few options that this needs, and otherwise stays as it is.
     """
     from hotreload.build.kernel_config import config_file
     from hotreload.build.kernel_make import find_source
@@ -88,9 +96,9 @@ async def _record(tree: KernelTree, bar: Progress) -> Base:
 @path_argument
 @json_option
 def record(options: Globals, paths: tuple[Path, ...]) -> None:
-    """Keep the sources of the kernel that is built in PATH: edits from now on are known as such.
+    """Record the sources of the kernel that was built in PATH, so that later edits are recognized.
 
-    For a kernel that was built by hand. `kernel build` does it by itself, and so does the first watch.
+    Use this for a kernel that was built by hand. `kernel build` and the first watch do it on their own.
     """
     from hotreload.build.debian_kernel import open_kernel
     from hotreload.build.kernel_tree import check_fit, watched_kernel
@@ -119,7 +127,7 @@ def record(options: Globals, paths: tuple[Path, ...]) -> None:
 @verb("info", kernel)
 @json_option
 def info(options: Globals) -> int:
-    """The kernel that -K means: its parts, its compiler, and whether it can be live patched."""
+    """The kernel that -K names: its parts, its compiler, and whether it can be live patched."""
     from hotreload.build.debian_kernel import open_kernel
     from hotreload.build.kernel_tree import check_fit, kernel_compiler, unmet_needs
 

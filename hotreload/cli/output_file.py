@@ -15,13 +15,13 @@ from hotreload.interrupts import raise_interrupts
 def check_output(file: Path, inputs: tuple[Path, ...] = ()) -> None:
     """Refuse a file that cannot be written, before the work is done. Raises InputError (HR1009)."""
     if file.is_dir():
-        raise InputError(f"{file} is a folder", hint="name a file behind -o")
+        raise InputError(f"{file} is a folder", hint="name a file after -o")
     if not file.parent.is_dir():
-        raise InputError(f"there is no folder {file.parent}", hint=f"make it first: mkdir -p {file.parent}")
+        raise InputError(f"there is no folder {file.parent}", hint=f"create it first: mkdir -p {file.parent}")
     for other in inputs:
         with contextlib.suppress(OSError):
             if file.samefile(other):
-                raise InputError(f"{file} is what was to be read", hint="name another file behind -o")
+                raise InputError(f"{file} is an input file", hint="name another file after -o")
 
 
 def write_output(file: Path, content: bytes) -> None:
@@ -48,7 +48,7 @@ def write_output(file: Path, content: bytes) -> None:
                 f"no space left for {file}", code="HR5107", hint="free some space: df -h"
             ) from error
         raise InputError(
-            f"{file} cannot be written: {error.strerror}", hint="name another file behind -o"
+            f"{file} cannot be written: {error.strerror}", hint="name another file after -o"
         ) from error
 
 

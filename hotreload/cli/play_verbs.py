@@ -18,10 +18,10 @@ from hotreload.config import wants_color
     "--keep",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Leave the edited driver in DIR.",
+    help="Keep the edited driver in DIR.",
 )
 def demo(options: Globals, keep: Path | None) -> int:
-    """Watch the main job on an example driver, from nothing: every edit, and what the guest shows of it."""
+    """Show hotreload at work on an example driver: each edit, and what changes in the guest."""
     from hotreload.demo.play import play
 
     color = wants_color(options.color, sys.stdout)
@@ -39,7 +39,7 @@ def demo(options: Globals, keep: Path | None) -> int:
 )
 @json_option
 def bench(options: Globals, edits: int) -> int:
-    """Time each stage here, beside the bare compile, the module-reload loop and the reboot loop."""
+    """Time each stage on this machine, and compare with the bare compile, module reloads and reboots."""
     from hotreload.demo.bench import measure
 
     config = options.config()

@@ -78,7 +78,8 @@ def one_folder(paths: tuple[Path, ...]) -> Path:
     """Return the folder that is meant, by default the current one. Raises InputError (HR1009)."""
     if len(paths) > 1:
         raise InputError(
-            "one folder at a time: a guest has the modules of one", hint="start one hotreload for each folder"
+            "only one folder at a time: a guest has the modules of one folder",
+            hint="start one hotreload for each folder",
         )
     folder = (paths[0] if paths else Path.cwd()).resolve()
     if not folder.is_dir():
@@ -131,9 +132,9 @@ def print_json(value: object) -> None:
 @make_option
 @json_option
 def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) -> int:
-    """Boot the guest, or find it; from then on each save is running in it a moment later.
+    """Boot a guest, or use the running one; from then on, each save goes live in it a moment later.
 
-    A COMMAND behind -- is run in the guest after each reload.
+    A COMMAND after -- is run in the guest after each reload.
     """
     from hotreload.session import client
     from hotreload.session.guests import find_running
@@ -157,9 +158,9 @@ def watch(options: Globals, paths: tuple[Path, ...], once: bool, dry_run: bool) 
 @max_units_option
 @json_option
 def push(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...]) -> int:
-    """Bring a running guest to the sources as they are now, once.
+    """Bring a running guest up to date with the current sources, once.
 
-    With -p to what source patches make of them; the files stay as they are, and win with their next save.
+    With -p, apply source patches to the guest; the files stay as they are, and their next save replaces that.
     """
     files = [str(file.resolve()) for file in patches]
     given = {key: options.flags.get(key) for key in ("max_units", "init_changes")}
@@ -170,26 +171,26 @@ def push(options: Globals, paths: tuple[Path, ...], patches: tuple[Path, ...]) -
 @click.argument("modules", nargs=-1, metavar="[MODULE]..")
 @json_option
 def reload(options: Globals, modules: tuple[str, ...]) -> int:
-    """Load modules anew, built as the sources are now; without names all of the session's.
+    """Reload modules, built from the current sources; without names, all modules of the session.
 
-    Their state is lost; hotreload undo leads back to the code of before.
+    Their state is lost; hotreload undo goes back to the previous code.
     """
     return cycle(options, None, "reload", modules=modules)
 
 
 @verb("undo")
 @click.argument("number", required=False, type=click.IntRange(min=1))
-@click.option("--all", "everything", is_flag=True, help="Back to the code that the guest booted with.")
+@click.option("--all", "everything", is_flag=True, help="Go back to the code that the guest booted with.")
 @json_option
 def undo(options: Globals, number: int | None, everything: bool) -> int:
-    """Take back the last reload; or reload NUMBER and all after it."""
+    """Undo the last reload; or reload NUMBER and all later ones."""
     return cycle(options, None, "undo", number=number, everything=everything)
 
 
 @verb("redo")
 @json_option
 def redo(options: Globals) -> int:
-    """Do again what undo took back."""
+    """Apply again what undo undid."""
     return cycle(options, None, "redo")
 
 
@@ -245,10 +246,10 @@ def why(options: Globals, what: str | None) -> None:
 
 
 @verb("doctor")
-@click.option("--fix", is_flag=True, help="Run the commands that mend what is not right, and look again.")
+@click.option("--fix", is_flag=True, help="Run the commands that fix what is missing, and check again.")
 @json_option
 def doctor(options: Globals, fix: bool) -> int:
-    """Check every precondition; say why it matters and how to mend it."""
+    """Check everything that this machine must have; say why it matters and how to fix it."""
     from hotreload import doctor
 
     return doctor.examine(
@@ -263,10 +264,10 @@ def doctor(options: Globals, fix: bool) -> int:
 @verb("diff")
 @click.argument("original", type=click.Path(path_type=Path, readable=False))
 @click.argument("patched", type=click.Path(path_type=Path, readable=False))
-@output_option("OUT.o", "Write an object of what a patch would carry.")
+@output_option("OUT.o", "Write an object with what a patch would contain.")
 @json_option
 def diff(options: Globals, original: Path, patched: Path, output: Path | None) -> int:
-    """What changed between two objects of one unit, and whether a live patch could bring it."""
+    """What changed between two objects of one unit, and whether a live patch could make that change."""
     import time
 
     from hotreload.cli.output_file import check_output

@@ -281,7 +281,7 @@ class _Soak:
         """Return an error if a counter did not go up and hotreload did not say that it starts again."""
         if now > before:
             return []
-        if any("starts anew" in note and name in note.replace(",", "").split() for note in self._notes):
+        if any("starts again" in note and name in note.replace(",", "").split() for note in self._notes):
             self._result.anew.append(name)
             return []
         return [f"{name} was {before} and is {now}"]

@@ -31,7 +31,10 @@ def test_a_variable_that_a_reload_added_keeps_its_value_through_later_ones(
         retyped = await save(
             main_c=COUNTED.replace("int mine = 10", "long mine = 20").replace("%d\\n", "%ld\\n")
         )
-        assert "HR2104 starts anew, with another type, initial value or function: mine" in retyped.notes
+        assert (
+            "HR2104 starts again from its initial value, because its type, initial value or function"
+            " changed: mine"
+        ) in retyped.notes
         assert await read() == "hello 5 21\n"
 
     in_session(story)
@@ -444,7 +447,7 @@ def test_a_variable_that_points_at_an_edited_table_points_at_the_new_one(
         await save(help_c=CONFIGURED)
         assert await read() == "hello 1 1\n"
         edited = await save(help_c=CONFIGURED.replace("{ 1, 2 }", "{ 9, 2 }"))
-        assert any("starts anew" in note and "config" in note for note in edited.notes), edited.reasons
+        assert any("starts again" in note and "config" in note for note in edited.notes), edited.reasons
         assert await read() == "hello 2 9\n"
 
     in_session(story)
@@ -564,6 +567,6 @@ def test_what_no_source_has_and_somebody_may_hold_goes_with_its_module(
         assert "HR2207 beat no longer exists" in done.text + done.complaint
         undone = (await watch.next_cycle()).report
         assert (undone.outcome, await read()) == (Outcome.UNDONE, "hey 1 2\n"), undone
-        assert "loaded anew: pair" in undone.notes
+        assert "reloaded: pair" in undone.notes
 
     in_session(story, max_rung="module")

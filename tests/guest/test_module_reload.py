@@ -446,7 +446,7 @@ def test_a_module_that_was_unloaded_by_hand_comes_back_as_its_sources_say(in_ses
         assert (await watch.run("rmmod pair")).ok
         anew = await save(main_c=GROWN)
         assert anew.outcome is Outcome.RELOADED, anew
-        assert "it is not loaded in the guest: the next load takes the new one" in anew.notes
+        assert "it is not loaded in the guest: the next load uses the new one" in anew.notes
         ko = (watch.folder / "pair.ko").read_bytes()
         assert (await watch.run("cat >/tmp/pair.ko; insmod /tmp/pair.ko", ko)).ok
         assert await read() == "grown 1 3\n"
@@ -587,7 +587,7 @@ def test_a_module_that_is_loaded_anew_is_built_without_a_source_patch_which_is_t
         assert await read() == "hello 1 5\n"
         anew = await save(main_c=GROWN)
         assert anew.outcome is Outcome.RELOADED, anew
-        assert "help.c: built as the file is, without the source patch that was pushed" in anew.notes
+        assert "help.c: built from the file, without the source patch that was pushed" in anew.notes
         assert await read() == "grown 1 2\n"
         again = await save(main_c=GROWN.replace("grown %ld", "grows %ld"))
         assert not any("source patch" in note for note in again.notes)

@@ -499,8 +499,8 @@ def test_a_guest_is_saved_and_brought_back_by_name(driver: Path) -> None:
 
         for words, said in (
             (("load", "nowhere"), "there is no checkpoint nowhere"),
-            (("save", "a/b"), "'a/b' is no name for a checkpoint"),
-            (("save", "checkpoint-1"), "'checkpoint-1' is no name"),
+            (("save", "a/b"), "'a/b' is not a valid name for a checkpoint"),
+            (("save", "checkpoint-1"), "'checkpoint-1' is not a valid name"),
         ):
             wrong = run(driver, "guest", *words)
             assert (wrong.returncode, said in wrong.stderr) == (2, True), wrong.stderr

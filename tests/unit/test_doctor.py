@@ -65,9 +65,9 @@ def test_what_is_right_is_a_line_and_what_is_not_says_why_and_what_mends_it(
         "ok    a            there",
         "fail  b            not there  HR5106",
         "                   why: a test needs it",
-        "                   mend: apt-get install -y --no-install-recommends b-tools",
+        "                   fix: apt-get install -y --no-install-recommends b-tools",
     ]
-    assert said.err == "not right: b; hotreload doctor --fix runs the commands\n"
+    assert said.err == "needs fixing: b; run the commands with hotreload doctor --fix\n"
 
 
 def test_a_warning_alone_is_exit_status_0(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +75,7 @@ def test_a_warning_alone_is_exit_status_0(capsys: pytest.CaptureFixture[str]) ->
         return Finding("warn", "slow", code="HR5101")
 
     assert examine(Config(), checks=[Check("kvm", "speed", slow)]) == 0
-    assert capsys.readouterr().err == "everything needed is here (1 could be better)\n"
+    assert capsys.readouterr().err == "everything that hotreload needs is there (1 could be better)\n"
 
 
 def test_terse_says_only_what_fails_in_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +86,7 @@ def test_terse_says_only_what_fails_in_the_end(tmp_path: Path, capsys: pytest.Ca
     assert examine(Config(), terse=True, checks=[mendable, needs_file("b", tmp_path / "b", None)]) == 7
     said = capsys.readouterr()
     assert said.out.splitlines()[0] == "fail  b            not there  HR5106"
-    assert said.err == "not right: b\n"
+    assert said.err == "needs fixing: b\n"
 
 
 def test_json_is_an_event_a_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +114,10 @@ def test_fix_runs_the_command_and_looks_again(tmp_path: Path, capsys: pytest.Cap
     assert examine(Config(), fix=True, checks=checks) == 0
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == "ok    a            there"
-    assert said.err.splitlines() == [f"hotreload: running touch {file}", "everything needed is here"]
+    assert said.err.splitlines() == [
+        f"hotreload: running touch {file}",
+        ("everything that hotreload needs is there"),
+    ]
 
 
 def test_fix_goes_on_to_what_the_first_mend_brought_to_light(tmp_path: Path) -> None:
@@ -140,7 +143,7 @@ def test_a_mend_that_does_not_help_is_tried_once_and_its_words_are_shown(
         f"hotreload: running {mend}",
         "the reason",
         f"hotreload: {mend}: exit status 3",
-        "not right: a",
+        "needs fixing: a",
     ]
 
 

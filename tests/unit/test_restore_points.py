@@ -86,9 +86,9 @@ def test_slow_saves_are_left_out_for_a_while_and_not_for_good() -> None:
     kept = points(scripted)
     told = pushes(kept, 9, answered=True)
     assert told[:3] == [None, None, None], "once is this machine's fault"
-    assert "took 5.0 s; the next push goes without" in str(told[3])
+    assert "took 5.0 s; the next push is made without" in str(told[3])
     assert told[4] is None
-    assert "took 6.0 s; the next 2 pushes go without" in str(told[5])
+    assert "took 6.0 s; the next 2 pushes are made without" in str(told[5])
     assert told[6:] == [None, None, None]
     assert scripted.number == 6
     assert back(kept)[0] == "checkpoint-6"
@@ -98,7 +98,9 @@ def test_a_save_that_does_not_end_costs_no_checkpoint_that_is_there() -> None:
     scripted = Scripted(0.1, TooSlowError("takes more than 60 s", code="HR5105"))
     kept = points(scripted)
     _, told = pushes(kept, 2, answered=True)
-    assert told == "HR5105 takes more than 60 s: a crash goes back further, or boots the guest anew"
+    assert told == (
+        "HR5105 takes more than 60 s: after a crash, the guest goes back further, or is booted again"
+    )
     assert not scripted.is_given_up
     assert back(kept) == ["checkpoint-1"]
 
@@ -107,6 +109,6 @@ def test_a_disk_that_is_full_is_given_back_with_all_that_is_on_it() -> None:
     scripted = Scripted(0.1, EnvironmentFault("no space left on device", code="HR5105"))
     kept = points(scripted)
     _, told = pushes(kept, 2, answered=True)
-    assert "no checkpoints from now on: a crash boots the guest anew" in str(told)
+    assert "no checkpoints from now on: after a crash, the guest is booted again" in str(told)
     assert scripted.is_given_up
     assert back(kept) == []

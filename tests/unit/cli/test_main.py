@@ -139,7 +139,7 @@ def test_a_bug_is_one_line_and_its_story_is_in_a_file(run: Run, trial: Callable)
     assert status == 70
     assert err == (
         "hotreload: error[HR0000]: hotreload failed: KeyError: 'nothing'\n"
-        f"  hint: please report it, with {story}\n"
+        f"  hint: please report this bug, with {story}\n"
     )
     assert "Traceback" in story.read_text()
 
@@ -166,7 +166,7 @@ def test_a_usage_error_is_a_line_and_the_way_to_the_help(run: Run) -> None:
 def test_an_unknown_command_names_the_nearest(run: Run) -> None:
     status, _out, err = run("docter")
     assert status == 2
-    assert err.startswith("hotreload: error: no command 'docter'; did you mean 'doctor'?\n")
+    assert err.startswith("hotreload: error: no such command: 'docter'; did you mean 'doctor'?\n")
 
 
 def test_global_options_stand_before_or_behind_the_verb_and_the_last_one_wins(

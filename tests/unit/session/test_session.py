@@ -85,7 +85,7 @@ def test_a_guest_that_is_named_is_named_in_the_error(capsys: pytest.CaptureFixtu
 
 def test_two_folders_are_one_too_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["watch", str(tmp_path), str(tmp_path)]) == 2
-    assert "error[HR1009]: one folder at a time" in capsys.readouterr().err
+    assert "error[HR1009]: only one folder at a time" in capsys.readouterr().err
 
 
 def test_no_guests_is_an_answer_not_an_error(capsys: pytest.CaptureFixture[str]) -> None:
