@@ -53,7 +53,7 @@ def attach(
 ) -> None:
     """Work on a guest that somebody else started, with the modules of PATH (default: of this folder).
 
-    -K names the kernel that it booted. `guest stop` removes what hotreload loaded; the guest goes on.
+    -K names the kernel that it booted. `guest stop` leaves the guest running, as it was before.
     """
     from hotreload.deploy.attached_guest import Login, parse_address, pinned_key
     from hotreload.session.attached import Attachment, require_attachable

@@ -330,7 +330,7 @@ apply() { # NAME SECONDS [MODULE=BUILDID..] [SECTION..]
     now_cs
     limit=$((cs + $2 * 100))
     if [ ! -e "$LIVE/$1" ]; then
-        printf '{"ok":false,"stage":"load","error":"the module is loaded, but is no live patch %s","dmesg":%s}\n' \
+        printf '{"ok":false,"stage":"load","error":"the module is loaded, but is not the live patch %s","dmesg":%s}\n' \
             "$1" "$(kernel_says)"
         return
     fi

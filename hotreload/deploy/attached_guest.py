@@ -88,7 +88,9 @@ def parse_address(text: str) -> tuple[str, str, int | None]:
         or (port is not None and not 0 < port < 1 << 16)
     ):
         raise InputError(
-            f"{text!r} is no SSH address", code="HR1008", hint="[USER@]HOST[:PORT], as in root@127.0.0.1:2222"
+            f"{text!r} is not an SSH address",
+            code="HR1008",
+            hint="use [USER@]HOST[:PORT], such as root@127.0.0.1:2222",
         )
     return found[1] or USER, found[2].strip("[]"), port
 
@@ -104,7 +106,9 @@ def pinned_key(file: Path) -> str:
         raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     keys = [found[1] for line in lines if (found := KEY.search(line))]
     if not keys:
-        raise InputError(f"{file} has no public key of a host", hint="ssh-keyscan HOST prints those of one")
+        raise InputError(
+            f"{file} has no public host key", hint="print the keys of a host with ssh-keyscan HOST"
+        )
     return keys[0]
 
 
@@ -230,21 +234,22 @@ class AttachedGuest(ShellGuest):
             raise self._unknown_host(str(error)) from error
         except asyncssh.PermissionDenied as error:
             raise self._unfit(
-                f"{login.address} does not let us in: {error}",
-                f"name its key with --identity, or give it to ssh-agent; this must work: {login.ssh_command}",
+                f"{login.address} refused the login: {error}",
+                "name the private key with --identity, or add it to ssh-agent; this must work:"
+                f" {login.ssh_command}",
             ) from error
         except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, asyncssh.ConfigParseError) as error:
             raise self._unfit(
-                f"SSH cannot be used as it is set up here: {error}",
-                "a key with a passphrase goes into ssh-agent: ssh-add KEYFILE",
+                f"SSH on this machine cannot be used: {error}",
+                "if the key has a passphrase, add it to ssh-agent: ssh-add KEYFILE",
             ) from error
         except (asyncssh.Error, OSError) as error:
             # Some servers disconnect a client that offers to accept every kind of key.
             if isinstance(error, asyncssh.DisconnectError) and not self._knows_host(options["known_hosts"]):
-                raise self._unknown_host("it is in no known_hosts") from error
+                raise self._unknown_host("it is not in a known_hosts file") from error
             raise GuestUnreachableError(
                 f"{login.address} does not answer: {str(error) or type(error).__name__}",
-                hint=f"does it run, and its SSH server? this must work: {login.ssh_command}",
+                hint=f"check that the guest and its SSH server run; this must work: {login.ssh_command}",
             ) from error
 
     async def _bring_agent(self, connection: asyncssh.SSHClientConnection) -> None:
@@ -271,7 +276,7 @@ class AttachedGuest(ShellGuest):
                     told = printable(line).split()
             except (asyncssh.Error, OSError, TimeoutError) as error:
                 raise GuestUnreachableError(
-                    f"{self.login.address} does not answer: {str(error) or 'it takes no commands'}"
+                    f"{self.login.address} does not answer: {str(error) or 'it does not run commands'}"
                 ) from error
             if told[:1] != ["busy"] or clock() > deadline:
                 break
@@ -284,19 +289,19 @@ class AttachedGuest(ShellGuest):
             case ["ready", boot_id]:
                 if boot_id != (self.boot_id or boot_id):
                     self._rebooted()
-                    raise GuestUnreachableError("the guest was booted anew")
+                    raise GuestUnreachableError("the guest was rebooted")
                 self.boot_id = boot_id
             case ["busy"]:
                 raise GuestBusyError(
                     f"another hotreload is attached to {self.login.address}",
-                    hint="end that one: hotreload guest list, hotreload guest stop --guest NAME",
+                    hint="end it: hotreload guest list, then hotreload guest stop --guest NAME",
                 )
             case ["refused", *why]:
-                raise self._unfit(f"the guest cannot be worked on: {' '.join(why)}")
+                raise self._unfit(f"the guest cannot be used: {' '.join(why)}")
             case _:
                 raise self._unfit(
-                    f"the guest answers nonsense: {' '.join(told) or 'nothing'!r}",
-                    "the login shell of root must be one that runs sh, and print nothing by itself",
+                    f"the guest's answer makes no sense: {' '.join(told) or 'nothing'!r}",
+                    "root's login shell must be able to run sh, and must not print anything itself",
                 )
 
     def _knows_host(self, known_hosts: Any) -> bool:
@@ -309,14 +314,15 @@ class AttachedGuest(ShellGuest):
         login = self.login
         if login.host_key is not None:
             return self._unfit(
-                f"{login.address} has another host key than the one in {login.host_key}",
-                "is it the guest that is meant? ssh-keyscan prints the keys that it has",
+                f"{login.address} has a different host key than {login.host_key}",
+                "check that this is the right guest; ssh-keyscan prints its keys",
             )
         port = f"-p {login.port} " if login.port is not None else ""
         scan = f"ssh-keyscan {port}{shlex.quote(login.host)}"
         return self._unfit(
-            f"nobody knows the host key of {login.address}: {told}",
-            f"if nobody else can answer there: {scan} >>~/.ssh/known_hosts; or name its key with --host-key",
+            f"the host key of {login.address} is not known: {told}",
+            f"if nothing else can answer at that address: {scan} >>~/.ssh/known_hosts; or name its key"
+            " with --host-key",
         )
 
     def _unfit(self, fact: str, hint: str | None = None) -> GuestUnreachableError:

@@ -56,14 +56,14 @@ class KernelMemory:
                 if len(data) >= skip + size:
                     return data[skip : skip + size]
                 raise _unreadable(f"/proc/kcore ends at {address:#x}")
-        raise _unreadable(f"/proc/kcore has no {address:#x}")
+        raise _unreadable(f"/proc/kcore does not contain {address:#x}")
 
     async def idt_base(self) -> int:
         """Return the address of the interrupt descriptor table. Raises what ``read`` raises."""
         looking = run_in_time(self._guest, "grep ' idt_table$' /proc/kallsyms", timeout=KALLSYMS_LIMIT)
         told = (await looking).text.split()
         if not told or not int(told[0], 16):
-            raise _unreadable("/proc/kallsyms does not tell where idt_table is")
+            raise _unreadable("/proc/kallsyms does not have the address of idt_table")
         return int(told[0], 16)
 
     async def _pages(self, first: int, count: int) -> bytes:
@@ -71,7 +71,7 @@ class KernelMemory:
         try:
             done = await self._guest.run(command, timeout=LIMIT)
         except TimeoutError:
-            raise GuestUnreachableError(f"the guest did not send its memory in {LIMIT:g} s") from None
+            raise GuestUnreachableError(f"the guest did not send its memory within {LIMIT:g} s") from None
         if not done.stdout:
             raise _unreadable(f"/proc/kcore: {done.complaint or 'it is empty'}")
         return done.stdout
@@ -81,7 +81,7 @@ def parse_segments(data: bytes) -> tuple[Segment, ...]:
     """Return the regions from the start of the file. Raises EnvironmentFault (HR5111) if it is malformed."""
     try:
         if data[:4] != b"\x7fELF":
-            raise _unreadable("/proc/kcore is no ELF file")
+            raise _unreadable("/proc/kcore is not an ELF file")
         return tuple(_segments(data))
     except struct.error as error:
         raise _unreadable(f"/proc/kcore is cut off: {error}") from error
@@ -101,5 +101,5 @@ def _unreadable(fact: str) -> EnvironmentFault:
     return EnvironmentFault(
         f"the guest's memory cannot be read: {fact}",
         code="HR5111",
-        hint="its kernel needs CONFIG_PROC_KCORE, and no lockdown; hotreload why HR5111",
+        hint="its kernel needs CONFIG_PROC_KCORE and no lockdown; see hotreload why HR5111",
     )

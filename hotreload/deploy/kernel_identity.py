@@ -15,7 +15,7 @@ from hotreload.elf.build_id import build_id_in, read_build_id
 from hotreload.errors import KernelUnfitError
 from hotreload.vm.console import printable
 
-RESTART = "the guest has to be booted with what the tree has now: hotreload guest restart, if it is ours"
+RESTART = "boot the guest with the current kernel: hotreload guest restart, or by hand if you attached to it"
 # kbuild leaves it next to a vmlinux that it links (scripts/Makefile.vmlinux); packages do not have it.
 LINKED_HERE = f".{VMLINUX}.cmd"
 
@@ -28,7 +28,7 @@ async def require_kernel(guest: Guest, kernel: KernelTree, hint: str) -> None:
     try:
         other = await _other(guest, kernel)
     except OSError as error:
-        other = f"the kernel in {kernel.output} is not built any more: {error.filename}: {error.strerror}"
+        other = f"the kernel in {kernel.output} is no longer built: {error.filename}: {error.strerror}"
     if other is not None:
         raise KernelUnfitError(other, code="HR3101", hint=hint)
 
@@ -48,12 +48,12 @@ async def require_layouts(guest: Guest, base: GuestBase, headers: Iterable[Path]
 def _later(base: GuestBase, headers: Iterable[Path]) -> str | None:
     kernel = base.tree
     if configuration_of(kernel) != base.configuration:
-        return f"the kernel in {kernel.output} was configured anew"
+        return f"the kernel in {kernel.output} was reconfigured"
     built = saved_ns(kernel.image)
     if not built or not (kernel.output / LINKED_HERE).exists():
         return None  # no image any more, or a package, where the order of mtimes says nothing
     later = next((file for file in headers if saved_ns(file) > built), None)
-    return f"{later} was saved after {kernel.image} was made" if later else None
+    return f"{later} was saved after {kernel.image} was built" if later else None
 
 
 async def _other(guest: Guest, kernel: KernelTree) -> str | None:
@@ -67,7 +67,7 @@ async def _other(guest: Guest, kernel: KernelTree) -> str | None:
         running = build_id_in((await run_in_time(guest, "cat /sys/kernel/notes")).stdout)
         same, what = running == expected, f"build-id {running}, and {vmlinux} has {expected}"
     elif (kernel.output / LINKED_HERE).exists():
-        return f"{vmlinux} is not whole: the kernel is being built"
+        return f"{vmlinux} is incomplete: the kernel is being built"
     else:
         # A packaged kernel comes without vmlinux, or with its types only. Its image says which build it is.
         told = printable((await run_in_time(guest, "uname -r; uname -v")).text).splitlines()
@@ -75,4 +75,4 @@ async def _other(guest: Guest, kernel: KernelTree) -> str | None:
         text = await asyncio.to_thread(image_version, kernel.image) or ""
         same = text.startswith(f"{release} ") and text.endswith(f" {version}")
         what = f"{release} {version}, and {kernel.image} is {text}"
-    return None if same else f"the guest runs another kernel: {what}"
+    return None if same else f"the guest runs a different kernel: {what}"

@@ -39,7 +39,10 @@ kill $!
 wait"""
 # Seconds for the command in the guest to end.
 LEAVING = 2.0
-LOST = "hotreload: {} lines of the kernel's log were lost here: it said them faster than they came through"
+LOST = (
+    "hotreload: {} lines of the kernel's log were lost here, because they were printed faster than they"
+    " could be read"
+)
 RECORD = re.compile(r"\d+,(\d+),(\d+),[^;]*;(.*)")
 
 

@@ -135,7 +135,7 @@ async def disable_patch(guest: Guest, name: str, *, timeout: float, lookups: int
         return True
     if answer.get("stage") == "absent":
         return False
-    raise _refusal(f"going back from patch {name}", answer, timeout)
+    raise _refusal(f"disabling patch {name}", answer, timeout)
 
 
 async def sweep(guest: Guest, keep: Iterable[str] = ()) -> Swept:
@@ -249,17 +249,17 @@ def _seconds(timeout: float) -> str:
 def _refusal(what: str, answer: dict[str, Any], timeout: float) -> Exception:
     stage = answer.get("stage")
     if stage == "transition":
-        return stalled(f"{what} did not get through within {timeout:.0f} s", answer)
+        return stalled(f"{what}: the transition did not finish within {timeout:.0f} s", answer)
     if stage == "busy":
-        return stalled(f"{what} has to wait: {answer.get('patch')} is in transition", answer)
+        return stalled(f"{what} must wait, because {answer.get('patch')} is in transition", answer)
     if stage == "receive":
         return _no_room(what, str(answer.get("folder", "")), str(answer.get("error", "")))
     if stage == "other":
         names = ", ".join(map(str, answer.get("modules", ())))
         return PatchRejectedError(
-            f"the guest has another build of {names} than the one it was loaded with",
+            f"the guest has a different build of {names} than the one that hotreload loaded",
             code="HR3101",
-            hint="hotreload guest restart; or load in the guest what was there",
+            hint="run hotreload guest restart, or load the previous build in the guest",
         )
     if stage == "foreign":
         return foreign_patches(what, tuple(map(str, answer.get("patches", ()))))
@@ -275,11 +275,11 @@ def _no_room(what: str, folder: str, error: str) -> PatchRejectedError:
         fact = f"the guest's {folder} is full: there is no space for {what}"
     else:
         reason = error.strip().rpartition(": ")[2] or "no reason given"
-        fact = f"the guest's {folder} does not take {what}: {reason}"
+        fact = f"the guest's {folder} cannot hold {what}: {reason}"
     # Below /run other programs fill the file system, not we.
     place = folder if folder.count("/") == 1 else folder.rpartition("/")[0]
     hint = (
-        f"hotreload guest exec 'du -ax {place} | sort -n' shows what is there;"
+        f"list the files with hotreload guest exec 'du -ax {place} | sort -n',"
         " delete what is not needed, and save again"
     )
     return PatchRejectedError(fact, code="HR3109", hint=hint)
@@ -309,13 +309,16 @@ def _outside_traces(lines: Iterable[str]) -> Iterator[str]:
 
 def rejection(what: str, reason: str) -> PatchRejectedError:
     """Return the error for a module that the kernel refuses."""
-    code, hint = "HR3103", "hotreload guest logs shows all that the kernel said"
+    code, hint = "HR3103", "hotreload guest logs shows all messages of the kernel"
     if found := EVOLVED.search(reason):
         return evolved(found[1])
     if UNSIGNED.search(reason):
         code, hint = "HR3105", "boot the guest with a kernel that loads unsigned modules"
     elif "version magic" in reason or "disagrees about version" in reason:
-        code, hint = "HR2303", "the guest runs another kernel than this was built for: -K names the right one"
+        code, hint = (
+            "HR2303",
+            "the guest runs a different kernel than this was built for: name the right one with -K",
+        )
     return PatchRejectedError(f"the guest's kernel refused {what}: {reason}", code=code, hint=hint)
 
 
@@ -324,8 +327,8 @@ def evolved(name: str) -> ValueChangedError:
     return ValueChangedError(
         name,
         f"{name} has a new initial value in the source, and the kernel has changed the old one",
-        hint="write the value in the guest yourself and take the new initial value back,"
-        " or load the module anew: hotreload reload",
+        hint="write the value in the guest yourself and undo the change of the initial value,"
+        " or reload the module: hotreload reload",
     )
 
 
@@ -338,7 +341,7 @@ def used_by(name: str, holders: Iterable[str]) -> PatchRejectedError:
 def in_use(name: str, users: int, open_files: Sequence[str]) -> PatchRejectedError:
     """Return the error for a module that user space, or the kernel, holds."""
     count = "1 reference" if users == 1 else f"{users} references"
-    hint = "end what has its devices or files open, then: hotreload push"
+    hint = "end the programs that have its devices or files open, then: hotreload push"
     if open_files:
         hint += f"; open now: {', '.join(open_files)}"
     return PatchRejectedError(f"module {name} is in use ({count})", code="HR2301", hint=hint)
@@ -359,6 +362,6 @@ def _not_unloaded(name: str, answer: dict[str, Any]) -> PatchRejectedError:
         fact, code, hint = (
             f"module {name} was not removed: {reason}",
             "HR3103",
-            "lsmod in the guest tells its state",
+            "lsmod in the guest shows its state",
         )
     return PatchRejectedError(fact, code=code, hint=hint)

@@ -162,8 +162,8 @@ class ModuleExchange:
             had = {key: self._had[name].parameters.get(key, now) for key, now in use.parameters.items()}
             if changed := [f"{key}={was}" for key, was in had.items() if was != use.parameters[key]]:
                 self.notes.append(
-                    f"{name} had {' '.join(changed)}, and is loaded without;"
-                    " load in hotreload.toml gives parameters"
+                    f"{name} had {' '.join(changed)}, and was reloaded without;"
+                    " set parameters with load in hotreload.toml"
                 )
 
     async def put_back(self) -> str:
@@ -177,10 +177,10 @@ class ModuleExchange:
             for each in old:
                 await self._load(each)
         except PatchRejectedError as error:
-            return f"what was there before does not load any more, either: {error.message}"
+            return f"the previous build cannot be loaded again either: {error.message}"
         finally:
             await self._make_ready()
-        return f"the guest has {', '.join(each.load.name for each in old)} of before again, loaded anew"
+        return f"the previous build of {', '.join(each.load.name for each in old)} was loaded again"
 
     async def _load(self, module: ModuleFile) -> None:
         content = await asyncio.to_thread(module.ko.read_bytes)
@@ -189,7 +189,7 @@ class ModuleExchange:
 
     async def _make_ready(self) -> None:
         if self._bound and (left := await rebind_devices(self._guest, self._bound)):
-            self.notes.append(f"not bound any more: {', '.join(left)}")
+            self.notes.append(f"no longer bound: {', '.join(left)}")
         await self._set_up()
 
     async def _set_up(self) -> None:
@@ -201,7 +201,7 @@ class ModuleExchange:
         try:
             done = await self._guest.run(command, timeout=COMMAND_LIMIT)
         except TimeoutError:
-            self.notes.append(f"the {which} command is not done after {COMMAND_LIMIT:g} s")
+            self.notes.append(f"the {which} command did not finish within {COMMAND_LIMIT:g} s")
             return
         if not done.ok:
             self.notes.append(f"the {which} command ended with status {done.status}: {done.complaint}")

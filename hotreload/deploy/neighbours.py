@@ -20,7 +20,7 @@ def foreign_patches(what: str, names: Sequence[str]) -> PatchRejectedError:
     """Return the error for a guest with foreign live patches, which ours (atomic replace) would disable."""
     several = len(names) > 1
     return PatchRejectedError(
-        f"{what} would take the guest's other live patch{'es' * several} back: {', '.join(names)}",
+        f"{what} would disable the guest's other live patch{'es' * several}: {', '.join(names)}",
         hint=f"disable {'them' if several else 'it'} in the guest (hotreload guest ssh), then save again: "
         + "; ".join(f"echo 0 >/sys/kernel/livepatch/{name}/enabled" for name in names),
     )
@@ -47,9 +47,9 @@ def blocked_by(what: str, blocked: Mapping[str, Any]) -> PatchRejectedError:
     modules = dict.fromkeys(re.findall(r"\[(\w+)\]", names))
     remove = f"remove it in the guest (rmmod {' '.join(modules)})" if modules else "remove it"
     return PatchRejectedError(
-        f"{refused} {function} is taken by {owner}{f': {names}' if names else ''}",
+        f"{refused} {function} is already used by {owner}{f': {names}' if names else ''}",
         hint=f"{remove}, then save again; /sys/kernel/tracing/enabled_functions and"
-        " /sys/kernel/debug/kprobes/list show who has which function",
+        " /sys/kernel/debug/kprobes/list show what uses which function",
     )
 
 

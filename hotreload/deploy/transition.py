@@ -91,8 +91,8 @@ def parse_answer(text: str) -> dict[str, Any]:
 def nonsense(text: str) -> GuestUnreachableError:
     """Return the error for a malformed answer."""
     return GuestUnreachableError(
-        f"the agent in the guest answers nonsense: {text.strip()[-120:] or 'nothing'!r}",
-        hint="hotreload guest restart boots the guest with the agent of this version",
+        f"the answer of the guest's agent makes no sense: {text.strip()[-120:] or 'nothing'!r}",
+        hint="boot the guest with the agent of this version: hotreload guest restart",
     )
 
 
@@ -133,20 +133,20 @@ def _object(entry: dict[str, Any]) -> PatchedObject:
 def stalled(what: str, answer: dict[str, Any]) -> TransitionStalledError:
     """Return the error for an answer of stage ``transition`` or ``busy``; ``what`` begins the sentence."""
     tasks = parse_tasks(answer.get("tasks", ()))
-    held = f"{len(tasks)} task{'s' * (len(tasks) != 1)} in the way: " if tasks else "no task is told"
+    held = f"{len(tasks)} task{'s' * (len(tasks) != 1)} in the way: " if tasks else "no task was reported"
     fact = f"{what}; {held}{', '.join(task.told for task in tasks)}"
     if answer.get("stage") == "busy":
         return TransitionStalledError(
             fact,
             tuple(task.told for task in tasks),
-            hint="wait for that transition, or take it back: hotreload status shows it",
+            hint="wait for that transition, or undo it: hotreload status shows it",
         )
     if answer.get("undone") is not True:
-        fact += "; it could not be taken back either"
+        fact += "; it could not be undone either"
     return TransitionStalledError(
         fact,
         tuple(task.told for task in tasks),
         hint="wake or end these tasks, then save again"
         if answer.get("undone") is True
-        else "wake or end these tasks; hotreload guest restart is the way out",
+        else "wake or end these tasks, or run hotreload guest restart",
     )

@@ -23,7 +23,7 @@ class _OtherBuildError(KernelUnfitError):
 
     def __init__(self, name: str, running: str | None, here: str | None) -> None:
         super().__init__(
-            f"the guest has another build of {name} than this folder: build-id {running}, not {here}",
+            f"the guest has a different build of {name} than this folder: build-id {running}, not {here}",
             code="HR3101",
             hint=f"run rmmod {name} in the guest and attach again; or restore"
             " the sources that it was built from",

@@ -143,7 +143,7 @@ class WorkingGuest:
             await self._through(trial, tried, seconds, limit)
         except TransitionStalledError as error:
             # For example, a thread never leaves its function.
-            backed_out = not tried.has("loaded") and "could not be taken back" not in error.message
+            backed_out = not tried.has("loaded") and "could not be undone" not in error.message
             (tried.refuse if backed_out else tried.fail)(error.code, error.message)
         except PatchRejectedError as error:
             # A plan cannot know that the kernel has changed a value.

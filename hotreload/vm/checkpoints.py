@@ -28,7 +28,7 @@ from hotreload.vm.spec import STATE_NODE
 # The maximum size of the disk; it only takes the space that is used.
 DISK_SIZE = "64G"
 TAG_PREFIX = "checkpoint-"
-WITHOUT = "--checkpoints off goes without them"
+WITHOUT = "to do without checkpoints: --checkpoints off"
 # Seconds between polls of a job or of a sleeping guest, and in which a job must be done.
 INTERVAL = 0.005
 LONG_INTERVAL = 0.1
@@ -118,7 +118,8 @@ class Checkpoints:
             disk = self._machine.spec.state_disk
             where = f" below {disk.parent}" if disk is not None else ""
             raise NoSpaceError(
-                f"no checkpoint of the guest: {free >> 20} MiB are free{where}, it may take {wanted >> 20}",
+                f"no checkpoint of the guest: {free >> 20} MiB are free{where}, and it may take"
+                f" {wanted >> 20} MiB",
                 code="HR5107",
                 hint="free some space",
             )
@@ -165,7 +166,7 @@ class Checkpoints:
             except QmpError as error:
                 raise _unusable(str(error)) from error
             except TimeoutError as error:
-                raise _unusable(f"to bring the guest back takes more than {LIMIT:g} s") from error
+                raise _unusable(f"bringing the guest back takes more than {LIMIT:g} s") from error
 
     async def wake(self) -> None:
         """Wake up the guest if it is suspended. Raises GuestUnreachableError."""

@@ -20,7 +20,7 @@ from hotreload.vm.memory import dump_memory, idt_base, read_memory
 from hotreload.vm.monitor import Monitor, QmpEvent
 from hotreload.vm.processors import InKernel, standstill, stuck_processor
 
-REBOOTED = Trouble(State.RESET, "the guest was booted anew")
+REBOOTED = Trouble(State.RESET, "the guest was rebooted")
 ENDED = Trouble(State.STOPPED, "QEMU has ended, or closed its monitor")
 # QEMU's reason if the guest itself caused it, and not its owner (ShutdownCause in qapi/run-state.json).
 BY_GUEST = "guest-reset"
@@ -117,9 +117,10 @@ class ForeignMachine:
     def _required(self) -> Monitor:
         if self._monitor is None:
             raise EnvironmentFault(
-                "the memory of this guest cannot be read: we have no monitor of its QEMU",
+                "the memory of this guest cannot be read, because hotreload is not connected to QEMU's"
+                " monitor",
                 code="HR3108",
-                hint="hotreload guest attach --qmp SOCKET",
+                hint="name the monitor: hotreload guest attach --qmp SOCKET",
             )
         return self._monitor
 

@@ -84,7 +84,9 @@ def recipe_folder(name: str = "minimal") -> Path:
     for folder in (package / "_vmimages" / name, package.parent / "vmimages" / name):
         if folder.is_dir():
             return folder
-    raise InputError(f"there is no guest image recipe called {name}", hint="vmimages/ holds one folder each")
+    raise InputError(
+        f"there is no guest image recipe called {name}", hint="each folder of vmimages/ is a recipe"
+    )
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -224,7 +226,7 @@ async def _with_libraries(program: Path, path: str) -> list[cpio.Entry]:
         raise EnvironmentFault(
             f"the libraries of {program} cannot be found: {listing.complaint or listing.text.strip()}",
             code="HR5110",
-            hint="reinstall it; ldd shows what is missing",
+            hint="reinstall it; ldd shows which libraries are missing",
         )
     return [*entries, *(cpio.file(name, _read(Path(name)), 0o755) for name in {loader, *libraries})]
 
@@ -324,7 +326,7 @@ async def _make_host_key(folder: Path) -> bytes:
     made = await process.run(["dropbearkey", "-t", "ed25519", "-f", private], timeout=30)
     public = [line for line in made.text.splitlines() if line.startswith("ssh-ed25519 ")]
     if not made.ok or not public:
-        raise EnvironmentFault(f"dropbearkey made no host key: {made.complaint}", code="HR5110")
+        raise EnvironmentFault(f"dropbearkey did not make a host key: {made.complaint}", code="HR5110")
     kind, key = public[0].split()[:2]
     (folder / "host_key.pub").write_text(f"{kind} {key} hotreload-guest\n")
     data = private.read_bytes()

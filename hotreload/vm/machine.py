@@ -62,7 +62,7 @@ class Trouble:
 
 
 PANICKED = Trouble(State.PANICKED, "the guest's kernel panicked")
-HALTED = Trouble(State.HALTED, "the guest switched itself off")
+HALTED = Trouble(State.HALTED, "the guest powered itself off")
 RESET = Trouble(State.RESET, "the guest reset itself")
 
 
@@ -210,7 +210,7 @@ class Machine:
                         f"QEMU does not start: {main_complaint(str(error))}",
                         str(error),
                         code="HR3107",
-                        hint=f"by hand: {self.by_hand}",
+                        hint=f"to start it by hand: {self.by_hand}",
                     ) from error
         raise AssertionError("unreachable")
 
@@ -268,5 +268,8 @@ class Machine:
     def _not_booted(self, message: str) -> GuestUnreachableError:
         excerpt = "\n".join(part for part in (self._qemu.complaint, self.console.tail()) if part)
         return GuestUnreachableError(
-            message, excerpt, code="HR3107", hint=f"all it said: {self._console_log}; by hand: {self.by_hand}"
+            message,
+            excerpt,
+            code="HR3107",
+            hint=f"console log: {self._console_log}; to boot it by hand: {self.by_hand}",
         )

@@ -40,7 +40,7 @@ async def read_memory(monitor: Monitor, file: Path, address: int, size: int) -> 
         fault = EnvironmentFault(
             f"the guest's memory at {address:#x} cannot be read: {error}",
             code="HR5111",
-            hint="is it the kernel that this guest booted? hotreload guest restart boots it again",
+            hint="the guest may run a different kernel: boot it again with hotreload guest restart",
         )
         data = await _read_behind_isolation(monitor, file, address, size)
         if data is None:
@@ -151,7 +151,7 @@ async def dump_memory(monitor: Monitor, file: Path) -> None:
         # Create it for its owner only, because it contains all of the guest's data.
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError as error:
-        raise InputError(f"{file} is there already", hint="name another file") from error
+        raise InputError(f"{file} already exists", hint="name another file") from error
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror}", hint="name another file") from error
     try:
@@ -160,7 +160,7 @@ async def dump_memory(monitor: Monitor, file: Path) -> None:
     except QmpError as error:
         file.unlink(missing_ok=True)
         raise EnvironmentFault(
-            f"QEMU does not write the guest's memory: {error}",
+            f"QEMU cannot write the guest's memory: {error}",
             code="HR5107",
-            hint="is there enough space?",
+            hint="check that there is enough space",
         ) from error

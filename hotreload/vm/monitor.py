@@ -81,22 +81,23 @@ class Monitor:
         except TimeoutError:
             await self.close()
             raise self._no_monitor(
-                "is taken: it takes one client, and somebody else is connected", "or it is no QMP socket"
+                "does not answer: another client is connected, or it is not a QMP socket",
+                "disconnect the other client",
             ) from None
         except ConnectError as error:
             await self.close()
-            cause, hint = error.exc, "QEMU makes one with -qmp unix:SOCKET,server=on,wait=off"
+            cause, hint = error.exc, "start QEMU with -qmp unix:SOCKET,server=on,wait=off"
             if isinstance(cause, OSError) and not isinstance(cause, ConnectionResetError):
                 fact = f"cannot be opened: {cause.strerror or cause}"
                 nobody = isinstance(cause, (FileNotFoundError, ConnectionRefusedError))
                 kind = NobodyListensError if nobody else EnvironmentFault
                 raise self._no_monitor(fact, hint, kind) from error
-            raise self._no_monitor("is no QMP socket", hint) from error
+            raise self._no_monitor("is not a QMP socket", hint) from error
 
     def _no_monitor(
         self, fact: str, hint: str, kind: type[EnvironmentFault] = EnvironmentFault
     ) -> EnvironmentFault:
-        return kind(f"{self._socket} {fact}", code="HR3108", hint=f"{hint}; it also works without --qmp")
+        return kind(f"{self._socket} {fact}", code="HR3108", hint=f"{hint}; or attach without --qmp")
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
         """Run a command and return its result. Raises QmpError, or GuestUnreachableError if QEMU is gone."""

@@ -63,10 +63,12 @@ async def choose_accel(qemu: str = "qemu-system-x86_64") -> Accel:
     # Presence and permission are not cached, because no key would show their change, and they cost nothing to
     # check.
     if not KVM.exists():
-        return Accel("tcg", f"there is no {KVM}: the guest runs emulated, several times slower")
+        return Accel("tcg", f"there is no {KVM}: the guest runs under TCG, which is much slower")
     if not os.access(KVM, os.R_OK | os.W_OK):
         return Accel(
-            "tcg", f"{KVM} may not be opened: join the group kvm (adduser $USER kvm) and log in again"
+            "tcg",
+            f"no permission to open {KVM}: add yourself to the group kvm (adduser $USER kvm) and log in"
+            " again",
         )
     cache = cache_folder() / "accel.json"
     key = _fingerprint(Path(program))
@@ -82,9 +84,9 @@ async def probe_kvm(qemu: str) -> Accel:
     try:
         status, complaint = await run_rom(qemu, "kvm")
     except TimeoutError:
-        return Accel("tcg", f"{KVM} opens, but no guest ran within {PROBE_LIMIT:g} s")
+        return Accel("tcg", f"{KVM} can be opened, but no guest ran within {PROBE_LIMIT:g} s")
     if status == EXIT_STATUS:
-        return Accel("kvm", "a probe guest ran")
+        return Accel("kvm", "a trial guest ran")
     return Accel("tcg", f"KVM does not run guests: {complaint or f'QEMU ended with status {status}'}")
 
 

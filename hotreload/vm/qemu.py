@@ -109,7 +109,9 @@ async def _connected(qemu: Qemu) -> None:
             raise QemuEndedError(qemu.complaint or ended.result())
         if not accepted.done():
             raise GuestUnreachableError(
-                f"QEMU did not connect to its monitor in {CONNECT_LIMIT:g} s", qemu.complaint, code="HR3107"
+                f"QEMU did not connect to its monitor within {CONNECT_LIMIT:g} s",
+                qemu.complaint,
+                code="HR3107",
             )
         await accepted
     finally:

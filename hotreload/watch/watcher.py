@@ -109,7 +109,7 @@ class Watcher:
         for root in self._roots:
             if not os.path.isdir(root):
                 raise InputError(
-                    f"{root} is not a folder", hint="name a folder with sources, or go there and name none"
+                    f"{root} is not a folder", hint="name a folder with sources, or run this in one"
                 )
         self._loop = asyncio.get_running_loop()
         self._inotify = Inotify(self._note, self._overflowed)
@@ -191,7 +191,7 @@ class Watcher:
         with self._notes:
             known, self._overflow = self._overflow, True
         if not known:  # every watched folder reports the overflow
-            log.warning("more changes than the kernel's inotify queue holds: looking at every file")
+            log.warning("the kernel's inotify queue overflowed: checking every file")
             self.rescan()
 
     # The following methods are run by the waiting task.
@@ -267,7 +267,7 @@ class Watcher:
             except OSError as error:
                 if path not in self._unreadable:
                     self._unreadable.add(path)
-                    log.warning("%s cannot be read (%s): its changes are not seen", path, error.strerror)
+                    log.warning("%s cannot be read (%s): changes in it are not noticed", path, error.strerror)
         return now, unsettled
 
     def _counts(self, path: str) -> bool:

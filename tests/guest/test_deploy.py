@@ -278,7 +278,7 @@ def test_a_task_asleep_in_the_old_code_is_told_and_the_guest_is_as_before(deploy
     assert task.startswith('a "\\b\tü (')
     assert "in sleeper_show+" in task
     assert "[sleeper]" in task
-    assert "taken back" not in stall.value.message
+    assert "could not be undone" not in stall.value.message
 
     # Its module stays until a sweep: a task that had changed over may have left something in it.
     status = deploying.wait(livepatch.patch_status(deploying.guest))

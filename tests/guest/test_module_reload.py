@@ -367,19 +367,19 @@ def built_anew(kernel: Path) -> str:
     vmlinux = own(kernel / "vmlinux")
     build_id = bytes.fromhex(read_build_id(vmlinux) or "")
     vmlinux.write_bytes(vmlinux.read_bytes().replace(build_id, bytes(len(build_id))))
-    return "the guest runs another kernel: build-id"
+    return "the guest runs a different kernel: build-id"
 
 
 def being_linked(kernel: Path) -> str:
     vmlinux = own(kernel / "vmlinux")
     os.truncate(vmlinux, vmlinux.stat().st_size // 2)
-    return "vmlinux is not whole: the kernel is being built"
+    return "vmlinux is incomplete: the kernel is being built"
 
 
 def configured_anew(kernel: Path) -> str:
     with own(kernel / "include/generated/autoconf.h").open("a") as header:
         header.write("#define CONFIG_ARCH_HAS_SCALED_CPUTIME 1\n")
-    return "was configured anew"
+    return "was reconfigured"
 
 
 def header_saved(kernel: Path) -> str:
@@ -392,7 +392,7 @@ def header_saved(kernel: Path) -> str:
 def cleaned(kernel: Path) -> str:
     (kernel / "vmlinux").unlink()
     (kernel / "arch/x86/boot/bzImage").unlink()
-    return "is not whole"
+    return "is incomplete"
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_a_module_for_a_kernel_that_is_built_meanwhile_is_not_loaded_into_that_o
             return
         reason = told.report.reasons[0]
         assert re.search(expected, f"{reason.message} {reason.hint}")
-        assert "the guest has to be booted with what the tree has now" in (reason.hint or "")
+        assert "boot the guest with the current kernel" in (reason.hint or "")
         assert await read() == "hello 2 4\n"
         # What is no matter of layouts is patched as ever.
         (watch.folder / "main.c").write_text(MAIN)

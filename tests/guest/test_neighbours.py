@@ -240,7 +240,7 @@ def neighbours(neighbourhood: Neighbours) -> Iterator[Neighbours]:
 def test_a_patch_that_would_replace_a_foreign_one_is_refused_by_its_name(neighbours: Neighbours) -> None:
     neighbours.load("their_version")
     refused = neighbours.refusal("hotreload_1")
-    assert refused.message == "patch hotreload_1 would take the guest's other live patch back: their_version"
+    assert refused.message == "patch hotreload_1 would disable the guest's other live patch: their_version"
     assert neighbours.read("/proc/version") == "theirs\n"
 
     command = (refused.hint or "").rpartition(": ")[2]
@@ -291,7 +291,7 @@ def test_a_kprobe_that_has_the_function_is_named_with_its_module(neighbours: Nei
     neighbours.load("probe_after")
     refused = neighbours.refusal("hotreload_1")
     assert refused.message == (
-        "the guest's kernel refused patch hotreload_1: cmdline_proc_show is taken by"
+        "the guest's kernel refused patch hotreload_1: cmdline_proc_show is already used by"
         " a kprobe that has a post_handler: after [probe_after]"
     )
     assert (refused.hint or "").startswith("remove it in the guest (rmmod probe_after), then save again")
@@ -327,7 +327,7 @@ def test_a_user_of_ftrace_that_has_the_function_is_named(
 ) -> None:
     neighbours.load(module)
     refused = neighbours.refusal("hotreload_1")
-    assert refused.message.endswith(f"cmdline_proc_show is taken by {owner}")
+    assert refused.message.endswith(f"cmdline_proc_show is already used by {owner}")
     assert f"rmmod {module}" in (refused.hint or "")
     neighbours.unload(module)
     neighbours.apply("hotreload_1")

@@ -107,7 +107,7 @@ def test_a_struct_of_a_module_that_grows_has_that_module_loaded_anew(kernel: Ker
     assert (reason["code"], reason["hint"]) == ("HR2101", "needs a module reload: brd.ko; its state is lost")
     assert kernel.run(READ) == NEW
     (note,) = (each for each in grown.notes if "rd_nr" in each)
-    assert note.startswith("brd had rd_nr=2, and is loaded without")
+    assert note.startswith("brd had rd_nr=2, and was reloaded without")
     # What is live of vmlinux stays, and so does the folder where kbuild builds.
     assert kernel.patched == {"vmlinux": {"version_proc_show,1"}}
     assert {file: file.stat().st_mtime_ns for file in made} == made

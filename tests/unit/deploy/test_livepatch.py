@@ -92,20 +92,20 @@ def test_a_stalled_transition_names_the_tasks_and_where_they_sleep() -> None:
         apply(Answering(STALLED))
     assert stall.value.tasks == ("cat (140) in my_read+0x7b/0xa0 [drv] < vfs_read+0x9b/0x1c0",)
     assert stall.value.message.startswith(
-        "patch hotreload_2 did not get through within 5 s; 1 task in the way: cat"
+        "patch hotreload_2: the transition did not finish within 5 s; 1 task in the way: cat"
     )
     assert stall.value.hint == "wake or end these tasks, then save again"
 
 
 def test_a_transition_that_could_not_be_taken_back_says_so() -> None:
-    with pytest.raises(TransitionStalledError, match="could not be taken back") as stall:
+    with pytest.raises(TransitionStalledError, match="could not be undone") as stall:
         apply(Answering(STALLED.replace("true", "false")))
     assert "restart" in (stall.value.hint or "")
 
 
 def test_another_patch_in_transition_is_named() -> None:
     with pytest.raises(
-        TransitionStalledError, match="has to wait: kpatch_7 is in transition; no task is told"
+        TransitionStalledError, match="must wait, because kpatch_7 is in transition; no task was reported"
     ):
         apply(Answering('{"ok":false,"stage":"busy","patch":"kpatch_7","tasks":[]}'))
 
@@ -219,7 +219,7 @@ def test_parameters_reach_the_agent_as_one_word() -> None:
         (
             "/run/hotreload",
             "/bin/agent: line 9: can't create /run/hotreload/x.ko: Read-only file system",
-            "the guest's /run/hotreload does not take patch p: Read-only file system",
+            "the guest's /run/hotreload cannot hold patch p: Read-only file system",
             "du -ax /run |",
         ),
     ],

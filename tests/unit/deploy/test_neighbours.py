@@ -60,7 +60,7 @@ def test_who_has_the_function_is_named(
         {"function": "f", "ftrace_enabled": 1, "kprobes": kprobes, "handlers": handlers, "users": users},
     )
     assert error.code == "HR3103"
-    assert error.message == f"the guest's kernel refused patch x: f is taken by {owner}"
+    assert error.message == f"the guest's kernel refused patch x: f is already used by {owner}"
     assert first in (error.hint or "")
 
 
@@ -70,7 +70,7 @@ def test_ftrace_that_is_turned_off_is_the_reason_whoever_is_there() -> None:
 
 
 def test_an_answer_that_lacks_a_field_is_nonsense() -> None:
-    with pytest.raises(GuestUnreachableError, match="nonsense"):
+    with pytest.raises(GuestUnreachableError, match="makes no sense"):
         blocked_by("patch x", {"function": "f"})
 
 
@@ -85,7 +85,7 @@ def test_live_patches_of_others_are_named_with_how_to_disable_them() -> None:
     error = refusal({"stage": "foreign", "patches": ["kpatch_7", "theirs"]})
     assert (error.code, error.message) == (
         "HR3103",
-        "patch hotreload_2 would take the guest's other live patches back: kpatch_7, theirs",
+        "patch hotreload_2 would disable the guest's other live patches: kpatch_7, theirs",
     )
     assert (error.hint or "").endswith(
         "echo 0 >/sys/kernel/livepatch/kpatch_7/enabled; echo 0 >/sys/kernel/livepatch/theirs/enabled"
@@ -98,5 +98,6 @@ def test_who_has_the_function_is_told_instead_of_the_kernels_lines() -> None:
         {"stage": "load", "error": "insmod: ...", "dmesg": "livepatch: failed", "blocked": blocked}
     )
     assert error.message == (
-        "the guest's kernel refused patch hotreload_2: f is taken by another user of ftrace: mine [mod]"
+        "the guest's kernel refused patch hotreload_2: f is already used by another user of ftrace:"
+        " mine [mod]"
     )

@@ -45,7 +45,7 @@ def test_a_status_names_patches_objects_functions_and_the_tasks_in_the_way() -> 
 
 
 def test_a_status_without_a_field_is_nonsense() -> None:
-    with pytest.raises(GuestUnreachableError, match="nonsense"):
+    with pytest.raises(GuestUnreachableError, match="makes no sense"):
         parse_status({"ok": True, "patches": [{"name": "x"}], "replaced": [], "tasks": []})
 
 

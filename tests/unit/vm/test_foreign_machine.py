@@ -47,7 +47,7 @@ def test_without_a_monitor_what_happened_is_what_we_say_first() -> None:
             machine.lose(PANICKED)
             assert (await machine.wait_for_trouble()).state is State.RESET
             assert machine.may_return
-            with pytest.raises(EnvironmentFault, match="no monitor") as raised:
+            with pytest.raises(EnvironmentFault, match="not connected to QEMU's monitor") as raised:
                 await machine.dump(Path("/nowhere"))
             assert raised.value.code == "HR3108"
 

@@ -57,7 +57,7 @@ def test_the_rom_does_not_leave_without_paging(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.usefixtures("kvm")
 def test_kvm_is_chosen_once_a_guest_was_seen_to_run(tmp_path: Path) -> None:
     qemu = fake_qemu(tmp_path, f"exit {probe.EXIT_STATUS}")
-    assert asyncio.run(probe.choose_accel(qemu)) == probe.Accel("kvm", "a probe guest ran")
+    assert asyncio.run(probe.choose_accel(qemu)) == probe.Accel("kvm", "a trial guest ran")
 
 
 def test_a_kvm_that_opens_but_runs_no_guest_is_found_out(
@@ -66,7 +66,7 @@ def test_a_kvm_that_opens_but_runs_no_guest_is_found_out(
     monkeypatch.setattr(probe, "PROBE_LIMIT", 0.3)
     accel = asyncio.run(probe.choose_accel(fake_qemu(tmp_path, "sleep 60")))
     assert (accel.name, accel.code) == ("tcg", "HR5101")
-    assert accel.reason == f"{kvm} opens, but no guest ran within 0.3 s"
+    assert accel.reason == f"{kvm} can be opened, but no guest ran within 0.3 s"
 
 
 @pytest.mark.usefixtures("kvm")

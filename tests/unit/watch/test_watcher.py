@@ -338,7 +338,7 @@ def test_a_queue_that_overflows_loses_nothing(driver: Path, caplog: pytest.LogCa
 
     seen = asyncio.run(session())
     assert {f"{driver}/{number}.c" for number in range(10)} | {f"{driver}/late/late.c"} == set(seen)
-    assert "looking at every file" in caplog.text
+    assert "checking every file" in caplog.text
 
 
 def test_an_unreadable_file_is_told_once_and_seen_when_it_can_be_read(
