@@ -170,7 +170,7 @@ async def _save_and_wait(watched: Path, edit: Edit, watch: Driven, result: Resul
     report = (await watch.next_cycle()).report
     if report.outcome is not Outcome.LIVE or report.saved_to_live_ms is None:
         reason = next((reason.message for reason in report.reasons), report.error)
-        raise HotReloadError(f"an edit of {edit.file} is not live, but {report.outcome.value}: {reason}")
+        raise HotReloadError(f"an edit of {edit.file} did not go live: {report.outcome.value}: {reason}")
     for stage in STAGES:
         result.stages[stage].append(report.milliseconds.get(stage, 0.0))
     return report.saved_to_live_ms
@@ -314,7 +314,7 @@ def as_object(result: Result) -> Mapping[str, object]:
 
 def as_text(result: Result, color: bool = False) -> str:
     """Return the result as text for a person."""
-    edits = f"{result.edits} edits of the example driver, Linux {result.kernel} ({result.accel}); medians"
+    edits = f"{result.edits} edits of the example driver, Linux {result.kernel} ({result.accel})"
     above = result.above_compile
     goal = "within" if above <= GOAL_MS else "MISSED"
     lines = [

@@ -131,7 +131,7 @@ class Driven:
                 return await self._or_ended(self._cycles.get())
         except TimeoutError:
             raise HotReloadError(
-                f"nothing came of a save within {CYCLE_LIMIT:g} s", hint="\n".join(self._said[-3:]) or None
+                f"no result of a save within {CYCLE_LIMIT:g} s", hint="\n".join(self._said[-3:]) or None
             ) from None
 
     async def _or_ended(self, work: Coroutine[Any, Any, T]) -> T:

@@ -130,6 +130,6 @@ def _timed(size: Size, original: Path, patched: Path, runs: int) -> DiffTimes:
         diff = diff_unit(unit_object_of(objects[0]), unit_object_of(objects[1]), {})
         samples.append((time.perf_counter() - started) * 1000)
         if len(diff.changed) != 1 or diff.obstacles:
-            raise HotReloadError(f"the one edit of a generated unit was found to be {diff.verdict}")
+            raise HotReloadError(f"the edit of a generated unit is {diff.verdict}, not patchable")
     relocations = sum(len(section.relocations) for section in objects[1].sections if section.is_allocated)
     return DiffTimes(size.name, len(objects[1].symbols), relocations, size.goal_ms, tuple(samples[1:]))

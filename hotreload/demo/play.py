@@ -89,9 +89,11 @@ def _kept(parent: Path) -> Path:
     try:
         return copy_example(parent)
     except FileExistsError as error:
-        raise InputError(f"{error.filename} is there already", hint="name another folder") from error
+        raise InputError(f"{error.filename} already exists", hint="name another folder") from error
     except OSError as error:
-        raise InputError(f"{parent} cannot be made: {error.strerror}", hint="name another folder") from error
+        raise InputError(
+            f"{parent} cannot be created: {error.strerror}", hint="name another folder"
+        ) from error
 
 
 class _Demo:
@@ -126,7 +128,9 @@ class _Demo:
         done = await watch.run(START_HOLDING)
         if not done.ok:
             raise DemoFailedError(f"/dev/ticker cannot be held open in the guest: {done.complaint}")
-        self._say(f"{INDENT}a program in it has /dev/ticker open from now on, and reads line after line")
+        self._say(
+            f"{INDENT}a program in the guest keeps /dev/ticker open from now on, and reads line after line"
+        )
 
     async def _act(self, watch: Driven, step: Step, save: object, before: View) -> View:
         """Play one step: save, wait, look, check. Return what the guest shows after it."""
@@ -154,7 +158,7 @@ class _Demo:
         except Unexpected as unexpected:
             raise DemoFailedError(
                 f"step '{step.title}': {unexpected}",
-                hint="this is a bug, please report it with the text above",
+                hint="this is a bug: please report it, with the text above",
             ) from unexpected
         self._show_views(shown, before, after)
         return after
@@ -215,7 +219,7 @@ class _Demo:
 
     def _show_edits(self, step: Step, new: Mapping[str, str]) -> None:
         if step.restore:
-            self._say(f"{INDENT}{', '.join(step.restore)}: as they were in the beginning")
+            self._say(f"{INDENT}{', '.join(step.restore)}: as at the beginning")
             return
         for name, text in new.items():
             self._say(f"{INDENT}{self._styled(name, 'bold')}")
@@ -236,9 +240,9 @@ class _Demo:
         self._say("\n" + times_table(self.reports, self.color))
         live = sum(report.outcome.rung is not None for report in self.reports)
         self._say(
-            f"\n{len(STEPS)} saves, {live} of them live in a guest that was booted once:"
+            f"\n{len(STEPS)} saves, {live} of them went live in a guest that was booted once:"
             f" up {first.uptime:.1f} -> {last.uptime:.1f} s, ticks {first.ticks} -> {last.ticks}.\n"
-            f"All of it was checked, in {time.monotonic() - self.started:.0f} s."
+            f"Everything was checked, in {time.monotonic() - self.started:.0f} s."
             " Your turn: cd yourdriver && hotreload watch"
         )
 

@@ -57,16 +57,27 @@ class Options:
 def parse_options(description: str, argv: Sequence[str] | None = None, *, new: bool = False) -> Options:
     """Parse the command line. ``new``: also accept the options for comparing with another release."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--old", type=Path, metavar="DIR", help=f"sources to build ({OLD_VERSION} by apt)")
+    parser.add_argument(
+        "--old", type=Path, metavar="DIR", help=f"sources to build (default: {OLD_VERSION}, by apt)"
+    )
     if new:
-        parser.add_argument("--new", type=Path, metavar="DIR", help=f"sources beside ({NEW_VERSION} by apt)")
-        parser.add_argument("--guest", action="store_true", help="load what is patchable into a guest, too")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="what is built and compiled; used again")
-    parser.add_argument("--config", metavar="NAME", default="virtio", help="of the kernel, or a file of it")
-    parser.add_argument("--jobs", type=_count, metavar="N", default=os.cpu_count() or 1, help="at a time")
-    parser.add_argument("--limit", type=_count, metavar="N", help="so many pairs, spread evenly")
-    parser.add_argument("--only", metavar="TEXT", default="", help="units whose path has TEXT in it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all answers, for other programs")
+        parser.add_argument(
+            "--new",
+            type=Path,
+            metavar="DIR",
+            help=f"sources to compare with (default: {NEW_VERSION}, by apt)",
+        )
+        parser.add_argument("--guest", action="store_true", help="also load the patches into a guest")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="folder for builds; it is reused")
+    parser.add_argument(
+        "--config", metavar="NAME", default="virtio", help="configuration of the kernel, or a file with one"
+    )
+    parser.add_argument(
+        "--jobs", type=_count, metavar="N", default=os.cpu_count() or 1, help="number of parallel jobs"
+    )
+    parser.add_argument("--limit", type=_count, metavar="N", help="compare only N pairs, spread evenly")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only units whose path contains TEXT")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results as JSON")
     given = parser.parse_args(argv)
     return Options(
         given.old,

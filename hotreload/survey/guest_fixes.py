@@ -198,7 +198,7 @@ def _planned(planner: _Planner, compared: dict[Path, Compared], tried: Tried) ->
     try:
         plan = planner.plan(compared)
         if plan is None:
-            tried.refuse("unchanged", "compiled as a reload does, its code is the same")
+            tried.refuse("unchanged", "when it is compiled as for a reload, its code is the same")
             return None
         trial = planner.trial(plan, compared)
     except NotPatchableError as error:
@@ -268,7 +268,7 @@ def print_tried(tried: Tried) -> None:
 def print_trials(trials: Trials, changing: int) -> None:
     """Print how many fixes reached each stage, and the share of the ``changing`` pairs that a guest took."""
     alone = trials.alone
-    print("in a guest at work:")
+    print("in a guest under load:")
     print(f"{len(alone):6} patchable by the differ")
     for stage in STAGES[1:]:
         print(f"{sum(tried.has(stage) for tried in alone):6} {stage}")
@@ -286,7 +286,7 @@ def print_trials(trials: Trials, changing: int) -> None:
     print(f"work done meanwhile, in rounds: {', '.join(f'{name} {n}' for name, n in trials.rounds.items())}")
     taken = sum(tried.has("undone") and not tried.wrong for tried in alone)
     percent = 100 * taken / changing if changing else 100.0
-    print(f"{taken} of {changing} pairs that change code were taken by a running kernel: {percent:.1f} %")
+    print(f"{taken} of {changing} pairs that change code were accepted by a running kernel: {percent:.1f} %")
     print(KSPLICE)
 
 

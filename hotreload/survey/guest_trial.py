@@ -118,7 +118,9 @@ class WorkingGuest:
         while not await self.rounds():
             said = await self._wrong_rounds()
             if said or time.monotonic() > end:
-                raise GuestUnreachableError(f"the guest does not do its work: {said or 'it stands still'}")
+                raise GuestUnreachableError(
+                    f"the workload in the guest does not run: {said or 'it makes no progress'}"
+                )
             await asyncio.sleep(0.2)
 
     async def rounds(self) -> dict[str, int]:
@@ -181,7 +183,7 @@ class WorkingGuest:
         await self._remove()
         tried.reached = "undone"
         if idle or (said := await self._wrong_rounds()):
-            tried.fail("work", f"stands still: {', '.join(idle)}" if idle else said)
+            tried.fail("work", f"no progress: {', '.join(idle)}" if idle else said)
 
     async def _work(self, seconds: float) -> list[str]:
         """Wait for so many seconds, and until each loop has done a full round in that time.

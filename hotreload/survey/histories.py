@@ -86,7 +86,9 @@ class Replay:
             if len(found) > wanted:
                 break
         if len(found) < 2:
-            raise InputError("no two commits of this history build", hint="name another kernel: --kernel")
+            raise InputError(
+                "fewer than two commits of this history build", hint="name a different kernel with --kernel"
+            )
         return found[::-1]
 
     def guest(self) -> HistoryGuest:
@@ -210,7 +212,7 @@ async def replay(options: Options, scratch: Path) -> list[Row]:
     kept = Kept(options.keep, (str(folder), str(kernel.output), kernel.release, repr(workload)))
     it = Replay(history, kernel, workload, scratch, kept)
     made = await it.built(options.until, options.commits)
-    say(f"{len(made)} commits build; each is booted afresh")
+    say(f"{len(made)} commits build; booting each of them")
     async with FreshGuests(history, workload, it.guest) as guests:
         fresh = await it.fresh(made, guests)
         return await it.rows(fresh, guests, lambda rows: tell(rows, options.json))
@@ -226,20 +228,32 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(description="Replay a driver's history in a live guest.")
     parser.add_argument("source", metavar="BUNDLE|REPO")
     parser.add_argument(
-        "--commits", type=int, default=COMMITS, metavar="N", help="the newest that build (40)"
+        "--commits",
+        type=int,
+        default=COMMITS,
+        metavar="N",
+        help=f"replay the newest N commits that build (default: {COMMITS})",
     )
-    parser.add_argument("--until", default="HEAD", metavar="COMMIT", help="the newest of them")
+    parser.add_argument("--until", default="HEAD", metavar="COMMIT", help="newest commit to replay")
     parser.add_argument(
-        "--kernel", default=wanted_kernel(), metavar="K", help="as of hotreload watch; generic, debug"
+        "--kernel",
+        default=wanted_kernel(),
+        metavar="K",
+        help="kernel, as for hotreload watch; also generic, debug",
     )
-    parser.add_argument("--workload", type=Path, metavar="FILE", help="default: ours for that name, if any")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="all rows, for other programs")
     parser.add_argument(
-        "--keep", type=Path, metavar="FOLDER", help="what was freshly booted, there for another run"
+        "--workload",
+        type=Path,
+        metavar="FILE",
+        help="shell script to run in the guest; default: the one of that name, if any",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows as JSON")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep the results of fresh boots here for another run"
     )
     given = parser.parse_args(argv)
     if given.keep is not None and ":" in str(given.keep.absolute()):
-        parser.error(f"--keep {given.keep}: make builds in no folder with a colon in its name")
+        parser.error(f"--keep {given.keep}: make cannot build in a folder with a colon in its name")
     source = str(Path(given.source).resolve()) if Path(given.source).exists() else given.source
     workload = given.workload or workload_for(source)
     return Options(source, given.commits, given.kernel, workload, given.until, given.json, given.keep)

@@ -74,11 +74,13 @@ class _Bench:
         """Save an edit. Return the seconds until it is live."""
         text = self.texts[edit.file]
         if edit.old not in text:
-            raise HotReloadError(f"{edit.file} of this kernel has no {edit.old!r}", hint="use 6.1 or 6.12")
+            raise HotReloadError(
+                f"{edit.file} of this kernel does not contain {edit.old!r}", hint="use 6.1 or 6.12"
+            )
         (self.tree.source / edit.file).write_text(text.replace(edit.old, edit.new % number))
         report = (await self.watch.next_cycle()).report
         if report.outcome is not Outcome.LIVE or report.saved_to_live_ms is None:
-            raise HotReloadError(f"an edit of {edit.file} is not live, but {report.outcome.value}")
+            raise HotReloadError(f"an edit of {edit.file} did not go live: {report.outcome.value}")
         return report.saved_to_live_ms / 1000
 
     def restore(self) -> None:
@@ -105,7 +107,7 @@ class _Bench:
         """Return the seconds of each edit of the header, and of each make of the same objects."""
         targets = [str(unit.object.relative_to(self.tree.output)) for unit in self.units_of(HEADER)]
         copy = self.scratch / "built"
-        say("copying the folder that the kernel was built in, for make")
+        say("copying the build folder of the kernel, for make")
         await asyncio.to_thread(shutil.copytree, self.tree.output, copy, symlinks=True)
         await make(self.tree, copy, targets)
         headers, made = [], []
@@ -126,7 +128,7 @@ async def measure(tree: KernelTree, rounds: int) -> int:
             ready = time.monotonic() - started
             bench = _Bench(tree, base.build, watch, Path(scratch))
             try:
-                say("first edits: they compile the base objects, too")
+                say("first edits: these also compile the base objects")
                 first = [await bench.save(edit, 1) for edit in (*UNITS, HEADER)]
                 alone, above = await bench.units(rounds)
                 headers, made = await bench.header(max(2, rounds // 3))
@@ -134,10 +136,13 @@ async def measure(tree: KernelTree, rounds: int) -> int:
                 bench.restore()
             memory = rss_kb(watch.pid) / 1024
     _print("a built-in unit, compiled bare", alone)
-    _print("saved to live above that", above)
+    _print("saved to live, above the bare compile", above)
     _print(f"a header of {len(bench.units_of(HEADER))} units, saved to live", headers)
     _print(f"make -j{os.cpu_count()} of the same objects", made)
-    print(f"{'that is':44} {statistics.median(headers) / statistics.median(made):.2f} of make")
+    print(
+        f"{'the header edit, relative to make':44}"
+        f" {statistics.median(headers) / statistics.median(made):.2f} times"
+    )
     print(f"{'the first edit of the header':44} {first[-1]:.2f} s")
     print(f"{'from the command to ready, with the boot':44} {ready:.2f} s")
     print(f"{'memory':44} {memory:.0f} MB")
@@ -182,9 +187,11 @@ async def make(tree: KernelTree, output: Path, targets: Sequence[str]) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Return the exit status."""
-    parser = argparse.ArgumentParser(description="Time edits of a kernel's own tree.")
-    parser.add_argument("kernel", metavar="DIR", help="the folder that the kernel was built in")
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="how often each edit is saved")
+    parser = argparse.ArgumentParser(description="Time edits in a kernel tree.")
+    parser.add_argument("kernel", metavar="DIR", help="the build folder of the kernel")
+    parser.add_argument(
+        "--rounds", type=int, default=10, metavar="N", help="how many times each edit is saved"
+    )
     given = parser.parse_args(argv)
     return run(lambda: measure(find_kernel(given.kernel), given.rounds))
 

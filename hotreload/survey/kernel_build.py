@@ -157,7 +157,9 @@ async def _newest(package: str, folder: Path) -> str:
     cached = _unpacked(package, folder)
     if not cached:
         raise EnvironmentFault(
-            f"apt knows no package {package}", code="HR5109", hint="apt-get update, then again"
+            f"apt does not know the package {package}",
+            code="HR5109",
+            hint="run apt-get update, and try again",
         )
     return cached[0].name.removeprefix(f"{package}-")
 
@@ -189,7 +191,7 @@ async def _fetch(package: str, version: str, final: Path, progress: Progress) ->
     except EnvironmentFault as fault:
         if fault.code != "HR5109":
             raise
-        hint = "apt-get update, then again; or name unpacked sources: --old DIR --new DIR"
+        hint = "run apt-get update, and try again; or name unpacked sources with --old DIR --new DIR"
         raise EnvironmentFault(fault.message, code=fault.code, hint=hint) from fault
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -219,5 +221,5 @@ def read_unit(output: Path, target: Path) -> TranslationUnit | None:
 async def _must(argv: list[process.Argument], cwd: Path | None = None) -> str:
     done = await process.run(argv, cwd=cwd)
     if not done.ok:
-        raise EnvironmentFault(f"{argv[0]} failed: {done.complaint[-200:]}", hint="see the message before it")
+        raise EnvironmentFault(f"{argv[0]} failed: {done.complaint[-200:]}", hint="see the message above")
     return done.text

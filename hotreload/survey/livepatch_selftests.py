@@ -104,7 +104,7 @@ async def _archive(tree: KernelTree, scratch: Path, only: str) -> bytes:
     scripts = sorted(file for file in tests.glob("*.sh") if only in file.name or file.name == "functions.sh")
     if not scripts:
         raise InputError(
-            f"{tests} has no selftests", hint="-K takes a kernel that was built from its whole sources"
+            f"{tests} has no selftests", hint="use -K to name a kernel that was built from complete sources"
         )
     files = {f"{FOLDER}/{script.name}": (script.read_bytes(), 0o755) for script in scripts}
     if (tests / "test_modules").is_dir():
@@ -233,7 +233,7 @@ async def _reload(watch: Driven, tree: KernelTree, reloads: int) -> None:
         if report.outcome is not Outcome.LIVE:
             raise InputError(f"reload {number} is {report.outcome}: {report.error or report.reasons}")
         if f"reload-{number}" not in await _must(watch, f"cat {place.file}"):
-            raise InputError(f"reload {number} is live, and {place.file} does not show it")
+            raise InputError(f"reload {number} is live, but {place.file} does not show it")
     say(f"{reloads} reloads in {time.monotonic() - started:.1f} s")
 
 
@@ -242,16 +242,16 @@ async def _undo(watch: Driven, guest: str) -> None:
     await answer(place_of(guest), "undo", everything=True)
     left = await _must(watch, f"ls /sys/kernel/livepatch; cat {' '.join(place.file for place in PLACES)}")
     if "hotreload" in left or "reload-" in left:
-        raise InputError(f"the guest runs what was undone: {left[:200]}")
+        raise InputError(f"the guest still runs code that was undone: {left[:200]}")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="scripts/livepatch-selftests", description="The kernel's own livepatch selftests, in our guest."
+        prog="scripts/livepatch-selftests", description="Run the kernel's own livepatch selftests in a guest."
     )
     parser.add_argument("-K", "--kernel", default=".", metavar="DIR", help="a built kernel (default: here)")
     parser.add_argument("--reloads", type=int, default=RELOADS, metavar="N", help=f"default {RELOADS}")
-    parser.add_argument("--only", default="", metavar="TEXT", help="selftests whose name has TEXT in it")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only selftests whose name contains TEXT")
     return parser.parse_args(argv)
 
 

@@ -152,7 +152,7 @@ class Model:
             read = [each.read(state) for state in self.states[each.name]]
             fitting = [after for line, after in read if line == seen]
             if not fitting:
-                expected = " or ".join(repr(line) for line, _ in read) or "not to go on"
+                expected = " or ".join(repr(line) for line, _ in read) or "that the edit is not applied"
                 wrong.append(f"{each.name}: expected {expected}, seen {seen!r}")
             self.states[each.name] = fitting
         return wrong

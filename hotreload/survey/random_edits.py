@@ -77,7 +77,7 @@ class RandomEdits:
                 return deed
         if model.disk == model.base:
             return Touch("main.c")
-        return Save("back to what it booted", model.base)
+        return Save("back to the booted code", model.base)
 
     @staticmethod
     def _is_good(model: Model) -> bool:
@@ -112,7 +112,7 @@ class RandomEdits:
             (7, lambda: self._save("crashing", disk, to.maybe_good, to.crash)),
             (6, self._back),
             (4, lambda: self._save("switch", self._earlier(model), *several)),
-            (2, lambda: Save("back to what it booted", model.base)),
+            (2, lambda: Save("back to the booted code", model.base)),
             (9, lambda: self._quickly(model)),
             (3, lambda: Touch(self._random.choice(("alpha.c", "main.c", "soak.h")))),
             *self._commands(model),
@@ -131,10 +131,10 @@ class RandomEdits:
     def _while_held_up(self, model: Model) -> Table:
         disk, to = model.disk, self._changes
         return [
-            (12, lambda: self._save("mended", disk, mended)),
-            (4, lambda: self._save("mended and good", disk, mended, to.good)),
-            (4, lambda: self._save("good beside what is held up", disk, to.good)),
-            (1, lambda: self._save("comment beside what is held up", disk, to.comment)),
+            (12, lambda: self._save("fixed", disk, mended)),
+            (4, lambda: self._save("fixed and good", disk, mended, to.good)),
+            (4, lambda: self._save("good while held up", disk, to.good)),
+            (1, lambda: self._save("comment while held up", disk, to.comment)),
             (3, self._back),
             (1 * model.can_undo, lambda: Command("undo while held up", ("undo",))),
             (1 * model.is_restorable, Panic),
@@ -143,8 +143,8 @@ class RandomEdits:
     def _after_a_crash(self, model: Model) -> Table:
         disk, to = model.disk, self._changes
         return [
-            (10, lambda: self._save("mended after a crash", disk, mended)),
-            (4, lambda: self._save("mended after a crash and good", disk, mended, to.good)),
+            (10, lambda: self._save("fixed after a crash", disk, mended)),
+            (4, lambda: self._save("fixed after a crash and good", disk, mended, to.good)),
             (4, lambda: self._save("good after a crash", disk, to.good)),
             (1, lambda: self._save("crashing again", disk, to.good_where_it_crashes)),
             (3, self._back),

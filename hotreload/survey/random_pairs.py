@@ -184,13 +184,13 @@ class Run:
             if pushed.outcome == "reloaded" and (said := tuple(sorted(LEAVES.findall(log)))) not in (
                 expected := model.leaving(after, pushed.text)
             ):
-                wrong = [f"the exit code says {said}, and not {expected}"]
+                wrong = [f"the exit code printed {said}, not {expected}"]
             model.sources = after
             model.load()
         elif pushed.outcome in ("refused", "rejected", "stalled"):
             self._save(model.sources)
         else:
-            return [f"an outcome that no edit here may have: {pushed.outcome}"]
+            return [f"an outcome that no edit of this kind may have: {pushed.outcome}"]
         return wrong + splats(log) + model.look(printed_lines(printed)) + splats(after_it)
 
 
@@ -206,14 +206,19 @@ async def run_pairs(seed: int, edits: int, kernel: str, scratch: Path) -> Tally:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Return the exit status, which is 1 if anything was wrong."""
-    parser = argparse.ArgumentParser(description="Random edits of small stateful things; none may be wrong.")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the generator; default: another each time")
+    parser = argparse.ArgumentParser(
+        description="Make random edits of small stateful code, and check that none goes wrong."
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the generator; default: random")
     parser.add_argument("--edits", type=int, metavar="N", default=EDITS, help=f"default: {EDITS}")
     parser.add_argument(
-        "--kernel", default=wanted_kernel(), metavar="K", help="as of hotreload watch; generic, debug"
+        "--kernel",
+        default=wanted_kernel(),
+        metavar="K",
+        help="kernel, as for hotreload watch; also generic, debug",
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="each edit and what was wrong, for other programs"
+        "--json", type=Path, metavar="FILE", help="write each edit, and what was wrong, as JSON"
     )
     given = parser.parse_args(argv)
     seed = random.randrange(1 << 31) if given.seed is None else given.seed

@@ -99,4 +99,4 @@ def share(answers: list[Answer]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(run(measure, parse_options("Ask the differ about real fixes.", new=True)))
+    sys.exit(run(measure, parse_options("Compare the units that real fixes change.", new=True)))

@@ -190,10 +190,10 @@ async def _rest(machine: Machine, log: Path, start: int, wait: float) -> None:
 
 def main() -> int:
     """Run the command line. Return the exit status."""
-    parser = argparse.ArgumentParser(description="record what a kernel says when a driver goes wrong")
+    parser = argparse.ArgumentParser(description="Record what a kernel prints when a driver goes wrong.")
     parser.add_argument("-K", "--kernel", default="debian", help="debian, debian:6.12, or a folder")
-    parser.add_argument("--into", type=Path, required=True, metavar="DIR", help="for the recordings")
-    parser.add_argument("only", nargs="*", metavar="STORY", help="only these")
+    parser.add_argument("--into", type=Path, required=True, metavar="DIR", help="folder for the recordings")
+    parser.add_argument("only", nargs="*", metavar="STORY", help="record only these")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         run(record(given.kernel, given.into, given.only, Path(scratch)))

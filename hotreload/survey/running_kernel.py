@@ -184,7 +184,7 @@ async def _check_unit(
         if reason := _reason(function, address, freed):
             count.reasons[reason] += 1
         elif address is None:
-            count.wrong.append(f"{label}: {function.name}: nothing says where it is")
+            count.wrong.append(f"{label}: {function.name}: its address is not known")
         else:
             wanted.append(Checked(guest_unit, function, address))
     verdict = await check_functions(read, wanted)
@@ -201,7 +201,7 @@ def _reason(function: Symbol, address: int | None, freed: range) -> str | None:
     if address is None:
         if section.startswith((".init.", ".exit.", ".discard")):
             return f"freed or never loaded: {section}"
-        return "weak, and replaced by another unit's" if function.binding == STB_WEAK else None
+        return "weak, and overridden by another unit" if function.binding == STB_WEAK else None
     return f"freed after boot: {section}" if address in freed else None
 
 
@@ -217,7 +217,7 @@ async def _check_modules(running: Running, modules: Sequence[BuiltModule], only:
     }
     for load in load_order(depends):
         if load.name in by_name and not await _insert(running.guest, by_name[load.name]):
-            count.reasons["module that does not load here"] += 1
+            count.reasons["modules that do not load here"] += 1
             print(f"not loaded: {load.name}", flush=True)
     listing = (await running.guest.run("cat /proc/kallsyms", timeout=120)).text
     running.functions.update(functions_of(listing))
@@ -250,7 +250,7 @@ def _print(count: Count) -> None:
     for reason, times in count.reasons.most_common():
         print(f"{times:6} {reason}")
     print(f"{len(count.wrong):6} differ without a reason")
-    print(f"{count.seconds * 1000 / max(count.matched, 1):.3f} ms a function")
+    print(f"{count.seconds * 1000 / max(count.matched, 1):.3f} ms for each function")
 
 
 def run(main: Callable[[], Awaitable[int]]) -> int:
@@ -272,12 +272,13 @@ async def _awaited(main: Callable[[], Awaitable[int]]) -> int:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="check-running-kernel", description="Match a booted kernel with the objects it was linked from."
+        prog="check-running-kernel",
+        description="Compare a booted kernel with the objects that it was linked from.",
     )
-    parser.add_argument("kernel", help="a kernel's tree, built in place or its O= folder")
-    parser.add_argument("--only", default="", metavar="TEXT", help="objects whose path has TEXT in it")
+    parser.add_argument("kernel", help="a kernel tree that was built in place, or an O= folder")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only objects whose path contains TEXT")
     parser.add_argument(
-        "--append", action="append", default=[], metavar="WORD", help="one more word on its command line"
+        "--append", action="append", default=[], metavar="WORD", help="add a word to the kernel command line"
     )
     return parser.parse_args(argv)
 

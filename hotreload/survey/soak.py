@@ -101,7 +101,7 @@ class Result:
             "others": OTHERS,
         }
         return [
-            f"{what}: {getattr(first, what)} -> {getattr(last, what)}, {bound} more at most"
+            f"{what}: {getattr(first, what)} -> {getattr(last, what)}, at most {bound} more allowed"
             for what, bound in bounds.items()
             if getattr(last, what) - getattr(first, what) > bound
         ]
@@ -171,7 +171,7 @@ class _Soak:
             before = texts(self._model.disk)
             expected = self._model.save(deed.driver)
             await self._session.save({n: t for n, t in texts(deed.driver).items() if before[n] != t})
-            assert expected is not None, "the generator gives none of which nothing comes"
+            assert expected is not None, "the generator makes no save without a result"
             await self._cycle(expected)
         elif isinstance(deed, Command):
             await self._command(deed)
@@ -182,7 +182,7 @@ class _Soak:
         else:
             await self._session.save({deed.file: texts(self._model.disk)[deed.file]})
         if late := await self._session.report_within(SILENCE if not isinstance(deed, Save) else 0.01):
-            raise NotAsForetoldError(f"a cycle that nobody asked for: {late}")
+            raise NotAsForetoldError(f"an unexpected cycle: {late}")
 
     async def _cycle(self, expected: Expected) -> None:
         report = await self._report()
@@ -251,25 +251,25 @@ class _Soak:
         if outcome is not expected.outcome or (expected.codes and codes != expected.codes):
             raise NotAsForetoldError(f"expected {expected}\nseen {report}")
         if report.still_runs != self._model.still_runs:
-            raise NotAsForetoldError(f"it must run {self._model.still_runs} now: {report}")
+            raise NotAsForetoldError(f"expected that the guest runs {self._model.still_runs} now: {report}")
 
     async def _check(self, *, goes_on: bool) -> None:
         before, self._seen = self._seen, await self._session.look()
         seen, expected = self._seen, self._model.reading
         wrong = []
         if seen.lines != expected.lines:
-            wrong.append(f"expected {expected.lines}\nthe guest answers {dict(seen.lines)}")
+            wrong.append(f"expected {expected.lines}\nseen {dict(seen.lines)}")
         if seen.kept.keys() != expected.kept.keys():
-            wrong.append(f"expected to be told {sorted(expected.kept)}, not {sorted(seen.kept)}")
+            wrong.append(f"expected the counters {sorted(expected.kept)}, seen {sorted(seen.kept)}")
         if goes_on:
             for name, where in expected.kept.items():
                 if self._kept.get(name, where) == where and name in before.kept:
                     wrong += self._went_back(name, before.kept[name], seen.kept.get(name, 0))
             self._stood_still = self._stood_still + 1 if seen.rounds <= before.rounds else 0
         if self._stood_still >= STANDSTILL:
-            wrong.append(f"the work in the guest stands still at round {seen.rounds}")
+            wrong.append(f"the workload in the guest makes no progress after round {seen.rounds}")
         if complaints := [each for each in seen.complaints if not self._is_due(each)]:
-            wrong.append(f"its kernel complains: {'; '.join(complaints)}")
+            wrong.append(f"the kernel complained: {'; '.join(complaints)}")
         now = texts(self._model.disk)
         if self._session.sources(now) != now:
             wrong.append("the sources are not as they were saved")
@@ -314,7 +314,9 @@ def as_text(result: Result) -> str:
     lines += ["", f"{result.outcomes.total():6} cycles"]
     lines += [f"{count:6} {outcome}" for outcome, count in sorted(result.outcomes.items())]
     if result.anew:
-        lines.append(f"told to begin anew, with no other type or value: {', '.join(result.anew)}")
+        lines.append(
+            f"started again as announced, though type and value did not change: {', '.join(result.anew)}"
+        )
     if live := sorted(result.live_ms):
         lines.append(f"saved to live: median {live[len(live) // 2]:.0f} ms, longest {live[-1]:.0f} ms")
     if result.samples:
@@ -323,16 +325,20 @@ def as_text(result: Result) -> str:
         lines += ["", align(header, rows, range(len(header)))]
         lines.append("flat" if not result.has_grown else f"GREW: {'; '.join(result.has_grown)}")
     if result.failure:
-        lines += ["", f"NOT AS FORETOLD, seed {result.seed}, {result.failure}"]
+        lines += ["", f"NOT AS PREDICTED, seed {result.seed}, {result.failure}"]
     return "\n".join(lines)
 
 
 def parse_options(argv: Sequence[str] | None = None) -> Options:
-    parser = argparse.ArgumentParser(description="Random edits in a guest at work, and nothing is lost.")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the generator; default: another each time")
+    parser = argparse.ArgumentParser(
+        description="Make random edits in a guest under load, and check that nothing is lost."
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the generator; default: random")
     parser.add_argument("--edits", type=int, metavar="N", default=EDITS, help=f"default: {EDITS}")
-    parser.add_argument("--kernel", metavar="KERNEL", default=wanted_kernel(), help="as of hotreload watch")
-    parser.add_argument("--keep", action="store_true", help="keep the sources also when all went well")
+    parser.add_argument(
+        "--kernel", metavar="KERNEL", default=wanted_kernel(), help="kernel, as for hotreload watch"
+    )
+    parser.add_argument("--keep", action="store_true", help="also keep the sources if everything went well")
     given = parser.parse_args(argv)
     seed = random.randrange(1 << 31) if given.seed is None else given.seed
     return Options(seed, given.edits, given.kernel, given.keep)

@@ -138,7 +138,7 @@ def test_the_demo_shows_every_edit_in_the_guest_and_leaves_nothing(
     assert all(early < late for early, late in ups)
     assert sorted(ups) == ups  # one boot
     assert re.search(r"^# +outcome +files .* saved to live$", text, re.MULTILINE)
-    assert "All of it was checked" in text
+    assert "Everything was checked" in text
     assert "\x1b" not in text
     # Lines with a path are as long as that is.
     paths = ("/hotreload-demo-", "/report.txt")

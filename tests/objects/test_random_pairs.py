@@ -127,4 +127,4 @@ def test_a_size_of_init_that_changed_cannot_go_on() -> None:
     model.went_on(Sources(tuple(elements)), "")
     wrong = model.look({e.name: e.read(e.loaded())[0] for e in elements})
     assert len(wrong) == 1
-    assert "not to go on" in wrong[0]
+    assert "that the edit is not applied" in wrong[0]

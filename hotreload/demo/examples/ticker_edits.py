@@ -84,7 +84,7 @@ def parse_view(text: str) -> View:
         fields = {name: value.strip() for name, _, value in pairs}
         return View(float(uptime.split()[0]), boot_id, line, kept, fields, tuple(patches.split()))
     except (ValueError, IndexError):
-        raise Unexpected(f"the guest answers in {len(parts)} parts instead of 6: {text!r}") from None
+        raise Unexpected(f"the answer of the guest has {len(parts)} parts instead of 6: {text!r}") from None
 
 
 Shown = tuple[str, str]
@@ -236,7 +236,7 @@ static int ticker_stats_show("""
 
 STEPS: Sequence[Step] = (
     Step(
-        "A function changes: the line that /dev/ticker composes",
+        "A function changes: the one that composes the lines of /dev/ticker",
         Outcome.LIVE,
         _line_is(r"line \d+ of this file: age \d+, feeling \w+"),
         edits=(
@@ -285,7 +285,7 @@ STEPS: Sequence[Step] = (
         ),
     ),
     Step(
-        "An edit that does not compile: the guest keeps the code it has",
+        "An edit that does not compile: the guest keeps its code",
         Outcome.COMPILE_ERROR,
         _nothing_differs,
         edits=(Edit("main.c", "\treader->at = 0;\n}", "\treader->at = 0\n}"),),
@@ -297,34 +297,34 @@ STEPS: Sequence[Step] = (
         edits=(Edit("main.c", "\treader->at = 0\n}", "\treader->at = 0;\n}"),),
     ),
     Step(
-        "A variable gets another initial value: it is written where the variable lives",
+        "The initial value of a variable changes: it is written in place",
         Outcome.LIVE,
         _interval_is_written,
         edits=(Edit("main.c", "interval_ms = 100;", "interval_ms = 250;"),),
         symbols=("interval_ms",),
     ),
     Step(
-        "What an open file remembers grows: no patch can do that, and the module is in use",
+        "A struct of each open file grows: a patch cannot do that, and the module is in use",
         Outcome.REJECTED,
         _nothing_differs,
         edits=(GROWN,),
         code="HR2301",
     ),
     Step(
-        "All of it undone, as `git checkout .` would: the patch goes away",
+        "Everything undone, as `git checkout .` would: the patch is disabled",
         Outcome.UNDONE,
         _as_booted,
         restore=("main.c", "stats.c", "ticker.h"),
     ),
     Step(
-        "A wild pointer: the guest crashes, and is back where it was before that reload",
+        "A wild pointer: the guest crashes, and returns to where it was before that reload",
         Outcome.LIVE,
         _nothing_differs,
         edits=(Edit("stats.c", "atomic64_read(&ticker_totals.ticks)", "*(volatile u64 *)8"),),
         crash="cat /proc/ticker",
     ),
     Step(
-        "The program with the open device ends, and the module can be loaded anew",
+        "The program with the open device ends, and the module can be reloaded",
         Outcome.RELOADED,
         _counts_from_new,
         edits=(GROWN,),

@@ -100,7 +100,7 @@ def test_the_counts_are_of_those_that_came_so_far_and_the_share_stands_beside_ks
     print_trials(trials, changing=6)
     assert trials.is_wrong
     assert capsys.readouterr().out.splitlines() == [
-        "in a guest at work:",
+        "in a guest under load:",
         "     5 patchable by the differ",
         "     4 planned",
         "     4 loaded",
@@ -111,7 +111,7 @@ def test_the_counts_are_of_those_that_came_so_far_and_the_share_stands_beside_ks
         "median: loaded in 10 ms, transition 1 ms",
         "3 in one patch, 7 functions: undone, loaded in 40 ms, transition 2 ms",
         "work done meanwhile, in rounds: files 9, network 8",
-        "3 of 6 pairs that change code were taken by a running kernel: 50.0 %",
+        "3 of 6 pairs that change code were accepted by a running kernel: 50.0 %",
         "Ksplice: 56 of 64, 88 % (Arnold and Kaashoek, EuroSys 2009)",
     ]
 

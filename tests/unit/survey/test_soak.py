@@ -76,9 +76,9 @@ def test_in_some_hundred_edits_there_is_every_kind_and_every_outcome() -> None:
     kinds = Counter(deed.kind for deed, _ in found)
     for kind in (
         "good", "good in several files", "header", "initial value", "table of functions", "comment",
-        "touched", "does not compile", "refused", "refused and good", "crashing", "mended",
-        "mended after a crash", "good beside what is held up", "back to an earlier text",
-        "back to what it booted", "switch", "quickly", "undo", "undo by number", "redo", "push", "panic",
+        "touched", "does not compile", "refused", "refused and good", "crashing", "fixed",
+        "fixed after a crash", "good while held up", "back to an earlier text",
+        "back to the booted code", "switch", "quickly", "undo", "undo by number", "redo", "push", "panic",
     ):  # fmt: skip
         assert kinds[kind], kind
     assert any(expected and expected.dies for _, expected in found)
@@ -268,7 +268,7 @@ def test_what_has_grown_is_told_with_both_figures() -> None:
     result = Result(1, samples=[Sample(edits, 80000, 20, 6, 1, 5, 1) for edits in (10, 20, 30)])
     assert result.has_grown == []
     result.samples.append(Sample(40, 80000, 30, 6, 1, 5, 1))
-    assert result.has_grown == ["files: 20 -> 30, 2 more at most"]
+    assert result.has_grown == ["files: 20 -> 30, at most 2 more allowed"]
 
 
 def test_the_timer_of_the_driver_calls_a_function_that_is_read_as_well() -> None:
