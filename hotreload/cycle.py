@@ -32,7 +32,7 @@ from hotreload.report.outcome import Outcome, Reason, ReloadReport
 Announce = Callable[[str, Mapping[str, Any]], None]
 
 THE_SAME = "the code is the same"
-AS_BOOTED = "the sources are what the guest booted"
+AS_BOOTED = "the sources are those that the guest booted with"
 
 _OUTCOMES = {
     CompileError: Outcome.COMPILE_ERROR,
@@ -155,7 +155,7 @@ class Cycle:
             for fn, why in each.diff.callers_promoted.items()
         ]
         if undone:
-            notes.append(f"back to what the guest booted: {', '.join(undone)}")
+            notes.append(f"back to the code that the guest booted with: {', '.join(undone)}")
         notes += self.notes
         outcome = Outcome.LIVE if step.plan else Outcome.UNDONE
         return ReloadReport(

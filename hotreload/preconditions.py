@@ -301,7 +301,7 @@ CHECKS = (
     ),
     Check("patch", "`hotreload build -p` applies source patches with it", program("patch", "patch", "warn")),
     Check("setpriv", "ends QEMU and compilers when hotreload is killed", program("setpriv", "util-linux")),
-    Check("ssh", "`hotreload guest ssh` is your own ssh client", program("ssh", "openssh-client", "warn")),
+    Check("ssh", "`hotreload guest ssh` runs it", program("ssh", "openssh-client", "warn")),
     Check("inotify", "reports saved files; each watched folder uses one watch", _inotify),
     Check("cache", "kernels, images and base objects are kept there", _cache),
     Check("state", "console logs and the stages of each reload are kept there", _state),

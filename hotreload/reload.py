@@ -338,7 +338,7 @@ class Reloader:
         runs = "the code it booted with" if self.running is None else f"#{self.running}"
         notes = [
             f"the guest runs {runs}"
-            + ("" if answers else ("; it does not answer over SSH, as when it was saved"))
+            + ("" if answers else "; it does not answer over SSH, as when it was saved")
         ]
         if left_out := [file.name for file in _differing(edited, self._edits.compared)]:
             notes.append(

@@ -354,7 +354,7 @@ def _say(options: Globals, text: str) -> None:
 
 
 @verb("logs", guest)
-@click.option("-f", "--follow", is_flag=True, help="Go on printing what the console prints.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing what the console prints.")
 def logs(options: Globals, follow: bool) -> None:
     """What the guest's console printed; if the guest is gone, in its last session."""
     from hotreload.session.alert import read_log

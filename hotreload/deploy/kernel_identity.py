@@ -65,7 +65,7 @@ async def _other(guest: Guest, kernel: KernelTree) -> str | None:
     expected = await asyncio.to_thread(read_build_id, vmlinux) if vmlinux.is_file() else None
     if expected is not None:
         running = build_id_in((await run_in_time(guest, "cat /sys/kernel/notes")).stdout)
-        same, what = running == expected, f"build-id {running}, and {vmlinux} has {expected}"
+        same, what = running == expected, f"build-id {running}, but {vmlinux} has {expected}"
     elif (kernel.output / LINKED_HERE).exists():
         return f"{vmlinux} is incomplete: the kernel is being built"
     else:
@@ -74,5 +74,5 @@ async def _other(guest: Guest, kernel: KernelTree) -> str | None:
         release, version = told[:2] if len(told) > 1 else ("", "")
         text = await asyncio.to_thread(image_version, kernel.image) or ""
         same = text.startswith(f"{release} ") and text.endswith(f" {version}")
-        what = f"{release} {version}, and {kernel.image} is {text}"
+        what = f"{release} {version}, but {kernel.image} is {text}"
     return None if same else f"the guest runs a different kernel: {what}"

@@ -225,7 +225,7 @@ def _take_console(attachment: Attachment, console_log: Path) -> None:
 
 
 def _notes(attachment: Attachment, config: Config) -> tuple[str, ...]:
-    notes = ["no checkpoints, because hotreload did not start this guest: after a crash, the session waits"]
+    notes = ["no checkpoints: hotreload did not start this guest, so after a crash the session waits for it"]
     if attachment.qmp is None:
         notes.append("no --qmp: if QEMU ends, hotreload notices only that the connection is lost")
     if attachment.console is None:

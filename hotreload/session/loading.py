@@ -80,7 +80,7 @@ async def load_modules(
         if load.name in there:
             continue
         if missing := [name for name in depends.get(load.name, ()) if name in failed]:
-            failed[load.name] = PatchRejectedError(f"module {load.name} uses {', '.join(missing)}")
+            failed[load.name] = PatchRejectedError(f"it needs {', '.join(missing)}")
         elif load.name not in files:
             await kernels.load(load, tuple(files))
         else:

@@ -657,7 +657,8 @@ class Session:
         if left_out and not innocent:
             names = ", ".join(file.name for file in left_out)
             report = replace(
-                report, notes=(f"{names}: the guest runs what it first booted, until it is saved again",)
+                report,
+                notes=((f"{names}: the guest runs the code it first booted with, until it is saved again"),),
             )
         self._tell_report(self.reloader.note(report))
         if innocent:

@@ -63,7 +63,7 @@ async def choose_accel(qemu: str = "qemu-system-x86_64") -> Accel:
     # Presence and permission are not cached, because no key would show their change, and they cost nothing to
     # check.
     if not KVM.exists():
-        return Accel("tcg", f"there is no {KVM}: the guest runs under TCG, which is much slower")
+        return Accel("tcg", f"there is no {KVM}: the guest runs under TCG, several times slower")
     if not os.access(KVM, os.R_OK | os.W_OK):
         return Accel(
             "tcg",

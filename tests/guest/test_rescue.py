@@ -83,7 +83,9 @@ def test_a_guest_that_crashes_again_goes_back_further_and_then_is_booted_anew(dr
             assert reading(driver).startswith(text)
         run(driver, *panic)
         watching.waits_for("rebooted", limit=150)
-        assert "counter.c: the guest runs what it first booted, until it is saved again" in watching.said
+        assert (
+            "counter.c: the guest runs the code it first booted with, until it is saved again"
+        ) in watching.said
         assert reading(driver) == "old 1\n"
         edit(driver, "newer %d", "newest %d")
         assert "#3" in watching.waits_for("live", times=3)
