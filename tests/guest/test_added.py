@@ -27,7 +27,7 @@ def test_a_variable_that_a_reload_added_keeps_its_value_through_later_ones(
         assert await read() == "hello 3 13\n"
         own = await save(main_c=COUNTED.replace('"hello', '"hey'))
         assert await read() == "hey 4 14\n"
-        assert not any("anew" in note for note in own.notes)
+        assert not any("starts again" in note for note in own.notes)
         retyped = await save(
             main_c=COUNTED.replace("int mine = 10", "long mine = 20").replace("%d\\n", "%ld\\n")
         )
@@ -509,7 +509,7 @@ def test_a_variable_keeps_its_value_when_a_unit_that_was_only_added_to_is_edited
         )
         assert [await read(), await read()] == ["hello 1 41\n", "hello 2 42\n"]
         edited = await save(help_c=NEW_IN_HELP.replace("return 2 * n", "return 5 * n + 1000"))
-        assert not any("anew" in note for note in edited.notes), edited.reasons
+        assert not any("starts again" in note for note in edited.notes), edited.reasons
         assert await read() == "hello 3 1043\n"
 
     in_session(story)
