@@ -56,7 +56,7 @@ STOP_LIMIT = 60.0
 @cli.group(cls=Commands)
 @with_global_options
 def guest() -> None:
-    """The virtual machine: start and stop it, look at it, run commands in it."""
+    """Start, stop and inspect the virtual machine, and run commands in it."""
 
 
 @verb("start", guest)
@@ -67,7 +67,7 @@ def guest() -> None:
 @make_option
 @json_option
 def start(options: Globals, paths: tuple[Path, ...]) -> None:
-    """Boot a guest that stays, with the modules of PATH (default: of this folder)."""
+    """Boot a guest in the background, with the modules of PATH (default: of this folder)."""
     start_session(options, *watched(one_folder(paths), options))
 
 
@@ -186,7 +186,7 @@ def _not_ours(about: About, fact: str) -> InputError:
 @verb("list", guest)
 @json_option
 def list_guests(options: Globals) -> None:
-    """The guests that run now."""
+    """List the running guests."""
     from hotreload.report.table import align
     from hotreload.session.guests import sessions
 
@@ -222,7 +222,7 @@ def _kind(about: About) -> str:
 @verb("show", guest)
 @json_option
 def show(options: Globals) -> None:
-    """Everything about a guest: ports, sockets, keys, records."""
+    """Show everything about a guest: ports, sockets, keys, records."""
     facts = answer_of(session_here(options), "show")
     if options.json:
         print_json(facts)
@@ -234,7 +234,7 @@ def show(options: Globals) -> None:
 
 @verb("cmdline", guest)
 def cmdline(options: Globals) -> None:
-    """The QEMU command line that boots the same guest by hand, with its console on the terminal."""
+    """Print the QEMU command line that boots the same guest by hand, with its console on the terminal."""
     about = session_here(options)
     if about.attached:
         raise _not_ours(about, "its QEMU command line is not known here")
@@ -253,7 +253,7 @@ def ssh(options: Globals) -> None:
 
 @verb("console", guest)
 def console(options: Globals) -> None:
-    """The guest's serial console on this terminal, until Ctrl-]."""
+    """Connect this terminal to the guest's serial console, until Ctrl-]."""
     from hotreload.cli.terminal import connect_terminal
 
     about = session_here(options)
@@ -314,7 +314,7 @@ def load(options: Globals, name: str | None) -> int:
 @verb("checkpoints", guest)
 @json_option
 def checkpoints(options: Globals) -> None:
-    """The checkpoints for `guest load`: those saved by hand, and those from before the last pushes."""
+    """List the checkpoints for `guest load`: those saved by hand, and those from before the last pushes."""
     from hotreload.report.table import align
 
     answer = answer_of(session_here(options), "checkpoints")
@@ -356,7 +356,7 @@ def _say(options: Globals, text: str) -> None:
 @verb("logs", guest)
 @click.option("-f", "--follow", is_flag=True, help="Keep printing what the console prints.")
 def logs(options: Globals, follow: bool) -> None:
-    """What the guest's console printed; if the guest is gone, in its last session."""
+    """Print the guest's console log; if the guest is gone, that of its last session."""
     from hotreload.session.alert import read_log
     from hotreload.vm.console import printable
 

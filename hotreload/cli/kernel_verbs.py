@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @cli.group(cls=Commands)
 @with_global_options
 def kernel() -> None:
-    """The kernel that guests boot and modules are built against."""
+    """Build and inspect the kernel that guests boot and modules are built against."""
 
 
 @verb("build", kernel)
@@ -127,7 +127,7 @@ def record(options: Globals, paths: tuple[Path, ...]) -> None:
 @verb("info", kernel)
 @json_option
 def info(options: Globals) -> int:
-    """The kernel that -K names: its parts, its compiler, and whether it can be live patched."""
+    """Show the kernel that -K names: its parts, its compiler, and whether it can be live patched."""
     from hotreload.build.debian_kernel import open_kernel
     from hotreload.build.kernel_tree import check_fit, kernel_compiler, unmet_needs
 

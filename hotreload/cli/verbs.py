@@ -190,7 +190,7 @@ def undo(options: Globals, number: int | None, everything: bool) -> int:
 @verb("redo")
 @json_option
 def redo(options: Globals) -> int:
-    """Apply again what undo undid."""
+    """Redo the reload that was undone last."""
     return cycle(options, None, "redo")
 
 
@@ -206,7 +206,7 @@ def cycle(options: Globals, folder: Path | None, request: str, **fields: object)
 @verb("history")
 @json_option
 def history(options: Globals) -> None:
-    """Every reload of the session: what it changed, how it ended, how long it took."""
+    """List the reloads of the session: what each changed, how it ended, how long it took."""
     from hotreload.report.table import cycles_table
     from hotreload.session.control import report_from
 
@@ -221,7 +221,7 @@ def history(options: Globals) -> None:
 @verb("status")
 @json_option
 def status(options: Globals) -> None:
-    """The guest, its modules, the live patches and what holds them up."""
+    """Show the guest, its modules, the live patches and what holds them up."""
     from hotreload.session.client import status_text
 
     facts = answer_of(session_here(options), "status")
@@ -234,7 +234,7 @@ def status(options: Globals) -> None:
 @verb("why")
 @click.argument("what", required=False, metavar="[NUMBER|CODE]")
 def why(options: Globals, what: str | None) -> None:
-    """The long answer: to the last refusal, to reload NUMBER, or to a CODE such as HR2101."""
+    """Explain the last refusal, reload NUMBER, or a CODE such as HR2101."""
     from hotreload.report.codes import find_code, long_answer
 
     if what is not None and (CODE.fullmatch(what) or not what.isdecimal()):
@@ -267,7 +267,7 @@ def doctor(options: Globals, fix: bool) -> int:
 @output_option("OUT.o", "Write an object with what a patch would contain.")
 @json_option
 def diff(options: Globals, original: Path, patched: Path, output: Path | None) -> int:
-    """What changed between two objects of one unit, and whether a live patch could make that change."""
+    """Show what changed between two objects of one unit, and whether a live patch could do that."""
     import time
 
     from hotreload.cli.output_file import check_output
