@@ -107,7 +107,7 @@ class Config:
     kernel: str = _setting(
         PACKAGED_KERNEL,
         _word,
-        "'debian', 'debian:6.12' (packaged), a configured tree, an O= or headers folder",
+        "kernel: debian or debian:6.12 (packaged), a configured tree, an O= folder or a headers folder",
     )
     guest: str = _setting("default", _word, "name of the guest; each name is a separate machine")
     memory_mb: int = _setting(512, _number(int, 128, 1 << 20, "MiB"), "memory of the guest, in MiB")
@@ -160,7 +160,9 @@ class Config:
         _number(int, 0, 10_000, "milliseconds"),
         "quiet time after a save before hotreload acts on it, in ms",
     )
-    color: str = _setting("auto", _one_of("auto", "always", "never"), "auto, always or never")
+    color: str = _setting(
+        "auto", _one_of("auto", "always", "never"), "when to color the output: auto, always or never"
+    )
 
 
 def packaged_flavour(kernel: str) -> str | None:

@@ -169,11 +169,11 @@ class EventSink:
             self._write(line.encode("ascii"))
         except OSError as error:
             if not self._missing:
-                log.warning("%s: %s; events are missing there from now on", self._path, error.strerror)
+                log.warning("%s: %s; events are not recorded from now on", self._path, error.strerror)
             self._missing += 1
         else:
             if self._missing:
-                log.warning("%s: written again, %d events are missing", self._path, self._missing)
+                log.warning("%s: recording again, %d events are missing", self._path, self._missing)
             self._missing = 0
 
     def _write(self, line: bytes) -> None:

@@ -167,7 +167,7 @@ def test_each_time_the_disk_is_full_is_told_once_and_no_line_is_half_there(
     told = [json.loads(line)["guest"] for line in file.read_text().splitlines()]
     assert told == ["first", "after the first", "second", "after the second"]
     begins, ends = (
-        "No space left on device; events are missing there from now on",
-        "written again, 3 events are missing",
+        "No space left on device; events are not recorded from now on",
+        "recording again, 3 events are missing",
     )
     assert [message.partition(": ")[2] for message in caplog.messages] == [begins, ends, begins, ends]
