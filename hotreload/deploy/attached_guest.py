@@ -326,4 +326,4 @@ class AttachedGuest(ShellGuest):
         )
 
     def _unfit(self, fact: str, hint: str | None = None) -> GuestUnreachableError:
-        return GuestUnreachableError(fact, code=UNFIT, hint=hint or "hotreload why HR3108")
+        return GuestUnreachableError(fact, code=UNFIT, hint=hint or "see hotreload why HR3108")

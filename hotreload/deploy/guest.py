@@ -40,7 +40,7 @@ KEEPALIVE_COUNT = 5
 LOGIN_LIMIT = 10.0
 LOGINS = 3
 # The session restores a crashed guest by itself.
-LOOK = "hotreload status shows whether it is back; hotreload guest logs shows its console"
+LOOK = "see whether it is back with hotreload status, and its console with hotreload guest logs"
 
 
 class Guest(Protocol):

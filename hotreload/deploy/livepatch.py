@@ -309,7 +309,7 @@ def _outside_traces(lines: Iterable[str]) -> Iterator[str]:
 
 def rejection(what: str, reason: str) -> PatchRejectedError:
     """Return the error for a module that the kernel refuses."""
-    code, hint = "HR3103", "hotreload guest logs shows all messages of the kernel"
+    code, hint = "HR3103", "see all messages of the kernel with hotreload guest logs"
     if found := EVOLVED.search(reason):
         return evolved(found[1])
     if UNSIGNED.search(reason):
@@ -362,6 +362,6 @@ def _not_unloaded(name: str, answer: dict[str, Any]) -> PatchRejectedError:
         fact, code, hint = (
             f"module {name} was not removed: {reason}",
             "HR3103",
-            "lsmod in the guest shows its state",
+            "see its state with lsmod in the guest",
         )
     return PatchRejectedError(fact, code=code, hint=hint)

@@ -139,7 +139,7 @@ def stalled(what: str, answer: dict[str, Any]) -> TransitionStalledError:
         return TransitionStalledError(
             fact,
             tuple(task.told for task in tasks),
-            hint="wait for that transition, or undo it: hotreload status shows it",
+            hint="wait for that transition, or reverse it; hotreload status shows it",
         )
     if answer.get("undone") is not True:
         fact += "; it could not be undone either"

@@ -70,14 +70,14 @@ def require_attachable(attachment: Attachment) -> None:
     if attachment.console.exists() and not attachment.console.is_file():
         raise InputError(
             f"{attachment.console} is not a regular file",
-            hint="--console names a file that QEMU writes: -serial file:LOG, or logfile=LOG of a chardev",
+            hint="use --console with a file that QEMU writes: -serial file:LOG, or logfile=LOG of a chardev",
         )
     try:
         attachment.console.open("rb").close()
     except OSError as error:
         raise InputError(
             f"{attachment.console} cannot be read: {error.strerror}",
-            hint="--console names a file that QEMU writes: -serial file:LOG",
+            hint="use --console with a file that QEMU writes: -serial file:LOG",
         ) from error
 
 

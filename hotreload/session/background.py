@@ -57,7 +57,9 @@ def _read(lines: TextIO, tell: Tell) -> None:
         if "ready" in message:
             return
     raise HotReloadError(
-        "the session ended before the guest was ready", code="HR3107", hint="try: hotreload -vv watch"
+        "the session ended before the guest was ready",
+        code="HR3107",
+        hint="see the cause with hotreload -vv watch",
     )
 
 

@@ -60,7 +60,9 @@ COMPLAINT = "HR4105"
 STOOD = "the guest was {} while a patch was being applied"
 # Seconds. A guest that dies this soon after it was brought back died of the same cause.
 AGAIN = 30.0
-LOAD_HINT = "hotreload guest load restores its last checkpoint; hotreload guest console shows its output"
+LOAD_HINT = (
+    "restore its last checkpoint with hotreload guest load, or see its output with hotreload guest console"
+)
 
 
 class Rescue:

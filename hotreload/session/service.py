@@ -297,7 +297,7 @@ class Service:
             raise InputError(str(error)) from error
         except TimeoutError:
             raise GuestUnreachableError(
-                f"the guest did not accept {len(data)} bytes in time", hint="hotreload guest logs"
+                f"the guest did not accept {len(data)} bytes in time", hint="see hotreload guest logs"
             ) from None
         return {}
 

@@ -78,8 +78,8 @@ STANDS = {
     "paused": "the guest is paused; edits saved meanwhile are pushed when it goes on (QMP: cont)",
 }
 WAKE = {
-    "suspended": "system_wakeup over QMP wakes it; hotreload guest show names the socket",
-    "paused": "cont over QMP resumes it; hotreload guest show names the socket",
+    "suspended": "wake it with system_wakeup over QMP; hotreload guest show names the socket",
+    "paused": "resume it with cont over QMP; hotreload guest show names the socket",
 }
 # How often a guest is booted again if nothing was brought to it in between.
 MOST_BOOTS = 3
