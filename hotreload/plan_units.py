@@ -42,6 +42,7 @@ from hotreload.elf.linkage import Linkage, linkage_of
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.reader import read_object
 from hotreload.linkable import unlinkable
+from hotreload.moved_across import moves
 from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import PatchPlan, UnitDiff
 from hotreload.patch.plan import plan_patch
@@ -122,6 +123,8 @@ def plan_units(
             lambda unit, names: _mentions(base.of(unit).plain_object(unit), names),
         )
     )
+    moved = tuple(moves(base, compared))
+    of_modules += tuple(move.obstacle() for move in moved if not move.is_same)
     obstacles = (*obstacles_of(compared), *further, *of_modules)
     if obstacles:
         raise NotPatchableError(obstacles)
@@ -138,7 +141,8 @@ def plan_units(
         if (one := compared.get(unit.object)) is not None and one.diff.brings
     ]
     changed = any(unit.diff.verdict == "patchable" for unit in units)
-    return plan_patch(units, symbols) if changed else None
+    elsewhere = frozenset((move.module, move.name) for move in moved)
+    return plan_patch(units, symbols, elsewhere) if changed else None
 
 
 def _imported_elsewhere(

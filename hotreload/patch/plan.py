@@ -15,7 +15,7 @@ what is stored already. What the patch itself adds has no original. Later patche
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from math import gcd
@@ -67,9 +67,15 @@ from hotreload.patch.symbols import VMLINUX, SymbolPosition
 THIS_MODULE = "__this_module"
 
 
-def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:
-    """Plan one patch for all units that differ from what the guest booted. Raises NotPatchableError."""
-    planner = _Planner(units, symbols)
+def plan_patch(
+    units: Sequence[UnitDiff], symbols: KernelSymbols, elsewhere: Collection[tuple[str, str]] = ()
+) -> PatchPlan:
+    """Plan one patch for all units that differ from what the guest booted. Raises NotPatchableError.
+
+    ``elsewhere``: (module, name) of global definitions that moved to another unit and stayed the same. The
+    guest has them at their old places.
+    """
+    planner = _Planner(units, symbols, elsewhere)
     pieces = tuple(planner.pieces())
     objects = tuple(planner.objects())
     writes = tuple(planner.writes())
@@ -86,7 +92,7 @@ def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:
         for kind, function in unit.diff.callbacks
     )
     strings = tuple(dict.fromkeys(planner.strings))
-    moved = frozenset(base_name(symbol.name) for symbol in planner.moved)
+    moved = frozenset(base_name(symbol.name) for symbol in planner.moved) | {name for _, name in elsewhere}
     return PatchPlan(pieces, objects, strings, writes, callbacks, dormant(units), moved)
 
 
@@ -94,6 +100,7 @@ def plan_patch(units: Sequence[UnitDiff], symbols: KernelSymbols) -> PatchPlan:
 class _Planner:
     units: Sequence[UnitDiff]
     symbols: KernelSymbols
+    elsewhere: Collection[tuple[str, str]]
     obstacles: list[Obstacle] = field(default_factory=list)
     strings: list[str] = field(default_factory=list)
     escaped: set[Symbol] = field(default_factory=set)
@@ -115,6 +122,8 @@ class _Planner:
         for unit in self.units:
             self.looked_up |= {each.patched: each.looked_up for each in unit.diff.rewrites}
             for symbol in unit.diff.carried:
+                if self._is_elsewhere(unit, symbol):
+                    continue
                 if symbol not in self.moved:
                     self.numbers[symbol] = len(self.numbers)
                 self.unit_of[symbol] = unit
@@ -278,6 +287,9 @@ class _Planner:
                 "HR2208", symbol.name, message, "define it in one of them, and declare it in the other"
             )
 
+    def _is_elsewhere(self, unit: UnitDiff, symbol: Symbol) -> bool:
+        return not symbol.is_local and (unit.module, symbol.name) in self.elsewhere
+
     def _refuse_moved(self, unit: UnitDiff, symbol: Symbol) -> None:
         """Refuse a symbol that is new in this file, but that the module has from another file.
 
@@ -354,6 +366,9 @@ class _Planner:
     ) -> PlannedTarget:
         if symbol in self.moved:
             return self._original_or_refuse(*self.moved[symbol])
+        if self._is_elsewhere(unit, symbol):
+            position = self.symbols.modules[unit.module].position(symbol.name, None)
+            return position or self._undefined(unit, holder, relocation, symbol)
         original = self.unit_of.get(symbol, unit).diff.original_of.get(symbol)
         if symbol in self.numbers:
             if holder is not None and takes_address(holder, relocation):

@@ -257,3 +257,39 @@ def test_lines_that_only_move_change_nothing_and_a_new_line_tells_its_own_number
         assert f"main.c:{line} show+" in (await watch.run("dmesg -c")).text
 
     in_session(story, {**FILES, "main.c": NUMBERED})
+
+
+def test_a_definition_that_moves_to_another_file_is_the_same_one_or_refused(
+    in_session: Callable[..., None],
+) -> None:
+    """The caller is in a third file, which does not change."""
+    twice = HELP.partition("\n\n")[2]
+    about = '#include <linux/kernel.h>\n#include "pair.h"\n'
+    files = {
+        **FILES,
+        "Kbuild": "obj-m := pair.o\npair-y := main.o help.o more.o\n",
+        "pair.h": "int twice(int n);\nextern int base;\n",
+        "main.c": MAIN.replace("twice(reads)", "base + twice(reads)"),
+        "help.c": f"{about}int base = 100;\n{twice}",
+        "more.c": f"{about}int more(int n);\nint more(int n)\n{{\n\treturn n - 1;\n}}\n",
+    }
+
+    async def story(save: Save, read: Read) -> None:
+        assert await read() == "hello 1 102\n"
+        moved = await save(help_c=f"{about}int base = 100;\n", more_c=files["more.c"] + twice)
+        assert (moved.outcome, moved.notes) == (Outcome.NO_CHANGE, ("the code is the same",)), moved
+        edited = await save(more_c=files["more.c"] + twice.replace("2 * n", "5 * n"))
+        assert (edited.outcome, [one.code for one in edited.reasons]) == (Outcome.REFUSED, ["HR2207"])
+        assert await read() == "hello 2 104\n"
+        # What else changes goes live, and new code calls the function where the guest has it.
+        user = files["more.c"].replace("n - 1", "twice(n) - 1")
+        more = await save(more_c=user + twice)
+        assert (more.outcome, more.symbols) == (Outcome.LIVE, ("more",)), more
+        value = await save(help_c=about, more_c=f"{user}{twice}int base = 200;\n")
+        assert (value.outcome, [one.code for one in value.reasons]) == (Outcome.REFUSED, ["HR2104"])
+        assert await read() == "hello 3 106\n"
+        same = await save(more_c=f"{user}{twice}int base = 100;\n")
+        assert (same.outcome, same.reasons) == (Outcome.NO_CHANGE, ()), same
+        assert await read() == "hello 4 108\n"
+
+    in_session(story, files)
