@@ -36,6 +36,7 @@ from hotreload.diff.init_reads import (
 )
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
+from hotreload.diff.paired_calls import refuse_new_pairs
 from hotreload.diff.registered import binding, called_back_at_load
 from hotreload.diff.unit_diff import NOTHING_ELSE, UnitContext, diff_unit, unit_object_of
 from hotreload.elf.linkage import Linkage, linkage_of
@@ -113,6 +114,7 @@ def plan_units(
     joined = joined_modules(base, (each.pair.unit.module for each in compared.values()))
     of_modules = (*_linked_twice(base, compared), *_read_elsewhere(base, compared, joined))
     of_modules += (*held_across_units(base, compared), *allocations_across_units(compared, joined))
+    of_modules += (*pairs_across_units(compared, joined),)
     of_modules += (*_imported_elsewhere(base, compared, used_by_edits),)
     of_modules += tuple(
         unlinkable(
@@ -319,6 +321,24 @@ def allocations_across_units(
         for obstacle in refuse_other_frees(changed[key], new, beside) if beside or new else ():
             if obstacle.symbol not in told:
                 yield replace(obstacle, where=where)
+
+
+def pairs_across_units(
+    compared: Mapping[Path, Compared], joined: Mapping[str, frozenset[str]]
+) -> Iterator[Obstacle]:
+    """Yield obstacles for functions that newly undo what a function of another unit newly does."""
+    for group in set(joined.values()):
+        diffs = [one.diff for one in compared.values() if one.pair.unit.module in group]
+        if len(diffs) < 2:
+            continue
+        told = {obstacle.symbol for diff in diffs for obstacle in diff.obstacles}
+        twins = [each for diff in diffs for each in (*diff.changed, *diff.only_for_exit)]
+        changed = [(each.original, each.patched) for each in twins]
+        new = [function for diff in diffs for function in diff.new_functions]
+        removed = [function for diff in diffs for function in diff.removed_functions]
+        for obstacle in refuse_new_pairs(changed, new, removed):
+            if obstacle.symbol not in told:
+                yield obstacle
 
 
 def _new_values(each: Compared) -> list[Symbol]:

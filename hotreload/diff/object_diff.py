@@ -56,6 +56,7 @@ from hotreload.diff.load_time import exit_code, settle_exit, weigh_init, written
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.pair import Pair, is_exit_code, pair_objects
 from hotreload.diff.pair_variables import NO_EARLIER_NAMES, EarlierNames
+from hotreload.diff.paired_calls import refuse_new_pairs
 from hotreload.diff.registered import asked_once, binding, called_back_at_load, constructors, with_looked_up
 from hotreload.diff.rewrites import Rewrite
 from hotreload.diff.sections import (
@@ -232,6 +233,7 @@ def diff_objects(
     refuse_changed_data(pair)
     refuse_data_out_of_place(pair)
     refuse_other_sizes(pair)
+    refuse_pairs_of_unit(pair)
 
     def looked_up(rewrite: Rewrite) -> Rewrite:
         return with_looked_up(rewrite, pair.layouts) if pair.layouts else rewrite
@@ -309,6 +311,12 @@ def tell_of_makers(pair: Pair, makers: Collection[Symbol]) -> None:
             continue
         message = ran_message(function) if function in at_load else ran_message(function, "for each device")
         pair.tell("HR2201", function.name, message)
+
+
+def refuse_pairs_of_unit(pair: Pair) -> None:
+    """Refuse functions of the unit that newly undo what others newly do."""
+    changed = [(original, patched) for patched, original in (pair.changed | pair.exit_changed).items()]
+    pair.obstacles += refuse_new_pairs(changed, pair.new_functions, pair.removed_functions)
 
 
 def _without_consequences(obstacles: Collection[Obstacle]) -> Iterator[Obstacle]:

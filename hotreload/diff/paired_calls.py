@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""Refuse functions that newly undo what another function newly does to an object. Pure.
+
+``open`` now takes a reference and ``release`` drops it; ``start`` takes another lock and ``stop`` releases
+it; ``probe`` creates a workqueue and ``remove`` destroys it. Each function is right by itself, and a fresh
+guest would never run one without the other. But a file that is open, a reader between ``start`` and ``stop``,
+or a device that is bound went through the old code, and would be undone by the new one.
+
+Which function of the kernel undoes which one is told by their names: ``napi_enable`` and ``napi_disable``,
+``get_device`` and ``put_device``, ``alloc_workqueue`` and ``destroy_workqueue``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
+from typing import Final
+
+from hotreload.diff.correlate import parent_name
+from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
+from hotreload.elf.decoded import body_of
+from hotreload.elf.model import Symbol
+
+# The verb of a function that undoes something, and the verbs of those that do it.
+_DONE_BY: Final = {
+    "unlock": ("lock", "trylock"),
+    "up": ("down",),
+    "put": ("get",),
+    "disable": ("enable",),
+    "unregister": ("register",),
+    "deregister": ("register",),
+    "remove": ("add", "create", "register", "insert", "alloc"),
+    "delete": ("add", "create"),
+    "del": ("add", "create"),
+    "destroy": ("create", "init", "alloc"),
+    "free": ("request", "alloc", "create", "init"),
+    "release": ("acquire", "request", "hold"),
+    "cleanup": ("init",),
+    "exit": ("init",),
+    "fini": ("init",),
+    "stop": ("start", "run", "create"),
+    "detach": ("attach",),
+    "unmap": ("map",),
+    "unprepare": ("prepare",),
+    "disconnect": ("connect",),
+    "close": ("open",),
+    "dec": ("inc",),
+    "end": ("begin", "start"),
+    "erase": ("store", "insert"),
+}
+# Words that say how something is done, and not to what.
+_MANNERS: Final = frozenset(
+    """try sync ns threaded range irqsave irqrestore irq bh nested interruptible killable key noprof node raw
+    timeout managed locked unlocked atomic on cpu any full entry single data""".split()
+)
+
+
+def refuse_new_pairs(
+    changed: Iterable[tuple[Symbol, Symbol]],
+    new: Collection[Symbol],
+    removed: Collection[Symbol] = (),
+) -> Iterator[Obstacle]:
+    """Yield an obstacle (HR2211) for each function that newly undoes what another one newly does.
+
+    ``changed``           changed functions as (original, patched)
+    ``new``, ``removed``  functions without a twin; calls that only moved between functions are not new
+    """
+    twins = list(changed)
+    calls = {patched: (_calls(original), _calls(patched)) for original, patched in twins}
+    calls |= {function: (Counter(), _calls(function)) for function in new}
+    total: Counter[str] = Counter()
+    for was, now in calls.values():
+        total.update(now)
+        total.subtract(was)
+    for function in removed:
+        total.subtract(_calls(function))
+    gained = {
+        function: names
+        for function, (was, now) in calls.items()
+        if (names := [name for name in now - was if total[name] > 0])
+    }
+    told = set()
+    for (one, does), (other, undoes) in itertools.permutations(gained.items(), 2):
+        for do, undo in itertools.product(does, undoes):
+            if other in told or not is_undone_by(do, undo):
+                continue
+            if any(is_undone_by(do, name) for name in does) or any(is_undone_by(n, undo) for n in undoes):
+                continue  # the function does both, and no task is in between when it is replaced
+            told.add(other)
+            maker, name = parent_name(one.name), parent_name(other.name)
+            message = f"{maker} now calls {do}(), and {name} the matching {undo}()"
+            message += f": what went through the old {maker} would be undone as well"
+            yield Obstacle("HR2211", name, message, RELOAD_MODULE)
+
+
+@lru_cache(maxsize=4096)
+def is_undone_by(do: str, undo: str) -> bool:
+    """Return whether the names of two kernel functions say that the second one undoes the first one."""
+    does, undoes = _words(do), _words(undo)
+    for verb in undoes:
+        for done in does.intersection(_DONE_BY.get(verb, ())):
+            ours, theirs = does - {done} - _MANNERS, undoes - {verb} - _MANNERS
+            ours, theirs = ours or does - {done}, theirs or undoes - {verb}
+            if ours and theirs and (ours <= theirs or theirs <= ours):
+                return True
+    return False
+
+
+def _words(name: str) -> frozenset[str]:
+    return frozenset(word for word in name.split("_") if word)
+
+
+def _calls(function: Symbol) -> Counter[str]:
+    """Return the names of the functions of other objects that a function calls."""
+    found = (
+        at.destination
+        for at in body_of(function).instructions.values()
+        if at.mnemonic in ("call", "jmp") and at.destination is not None
+    )
+    return Counter(callee.name for callee in found if not callee.is_defined)
