@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from hotreload.diff.correlate import parent_name
@@ -57,15 +57,14 @@ def refuse_other_frees(
     twins = list(pairs)
     freed = [(patched, frees_of(original), frees_of(patched)) for original, patched in twins]
     freed = [(patched, before - after, after - before) for patched, before, after in freed]
-    if not any(gone and come for _, gone, come in freed):
+    if not any(come for _, _, come in freed):
         return
     twins += beside
-    before: Counter[int] = Counter()
-    after: Counter[int] = Counter()
-    for original, _ in twins:
-        before += allocators_of(original)
-    for patched in (*(patched for _, patched in twins), *new):
-        after += allocators_of(patched)
+    functions = [*twins, *((None, function) for function in new)]
+    made = {now: (allocators_of(was) if was else Counter(), allocators_of(now)) for was, now in functions}
+    before: Counter[int] = sum((was for was, _ in made.values()), Counter())
+    after: Counter[int] = sum((now for _, now in made.values()), Counter())
+    yield from _refuse_newly_freed(functions, made, before, after)
     for patched, gone, come in freed:
         for old, now in itertools.product(gone, come):
             if takes(now, usual_kind(old)) or not any(takes(now, kind) for kind in after - before):
@@ -74,6 +73,37 @@ def refuse_other_frees(
             message = f"{name} now frees with {now}(), but existing memory must be freed with {old}()"
             yield Obstacle("HR2101", name, message, RELOAD_MODULE)
             break
+
+
+def _refuse_newly_freed(
+    functions: Iterable[tuple[Symbol | None, Symbol]],
+    made: Mapping[Symbol, tuple[Counter[int], Counter[int]]],
+    before: Counter[int],
+    after: Counter[int],
+) -> Iterator[Obstacle]:
+    """Refuse functions that newly free what they find in an object, and what another one newly allocates."""
+    twins = list(functions)
+    total: Counter[str] = Counter()
+    for original, patched in twins:
+        total.update(frees_of(patched))
+        total.subtract(frees_of(original) if original else ())
+    for original, patched in twins:
+        if original is None or frees_of(original) - frees_of(patched):
+            continue
+        was, now = (frees_of(each, only_of_objects=True) for each in (original, patched))
+        for free in (free for free in now - was if total[free] > 0):
+            makers = [
+                maker
+                for maker, (then, there) in made.items()
+                if maker is not patched
+                and any(takes(free, kind) for kind in (after - before) & (there - then))
+            ]
+            if makers:
+                name, maker = parent_name(patched.name), parent_name(makers[0].name)
+                message = f"{maker} now allocates what {name} now frees with {free}()"
+                message += ": objects that exist have something else there"
+                yield Obstacle("HR2211", name, message, RELOAD_MODULE)
+                break
 
 
 def message_of(resized: Resized, user: Symbol) -> str:

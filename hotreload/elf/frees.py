@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
-from hotreload.elf.decoded import RDI, RDX, RSI, body_of
+from hotreload.elf.decoded import RDI, RDX, RSI, Body, body_of
 from hotreload.elf.model import Symbol
-from hotreload.elf.object_pointers import Origin, origin_of, states_of
+from hotreload.elf.object_pointers import Origin, Pointer, origin_of, states_of
 
-SLAB, CACHE, VMALLOC, PAGES, EXACT, PERCPU, POOL, DMA, DMA_POOL = range(9)
+SLAB, CACHE, VMALLOC, PAGES, EXACT, PERCPU, POOL, DMA, DMA_POOL, DEVICE = range(10)
 
 _ALLOCATES: Final = {
     name: kind
@@ -38,6 +38,8 @@ _ALLOCATES: Final = {
         (POOL, "mempool_alloc"),
         (DMA, "dma_alloc_attrs"),
         (DMA_POOL, "dma_pool_alloc"),
+        # The device frees it.
+        (DEVICE, "devm_kmalloc devm_kmemdup devm_kstrdup devm_kasprintf devm_kvasprintf devm_krealloc"),
     )
     for name in names.split()
 }
@@ -57,6 +59,7 @@ _FREES: Final = {
         ("mempool_free", (POOL,), RDI),
         ("dma_free_attrs", (DMA,), RDX),
         ("dma_pool_free", (DMA_POOL,), RSI),
+        ("devm_kfree", (DEVICE,), RSI),
     )
     for name in names.split()
 }
@@ -72,10 +75,11 @@ def allocators_of(function: Symbol) -> Counter[int]:
     return Counter(_ALLOCATES[name] for name in names if name in _ALLOCATES)
 
 
-def frees_of(function: Symbol) -> Counter[str]:
+def frees_of(function: Symbol, *, only_of_objects: bool = False) -> Counter[str]:
     """Return the functions that free memory which ``function`` was passed or has found.
 
-    The values are the numbers of their calls.
+    The values are the numbers of their calls. With ``only_of_objects``, leave out what a variable points at:
+    that is NULL until something is stored there.
     """
     body = body_of(function)
     found: Counter[str] = Counter()
@@ -89,7 +93,9 @@ def frees_of(function: Symbol) -> Counter[str]:
         if at.mnemonic not in ("call", "jmp") or name not in _FREES:
             continue
         pointer = next((known[register] for register in _FREES[name][1] if register in known), None)
-        if pointer is not None and not _is_allocated(origin_of(body, pointer)):
+        if pointer is None or _is_allocated(origin_of(body, pointer)):
+            continue
+        if not only_of_objects or _is_of_object(body, pointer):
             found[name] += 1
     return found
 
@@ -102,6 +108,14 @@ def takes(free: str, kind: int) -> bool:
 def usual_kind(free: str) -> int:
     """Return the kind of memory that the function ``free`` usually frees."""
     return _FREES[free][0][0]
+
+
+def _is_of_object(body: Body, pointer: Pointer) -> bool:
+    """Return whether a pointer is a parameter, or was loaded from an object found at run time."""
+    if isinstance(pointer.came, Symbol):
+        return False
+    at = body.instructions.get(pointer.came)
+    return at is None or (at.mnemonic == "mov" and at.displacement is None)
 
 
 def _is_allocated(origin: Origin) -> bool:

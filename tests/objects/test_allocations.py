@@ -232,3 +232,26 @@ def test_another_free_is_no_new_allocator(tmp_path: Path) -> None:
     large = temporary.replace("__kmalloc(c, 3)", "vmalloc(c)").replace("kfree", "vfree")
     head = FREES.replace("ALLOC", "__kmalloc(64, 3)").replace("FREE(", "kfree(")
     assert difference(tmp_path / "2", head + temporary, head + large).obstacles == ()
+
+
+OPENED = """void *__kmalloc(long, int); void *devm_kmalloc(void *, long, int); void kfree(void *); void show(long);
+    struct file { long pad; void *private; }; static void *shared; void *made(void);
+    int open(void *dev, struct file *f) { f->private = MAKE; return !f->private; }
+    void release(struct file *f) { show(1); DROP }"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "codes"),
+    [
+        (("made()", ""), ("__kmalloc(64, 3)", "kfree(f->private);"), ["HR2211"]),
+        (("devm_kmalloc(dev, 64, 3)", ""), ("__kmalloc(64, 3)", "kfree(f->private);"), ["HR2211"]),
+        (("__kmalloc(64, 3)", ""), ("__kmalloc(64, 3)", "kfree(f->private);"), []),
+        (("__kmalloc(64, 3)", "kfree(f->private);"), ("__kmalloc(96, 3)", "show(2); kfree(f->private);"), []),
+        (("made()", ""), ("(shared = __kmalloc(64, 3))", "kfree(shared); shared = 0;"), []),
+    ],
+)
+def test_what_is_newly_allocated_and_newly_freed_is_not_what_live_objects_have(
+    before: tuple[str, str], after: tuple[str, str], codes: list[str], tmp_path: Path
+) -> None:
+    one, other = (OPENED.replace("MAKE", make).replace("DROP", drop) for make, drop in (before, after))
+    assert [o.code for o in difference(tmp_path, one, other).obstacles] == codes
