@@ -21,7 +21,6 @@ from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.compared import Compared, Original, prototypes_of
 from hotreload.deploy.module_reload import depends_of
-from hotreload.diff.allocations import message_of, refuse_other_frees, users_of_other_sizes
 from hotreload.diff.init_reads import (
     LOAD_NAMES,
     called_at_load,
@@ -36,7 +35,6 @@ from hotreload.diff.init_reads import (
 )
 from hotreload.diff.layouts import Layouts
 from hotreload.diff.obstacles import NotPatchableError, Obstacle
-from hotreload.diff.paired_calls import refuse_new_pairs
 from hotreload.diff.registered import binding, called_back_at_load
 from hotreload.diff.unit_diff import NOTHING_ELSE, UnitContext, diff_unit, unit_object_of
 from hotreload.elf.linkage import Linkage, linkage_of
@@ -44,6 +42,7 @@ from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.reader import read_object
 from hotreload.linkable import unlinkable
 from hotreload.moved_across import moves
+from hotreload.objects_across import allocations_across_units, pairs_across_units, wrappers_of
 from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import PatchPlan, UnitDiff
 from hotreload.patch.plan import plan_patch
@@ -111,17 +110,25 @@ def plan_units(
     ``used_by_edits`` are the names that edits since the boot have needed of other units, by module. Raises
     NotPatchableError with the obstacles of all units, and the ``further`` ones, at once.
     """
+
+    def plain(unit: TranslationUnit) -> ObjectFile:
+        return _plain(base.of(unit).plain_object(unit))
+
+    def has_global(module: str, name: str) -> bool:
+        return module in symbols.modules and symbols.modules[module].has_global(name)
+
     joined = joined_modules(base, (each.pair.unit.module for each in compared.values()))
     of_modules = (*_linked_twice(base, compared), *_read_elsewhere(base, compared, joined))
-    of_modules += (*held_across_units(base, compared), *allocations_across_units(compared, joined))
-    of_modules += (*pairs_across_units(compared, joined),)
+    wrappers = wrappers_of(base, compared, joined, has_global, plain)
+    of_modules += (*held_across_units(base, compared), *pairs_across_units(compared, joined))
+    of_modules += (*allocations_across_units(compared, joined, wrappers),)
     of_modules += (*_imported_elsewhere(base, compared, used_by_edits),)
     of_modules += tuple(
         unlinkable(
             base,
             compared,
-            lambda unit: _plain(base.of(unit).plain_object(unit)),
-            lambda module, name: module in symbols.modules and symbols.modules[module].has_global(name),
+            plain,
+            has_global,
             lambda unit, names: _mentions(base.of(unit).plain_object(unit), names),
         )
     )
@@ -296,49 +303,6 @@ def made_at_load(base: AnyBase, compared: Iterable[Compared]) -> Iterator[str]:
 def _is_told(one: Compared, function: Symbol) -> bool:
     known = {note.symbol for note in one.diff.notes if note.code == "HR2201"}
     return function.name in known or not LOAD_NAMES.isdisjoint((function.name, *function.aliases))
-
-
-def allocations_across_units(
-    compared: Mapping[Path, Compared], joined: Mapping[str, frozenset[str]]
-) -> Iterator[Obstacle]:
-    """Yield obstacles for code that relies on another size or allocator of what another unit has allocated.
-
-    The other unit belongs to the same module or to one that is joined to it.
-    """
-    changed = {
-        key: [(twins.original, twins.patched) for twins in (*one.diff.changed, *one.diff.only_for_exit)]
-        for key, one in compared.items()
-    }
-    for key, one in compared.items():
-        module, where = one.pair.unit.module, str(one.pair.unit.source)
-        group = joined.get(module, frozenset())  # empty for vmlinux
-        others = [o for o in compared if o != key and compared[o].pair.unit.module in group]
-        beside = [twins for other in others for twins in changed[other]]
-        new = [function for other in others for function in compared[other].diff.new_functions]
-        for resized, user in users_of_other_sizes(changed[key], beside) if beside else ():
-            yield Obstacle("HR2101", resized.function.name, message_of(resized, user), where=where)
-        told = {obstacle.symbol for obstacle in one.diff.obstacles}
-        for obstacle in refuse_other_frees(changed[key], new, beside) if beside or new else ():
-            if obstacle.symbol not in told:
-                yield replace(obstacle, where=where)
-
-
-def pairs_across_units(
-    compared: Mapping[Path, Compared], joined: Mapping[str, frozenset[str]]
-) -> Iterator[Obstacle]:
-    """Yield obstacles for functions that newly undo what a function of another unit newly does."""
-    for group in set(joined.values()):
-        diffs = [one.diff for one in compared.values() if one.pair.unit.module in group]
-        if len(diffs) < 2:
-            continue
-        told = {obstacle.symbol for diff in diffs for obstacle in diff.obstacles}
-        twins = [each for diff in diffs for each in (*diff.changed, *diff.only_for_exit)]
-        changed = [(each.original, each.patched) for each in twins]
-        new = [function for diff in diffs for function in diff.new_functions]
-        removed = [function for diff in diffs for function in diff.removed_functions]
-        for obstacle in refuse_new_pairs(changed, new, removed):
-            if obstacle.symbol not in told:
-                yield obstacle
 
 
 def _new_values(each: Compared) -> list[Symbol]:

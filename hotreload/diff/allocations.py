@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from hotreload.diff.correlate import parent_name
 from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
 from hotreload.diff.pair import Pair
-from hotreload.elf.allocators import allocated_sizes, frees, loops_in, numbers_in
+from hotreload.elf.allocators import NO_WRAPPERS, Wrappers, allocated_sizes, frees, loops_in, numbers_in
 from hotreload.elf.frees import allocators_of, frees_of, takes, usual_kind
 from hotreload.elf.model import Symbol
 
@@ -47,24 +47,31 @@ def refuse_other_frees(
     pairs: Iterable[tuple[Symbol, Symbol]],
     new: Iterable[Symbol],
     beside: Iterable[tuple[Symbol, Symbol]] = (),
+    through: Wrappers = NO_WRAPPERS,
 ) -> Iterator[Obstacle]:
     """Refuse functions that free memory with a function that does not fit the allocator it came from.
 
     ``pairs``   changed functions as (original, patched)
     ``new``     new functions
     ``beside``  changed functions whose allocations count, but whose frees are not checked
+    ``through`` wrappers that other units define
     """
     twins = list(pairs)
-    freed = [(patched, frees_of(original), frees_of(patched)) for original, patched in twins]
+    freed = [
+        (patched, frees_of(original, through), frees_of(patched, through)) for original, patched in twins
+    ]
     freed = [(patched, before - after, after - before) for patched, before, after in freed]
     if not any(come for _, _, come in freed):
         return
     twins += beside
     functions = [*twins, *((None, function) for function in new)]
-    made = {now: (allocators_of(was) if was else Counter(), allocators_of(now)) for was, now in functions}
+    made = {
+        now: (allocators_of(was, through) if was else Counter(), allocators_of(now, through))
+        for was, now in functions
+    }
     before: Counter[int] = sum((was for was, _ in made.values()), Counter())
     after: Counter[int] = sum((now for _, now in made.values()), Counter())
-    yield from _refuse_newly_freed(functions, made, before, after)
+    yield from _refuse_newly_freed(functions, made, before, after, through)
     for patched, gone, come in freed:
         for old, now in itertools.product(gone, come):
             if takes(now, usual_kind(old)) or not any(takes(now, kind) for kind in after - before):
@@ -80,17 +87,18 @@ def _refuse_newly_freed(
     made: Mapping[Symbol, tuple[Counter[int], Counter[int]]],
     before: Counter[int],
     after: Counter[int],
+    through: Wrappers,
 ) -> Iterator[Obstacle]:
     """Refuse functions that newly free what they find in an object, and what another one newly allocates."""
     twins = list(functions)
     total: Counter[str] = Counter()
     for original, patched in twins:
-        total.update(frees_of(patched))
-        total.subtract(frees_of(original) if original else ())
+        total.update(frees_of(patched, through))
+        total.subtract(frees_of(original, through) if original else ())
     for original, patched in twins:
-        if original is None or frees_of(original) - frees_of(patched):
+        if original is None or frees_of(original, through) - frees_of(patched, through):
             continue
-        was, now = (frees_of(each, only_of_objects=True) for each in (original, patched))
+        was, now = (frees_of(each, through, only_of_objects=True) for each in (original, patched))
         for free in (free for free in now - was if total[free] > 0):
             makers = [
                 maker
@@ -116,17 +124,20 @@ def message_of(resized: Resized, user: Symbol) -> str:
 
 
 def users_of_other_sizes(
-    allocating: Iterable[tuple[Symbol, Symbol]], using: Iterable[tuple[Symbol, Symbol]]
+    allocating: Iterable[tuple[Symbol, Symbol]],
+    using: Iterable[tuple[Symbol, Symbol]],
+    through: Wrappers = NO_WRAPPERS,
 ) -> Iterator[tuple[Resized, Symbol]]:
     """Yield each changed size with a function that relies on it.
 
-    ``allocating`` and ``using``: functions as (original, patched).
+    ``allocating`` and ``using``: functions as (original, patched). ``through``: wrappers of allocators that
+    other units define.
     """
-    found = [each for twins in allocating for each in _resized(*twins)]
+    found = [each for twins in allocating for each in _resized(*twins, through)]
     for original, patched in using if found else ():
         before, after = numbers_in(original), numbers_in(patched)
-        before -= allocated_sizes(original)
-        after -= allocated_sizes(patched)
+        before -= allocated_sizes(original, through)
+        after -= allocated_sizes(patched, through)
         for each in found:
             # Code that also frees memory may free this buffer in the same call, where its size is consistent.
             if each.function is patched and frees(patched):
@@ -136,8 +147,8 @@ def users_of_other_sizes(
                 yield each, patched
 
 
-def _resized(original: Symbol, patched: Symbol) -> list[Resized]:
-    before, after = allocated_sizes(original), allocated_sizes(patched)
+def _resized(original: Symbol, patched: Symbol, through: Wrappers) -> list[Resized]:
+    before, after = allocated_sizes(original, through), allocated_sizes(patched, through)
     return [Resized(patched, old, new) for old in before - after for new in after - before]
 
 

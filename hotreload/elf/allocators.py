@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from hotreload.elf.decoded import R8, RCX, RDI, RDX, RSI, RSP, Decoded, Memory, Number, Register, body_of
@@ -72,25 +73,32 @@ _FREED_BY: Final = frozenset(
 )
 # Linux commit 7bd230a26648 ("mm/slab: enable slab allocation tagging for kmalloc and friends") (in v6.10)
 _TAGGED: Final = "_noprof"
+_CALLS: Final = ("call", "jmp")
+# The author's functions that pass on what they are passed: the name -> the kernel's function behind it.
+Wrappers = Mapping[str, str]
+NO_WRAPPERS: Final[Wrappers] = MappingProxyType({})
 
 
-def allocated_sizes(function: Symbol) -> Counter[int]:
+def allocated_sizes(function: Symbol, through: Wrappers = NO_WRAPPERS) -> Counter[int]:
     """Return the sizes that a function passes to the kernel's allocators as numbers.
 
-    They are in the unit that the allocator counts in, mostly bytes; ``bitmap_alloc()`` takes bits.
+    They are in the unit that the allocator counts in, mostly bytes; ``bitmap_alloc()`` takes bits. Of a
+    wrapper, every number that it is passed may be the size.
     """
     sizes: Counter[int] = Counter()
-    if not any(name in _SIZE_IN or name in _ORDER_IN for name in _called(function)):
+    if not any(name in _SIZE_IN or name in _ORDER_IN or name in through for name in _called(function)):
         return sizes
     known: dict[int, int] = {}
     for at in body_of(function).instructions.values():
-        if at.mnemonic in ("call", "jmp"):
+        if at.mnemonic in _CALLS:
             register = _size_register(_destination(at), known)
             if register in known:
                 sizes[known[register]] += 1
             register = _ORDER_IN.get(_destination(at))
             if register in known and 0 <= known[register] < _ORDERS:
                 sizes[1 << known[register] + _PAGE_SHIFT] += 1
+            if through.get(_destination(at)) in _SIZE_IN:
+                sizes.update(known[register] for register in (RDI, RSI, RDX) if register in known)
         if at.mnemonic == "call":
             known.clear()
             continue
@@ -99,6 +107,21 @@ def allocated_sizes(function: Symbol) -> Counter[int]:
         if (number := _set_to(at)) is not None:
             known[number[0]] = number[1]
     return sizes
+
+
+def allocator_behind(function: Symbol) -> str | None:
+    """Return the allocator that a function passes a size to that it does not know itself; None if none."""
+    known: set[int] = set()
+    for at in body_of(function).instructions.values():
+        register = (
+            _size_register(_destination(at), dict.fromkeys(known, 0)) if at.mnemonic in _CALLS else None
+        )
+        if register is not None and register not in known:
+            return _destination(at)
+        known = set() if at.mnemonic == "call" else known - at.writes
+        if (number := _set_to(at)) is not None:
+            known.add(number[0])
+    return None
 
 
 def _size_register(allocator: str, known: Mapping[int, int]) -> int | None:

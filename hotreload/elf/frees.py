@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Final
 
+from hotreload.elf.allocators import NO_WRAPPERS, Wrappers
 from hotreload.elf.decoded import RDI, RDX, RSI, Body, body_of
 from hotreload.elf.model import Symbol
-from hotreload.elf.object_pointers import Origin, Pointer, origin_of, states_of
+from hotreload.elf.object_pointers import ARGUMENTS, Origin, Pointer, origin_of, states_of
 
 SLAB, CACHE, VMALLOC, PAGES, EXACT, PERCPU, POOL, DMA, DMA_POOL, DEVICE = range(10)
 
@@ -67,15 +68,17 @@ _FREES: Final = {
 _TAGGED: Final = "_noprof"
 
 
-def allocators_of(function: Symbol) -> Counter[int]:
+def allocators_of(function: Symbol, through: Wrappers = NO_WRAPPERS) -> Counter[int]:
     """Return the kinds of memory that a function allocates, with the number of calls."""
     code = body_of(function).instructions.values()
     called = (at.destination for at in code if at.mnemonic in ("call", "jmp"))
-    names = (callee.name.removesuffix(_TAGGED) for callee in called if callee is not None)
+    names = (_behind(callee.name, through) for callee in called if callee is not None)
     return Counter(_ALLOCATES[name] for name in names if name in _ALLOCATES)
 
 
-def frees_of(function: Symbol, *, only_of_objects: bool = False) -> Counter[str]:
+def frees_of(
+    function: Symbol, through: Wrappers = NO_WRAPPERS, *, only_of_objects: bool = False
+) -> Counter[str]:
     """Return the functions that free memory which ``function`` was passed or has found.
 
     The values are the numbers of their calls. With ``only_of_objects``, leave out what a variable points at:
@@ -84,20 +87,35 @@ def frees_of(function: Symbol, *, only_of_objects: bool = False) -> Counter[str]
     body = body_of(function)
     found: Counter[str] = Counter()
     if not any(
-        at.destination is not None and at.destination.name in _FREES for at in body.instructions.values()
+        at.destination is not None and _behind(at.destination.name, through) in _FREES
+        for at in body.instructions.values()
     ):
         return found
     for place, known in states_of(body).items():
         at = body.instructions[place]
-        name = at.destination.name if at.destination is not None else ""
+        called = at.destination.name if at.destination is not None else ""
+        name = _behind(called, through)
         if at.mnemonic not in ("call", "jmp") or name not in _FREES:
             continue
-        pointer = next((known[register] for register in _FREES[name][1] if register in known), None)
-        if pointer is None or _is_allocated(origin_of(body, pointer)):
+        registers = ARGUMENTS[:1] if called in through else _FREES[name][1]
+        pointer = next((known[register] for register in registers if register in known), None)
+        if pointer is None or _is_allocated(origin_of(body, pointer), through):
             continue
         if not only_of_objects or _is_of_object(body, pointer):
             found[name] += 1
     return found
+
+
+def free_behind(function: Symbol) -> str | None:
+    """Return the function of the kernel that frees the first parameter of a function; None if none does."""
+    body = body_of(function)
+    for place, known in states_of(body).items():
+        at = body.instructions[place]
+        name = at.destination.name if at.destination is not None else ""
+        is_free = at.mnemonic in ("call", "jmp") and name in _FREES
+        if is_free and Pointer(-1 - RDI, 0) in (known.get(register) for register in _FREES[name][1]):
+            return name
+    return None
 
 
 def takes(free: str, kind: int) -> bool:
@@ -118,5 +136,9 @@ def _is_of_object(body: Body, pointer: Pointer) -> bool:
     return at is None or (at.mnemonic == "mov" and at.displacement is None)
 
 
-def _is_allocated(origin: Origin) -> bool:
-    return isinstance(origin, str) and origin.removesuffix(_TAGGED) in _ALLOCATES
+def _is_allocated(origin: Origin, through: Wrappers) -> bool:
+    return isinstance(origin, str) and _behind(origin, through) in _ALLOCATES
+
+
+def _behind(name: str, through: Wrappers) -> str:
+    return through.get(name, name.removesuffix(_TAGGED))

@@ -13,8 +13,9 @@ import pytest
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.build.compile import ObjectPair
 from hotreload.compared import Compared, Original
-from hotreload.elf.allocators import allocated_sizes, numbers_in
-from hotreload.plan_units import allocations_across_units
+from hotreload.elf.allocators import allocated_sizes, allocator_behind, numbers_in
+from hotreload.elf.frees import free_behind
+from hotreload.objects_across import allocations_across_units
 from tests.objects.compiling import difference, object_of
 
 HEAD = """
@@ -255,3 +256,44 @@ def test_what_is_newly_allocated_and_newly_freed_is_not_what_live_objects_have(
 ) -> None:
     one, other = (OPENED.replace("MAKE", make).replace("DROP", drop) for make, drop in (before, after))
     assert [o.code for o in difference(tmp_path, one, other).obstacles] == codes
+
+
+WRAPPERS = """void *__kmalloc(long, int); void *vmalloc(long); void kfree(void *); void log(void *);
+    void *str_alloc(long n) { return __kmalloc(n + 8, 3); }
+    void *fixed(void) { return __kmalloc(64, 3); }
+    void str_free(void *p) { log(p); kfree(p); }
+    void other_free(void **p) { kfree(*p); }"""
+USERS = """void *str_alloc(long); void str_free(void *); void *vmalloc(long); void vfree(void *); void fill(void *, int, long);
+    struct s { long pad; char *buf; }; static void *kept;
+    int open(struct s *s) { s->buf = MAKE; return !s->buf; }
+    void write(struct s *s) { fill(s->buf, 1, SIZE); }
+    void release(struct s *s) { fill(s, 2, 8); DROP; }"""
+
+
+def test_a_wrapper_of_another_file_allocates_and_frees_like_what_is_behind_it(tmp_path: Path) -> None:
+    functions = object_of(WRAPPERS, tmp_path).functions
+    made = {one.name: name for one in functions if (name := allocator_behind(one)) is not None}
+    freed = {one.name: name for one in functions if (name := free_behind(one)) is not None}
+    assert (made, freed) == ({"str_alloc": "__kmalloc"}, {"str_free": "kfree"})
+
+    def refused(place: str, **after: str) -> list[tuple[str, str]]:
+        drop = "str_free(kept)" if place == "kept" else "str_free(s->buf)"
+        before = {"MAKE": "(kept = str_alloc(64))", "SIZE": "64", "DROP": drop}
+        texts = []
+        for words in (before, {**before, **after}):
+            text = USERS
+            for word, value in words.items():
+                text = text.replace(word, value)
+            texts.append(text)
+        diff = difference(tmp_path / place, *texts)
+        unit = cast("TranslationUnit", SimpleNamespace(source=Path("a.c"), module="drv"))
+        compared = {Path("a.c"): Compared(ObjectPair(unit, Path(), Path()), cast("Original", None), diff)}
+        joined = {"drv": frozenset(("drv",))}
+        across = allocations_across_units(compared, joined, made | freed)
+        return [(o.code, o.symbol) for o in (*diff.obstacles, *across)]
+
+    assert refused("size", MAKE="str_alloc(128)", SIZE="128") == [("HR2101", "open")]
+    assert refused("other", MAKE="vmalloc(64)", DROP="vfree(s->buf)") == [("HR2211", "release")]
+    kept = {"MAKE": "(kept = vmalloc(64))", "DROP": "vfree(kept)"}
+    assert refused("kept", **kept) == [("HR2101", "release")]
+    assert refused("same", MAKE="str_alloc(64)", SIZE="32") == []

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""Objects that one unit makes and another one handles: their sizes, who frees them, what is undone. Pure.
+
+The passes of diff/ see one unit. This module asks the same questions about the edited units of a module
+together, and about functions of unedited units that pass a size or a pointer on to the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from hotreload.build.base import AnyBase
+from hotreload.build.cmd_files import TranslationUnit
+from hotreload.compared import Compared
+from hotreload.diff.allocations import message_of, refuse_other_frees, users_of_other_sizes
+from hotreload.diff.object_diff import ObjectDiff
+from hotreload.diff.obstacles import Obstacle
+from hotreload.diff.paired_calls import refuse_new_pairs
+from hotreload.elf.allocators import NO_WRAPPERS, Wrappers, allocator_behind
+from hotreload.elf.frees import free_behind
+from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
+
+Joined = Mapping[str, frozenset[str]]
+HasGlobal = Callable[[str, str], bool]
+ReadPlain = Callable[[TranslationUnit], ObjectFile]
+
+
+def wrappers_of(
+    base: AnyBase, compared: Mapping[Path, Compared], joined: Joined, has_global: HasGlobal, plain: ReadPlain
+) -> dict[str, str]:
+    """Return the functions that changed code calls, and that only pass on what they are passed.
+
+    They are in other units of the same module, or of one that is ``joined`` to it: name -> the allocator, or
+    the function that frees, behind it.
+    """
+    edited = [one for one in compared.values() if one.pair.unit.module in joined]
+    groups = {joined[one.pair.unit.module] for one in edited}
+    names = {name for one in edited for name in _called(one.diff)}
+    found: dict[str, str] = {}
+    for module in base.modules:
+        if not any(module.name in group for group in groups):
+            continue
+        own = {name for name in names if has_global(module.name, name)}
+        for unit in module.units if own else ():
+            one = compared.get(unit.object)
+            obj = one.original.base.object if one is not None else plain(unit)
+            for function in obj.functions:
+                behind = allocator_behind(function) or free_behind(function) if function.name in own else None
+                if behind is not None:
+                    found[function.name] = behind
+    return found
+
+
+def _called(diff: ObjectDiff) -> Iterator[str]:
+    """Yield the names of other units' symbols that changed code uses, before and after."""
+    for twins in _twins(diff):
+        for function in twins:
+            for relocation in function.relocations:
+                target = relocation.target
+                if isinstance(target, SymbolRef) and not target.symbol.is_defined:
+                    yield target.symbol.name
+
+
+def _twins(diff: ObjectDiff) -> list[tuple[Symbol, Symbol]]:
+    return [(twins.original, twins.patched) for twins in (*diff.changed, *diff.only_for_exit)]
+
+
+def allocations_across_units(
+    compared: Mapping[Path, Compared], joined: Joined, through: Wrappers = NO_WRAPPERS
+) -> Iterator[Obstacle]:
+    """Yield obstacles for code that relies on another size or allocator of what another unit has allocated.
+
+    The other unit belongs to the same module or to one that is joined to it. ``through``: from wrappers_of().
+    With these, the unit itself is looked at once more.
+    """
+    for key, one in compared.items():
+        module, where = one.pair.unit.module, str(one.pair.unit.source)
+        group = joined.get(module, frozenset())  # empty for vmlinux
+        others = [o.diff for k, o in compared.items() if k != key and o.pair.unit.module in group]
+        own = _twins(one.diff)
+        beside = [twins for other in others for twins in _twins(other)]
+        using = [*beside, *own] if through else beside
+        new = _new([*others, one.diff] if through else others)
+        for resized, user in users_of_other_sizes(own, using, through) if using else ():
+            yield Obstacle("HR2101", resized.function.name, message_of(resized, user), where=where)
+        told = {obstacle.symbol for obstacle in one.diff.obstacles}
+        for obstacle in refuse_other_frees(own, new, beside, through) if using or new else ():
+            if obstacle.symbol not in told:
+                yield replace(obstacle, where=where)
+
+
+def _new(diffs: Iterable[ObjectDiff]) -> list[Symbol]:
+    return [function for diff in diffs for function in diff.new_functions]
+
+
+def pairs_across_units(compared: Mapping[Path, Compared], joined: Joined) -> Iterator[Obstacle]:
+    """Yield obstacles for functions that newly undo what a function of another unit newly does."""
+    for group in set(joined.values()):
+        diffs = [one.diff for one in compared.values() if one.pair.unit.module in group]
+        if len(diffs) < 2:
+            continue
+        told: Collection[str] = {obstacle.symbol for diff in diffs for obstacle in diff.obstacles}
+        changed = [twins for diff in diffs for twins in _twins(diff)]
+        removed = [function for diff in diffs for function in diff.removed_functions]
+        for obstacle in refuse_new_pairs(changed, _new(diffs), removed):
+            if obstacle.symbol not in told:
+                yield obstacle
