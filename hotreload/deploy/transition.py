@@ -146,7 +146,7 @@ def stalled(what: str, answer: dict[str, Any]) -> TransitionStalledError:
     return TransitionStalledError(
         fact,
         tuple(task.told for task in tasks),
-        hint="wake or end these tasks, then save again"
+        hint="wake or end these tasks, then save again; or reload the module: hotreload reload"
         if answer.get("undone") is True
         else "wake or end these tasks, or run hotreload guest restart",
     )

@@ -94,7 +94,9 @@ def test_a_stalled_transition_names_the_tasks_and_where_they_sleep() -> None:
     assert stall.value.message.startswith(
         "patch hotreload_2: the transition did not finish within 5 s; 1 task in the way: cat"
     )
-    assert stall.value.hint == "wake or end these tasks, then save again"
+    assert stall.value.hint == (
+        "wake or end these tasks, then save again; or reload the module: hotreload reload"
+    )
 
 
 def test_a_transition_that_could_not_be_taken_back_says_so() -> None:
