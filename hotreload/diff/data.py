@@ -173,7 +173,7 @@ def refuse_data_out_of_place(pair: Pair) -> None:
     The running kernel would not notice the change.
     """
     sides = (
-        (pair.patched, pair.correlation.original_of, "new"),
+        (pair.patched, pair.correlation.original_of, "added"),
         (pair.original, pair.correlation.patched_of, "removed"),
     )
     told: set[str] = set()

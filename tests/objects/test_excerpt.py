@@ -272,7 +272,7 @@ def test_a_folder_an_input_and_a_place_that_is_not_there_are_no_outputs(
     before = Path(pair[1]).read_bytes()
     for place, fact in (
         (tmp_path, "is a folder"),
-        (pair[1], "to be read"),
+        (pair[1], "is an input file"),
         (tmp_path / "no/out.o", "no folder"),
     ):
         assert main(["diff", *pair, "-o", str(place)]) == 2

@@ -131,7 +131,7 @@ EDITS = {
         of("struct s { int a; };"),
         of("struct s { int a; int more[]; };"),
         "HR2101",
-        "'more' added at offset 4, behind",
+        "'more' added at offset 4, past",
     ),
     "a wider bit-field": Edit(
         of("struct s { unsigned a:3, b:4; };"),
