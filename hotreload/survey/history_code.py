@@ -191,16 +191,13 @@ class Picture:
     def running(self, module: str) -> dict[str, list[int]]:
         """Return the addresses of the functions that run for the module, by name.
 
-        Several functions may have the same name.
+        Several functions may have the same name. A patch has copies of functions that the kernel cannot
+        redirect, for its own code.
         """
         places: dict[str, list[int]] = {}
-        for own in (True, False):
-            for each in self.symbols:
-                is_own = each.owner == module
-                if not each.is_code or own != is_own or not (is_own or each.owner.startswith(OURS)):
-                    continue
-                if is_own or each.name not in places or self.replaced.get(each.name) == each.owner:
-                    places.setdefault(each.name, []).append(each.address)
+        for each in self.symbols:
+            if each.is_code and (each.owner == module or each.owner.startswith(OURS)):
+                places.setdefault(each.name, []).append(each.address)
         for name, patch in self._replaced_with_children(places).items():
             new = [each.address for each in self.symbols if each.name == name and each.owner == patch]
             base = [each for each in self.symbols if each.name == name and each.owner == module]
@@ -246,7 +243,7 @@ class Reader:
         """Read all functions that run for a module, and the constants that they reach."""
         reading = Reading()
         for name, places in self._picture.running(module).items():
-            reading.functions[name] = sorted(self.code_at(place) for place in places)
+            reading.functions[name] = sorted({self.code_at(place) for place in places})
         done: set[tuple[str, int]] = set()
         while todo := {(name, at) for name, places in self._due.items() for at in places} - done:
             for name, place in sorted(todo):

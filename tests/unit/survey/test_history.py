@@ -174,6 +174,14 @@ def test_what_was_split_off_a_replaced_function_goes_with_it() -> None:
     assert places == {"f": [0x5000], "f.cold": [0x5040]}
 
 
+def test_a_copy_for_the_code_of_a_patch_runs_beside_the_original() -> None:
+    symbols = read_symbols(
+        "1000 t f\t[drv]\n1040 t g\t[drv]\n5000 t f\t[hotreload_1]\n5040 t g\t[hotreload_1]\n"
+    )
+    places = Picture(symbols, (), {"f": "hotreload_1"}, {}).running("drv")
+    assert places == {"f": [0x5000], "g": [0x1040, 0x5040]}
+
+
 def test_a_number_of_a_line_that_stayed_the_same_is_no_difference() -> None:
     before = {"f.c": ["int f(void)", "{", '    say("here");', "    other();", "}"]}
     now = {"f.c": ["/* f */", *before["f.c"]]}
