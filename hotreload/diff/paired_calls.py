@@ -20,8 +20,9 @@ from typing import Final
 
 from hotreload.diff.correlate import parent_name
 from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
-from hotreload.elf.decoded import body_of
+from hotreload.elf.decoded import RDI, body_of
 from hotreload.elf.model import Symbol
+from hotreload.elf.object_pointers import is_of_variable, states_of
 
 # The verb of a function that undoes something, and the verbs of those that do it.
 _DONE_BY: Final = {
@@ -55,6 +56,8 @@ _MANNERS: Final = frozenset(
     """try sync ns threaded range irqsave irqrestore irq bh nested interruptible killable key noprof node raw
     timeout managed locked unlocked atomic on cpu any full entry single data""".split()
 )
+# Words in the names of functions that only answer a question: kthread_should_stop().
+_QUESTIONS: Final = frozenset("should is has have can could may need needs needed must was".split())
 
 
 def refuse_new_pairs(
@@ -88,6 +91,8 @@ def refuse_new_pairs(
                 continue
             if any(is_undone_by(do, name) for name in does) or any(is_undone_by(n, undo) for n in undoes):
                 continue  # the function does both, and no task is in between when it is replaced
+            if not _undoes_object(other, undo):
+                continue
             told.add(other)
             maker, name = parent_name(one.name), parent_name(other.name)
             message = f"{maker} now calls {do}(), and {name} the matching {undo}()"
@@ -99,6 +104,8 @@ def refuse_new_pairs(
 def is_undone_by(do: str, undo: str) -> bool:
     """Return whether the names of two kernel functions say that the second one undoes the first one."""
     does, undoes = _words(do), _words(undo)
+    if _QUESTIONS & (does | undoes):
+        return False
     for verb in undoes:
         for done in does.intersection(_DONE_BY.get(verb, ())):
             ours, theirs = does - {done} - _MANNERS, undoes - {verb} - _MANNERS
@@ -110,6 +117,21 @@ def is_undone_by(do: str, undo: str) -> bool:
 
 def _words(name: str) -> frozenset[str]:
     return frozenset(word for word in name.split("_") if word)
+
+
+def _undoes_object(function: Symbol, undo: str) -> bool:
+    """Return whether a function undoes something other than what it finds in a variable.
+
+    A variable holds nothing until the new code has done it: ``if (worker) kthread_stop(worker)``.
+    """
+    body = body_of(function)
+    for place, known in states_of(body).items():
+        at = body.instructions[place]
+        if at.mnemonic in ("call", "jmp") and at.destination is not None and at.destination.name == undo:
+            pointer = known.get(RDI)
+            if pointer is None or not is_of_variable(body, pointer):
+                return True
+    return False
 
 
 def _calls(function: Symbol) -> Counter[str]:

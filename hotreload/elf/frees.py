@@ -11,9 +11,9 @@ from collections import Counter
 from typing import Final
 
 from hotreload.elf.allocators import NO_WRAPPERS, Wrappers
-from hotreload.elf.decoded import RDI, RDX, RSI, Body, body_of
+from hotreload.elf.decoded import RDI, RDX, RSI, body_of
 from hotreload.elf.model import Symbol
-from hotreload.elf.object_pointers import ARGUMENTS, Origin, Pointer, origin_of, states_of
+from hotreload.elf.object_pointers import ARGUMENTS, Origin, Pointer, is_of_variable, origin_of, states_of
 
 SLAB, CACHE, VMALLOC, PAGES, EXACT, PERCPU, POOL, DMA, DMA_POOL, DEVICE = range(10)
 
@@ -101,7 +101,7 @@ def frees_of(
         pointer = next((known[register] for register in registers if register in known), None)
         if pointer is None or _is_allocated(origin_of(body, pointer), through):
             continue
-        if not only_of_objects or _is_of_object(body, pointer):
+        if not only_of_objects or not (isinstance(pointer.came, Symbol) or is_of_variable(body, pointer)):
             found[name] += 1
     return found
 
@@ -126,14 +126,6 @@ def takes(free: str, kind: int) -> bool:
 def usual_kind(free: str) -> int:
     """Return the kind of memory that the function ``free`` usually frees."""
     return _FREES[free][0][0]
-
-
-def _is_of_object(body: Body, pointer: Pointer) -> bool:
-    """Return whether a pointer is a parameter, or was loaded from an object found at run time."""
-    if isinstance(pointer.came, Symbol):
-        return False
-    at = body.instructions.get(pointer.came)
-    return at is None or (at.mnemonic == "mov" and at.displacement is None)
 
 
 def _is_allocated(origin: Origin, through: Wrappers) -> bool:

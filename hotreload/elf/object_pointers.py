@@ -68,6 +68,12 @@ def origin_of(body: Body, pointer: Pointer) -> Origin:
     return at.destination.name if at.mnemonic == "call" and at.destination is not None else at.mnemonic
 
 
+def is_of_variable(body: Body, pointer: Pointer) -> bool:
+    """Return whether a pointer was loaded from a variable, which has none until something is stored there."""
+    at = body.instructions.get(pointer.came) if isinstance(pointer.came, int) else None
+    return at is not None and at.mnemonic == "mov" and at.displacement is not None
+
+
 def stored_at(at: Decoded, known: State) -> Pointer | None:
     """Return the address at which an instruction stores."""
     into = at.operands[0]

@@ -96,7 +96,7 @@ def tree(tmp_path: Path) -> Path:
 
 def test_a_configuration_that_cannot_be_had_leaves_the_old_one(tree: Path) -> None:
     write(tree, {".config": "CONFIG_MINE=y\n"})
-    with pytest.raises(KernelUnfitError, match="LIVEPATCH=y: it switches the guest to the new code"):
+    with pytest.raises(KernelUnfitError, match="LIVEPATCH=y: it is what switches the guest to the new code"):
         asyncio.run(make_kernel(tree, tree, None, 1, lambda _step: None))
     assert (tree / ".config").read_text() == "CONFIG_MINE=y\n"
     assert not list(tree.glob(".config?*"))

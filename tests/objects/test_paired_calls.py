@@ -36,6 +36,16 @@ def test_what_one_function_newly_does_and_another_undoes_is_refused(
     assert refusals(diff) == ([("HR2211", "release")] if refused else [])
 
 
+def test_what_a_variable_holds_was_made_by_the_new_code(tmp_path: Path) -> None:
+    head = "void *kthread_create(int); void kthread_stop(void *); void work(int); struct o { void *thread; };"
+    lazy = head + " static void *thread; void f(void) { if (!thread) thread = kthread_create(1); work(1); }"
+    ends = lazy + " void g(struct o *o) { work(2); if (thread) kthread_stop(thread); }"
+    plain = head + " void f(void) { work(1); } void g(struct o *o) { work(2); }"
+    assert refusals(compared(tmp_path / "1", plain, ends)) == []
+    of_object = ends.replace("if (thread) kthread_stop(thread)", "if (o->thread) kthread_stop(o->thread)")
+    assert refusals(compared(tmp_path / "2", plain, of_object)) == [("HR2211", "g")]
+
+
 def test_calls_that_only_move_into_helpers_are_not_new(tmp_path: Path) -> None:
     whole = DECLARED + " int f(void *o) { mutex_lock(&m); work(1); mutex_unlock(&m); return 0; }"
     split = DECLARED + " static noinline void take(void) { mutex_lock(&m); work(4); }"
@@ -78,6 +88,7 @@ def test_the_names_say_what_undoes_what(do: str, undo: str) -> None:
         ("mutex_lock", "mutex_lock"),
         ("_printk", "kfree"),
         ("misc_register", "device_unregister"),
+        ("kthread_create_on_node", "kthread_should_stop"),
     ],
 )
 def test_functions_for_other_things_undo_nothing(do: str, undo: str) -> None:
