@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -68,17 +68,19 @@ def refuse_new_pairs(
     """Yield an obstacle (HR2211) for each function that newly undoes what another one newly does.
 
     ``changed``           changed functions as (original, patched)
-    ``new``, ``removed``  functions without a twin; calls that only moved between functions are not new
+    ``new``, ``removed``  functions without a twin. What a changed function does by way of a new one counts as
+                          its own, and calls that only moved between functions are not new
     """
-    twins = list(changed)
-    calls = {patched: (_calls(original), _calls(patched)) for original, patched in twins}
-    calls |= {function: (Counter(), _calls(function)) for function in new}
+    helpers = {name: function for function in new for name in (function.name, *function.aliases)}
+    calls = {
+        patched: (_calls([original]), _calls(_with_helpers(patched, helpers)))
+        for original, patched in changed
+    }
     total: Counter[str] = Counter()
     for was, now in calls.values():
         total.update(now)
         total.subtract(was)
-    for function in removed:
-        total.subtract(_calls(function))
+    total.subtract(_calls(removed))
     gained = {
         function: names
         for function, (was, now) in calls.items()
@@ -91,7 +93,7 @@ def refuse_new_pairs(
                 continue
             if any(is_undone_by(do, name) for name in does) or any(is_undone_by(n, undo) for n in undoes):
                 continue  # the function does both, and no task is in between when it is replaced
-            if not _undoes_object(other, undo):
+            if not any(_undoes_object(each, undo) for each in _with_helpers(other, helpers)):
                 continue
             told.add(other)
             maker, name = parent_name(one.name), parent_name(other.name)
@@ -134,11 +136,23 @@ def _undoes_object(function: Symbol, undo: str) -> bool:
     return False
 
 
-def _calls(function: Symbol) -> Counter[str]:
-    """Return the names of the functions of other objects that a function calls."""
-    found = (
-        at.destination
-        for at in body_of(function).instructions.values()
-        if at.mnemonic in ("call", "jmp") and at.destination is not None
-    )
-    return Counter(callee.name for callee in found if not callee.is_defined)
+def _with_helpers(function: Symbol, helpers: Mapping[str, Symbol]) -> list[Symbol]:
+    """Return a function and the new functions that it calls, directly or through others."""
+    found = [function]
+    for each in found:
+        for callee in _called(each):
+            helper = helpers.get(callee.name)
+            if helper is not None and helper not in found:
+                found.append(helper)
+    return found
+
+
+def _calls(functions: Iterable[Symbol]) -> Counter[str]:
+    """Return the names of the functions of other objects that these functions call."""
+    return Counter(callee.name for each in functions for callee in _called(each) if not callee.is_defined)
+
+
+def _called(function: Symbol) -> Iterator[Symbol]:
+    for at in body_of(function).instructions.values():
+        if at.mnemonic in ("call", "jmp") and at.destination is not None:
+            yield at.destination

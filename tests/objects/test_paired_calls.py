@@ -52,9 +52,12 @@ def test_calls_that_only_move_into_helpers_are_not_new(tmp_path: Path) -> None:
     split += " static noinline void drop(void) { mutex_unlock(&m); work(5); }"
     split += " int f(void *o) { take(); work(1); drop(); return 0; }"
     assert refusals(compared(tmp_path, whole, split)) == []
-    # They are, if nothing called them before.
-    bare = DECLARED + " int f(void *o) { work(1); return 0; }"
-    assert refusals(compared(tmp_path / "2", bare, split)) == [("HR2211", "drop")]
+    # What one function does through new ones, it does itself.
+    bare = DECLARED + " int f(void *o) { work(1); return 0; } void g(void *o) { work(2); }"
+    both = split + " void g(void *o) { work(2); }"
+    assert refusals(compared(tmp_path / "2", bare, both)) == []
+    apart = both.replace("drop(); return 0", "return 0").replace("work(2);", "work(2); drop();")
+    assert refusals(compared(tmp_path / "3", bare, apart)) == [("HR2211", "g")]
 
 
 @pytest.mark.parametrize(
