@@ -19,7 +19,9 @@ from functools import lru_cache
 from typing import Final
 
 from hotreload.diff.correlate import parent_name
+from hotreload.diff.load_time import EXIT_NAME
 from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
+from hotreload.diff.pair import is_exit_code
 from hotreload.elf.decoded import RDI, body_of
 from hotreload.elf.model import Symbol
 from hotreload.elf.object_pointers import is_of_variable, states_of
@@ -93,7 +95,8 @@ def refuse_new_pairs(
                 continue
             if any(is_undone_by(do, name) for name in does) or any(is_undone_by(n, undo) for n in undoes):
                 continue  # the function does both, and no task is in between when it is replaced
-            if not any(_undoes_object(each, undo) for each in _with_helpers(other, helpers)):
+            ways = _with_helpers(other, helpers)
+            if not any(_undoes_object(each, undo, is_exit=_is_exit(other)) for each in ways):
                 continue
             told.add(other)
             maker, name = parent_name(one.name), parent_name(other.name)
@@ -121,19 +124,27 @@ def _words(name: str) -> frozenset[str]:
     return frozenset(word for word in name.split("_") if word)
 
 
-def _undoes_object(function: Symbol, undo: str) -> bool:
+def _undoes_object(function: Symbol, undo: str, *, is_exit: bool) -> bool:
     """Return whether a function undoes something other than what it finds in a variable.
 
-    A variable holds nothing until the new code has done it: ``if (worker) kthread_stop(worker)``.
+    A variable holds nothing until the new code has done it: ``if (worker) kthread_stop(worker)``. Exit code
+    must do it to something that it finds in an object, because a fresh guest may also run it first.
     """
     body = body_of(function)
     for place, known in states_of(body).items():
         at = body.instructions[place]
         if at.mnemonic in ("call", "jmp") and at.destination is not None and at.destination.name == undo:
             pointer = known.get(RDI)
-            if pointer is None or not is_of_variable(body, pointer):
+            if pointer is None or isinstance(pointer.came, Symbol):
+                if not is_exit:
+                    return True
+            elif not is_of_variable(body, pointer):
                 return True
     return False
+
+
+def _is_exit(function: Symbol) -> bool:
+    return is_exit_code(function) or EXIT_NAME in (function.name, *function.aliases)
 
 
 def _with_helpers(function: Symbol, helpers: Mapping[str, Symbol]) -> list[Symbol]:

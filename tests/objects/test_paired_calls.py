@@ -46,6 +46,16 @@ def test_what_a_variable_holds_was_made_by_the_new_code(tmp_path: Path) -> None:
     assert refusals(compared(tmp_path / "2", plain, of_object)) == [("HR2211", "g")]
 
 
+def test_what_exit_code_removes_by_name_is_no_object(tmp_path: Path) -> None:
+    head = "void *proc_create(const char *); void remove_proc_entry(const char *); void work(int);"
+    made = head + ' void write(void) {{ work(1); proc_create("x"); }}'
+    made += ' void {}(void) {{ work(2); remove_proc_entry("x"); }}'
+    plain = head + " void write(void) {{ work(1); }} void {}(void) {{ work(2); }}"
+    for number, (name, codes) in enumerate([("cleanup_module", []), ("reset", [("HR2211", "reset")])]):
+        diff = compared(tmp_path / str(number), plain.format(name), made.format(name))
+        assert refusals(diff) == codes
+
+
 def test_calls_that_only_move_into_helpers_are_not_new(tmp_path: Path) -> None:
     whole = DECLARED + " int f(void *o) { mutex_lock(&m); work(1); mutex_unlock(&m); return 0; }"
     split = DECLARED + " static noinline void take(void) { mutex_lock(&m); work(4); }"
