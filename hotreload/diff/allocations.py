@@ -63,6 +63,7 @@ def refuse_other_frees(
     freed = [(patched, before - after, after - before) for patched, before, after in freed]
     if not any(come for _, _, come in freed):
         return
+    own = [patched for _, patched in twins]
     twins += beside
     functions = [*twins, *((None, function) for function in new)]
     made = {
@@ -71,7 +72,7 @@ def refuse_other_frees(
     }
     before: Counter[int] = sum((was for was, _ in made.values()), Counter())
     after: Counter[int] = sum((now for _, now in made.values()), Counter())
-    yield from _refuse_newly_freed(functions, made, before, after, through)
+    yield from _refuse_newly_freed(own, functions, made, after - before, through)
     for patched, gone, come in freed:
         for old, now in itertools.product(gone, come):
             if takes(now, usual_kind(old)) or not any(takes(now, kind) for kind in after - before):
@@ -83,28 +84,35 @@ def refuse_other_frees(
 
 
 def _refuse_newly_freed(
+    own: Iterable[Symbol],
     functions: Iterable[tuple[Symbol | None, Symbol]],
     made: Mapping[Symbol, tuple[Counter[int], Counter[int]]],
-    before: Counter[int],
-    after: Counter[int],
+    newly_made: Counter[int],
     through: Wrappers,
 ) -> Iterator[Obstacle]:
-    """Refuse functions that newly free what they find in an object, and what another one newly allocates."""
-    twins = list(functions)
+    """Refuse those of the ``own`` functions that newly free what they find in an object.
+
+    That is, if another one of all ``functions`` newly allocates it.
+    """
+    freed = {
+        now: (frees_of(was, through) if was else Counter[str](), frees_of(now, through))
+        for was, now in functions
+    }
+    originals = {now: was for was, now in functions}
     total: Counter[str] = Counter()
-    for original, patched in twins:
-        total.update(frees_of(patched, through))
-        total.subtract(frees_of(original, through) if original else ())
-    for original, patched in twins:
-        if original is None or frees_of(original, through) - frees_of(patched, through):
+    for then, there in freed.values():
+        total.update(there)
+        total.subtract(then)
+    for patched in own:
+        original, (then, there) = originals[patched], freed[patched]
+        if original is None or then - there:
             continue
         was, now = (frees_of(each, through, only_of_objects=True) for each in (original, patched))
         for free in (free for free in now - was if total[free] > 0):
             makers = [
                 maker
-                for maker, (then, there) in made.items()
-                if maker is not patched
-                and any(takes(free, kind) for kind in (after - before) & (there - then))
+                for maker, (before, after) in made.items()
+                if maker is not patched and any(takes(free, kind) for kind in newly_made & (after - before))
             ]
             if makers:
                 name, maker = parent_name(patched.name), parent_name(makers[0].name)

@@ -297,3 +297,22 @@ def test_a_wrapper_of_another_file_allocates_and_frees_like_what_is_behind_it(tm
     kept = {"MAKE": "(kept = vmalloc(64))", "DROP": "vfree(kept)"}
     assert refused("kept", **kept) == [("HR2101", "release")]
     assert refused("same", MAKE="str_alloc(64)", SIZE="32") == []
+
+
+def test_what_another_file_newly_frees_is_told_once_and_at_its_place(tmp_path: Path) -> None:
+    head, opens, releases = OPENED.partition("    int open")[0], "int open", "void release"
+    body = OPENED.partition("    int open")[2]
+    sources = {
+        # This one also frees, so that the functions of both files are looked at.
+        "a.c": f"{head}{opens}{body.partition(releases)[0]} void forget(struct file *f) {{ show(3); DROP }}",
+        "b.c": f"{head}{releases}{body.partition(releases)[2]}",
+    }
+    compared = {}
+    for name, text in sources.items():
+        before = text.replace("MAKE", "made()").replace("DROP", "")
+        after = text.replace("MAKE", "__kmalloc(64, 3)").replace("DROP", "kfree(f->private);")
+        unit = cast("TranslationUnit", SimpleNamespace(source=Path(name), module="drv"))
+        diff = difference(tmp_path / name, before, after)
+        compared[Path(name)] = Compared(ObjectPair(unit, Path(), Path()), cast("Original", None), diff)
+    found = [(o.code, o.where) for o in allocations_across_units(compared, {"drv": frozenset(("drv",))})]
+    assert found == [("HR2211", "b.c")]
