@@ -129,7 +129,7 @@ class Config:
     setup: str | None = _setting(None, _command, "shell command run in the guest once the modules are loaded")
     teardown: str | None = _setting(None, _command, "shell command run in the guest before it is stopped")
     max_rung: str = _setting(
-        "module", _one_of(*RUNGS), ("highest rung that an edit may take: ") + ", ".join(RUNGS)
+        "module", _one_of(*RUNGS), "highest rung that an edit may take: " + ", ".join(RUNGS)
     )
     init_changes: str = _setting(
         INIT_CHANGES[0],

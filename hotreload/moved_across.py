@@ -86,12 +86,12 @@ def moves(base: AnyBase, compared: Mapping[Path, Compared]) -> Iterator[Move]:
     for module in base.modules:
         edited = [compared[unit.object] for unit in module.units if unit.object in compared]
         before = [linkage_of(one.original.base.object).defines for one in edited]
-        lost = [(one, then - one.linkage.defines) for one, then in zip(edited, before, strict=True)]
-        come = [(one, one.linkage.defines - then) for one, then in zip(edited, before, strict=True)]
-        for here, gone in lost:
-            for there, new in come:
-                for name in sorted(gone & new):
-                    was = here.original.base.object.symbol(name)
-                    assert was is not None
-                    symbols = [each for each in there.diff.carried if name in (each.name, *each.aliases)]
-                    yield Move(module.name, name, was, symbols[0] if symbols else None, here, there)
+        both = list(zip(edited, before, strict=True))
+        lost = {name: one for one, then in both for name in then - one.linkage.defines}
+        come = {name: one for one, then in both for name in one.linkage.defines - then}
+        for name in sorted(lost.keys() & come.keys()):
+            here, there = lost[name], come[name]
+            was = here.original.base.object.symbol(name)
+            assert was is not None
+            symbols = [each for each in there.diff.carried if name in (each.name, *each.aliases)]
+            yield Move(module.name, name, was, symbols[0] if symbols else None, here, there)

@@ -217,17 +217,18 @@ class _UsedAlike:
     def __call__(self, one: Symbol, other: Symbol) -> bool:
         # Treat the two as twins, because the head of a list points at itself.
         twins = {**self.result.patched_of, one: other}
-        come = {user for user, *_use in _uses(self.patched, other)} - self.result.original_of.keys() - {other}
-        before = {(twins.get(user, self._kind(user)), *use) for user, *use in _uses(self.original, one)}
+        known = {other, *self.result.original_of}
+        before = {(twins.get(user) or self._renamed(user), *use) for user, *use in _uses(self.original, one)}
         after = {
-            (self._kind(user) if user in come else user, *use) for user, *use in _uses(self.patched, other)
+            (user if user in known else self._renamed(user), *use)
+            for user, *use in _uses(self.patched, other)
         }
         return bool(before) and before == after
 
     @staticmethod
-    def _kind(user: Symbol) -> object:
+    def _renamed(user: Symbol) -> object:
         """Return what stands for a renamed global function. Static ones have been paired by their code."""
-        return "function" if user.is_function and not user.is_local else user.name
+        return "function" if user.is_function and not user.is_local else user
 
 
 def _uses(obj: ObjectFile, variable: Symbol) -> Iterator[tuple[Symbol, bytes, int, int]]:

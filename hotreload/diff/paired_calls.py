@@ -6,7 +6,7 @@ it; ``probe`` creates a workqueue and ``remove`` destroys it. Each function is r
 guest would never run one without the other. But a file that is open, a reader between ``start`` and ``stop``,
 or a device that is bound went through the old code, and would be undone by the new one.
 
-Which function of the kernel undoes which one is told by their names: ``napi_enable`` and ``napi_disable``,
+The names of two kernel functions say whether one undoes the other: ``napi_enable`` and ``napi_disable``,
 ``get_device`` and ``put_device``, ``alloc_workqueue`` and ``destroy_workqueue``.
 """
 
