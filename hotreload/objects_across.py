@@ -20,7 +20,8 @@ from hotreload.diff.obstacles import Obstacle
 from hotreload.diff.paired_calls import refuse_new_pairs
 from hotreload.elf.allocators import NO_WRAPPERS, Wrappers, allocator_behind
 from hotreload.elf.frees import free_behind
-from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
+from hotreload.elf.model import ObjectFile, Symbol
+from hotreload.elf.references import names_elsewhere
 
 Joined = Mapping[str, frozenset[str]]
 HasGlobal = Callable[[str, str], bool]
@@ -37,7 +38,8 @@ def wrappers_of(
     """
     edited = [one for one in compared.values() if one.pair.unit.module in joined]
     groups = {joined[one.pair.unit.module] for one in edited}
-    names = {name for one in edited for name in _called(one.diff)}
+    changed = [function for one in edited for twins in _twins(one.diff) for function in twins]
+    names = {name for function in changed for name in names_elsewhere(function)}
     found: dict[str, str] = {}
     for module in base.modules:
         if not any(module.name in group for group in groups):
@@ -51,16 +53,6 @@ def wrappers_of(
                 if behind is not None:
                     found[function.name] = behind
     return found
-
-
-def _called(diff: ObjectDiff) -> Iterator[str]:
-    """Yield the names of other units' symbols that changed code uses, before and after."""
-    for twins in _twins(diff):
-        for function in twins:
-            for relocation in function.relocations:
-                target = relocation.target
-                if isinstance(target, SymbolRef) and not target.symbol.is_defined:
-                    yield target.symbol.name
 
 
 def _twins(diff: ObjectDiff) -> list[tuple[Symbol, Symbol]]:

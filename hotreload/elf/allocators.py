@@ -8,12 +8,13 @@ object file does not keep these marks, so the allocators are listed here, each w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
 from hotreload.elf.decoded import R8, RCX, RDI, RDX, RSI, RSP, Decoded, Memory, Number, Register, body_of
-from hotreload.elf.model import Symbol, SymbolRef
+from hotreload.elf.model import Symbol
+from hotreload.elf.references import names_elsewhere
 
 _SIZE_IN: Final = {
     name: register
@@ -73,7 +74,6 @@ _FREED_BY: Final = frozenset(
 )
 # Linux commit 7bd230a26648 ("mm/slab: enable slab allocation tagging for kmalloc and friends") (in v6.10)
 _TAGGED: Final = "_noprof"
-_CALLS: Final = ("call", "jmp")
 # The author's functions that pass on what they are passed: the name -> the kernel's function behind it.
 Wrappers = Mapping[str, str]
 NO_WRAPPERS: Final[Wrappers] = MappingProxyType({})
@@ -88,17 +88,33 @@ def allocated_sizes(function: Symbol, through: Wrappers = NO_WRAPPERS) -> Counte
     sizes: Counter[int] = Counter()
     if not any(name in _SIZE_IN or name in _ORDER_IN or name in through for name in _called(function)):
         return sizes
+    for callee, known in _calls_with_numbers(function):
+        register = _size_register(callee, known)
+        if register in known:
+            sizes[known[register]] += 1
+        register = _ORDER_IN.get(callee)
+        if register in known and 0 <= known[register] < _ORDERS:
+            sizes[1 << known[register] + _PAGE_SHIFT] += 1
+        if through.get(callee) in _SIZE_IN:
+            sizes.update(known[register] for register in (RDI, RSI, RDX) if register in known)
+    return sizes
+
+
+def allocator_behind(function: Symbol) -> str | None:
+    """Return the allocator that a function passes a size to that it does not know itself; None if none."""
+    for callee, known in _calls_with_numbers(function):
+        register = _size_register(callee, known)
+        if register is not None and register not in known:
+            return callee
+    return None
+
+
+def _calls_with_numbers(function: Symbol) -> Iterator[tuple[str, dict[int, int]]]:
+    """Yield the calls of the kernel's functions, with the registers that hold numbers then, and these."""
     known: dict[int, int] = {}
     for at in body_of(function).instructions.values():
-        if at.mnemonic in _CALLS:
-            register = _size_register(_destination(at), known)
-            if register in known:
-                sizes[known[register]] += 1
-            register = _ORDER_IN.get(_destination(at))
-            if register in known and 0 <= known[register] < _ORDERS:
-                sizes[1 << known[register] + _PAGE_SHIFT] += 1
-            if through.get(_destination(at)) in _SIZE_IN:
-                sizes.update(known[register] for register in (RDI, RSI, RDX) if register in known)
+        if at.mnemonic in ("call", "jmp"):
+            yield _destination(at), known
         if at.mnemonic == "call":
             known.clear()
             continue
@@ -106,22 +122,6 @@ def allocated_sizes(function: Symbol, through: Wrappers = NO_WRAPPERS) -> Counte
             known.pop(register, None)
         if (number := _set_to(at)) is not None:
             known[number[0]] = number[1]
-    return sizes
-
-
-def allocator_behind(function: Symbol) -> str | None:
-    """Return the allocator that a function passes a size to that it does not know itself; None if none."""
-    known: set[int] = set()
-    for at in body_of(function).instructions.values():
-        register = (
-            _size_register(_destination(at), dict.fromkeys(known, 0)) if at.mnemonic in _CALLS else None
-        )
-        if register is not None and register not in known:
-            return _destination(at)
-        known = set() if at.mnemonic == "call" else known - at.writes
-        if (number := _set_to(at)) is not None:
-            known.add(number[0])
-    return None
 
 
 def _size_register(allocator: str, known: Mapping[int, int]) -> int | None:
@@ -163,11 +163,7 @@ def loops_in(function: Symbol) -> int:
 
 
 def _called(function: Symbol) -> set[str]:
-    return {
-        relocation.target.symbol.name.removesuffix(_TAGGED)
-        for relocation in function.relocations
-        if isinstance(relocation.target, SymbolRef) and not relocation.target.symbol.is_defined
-    }
+    return {name.removesuffix(_TAGGED) for name in names_elsewhere(function)}
 
 
 def _destination(at: Decoded) -> str:

@@ -5,12 +5,20 @@ from __future__ import annotations
 
 import functools
 from bisect import bisect_right
+from collections.abc import Iterator
 
 from hotreload.elf.constants import PC_RELATIVE, R_X86_64_64
 from hotreload.elf.instructions import Instruction, UndecodableError, instructions
-from hotreload.elf.model import Relocation, Symbol
+from hotreload.elf.model import Relocation, Symbol, SymbolRef
 
 _LEA = 0x8D
+
+
+def names_elsewhere(holder: Symbol) -> Iterator[str]:
+    """Yield the names of other objects' symbols that a symbol refers to."""
+    for relocation in holder.relocations:
+        if isinstance(relocation.target, SymbolRef) and not relocation.target.symbol.is_defined:
+            yield relocation.target.symbol.name
 
 
 def is_direct_branch(code: bytes, offset: int) -> bool:
