@@ -7,6 +7,7 @@ together, and about functions of unedited units that pass a size or a pointer on
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,12 @@ from hotreload.build.base import AnyBase
 from hotreload.build.cmd_files import TranslationUnit
 from hotreload.compared import Compared
 from hotreload.diff.allocations import message_of, refuse_other_frees, users_of_other_sizes
+from hotreload.diff.correlate import parent_name
+from hotreload.diff.layouts import Member
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.obstacles import Obstacle
 from hotreload.diff.paired_calls import refuse_new_pairs
+from hotreload.diff.unset_members import is_unused, relies_on, unset_member
 from hotreload.elf.allocators import NO_WRAPPERS, Wrappers, allocator_behind
 from hotreload.elf.frees import free_behind
 from hotreload.elf.model import ObjectFile, Symbol
@@ -99,3 +103,29 @@ def pairs_across_units(compared: Mapping[Path, Compared], joined: Joined) -> Ite
         for obstacle in refuse_new_pairs(changed, _new(diffs), removed):
             if obstacle.symbol not in told:
                 yield obstacle
+
+
+def unset_members_across_units(compared: Mapping[Path, Compared], joined: Joined) -> Iterator[Obstacle]:
+    """Yield obstacles for functions that rely on a member of an object which another unit now sets up.
+
+    Static variables of two units are two variables, whatever their names.
+    """
+    for user, maker in itertools.permutations(compared.values(), 2):
+        if maker.pair.unit.module not in joined.get(user.pair.unit.module, ()):
+            continue
+        told = {obstacle.symbol for obstacle in user.diff.obstacles}
+        for member in user.diff.relied_on.keys() & maker.diff.set_up.keys():
+            if isinstance(member.holder, str) or not (_is_unused(member, user) and _is_unused(member, maker)):
+                continue
+            for twins in user.diff.changed:
+                name = parent_name(twins.patched.name)
+                if name not in told and relies_on(twins.patched, member, user.diff):
+                    told.add(name)
+                    one = next(iter(maker.diff.set_up[member]))
+                    where = str(user.pair.unit.source)
+                    yield replace(unset_member(member, one, twins.patched), where=where)
+
+
+def _is_unused(member: Member, one: Compared) -> bool:
+    original = one.original.base
+    return original.layouts is not None and is_unused(member, original.object, original.layouts)

@@ -42,7 +42,12 @@ from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 from hotreload.elf.reader import read_object
 from hotreload.linkable import unlinkable
 from hotreload.moved_across import moves
-from hotreload.objects_across import allocations_across_units, pairs_across_units, wrappers_of
+from hotreload.objects_across import (
+    allocations_across_units,
+    pairs_across_units,
+    unset_members_across_units,
+    wrappers_of,
+)
 from hotreload.patch.kernel_symbols import KernelSymbols
 from hotreload.patch.model import PatchPlan, UnitDiff
 from hotreload.patch.plan import plan_patch
@@ -122,6 +127,7 @@ def plan_units(
     wrappers = wrappers_of(base, compared, joined, has_global, plain)
     of_modules += (*held_across_units(base, compared), *pairs_across_units(compared, joined))
     of_modules += (*allocations_across_units(compared, joined, wrappers),)
+    of_modules += (*unset_members_across_units(compared, joined),)
     of_modules += (*_imported_elsewhere(base, compared, used_by_edits),)
     of_modules += tuple(
         unlinkable(

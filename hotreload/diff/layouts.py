@@ -7,6 +7,7 @@ by its name only, because its members are compared on their own. Equal types hav
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -59,6 +60,14 @@ class Layout(NamedTuple):
     fields: tuple[Field, ...]
 
 
+class Member(NamedTuple):
+    """A member of a struct, or of a variable, whose name is the ``holder`` then."""
+
+    holder: Shape | str
+    name: str
+    is_pointer: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Layouts:
     """The types of one object, by name. A name may stand for several types, each local to a function.
@@ -70,6 +79,8 @@ class Layouts:
     ``holders``    the struct that a variable or parameter is or points at, by (function, name); the function
                    is empty for variables of the file
     ``locals``     those of the holders that are variables of a function, and no parameters
+    ``handled``    what the code of a function may handle: those of its own variables, and those of
+                   the functions of the same file that were inlined, whether into this one or into others
     """
 
     aggregates: Mapping[Shape, tuple[Layout, ...]]
@@ -81,6 +92,7 @@ class Layouts:
     declared: tuple[Variable, ...]
     holders: Mapping[tuple[str, str], Shape]
     locals: frozenset[tuple[str, str]]
+    handled: Mapping[str, frozenset[Shape]]
 
     def size(self, shape: Shape) -> int:
         """Return the size of a value in bytes, or 0 if it is unknown."""
@@ -279,6 +291,8 @@ class _Collector:
     variables: dict[str, list[Shape]] = field(default_factory=dict)
     holders: dict[tuple[str, str], Shape] = field(default_factory=dict)
     locals: set[tuple[str, str]] = field(default_factory=set)
+    files: dict[str, int] = field(default_factory=dict)
+    inlined: set[str] = field(default_factory=set)
 
     def add_all(self, unit: Entry) -> None:
         """Add the functions and variables of a compile unit."""
@@ -296,6 +310,10 @@ class _Collector:
         if of.get(dwarf.AT_ABSTRACT_ORIGIN) is None:
             self.functions.setdefault(name, []).append(self.reader.shape(of))
         self._add_holders(name, of)
+        if file := of.number(dwarf.AT_DECL_FILE):
+            self.files[name] = file
+            if of.get(dwarf.AT_INLINE):
+                self.inlined.add(name)
 
     def _add_holders(self, function: str, of: Entry) -> None:
         info = self.reader.info
@@ -359,4 +377,15 @@ class _Collector:
             declared,
             self.holders,
             frozenset(self.locals),
+            self._handled(),
         )
+
+    def _handled(self) -> dict[str, frozenset[Shape]]:
+        own: dict[str, set[Shape]] = {name: set() for name in self.files}
+        of_file: dict[int, set[Shape]] = defaultdict(set)
+        for (function, _), shape in self.holders.items():
+            if function in own:
+                own[function].add(shape)
+                if function in self.inlined:
+                    of_file[self.files[function]].add(shape)
+        return {name: frozenset(found | of_file[self.files[name]]) for name, found in own.items()}

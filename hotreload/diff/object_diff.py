@@ -51,7 +51,7 @@ from hotreload.diff.init_reads import (
     refuse_what_init_read,
     stores_other_values,
 )
-from hotreload.diff.layouts import Layouts
+from hotreload.diff.layouts import Layouts, Member
 from hotreload.diff.load_time import exit_code, settle_exit, weigh_init, written_name
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.pair import Pair, is_exit_code, pair_objects
@@ -115,6 +115,8 @@ class ObjectDiff:
     ``without_storage``   (function, name) of the variables that gcc has optimized away
     ``folded``            those of them that have storage in the guest, and a value
     ``lost``, ``come``    variables that only one side declares, by function, name and type (layouts.py)
+    ``set_up``            members that changed and new functions set up (unset_members.py)
+    ``relied_on``         members that they rely on
     """
 
     changed: tuple[Twins, ...]
@@ -148,6 +150,8 @@ class ObjectDiff:
     folded: frozenset[tuple[str, str]] = frozenset()
     lost: Mapping[Declared, Symbol] = field(default_factory=dict)
     come: Mapping[Declared, Symbol] = field(default_factory=dict)
+    set_up: Mapping[Member, Collection[Symbol]] = field(default_factory=dict)
+    relied_on: Mapping[Member, Collection[Symbol]] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:

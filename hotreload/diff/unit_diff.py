@@ -21,6 +21,7 @@ from hotreload.diff.rewrites import Rewrite, name_of_place
 from hotreload.diff.spelling import spelled
 from hotreload.diff.type_pair import LayoutDiff
 from hotreload.diff.types import compare_layouts, global_functions
+from hotreload.diff.unset_members import members_of, refuse_unset_members
 from hotreload.diff.variables import with_storage, without_storage
 from hotreload.elf.dwarf import DwarfError
 from hotreload.elf.garbage import uncollected
@@ -129,6 +130,10 @@ def diff_unit(
     if not types.obstacles:  # otherwise the members may have moved because of another layout
         members = refuse_other_members(original.object.symbols, patched.object.symbols, diff.changed)
         found = [*members, *(refuse_other_links(before, diff.changed) if before is not None else ())]
+        if before is not None and after is not None:
+            set_up, relied_on = members_of(diff, after)
+            diff = replace(diff, set_up=set_up, relied_on=relied_on)
+            found += refuse_unset_members(original.object, before, patched.object, diff)
         if context.live is not None:
             found += _members_since(context.live, diff, original.object, patched)
         diff = replace(diff, obstacles=(*diff.obstacles, *dict.fromkeys(found)))

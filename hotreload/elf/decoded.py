@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from bisect import bisect_left
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -130,17 +131,19 @@ class Body:
         """Whether the function makes an address of its own stack, which others may look through."""
         if not self.is_whole:
             return True  # code that cannot be decoded may do anything
-        found = self.instructions.values()
-        pointers = {RSP}
-        if any(at.mnemonic == "mov" and at.operands == _FRAME for at in found):
-            pointers.add(RBP)
-        return any(_makes_address(at, pointers) for at in found)
+        return any(_makes_address(at, self.frame) for at in self.instructions.values())
+
+    @functools.cached_property
+    def frame(self) -> frozenset[int]:
+        """The registers that point into the stack frame: RSP, and RBP if the function has a frame pointer."""
+        has_pointer = any(at.mnemonic == "mov" and at.operands == _FRAME for at in self.instructions.values())
+        return frozenset((RSP, RBP)) if has_pointer else frozenset((RSP,))
 
 
 _FRAME: Final = (Register(RBP, 8), Register(RSP, 8))
 
 
-def _makes_address(at: Decoded, pointers: set[int]) -> bool:
+def _makes_address(at: Decoded, pointers: Collection[int]) -> bool:
     """Return whether an instruction copies a pointer into the stack.
 
     Setting up or leaving a frame does not count.

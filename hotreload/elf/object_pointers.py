@@ -12,7 +12,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from hotreload.elf.constants import PC_RELATIVE
-from hotreload.elf.decoded import RAX, RCX, RDI, RDX, RSI, RSP, Body, Decoded, Memory, Number, Register
+from hotreload.elf.decoded import (
+    RAX,
+    RCX,
+    RDI,
+    RDX,
+    RSI,
+    RSP,
+    Body,
+    Decoded,
+    Memory,
+    Number,
+    Operand,
+    Register,
+)
 from hotreload.elf.model import Relocation, Symbol, SymbolRef
 
 # psABI, 3.2.3: the registers that a call may change, and those of its arguments.
@@ -38,8 +51,11 @@ class Pointer:
 State = dict[int, Pointer]
 
 
-def states_of(body: Body) -> dict[int, State]:
-    """Return what is known of the registers before each instruction that is reached."""
+def states_of(body: Body, *, with_unknown: bool = False) -> dict[int, State]:
+    """Return what is known of the registers before each instruction that is reached.
+
+    ``with_unknown``: an instruction that adds a number to an unknown pointer makes one that came from there.
+    """
     first = {register: Pointer(-1 - register, 0) for register in ARGUMENTS}
     states: dict[int, State] = {}
     todo: list[tuple[int, State]] = [(0, first)]
@@ -54,7 +70,7 @@ def states_of(body: Body) -> dict[int, State]:
                 continue
             known = meeting
         states[place] = known
-        todo += [(to, _after(at, known)) for to in _next(at)]
+        todo += [(to, _after(at, known, with_unknown)) for to in _next(at)]
     return states
 
 
@@ -74,17 +90,21 @@ def is_of_variable(body: Body, pointer: Pointer) -> bool:
     return at is not None and at.mnemonic == "mov" and at.displacement is not None
 
 
-def stored_at(at: Decoded, known: State) -> Pointer | None:
-    """Return the address at which an instruction stores."""
-    into = at.operands[0]
-    if not isinstance(into, Memory):
+def address_of(at: Decoded, operand: Operand, known: State) -> Pointer | None:
+    """Return the address that a memory operand of an instruction names."""
+    if not isinstance(operand, Memory):
         return None
     if at.displacement is not None:
         symbol = _symbol(at.displacement)
         return Pointer(symbol, _addend(at, at.displacement)) if symbol is not None else None
-    if into.base is None or into.index is not None:
+    if operand.base is None or operand.index is not None:
         return None
-    return _moved(known.get(into.base), into.displacement)
+    return _moved(known.get(operand.base), operand.displacement)
+
+
+def stored_at(at: Decoded, known: State) -> Pointer | None:
+    """Return the address at which an instruction stores."""
+    return address_of(at, at.operands[0], known)
 
 
 def stored_by(at: Decoded, known: State) -> Pointer | None:
@@ -104,13 +124,15 @@ def _next(at: Decoded) -> Iterator[int]:
         yield at.end
 
 
-def _after(at: Decoded, known: State) -> State:
+def _after(at: Decoded, known: State, with_unknown: bool) -> State:
     if at.mnemonic == "call":
         if at.destination is not None and at.destination.name == "__fentry__":
             return known
         kept = {register: each for register, each in known.items() if register not in _CALL_USES}
         return {**kept, RAX: Pointer(at.start, 0)}
     made = _made(at, known)
+    if made is None and with_unknown:
+        made = _from_unknown(at)
     after = {register: each for register, each in known.items() if register not in at.writes}
     if made is not None and isinstance(at.operands[0], Register):
         after[at.operands[0].number] = made
@@ -140,6 +162,20 @@ def _made(at: Decoded, known: State) -> Pointer | None:
         return Pointer(symbol, at.immediate.addend) if symbol is not None else None
     if at.mnemonic in ("add", "sub") and isinstance(source, Number) and at.immediate is None:
         return _moved(known.get(into.number), source.value if at.mnemonic == "add" else -source.value)
+    return None
+
+
+def _from_unknown(at: Decoded) -> Pointer | None:
+    """Return the pointer that ``lea`` or ``add`` makes from an unknown one, which is not the stack's."""
+    if at.displacement is not None or at.immediate is not None or len(at.operands) != 2:
+        return None
+    into, source = at.operands
+    if not isinstance(into, Register) or into.size < WORD or into.number == RSP:
+        return None
+    if at.mnemonic == "lea" and isinstance(source, Memory) and source.index is None:
+        return Pointer(at.start, source.displacement) if source.base not in (None, RSP) else None
+    if at.mnemonic == "add" and isinstance(source, Number):
+        return Pointer(at.start, source.value)
     return None
 
 

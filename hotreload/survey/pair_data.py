@@ -362,9 +362,9 @@ class Once(Element):
             return [state, {**state, "places": min(1, number(state, "places"))}]
         return [state]
 
-    def anew(self, state: State) -> State:
-        # The count is a variable of the driver, so it keeps its value.
-        return {**state, "places": 0}
+    def anew(self, state: State) -> list[State]:
+        # One flag starts again, or both. The count is a variable of the driver, so it keeps its value.
+        return [{**state, "places": places} for places in range(number(state, "places"))]
 
     def read(self, state: State) -> tuple[str, State]:
         fresh = max(0, 1 + self.before - number(state, "places"))

@@ -75,9 +75,9 @@ class Element(ABC):
         """
         return [state]
 
-    def anew(self, state: State) -> State:  # noqa: ARG002
-        """Return the state if hotreload said that a variable of this element starts again."""
-        return self.loaded()
+    def anew(self, state: State) -> list[State]:  # noqa: ARG002
+        """Return the possible states if hotreload said that a variable of this element starts again."""
+        return [self.loaded()]
 
     def must_begin_anew(self, state: State, before: Self) -> bool:
         """Return whether hotreload is right to say that these sources need a module reload."""

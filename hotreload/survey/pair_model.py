@@ -118,7 +118,7 @@ class Model:
         for each in after.elements:
             states = [new for old in self.states[each.name] for new in each.carried(old, before[each.name])]
             if ANEW.search(told) and each.name in told:
-                states += [each.anew(state) for state in states]
+                states += [new for state in states for new in each.anew(state)]
             self.states[each.name] = states
         self.sources = after
 
