@@ -154,6 +154,7 @@ class Run:
         saved = self._saved
         good = await self._is_right(guest, model, (before, after), pushed, told)
         self._save(saved)
+        self._past.pop()  # the next undo goes back to where this one went
         return good
 
     async def _is_right(
