@@ -21,6 +21,7 @@ from hotreload.diff.layouts import Member
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.obstacles import Obstacle
 from hotreload.diff.paired_calls import refuse_new_pairs
+from hotreload.diff.types import recast_obstacle
 from hotreload.diff.unset_members import is_unused, relies_on, unset_member
 from hotreload.elf.allocators import NO_WRAPPERS, Wrappers, allocator_behind
 from hotreload.elf.frees import free_behind
@@ -124,6 +125,17 @@ def unset_members_across_units(compared: Mapping[Path, Compared], joined: Joined
                     one = next(iter(maker.diff.set_up[member]))
                     where = str(user.pair.unit.source)
                     yield replace(unset_member(member, one, twins.patched), where=where)
+
+
+def recast_across_units(compared: Mapping[Path, Compared], joined: Joined) -> Iterator[Obstacle]:
+    """Yield obstacles for functions of several units that now take their objects for another struct."""
+    for group in set(joined.values()):
+        units = [one for one in compared.values() if one.pair.unit.module in group]
+        for was, now in dict.fromkeys(key for one in units for key in one.diff.recast):
+            by_unit = [one.diff.recast.get((was, now), frozenset()) for one in units]
+            functions = frozenset[str]().union(*by_unit)
+            if len(functions) > 1 and not any(len(names) > 1 for names in by_unit):  # else its unit told it
+                yield recast_obstacle(was, now, functions)
 
 
 def _is_unused(member: Member, one: Compared) -> bool:

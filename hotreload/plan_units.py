@@ -45,6 +45,7 @@ from hotreload.moved_across import moves
 from hotreload.objects_across import (
     allocations_across_units,
     pairs_across_units,
+    recast_across_units,
     unset_members_across_units,
     wrappers_of,
 )
@@ -127,7 +128,7 @@ def plan_units(
     wrappers = wrappers_of(base, compared, joined, has_global, plain)
     of_modules += (*held_across_units(base, compared), *pairs_across_units(compared, joined))
     of_modules += (*allocations_across_units(compared, joined, wrappers),)
-    of_modules += (*unset_members_across_units(compared, joined),)
+    of_modules += (*unset_members_across_units(compared, joined), *recast_across_units(compared, joined))
     of_modules += (*_imported_elsewhere(base, compared, used_by_edits),)
     of_modules += tuple(
         unlinkable(

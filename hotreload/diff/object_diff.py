@@ -51,7 +51,7 @@ from hotreload.diff.init_reads import (
     refuse_what_init_read,
     stores_other_values,
 )
-from hotreload.diff.layouts import Layouts, Member
+from hotreload.diff.layouts import Layouts, Member, Shape
 from hotreload.diff.load_time import exit_code, settle_exit, weigh_init, written_name
 from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.pair import Pair, is_exit_code, pair_objects
@@ -117,6 +117,7 @@ class ObjectDiff:
     ``lost``, ``come``    variables that only one side declares, by function, name and type (layouts.py)
     ``set_up``            members that changed and new functions set up (unset_members.py)
     ``relied_on``         members that they rely on
+    ``recast``            functions that take objects for another struct than before (types.py)
     """
 
     changed: tuple[Twins, ...]
@@ -152,6 +153,7 @@ class ObjectDiff:
     come: Mapping[Declared, Symbol] = field(default_factory=dict)
     set_up: Mapping[Member, Collection[Symbol]] = field(default_factory=dict)
     relied_on: Mapping[Member, Collection[Symbol]] = field(default_factory=dict)
+    recast: Mapping[tuple[Shape, Shape], frozenset[str]] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:

@@ -13,7 +13,10 @@ from hotreload.diff.obstacles import Note, Obstacle
 
 @dataclass(frozen=True, slots=True)
 class LayoutDiff:
-    """What the types of two objects say about a patch. ``members``: symbol of an obstacle -> member.
+    """What the types of two objects say about a patch.
+
+    ``members``  symbol of an obstacle -> member
+    ``recast``   (old struct, new struct) -> the functions that take their objects for the new one
 
     ``compared`` is False if one of the objects has no types; then there is a note instead of obstacles.
     """
@@ -22,6 +25,7 @@ class LayoutDiff:
     notes: tuple[Note, ...] = ()
     members: Mapping[str, str] = field(default_factory=dict)
     compared: bool = True
+    recast: Mapping[tuple[Shape, Shape], frozenset[str]] = field(default_factory=dict)
 
 
 class Kinship(IntEnum):
@@ -47,6 +51,7 @@ class TypePair:
     notes: list[Note] = field(default_factory=list)
     members: dict[str, str] = field(default_factory=dict)
     renamed: Mapping[Shape, Shape] = field(default_factory=dict)
+    recast: dict[tuple[Shape, Shape], frozenset[str]] = field(default_factory=dict)
 
     def refuse(self, code: str, name: str, message: str) -> None:
         self.obstacles.append(Obstacle(code, name, message))
@@ -86,7 +91,8 @@ class TypePair:
         return Kinship.RETYPED
 
     def result(self) -> LayoutDiff:
-        return LayoutDiff((*self.obstacles, *self.consequences), tuple(self.notes), self.members)
+        obstacles = (*self.obstacles, *self.consequences)
+        return LayoutDiff(obstacles, tuple(self.notes), self.members, recast=self.recast)
 
 
 def _layout(side: Layouts, shape: Shape) -> Layout | None:

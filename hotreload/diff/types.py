@@ -115,7 +115,7 @@ def compare_locals(pair: TypePair, sources: Mapping[str, str]) -> None:
 
     ``struct a *p = file->private_data`` became ``struct b *p`` in ``open`` and in ``read``. C checks no type
     there, and a file that was opened before has a ``struct a``. One function alone does not agree with the
-    others on the new struct, whatever the guest has booted.
+    others on the new struct, whatever the guest has booted; but a function of another unit may.
     """
     functions: dict[tuple[Shape, Shape], set[str]] = defaultdict(set)
     for key in pair.original.locals & pair.patched.locals:
@@ -124,10 +124,17 @@ def compare_locals(pair: TypePair, sources: Mapping[str, str]) -> None:
             functions[was, now].add(key[0])
     for (was, now), names in functions.items():
         is_own = not sources or _is_defined(was, sources) or _is_defined(now, sources)
-        if len(names) > 1 and is_own and pair.kinship(was, now) is Kinship.DIFFERENT:
-            who = " and ".join(sorted(names)[:2]) + (" and others" if len(names) > 2 else "")
-            message = f"{who} use {spelled(now)} where they used {spelled(was)}: objects of that may be left"
-            pair.refuse("HR2101", spelled(now), message)
+        if is_own and pair.kinship(was, now) is Kinship.DIFFERENT:
+            pair.recast[was, now] = frozenset(names)
+            if len(names) > 1:
+                pair.obstacles.append(recast_obstacle(was, now, names))
+
+
+def recast_obstacle(was: Shape, now: Shape, functions: Collection[str]) -> Obstacle:
+    """Return why functions that take their objects for another struct are refused."""
+    who = " and ".join(sorted(functions)[:2]) + (" and others" if len(functions) > 2 else "")
+    message = f"{who} use {spelled(now)} where they used {spelled(was)}: objects of that may be left"
+    return Obstacle("HR2101", spelled(now), message)
 
 
 def _is_defined(shape: Shape, sources: Mapping[str, str]) -> bool:

@@ -143,6 +143,7 @@ def diff_unit(
     types = located(replace(types, obstacles=kept + types.obstacles), sources)
     return replace(
         diff,
+        recast=types.recast,
         obstacles=types.obstacles,
         notes=diff.notes + types.notes + tuple(_rewritten(diff.rewrites, original.layouts)),
     )

@@ -4,19 +4,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from hotreload.build.cmd_files import TranslationUnit
-from hotreload.build.compile import ObjectPair
-from hotreload.compared import Compared, Original
-from hotreload.diff.unit_diff import unit_object_of
-from hotreload.elf.reader import read_object
-from hotreload.objects_across import unset_members_across_units
-from tests.objects.compiling import compiled
-from tests.objects.test_variables import DEBUG, compared, refusals
+from tests.objects.test_variables import compared, refusals
 
 HEAD = """
     struct list { struct list *next, *prev; }; struct wait { int lock; struct list head; };
@@ -126,26 +117,3 @@ def test_one_function_may_set_up_one_object_and_rely_on_another(tmp_path: Path) 
     busy = same.replace("use(make());", "struct o *o = make(); work(n); SPILL use(o);")
     busy = busy.replace("SPILL", 'asm volatile("" ::: "rbx", "rbp", "r12", "r13", "r14", "r15", "memory");')
     assert refusals(compared(tmp_path / "3", sources(text=busy), sources(WAIT, WAKE, busy))) == []
-
-
-def test_the_other_function_may_be_in_another_file(tmp_path: Path) -> None:
-    def unit(name: str, text: str, makes: str, uses: str) -> Compared:
-        before, after = sources(text=HEAD + text), sources(makes, uses, HEAD + text)
-        base = unit_object_of(read_object(compiled(before, tmp_path / f"{name}.before", *DEBUG)))
-        original = cast("Original", SimpleNamespace(base=base))
-        of = cast("TranslationUnit", SimpleNamespace(source=Path(name), module="drv"))
-        return Compared(ObjectPair(of, Path(), Path()), original, compared(tmp_path / name, before, after))
-
-    def refused(number: int, makes: str, uses: str) -> list[tuple[str, str]]:
-        folder = f"{number}"
-        units = {
-            Path("a.c"): unit(f"{folder}a.c", MAKE, makes, ""),
-            Path("b.c"): unit(f"{folder}b.c", USE, "", uses),
-        }
-        found = unset_members_across_units(units, {"drv": frozenset(("drv",))})
-        return [(obstacle.code, obstacle.where) for obstacle in found]
-
-    assert refused(1, WAIT, WAKE) == [("HR2211", "1b.c")]
-    assert refused(2, WAIT, "") == []
-    # A static variable of another file is another one.
-    assert refused(3, *(text.replace("o->wait", "idle") for text in (WAIT, WAKE))) == []
