@@ -17,6 +17,7 @@ from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.other_members import refuse_other_links, refuse_other_members
 from hotreload.diff.pair_variables import EarlierNames
 from hotreload.diff.registered import decided_once, with_looked_up
+from hotreload.diff.renamed_since import variables_renamed_since
 from hotreload.diff.rewrites import Rewrite, name_of_place
 from hotreload.diff.spelling import spelled
 from hotreload.diff.type_pair import LayoutDiff
@@ -96,6 +97,9 @@ def diff_unit(
     refuse (HR2101) if types cannot be compared, instead of adding a note.
     """
     before, after = original.layouts, patched.layouts
+    renamed = context.renamed_variables
+    if context.live is not None:
+        renamed = {**renamed, **variables_renamed_since(context.live, patched.object, renamed)}
     diff = diff_objects(
         original.object,
         patched.object,
@@ -105,7 +109,7 @@ def diff_unit(
         context.renames,
         handed=context.handed,
         judge_init=context.judge_init,
-        earlier=EarlierNames(context.renamed_variables, context.added, lambda name: is_gone(name, sources)),
+        earlier=EarlierNames(renamed, context.added, lambda name: is_gone(name, sources)),
     )
     if context.live is not None:
         diff = replace(diff, obstacles=(*diff.obstacles, *_sizes_since(context.live, diff)))

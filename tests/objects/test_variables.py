@@ -356,6 +356,29 @@ def test_a_static_local_of_a_renamed_function_goes_on_in_the_edits_to_come(tmp_p
     assert refusals(compared(tmp_path, before, both, **known)) == [("HR2104", "n")]
 
 
+def test_a_static_local_goes_on_if_its_function_is_edited_and_then_renamed(tmp_path: Path) -> None:
+    before = "noinline static int old(void) { static int n = 3; return ++n; } int f(void) { return old(); }"
+    edited = before.replace("++n", "(n += 2)")
+    live = compared(tmp_path, before, edited)
+    renamed = edited.replace("old", "new")
+    assert kept(compared(tmp_path, before, renamed)) == {}
+    second = compared(tmp_path, before, renamed, live=live)
+    assert without_numbers(kept(second)) == {"n": "n"}
+    assert second.renamed_variables == {("new", "n"): ("old", "n")}
+
+    # Another edit and another name later.
+    known = {"renamed_variables": second.renamed_variables}
+    other = renamed.replace("n += 2", "n += 5")
+    third = compared(tmp_path, before, other, live=second, **known)
+    last = compared(tmp_path, before, other.replace("new", "newer"), live=third, **known)
+    assert (refusals(last), without_numbers(kept(last))) == ([], {"n": "n"})
+
+    # Another edit together with the new name, or two functions that may be the one, prove nothing.
+    assert kept(compared(tmp_path, before, other, live=live)) == {}
+    twice = renamed + renamed.replace("new", "newer").replace("int f", "int g")
+    assert kept(compared(tmp_path, before, twice, live=live)) == {}
+
+
 def test_a_variable_that_an_edit_has_added_is_none_of_the_originals(tmp_path: Path) -> None:
     before = "static int a; int f(void) { return ++a; }"
     renamed = before.replace("a;", "b;").replace("++a", "++b")

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT
+"""Find static variables whose function was renamed since the last reload. Pure.
+
+Compared with the base, a function that was edited and then renamed has another name and other code, and its
+static variables would start again. Compared with what the guest runs, only the name differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+
+from hotreload.diff.correlate import base_name, source_name
+from hotreload.diff.object_diff import ObjectDiff
+from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
+
+# The function and the name of a static variable.
+Declared = tuple[str, str]
+
+
+def variables_renamed_since(
+    live: ObjectDiff, patched: ObjectFile, known: Mapping[Declared, Declared]
+) -> dict[Declared, Declared]:
+    """Return the variables whose function has another name than in the guest: now -> in the original.
+
+    ``known``: those that the guest has under another name than the original.
+    """
+    functions = [s for s in (*live.original_of, *live.new_functions) if s.is_function and s.is_defined]
+    then, now = ({source_name(f.name) for f in side} for side in (functions, patched.functions))
+    come = [f for f in patched.functions if source_name(f.name) not in then]
+    found: dict[Declared, Declared] = {}
+    for one in functions if come else ():
+        if source_name(one.name) in now:
+            continue
+        alike = [other for other in come if _code(one) == _code(other)]
+        if len(alike) != 1:
+            continue
+        for variable in _statics(one, live):
+            was = (source_name(one.name), variable)
+            found[source_name(alike[0].name), variable] = known.get(was, was)
+    return found
+
+
+def _statics(function: Symbol, live: ObjectDiff) -> Iterable[str]:
+    """Return the names of the static variables that a function declares."""
+    name = source_name(function.name)
+    return {base_name(symbol) for symbol, declarer in live.declared_in.items() if declarer == name}
+
+
+def _code(function: Symbol) -> Hashable:
+    """Return what two functions have in common that differ in nothing but their names."""
+    return function.content, tuple(_references(function))
+
+
+def _references(function: Symbol) -> Iterator[Hashable]:
+    for relocation in function.relocations:
+        target: Hashable = relocation.target
+        if isinstance(relocation.target, SymbolRef):
+            symbol = relocation.target.symbol
+            target = "itself" if symbol is function else base_name(symbol.name)
+        yield relocation.offset, relocation.type, relocation.addend, target
