@@ -12,7 +12,7 @@ from hotreload.survey.pair_element import Element, State
 from hotreload.survey.pair_families import FAMILIES
 
 # hotreload said that a variable, or a place that reports only once, starts again.
-ANEW = re.compile(r"HR2104|may report once more")
+ANEW = re.compile(r"HR2104|may report once more|is another variable now")
 
 
 @dataclass(frozen=True, slots=True)
