@@ -64,8 +64,6 @@ class Edits:
         self._objects = objects
         self._originals: dict[Path, Original] = {}
         self._keeping: set[Path] = set()  # units compiled so that every variable has storage
-        # Variables that were renamed. The renames hold for all later edits.
-        self._renamed_variables: dict[Path, dict[tuple[str, str], tuple[str, str]]] = {}
         self._used: dict[str, set[str]] = {}  # by module, the names that edits have needed of other units
         self._again: dict[Path, Callable[[Mapping[str, str]], Compared]] = {}
         self._knowledge: KernelKnowledge | None = None
@@ -226,19 +224,12 @@ class Edits:
             plain = self.base.of(pair.unit).plain_object(pair.unit)
             self._originals[key] = read_original(pair.original, plain)
         symbols = self._knowledge.symbols if self._knowledge is not None else None
-        names = self._renamed_variables.setdefault(key, {})
-        context = replace(
-            context,
-            is_own=own_names(symbols, pair.unit.module),
-            judge_init=False,
-            renamed_variables=dict(names),
-        )
+        context = replace(context, is_own=own_names(symbols, pair.unit.module), judge_init=False)
         edited = {file: sha256(file) for file in self.units.edited_inputs(pair.unit)}
         texts = self._texts(pair.unit, instead)
 
         def compared(renames: Mapping[str, str]) -> Compared:
             found = compare_unit(pair, self._originals[key], texts, replace(context, renames=renames))
-            names.update(found.diff.renamed_variables)
             return replace(found, edited=edited)
 
         self._again[key] = compared
@@ -323,7 +314,6 @@ class Edits:
             self._question = MakeQuestion(base.build)
             self._commands = ()  # the new build already uses them
         self._again = {key: each for key, each in self._again.items() if key not in anew}
-        self._renamed_variables = {k: v for k, v in self._renamed_variables.items() if k not in anew}
         self._running.forget(base, modules)
         self.units.rebase(base, self.compared)
         self._knowledge = self.knowledge.of(base)

@@ -366,10 +366,13 @@ class PatchedGuest:
         )
         handed, live = self.known.handed.get(unit.object, frozenset()), self.known.edited.get(unit.object)
         diff = live.diff if live is not None else None
-        return UnitContext(self.types_of(unit.object), added, handed=handed, live=diff)
+        renamed = diff.renamed_variables if diff is not None else {}
+        return UnitContext(
+            self.types_of(unit.object), added, handed=handed, live=diff, renamed_variables=renamed
+        )
 
     def is_made_of(self, edited: Mapping[Path, Compared]) -> None:
-        """Note that the guest runs these units again, after an undo."""
+        """Note that the guest runs these units, after an undo or an edit that changes no code."""
         self.known = replace(self.known, edited=edited)
 
     # --- checkpoints ---

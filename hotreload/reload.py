@@ -602,6 +602,8 @@ class Reloader:
 
         before, running = self._history.current, self._guest.known.plan
         if plan == running:
+            if not self.dry_run:  # later edits begin with the names of this one
+                self._guest.is_made_of(dict(self._edits.compared))
             return cycle.no_change(self.running)
 
         # May something hold the address of code that the sources no longer have, and that would keep running?

@@ -7,6 +7,7 @@ static variables would start again. Compared with what the guest runs, only the 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 from hotreload.diff.correlate import base_name, source_name
@@ -26,17 +27,22 @@ def variables_renamed_since(
     """
     functions = [s for s in (*live.original_of, *live.new_functions) if s.is_function and s.is_defined]
     then, now = ({source_name(f.name) for f in side} for side in (functions, patched.functions))
-    come = [f for f in patched.functions if source_name(f.name) not in then]
+    gone = _by_code(f for f in functions if source_name(f.name) not in now)
+    come = _by_code(f for f in patched.functions if source_name(f.name) not in then) if gone else {}
     found: dict[Declared, Declared] = {}
-    for one in functions if come else ():
-        if source_name(one.name) in now:
-            continue
-        alike = [other for other in come if _code(one) == _code(other)]
-        if len(alike) != 1:
-            continue
-        for variable in _statics(one, live):
-            was = (source_name(one.name), variable)
-            found[source_name(alike[0].name), variable] = known.get(was, was)
+    for code in gone.keys() & come.keys():
+        if len(gone[code]) == len(come[code]) == 1:
+            (one,), (other,) = gone[code], come[code]
+            for variable in _statics(one, live):
+                was = (source_name(one.name), variable)
+                found[source_name(other.name), variable] = known.get(was, was)
+    return found
+
+
+def _by_code(functions: Iterable[Symbol]) -> dict[Hashable, list[Symbol]]:
+    found: dict[Hashable, list[Symbol]] = defaultdict(list)
+    for function in functions:
+        found[_code(function)].append(function)
     return found
 
 
@@ -56,5 +62,7 @@ def _references(function: Symbol) -> Iterator[Hashable]:
         target: Hashable = relocation.target
         if isinstance(relocation.target, SymbolRef):
             symbol = relocation.target.symbol
-            target = "itself" if symbol is function else base_name(symbol.name)
+            is_constant = symbol.section is not None and not symbol.section.is_writable and symbol.is_object
+            target = symbol.content if is_constant else base_name(symbol.name)
+            target = "itself" if symbol is function else target
         yield relocation.offset, relocation.type, relocation.addend, target

@@ -52,7 +52,7 @@ class UnitContext:
     ``handed``      see diff_objects
     ``live``        what the guest runs of it, if that is not the original
     ``judge_init``  see diff_objects
-    ``renamed_variables``  what earlier comparisons have found (ObjectDiff)
+    ``renamed_variables``  those that the guest has under another name (ObjectDiff)
     """
 
     live_types: Sequence[Layouts] = ()

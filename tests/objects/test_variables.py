@@ -379,6 +379,21 @@ def test_a_static_local_goes_on_if_its_function_is_edited_and_then_renamed(tmp_p
     assert kept(compared(tmp_path, before, twice, live=live)) == {}
 
 
+def test_one_of_two_functions_that_is_renamed_while_the_other_goes(tmp_path: Path) -> None:
+    text = "static noinline int NAME(int k) { static int n; static const int by[] = { TIMES, 7 }; n += by[k];"
+    text += " return n; } int NAME_it(int k) { return NAME(k); } "
+    rx, tx, rcv = (text.replace("NAME", name).replace("TIMES", "1") for name in ("rx", "tx", "rcv"))
+
+    def after_both(folder: str, before: str, last: str) -> dict[tuple[str, str], tuple[str, str]]:
+        edited, gone = (each.replace("by[k]", "2 * by[k]") for each in (before, last))
+        live = compared(tmp_path / folder, before, edited)
+        return dict(compared(tmp_path / folder, before, gone, live=live).renamed_variables)
+
+    assert after_both("alike", rx + tx, rcv) == {}
+    # Here, a constant tells which one it is.
+    assert after_both("told", rx + tx.replace("1, 7", "9, 7"), rcv) == {("rcv", "n"): ("rx", "n")}
+
+
 def test_a_variable_that_an_edit_has_added_is_none_of_the_originals(tmp_path: Path) -> None:
     before = "static int a; int f(void) { return ++a; }"
     renamed = before.replace("a;", "b;").replace("++a", "++b")
