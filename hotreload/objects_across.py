@@ -18,11 +18,12 @@ from hotreload.compared import Compared
 from hotreload.diff.allocations import message_of, refuse_other_frees, users_of_other_sizes
 from hotreload.diff.correlate import parent_name
 from hotreload.diff.layouts import Member
+from hotreload.diff.member_paths import MemberPaths
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.obstacles import Obstacle
 from hotreload.diff.paired_calls import refuse_new_pairs
 from hotreload.diff.types import recast_obstacle
-from hotreload.diff.unset_members import is_unused, relies_on, unset_member
+from hotreload.diff.unset_members import entered, is_unused, relies_on, unset_member
 from hotreload.elf.allocators import NO_WRAPPERS, Wrappers, allocator_behind
 from hotreload.elf.frees import free_behind
 from hotreload.elf.model import ObjectFile, Symbol
@@ -112,19 +113,31 @@ def unset_members_across_units(compared: Mapping[Path, Compared], joined: Joined
     Static variables of two units are two variables, whatever their names.
     """
     for user, maker in itertools.permutations(compared.values(), 2):
-        if maker.pair.unit.module not in joined.get(user.pair.unit.module, ()):
+        group = joined.get(user.pair.unit.module, ())
+        if maker.pair.unit.module not in group:
             continue
+        units = [one for one in compared.values() if one.pair.unit.module in group]
         told = {obstacle.symbol for obstacle in user.diff.obstacles}
         for member in user.diff.relied_on.keys() & maker.diff.set_up.keys():
-            if isinstance(member.holder, str) or not (_is_unused(member, user) and _is_unused(member, maker)):
-                continue
-            for twins in user.diff.changed:
-                name = parent_name(twins.patched.name)
-                if name not in told and relies_on(twins.patched, member, user.diff):
+            makers = {one.name for one in maker.diff.set_up[member]}
+            for function in entered(user.diff) if _is_one_struct(member, user, maker) else ():
+                name = parent_name(function.name)
+                if name in told or not relies_on(function, member, user.diff):
+                    continue
+                if makers.isdisjoint(names_elsewhere(function)) and all(_is_unused(member, u) for u in units):
                     told.add(name)
                     one = next(iter(maker.diff.set_up[member]))
                     where = str(user.pair.unit.source)
-                    yield replace(unset_member(member, one, twins.patched), where=where)
+                    yield replace(unset_member(member, one, function), where=where)
+
+
+def _is_one_struct(member: Member, one: Compared, other: Compared) -> bool:
+    """Return whether two units mean the same struct by a name."""
+    if isinstance(member.holder, str):
+        return False
+    ours, theirs = one.original.base.layouts, other.original.base.layouts
+    found = [side.aggregates.get(member.holder) for side in (ours, theirs) if side is not None]
+    return len(found) == 2 and found[0] == found[1] is not None
 
 
 def recast_across_units(compared: Mapping[Path, Compared], joined: Joined) -> Iterator[Obstacle]:
@@ -140,4 +153,4 @@ def recast_across_units(compared: Mapping[Path, Compared], joined: Joined) -> It
 
 def _is_unused(member: Member, one: Compared) -> bool:
     original = one.original.base
-    return original.layouts is not None and is_unused(member, original.object, original.layouts)
+    return original.layouts is not None and is_unused(member, original.object, MemberPaths(original.layouts))

@@ -65,7 +65,15 @@ class Member(NamedTuple):
 
     holder: Shape | str
     name: str
-    is_pointer: bool
+    shape: Shape
+
+    @property
+    def is_pointer(self) -> bool:
+        """Whether it is a pointer, or an array of pointers."""
+        shape = self.shape
+        while shape[0] == "[]":
+            shape = shape[2]
+        return bool(shape[0] == "*")
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ def diff_unit(
         members = refuse_other_members(original.object.symbols, patched.object.symbols, diff.changed)
         found = [*members, *(refuse_other_links(before, diff.changed) if before is not None else ())]
         if before is not None and after is not None:
-            set_up, relied_on = members_of(diff, after)
+            set_up, relied_on = members_of(diff, after, sources)
             diff = replace(diff, set_up=set_up, relied_on=relied_on)
             found += refuse_unset_members(original.object, before, patched.object, diff)
         if context.live is not None:

@@ -51,14 +51,25 @@ class Pointer:
 State = dict[int, Pointer]
 
 
-def states_of(body: Body, *, with_unknown: bool = False) -> dict[int, State]:
+def states_of(body: Body, *, liberal: bool = False) -> dict[int, State]:
     """Return what is known of the registers before each instruction that is reached.
 
-    ``with_unknown``: an instruction that adds a number to an unknown pointer makes one that came from there.
+    ``liberal``: all instructions are looked at, also those that no known path reaches. And an instruction
+    that adds a number to an unknown pointer makes one that came from there.
     """
-    first = {register: Pointer(-1 - register, 0) for register in ARGUMENTS}
+    # A part that gcc split off does not begin with the arguments in their registers.
+    is_part = ".cold" in body.symbol.name
+    first = {} if is_part else {register: Pointer(-1 - register, 0) for register in ARGUMENTS}
+    states = _followed(body, 0, first, liberal)
+    for place in body.instructions if liberal else ():
+        if place not in states:
+            states = {**_followed(body, place, {}, liberal), **states}
+    return states
+
+
+def _followed(body: Body, start: int, first: State, liberal: bool) -> dict[int, State]:
     states: dict[int, State] = {}
-    todo: list[tuple[int, State]] = [(0, first)]
+    todo: list[tuple[int, State]] = [(start, first)]
     while todo:
         place, known = todo.pop()
         at = body.instructions.get(place)
@@ -70,7 +81,7 @@ def states_of(body: Body, *, with_unknown: bool = False) -> dict[int, State]:
                 continue
             known = meeting
         states[place] = known
-        todo += [(to, _after(at, known, with_unknown)) for to in _next(at)]
+        todo += [(to, _after(at, known, liberal)) for to in _next(at)]
     return states
 
 
@@ -124,14 +135,14 @@ def _next(at: Decoded) -> Iterator[int]:
         yield at.end
 
 
-def _after(at: Decoded, known: State, with_unknown: bool) -> State:
+def _after(at: Decoded, known: State, liberal: bool) -> State:
     if at.mnemonic == "call":
         if at.destination is not None and at.destination.name == "__fentry__":
             return known
         kept = {register: each for register, each in known.items() if register not in _CALL_USES}
         return {**kept, RAX: Pointer(at.start, 0)}
     made = _made(at, known)
-    if made is None and with_unknown:
+    if made is None and liberal:
         made = _from_unknown(at)
     after = {register: each for register, each in known.items() if register not in at.writes}
     if made is not None and isinstance(at.operands[0], Register):

@@ -15,6 +15,9 @@ HEAD = """
     void __init_waitqueue_head(struct wait *, const char *); int __wake_up(struct wait *, int);
     void *alloc_workqueue(int); int queue_work_on(void *, int); void work(int); void *zalloc(int);
     extern struct o *last; void finished(struct o *); static struct wait idle; static struct o only;
+    static void *pool; static struct wait ready = { 1, { &ready.head, &ready.head } };
+    struct q { long a; struct wait mutex; } *beside; void lock(struct wait *);
+    void report(void) __attribute__((cold)); int _printk(const char *);
 """
 MAKE = """
     struct o *make(void) { struct o *o = zalloc(sizeof(struct o)); BEFORE MAKES o->a = 1; work(1); return o; }
@@ -41,6 +44,8 @@ def sources(makes: str = "", uses: str = "", text: str = HEAD + MAKE + USE) -> s
         ("o->queue = o;", "((struct o *)o->queue)->n = 3;"),
         (WAIT.replace("o->wait", "idle"), WAKE.replace("o->wait", "idle")),
         (WAIT.replace("o->wait", "only.wait"), WAKE.replace("o->wait", "only.wait")),
+        ("pool = alloc_workqueue(3);", "queue_work_on(pool, 1);"),
+        (QUEUE, "if (__builtin_expect(o->n == 7, 0)) { report(); queue_work_on(o->queue, 1); }"),
     ],
 )
 def test_what_one_function_sets_up_and_another_one_relies_on_is_refused(
@@ -60,6 +65,10 @@ def test_what_one_function_sets_up_and_another_one_relies_on_is_refused(
         ("o->done = finished;", "if (o->done) o->done(o);"),
         (QUEUE, WAKE),  # another member
         ("o->n = 5;", "work(o->n);"),  # no pointer
+        (QUEUE, f"if (!o->queue) return; work(5); {QUEUED}"),  # gcc loads it once more after the call
+        (QUEUE, "_printk(o->queue);"),  # NULL is fine there
+        (WAIT.replace("o->wait", "ready"), WAKE.replace("o->wait", "ready")),  # the compiler has set it up
+        (WAIT.replace("o->", "last->"), "lock(&beside->mutex);"),  # another struct at the same offset
     ],
 )
 def test_what_is_not_relied_on_goes_live(makes: str, uses: str, tmp_path: Path) -> None:
@@ -101,6 +110,41 @@ def test_what_a_function_does_through_new_ones_it_does_itself(tmp_path: Path) ->
     callback = "static void later(struct o *o) { work(7); __wake_up(&o->wait, 1); }"
     uses = sources(WAIT + " o->done = later;", "", HEAD + callback + MAKE + USE)
     assert refusals(compared(tmp_path / "2", sources(), uses)) == []
+
+
+def test_the_types_of_parameters_tell_which_member_is_meant(tmp_path: Path) -> None:
+    # In both functions, something else at the same offset is in use.
+    head = HEAD + "struct dev { long x[2]; void *drvdata; }; struct file { long y; struct wait lock; };"
+    make = "void probe(struct dev *d, struct o *o) { d->drvdata = o; o->a = 1; MAKES work(1); }"
+    use = "int write(struct file *f, struct o *o) { lock(&f->lock); USES return 0; }"
+    text = head + make + use
+    assert refusals(compared(tmp_path, sources(text=text), sources(WAIT, WAKE, text))) == [
+        ("HR2211", "write")
+    ]
+
+
+def test_a_handler_finds_its_object_by_a_member(tmp_path: Path) -> None:
+    handler = """
+        void handler(struct list *l) {
+            struct o *o = (void *)((char *)l - __builtin_offsetof(struct o, items)); work(2); USES
+        }
+    """
+    text = HEAD + MAKE + handler
+    assert refusals(compared(tmp_path, sources(text=text), sources(WAIT, WAKE, text))) == [
+        ("HR2211", "handler")
+    ]
+
+
+def test_a_new_operation_of_a_table_is_entered(tmp_path: Path) -> None:
+    head = HEAD + "struct ops { void (*open)(struct o *), (*kick)(struct o *); };"
+    ops = "struct ops ops = { .open = opened }; "
+    opened = "static void opened(struct o *o) { work(1); MAKES } "
+    kick = "static void kick(struct o *o) { work(2); USES } "
+    before = head + opened + ops
+    after = head + opened + kick + ops.replace("opened }", "opened, .kick = kick }")
+    assert refusals(compared(tmp_path, sources(text=before), sources(WAIT, WAKE, after))) == [
+        ("HR2211", "kick")
+    ]
 
 
 def test_one_function_may_set_up_one_object_and_rely_on_another(tmp_path: Path) -> None:
