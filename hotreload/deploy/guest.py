@@ -97,21 +97,30 @@ async def run_in_time(
 
     A kernel with self-checks, emulated on a busy machine, may need minutes for what takes a second elsewhere.
     After ``timeout`` seconds, the guest is therefore asked to run another command. If it answers, it is slow
-    but not dead, and the first command gets ``patience`` times as long. Callers that run the user's code,
-    which may wait for ever, pass 1.
+    but not dead, and the first command gets ``patience`` times as long. In case its answer was lost, it is
+    also sent once more, and the first answer counts. Callers that run what must not run twice, or the user's
+    code, which may wait for ever, pass 1.
     """
-    running = asyncio.ensure_future(guest.run(command, stdin=stdin, timeout=timeout * patience))
+    limit = timeout * patience
+
+    def start() -> asyncio.Task[CommandResult]:
+        return asyncio.create_task(guest.run(command, stdin=stdin, timeout=limit))
+
+    running = [start()]
     try:
         for _ in range(patience - 1):
-            if (await asyncio.wait({running}, timeout=timeout))[0]:
+            if (await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED))[0]:
                 break
             await guest.run("true", timeout=min(timeout, ANSWER_LIMIT))
-        return await running
+            if len(running) == 1:
+                running.append(start())
+        return await next(asyncio.as_completed(running))
     except TimeoutError as late:
         raise GuestUnreachableError(f"the guest did not answer within {timeout:.0f} s", hint=LOOK) from late
     finally:
-        if not running.cancel() and not running.cancelled():
-            running.exception()  # retrieve it, so that asyncio does not log it
+        for each in running:
+            if not each.cancel() and not each.cancelled():
+                each.exception()  # retrieve it, so that asyncio does not log it
 
 
 class _NotStartedError(ConnectionError):
