@@ -9,7 +9,8 @@ losetup -d /dev/loop3 2>/dev/null
 mkdir -p /tmp/mnt
 dd if=/dev/zero of=/tmp/img bs=1M count=60 2>/dev/null
 ./mkfs /tmp/img >/dev/null || echo mkfs failed
-losetup /dev/loop3 /tmp/img
+# The kernel may still be detaching the file of the previous part.
+for n in $(seq 50); do losetup /dev/loop3 /tmp/img 2>/dev/null && break; sleep 0.2; done
 mount -t simplefs /dev/loop3 /tmp/mnt || { losetup -d /dev/loop3; exit; }
 cd /tmp/mnt
 
