@@ -366,10 +366,7 @@ class PatchedGuest:
         )
         handed, live = self.known.handed.get(unit.object, frozenset()), self.known.edited.get(unit.object)
         diff = live.diff if live is not None else None
-        renamed = diff.renamed_variables if diff is not None else {}
-        return UnitContext(
-            self.types_of(unit.object), added, handed=handed, live=diff, renamed_variables=renamed
-        )
+        return UnitContext(self.types_of(unit.object), added, handed=handed, live=diff)
 
     def is_made_of(self, edited: Mapping[Path, Compared]) -> None:
         """Note that the guest runs these units, after an undo or an edit that changes no code."""

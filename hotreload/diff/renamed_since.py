@@ -8,7 +8,7 @@ static variables would start again. Compared with what the guest runs, only the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator
 
 from hotreload.diff.correlate import base_name, source_name
 from hotreload.diff.object_diff import ObjectDiff
@@ -18,18 +18,17 @@ from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
 Declared = tuple[str, str]
 
 
-def variables_renamed_since(
-    live: ObjectDiff, patched: ObjectFile, known: Mapping[Declared, Declared]
-) -> dict[Declared, Declared]:
-    """Return the variables whose function has another name than in the guest: now -> in the original.
+def renamed_variables(live: ObjectDiff, patched: ObjectFile) -> dict[Declared, Declared]:
+    """Return the variables that have another name now than in the original: now -> in the original.
 
-    ``known``: those that the guest has under another name than the original.
+    They are those that the guest has under another name, and those of functions renamed since then.
     """
     functions = [s for s in (*live.original_of, *live.new_functions) if s.is_function and s.is_defined]
     then, now = ({source_name(f.name) for f in side} for side in (functions, patched.functions))
     gone = _by_code(f for f in functions if source_name(f.name) not in now)
     come = _by_code(f for f in patched.functions if source_name(f.name) not in then) if gone else {}
-    found: dict[Declared, Declared] = {}
+    known = live.renamed_variables
+    found = dict(known)
     for code in gone.keys() & come.keys():
         if len(gone[code]) == len(come[code]) == 1:
             (one,), (other,) = gone[code], come[code]

@@ -17,7 +17,7 @@ from hotreload.diff.obstacles import Note, Obstacle
 from hotreload.diff.other_members import refuse_other_links, refuse_other_members
 from hotreload.diff.pair_variables import EarlierNames
 from hotreload.diff.registered import decided_once, with_looked_up
-from hotreload.diff.renamed_since import variables_renamed_since
+from hotreload.diff.renamed_since import renamed_variables
 from hotreload.diff.rewrites import Rewrite, name_of_place
 from hotreload.diff.spelling import spelled
 from hotreload.diff.type_pair import LayoutDiff
@@ -52,7 +52,6 @@ class UnitContext:
     ``handed``      see diff_objects
     ``live``        what the guest runs of it, if that is not the original
     ``judge_init``  see diff_objects
-    ``renamed_variables``  those that the guest has under another name (ObjectDiff)
     """
 
     live_types: Sequence[Layouts] = ()
@@ -62,7 +61,6 @@ class UnitContext:
     handed: Collection[str] = ()
     live: ObjectDiff | None = None
     judge_init: bool = True
-    renamed_variables: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
 
 
 NOTHING_ELSE = UnitContext()
@@ -97,9 +95,7 @@ def diff_unit(
     refuse (HR2101) if types cannot be compared, instead of adding a note.
     """
     before, after = original.layouts, patched.layouts
-    renamed = context.renamed_variables
-    if context.live is not None:
-        renamed = {**renamed, **variables_renamed_since(context.live, patched.object, renamed)}
+    renamed = renamed_variables(context.live, patched.object) if context.live is not None else {}
     diff = diff_objects(
         original.object,
         patched.object,

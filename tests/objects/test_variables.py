@@ -326,7 +326,7 @@ def test_a_renamed_variable_goes_on_in_the_edits_to_come(tmp_path: Path) -> None
     renamed = before.replace("a;", "b;").replace("++a", "++b")
     first = compared(tmp_path, before, renamed)
     assert (kept(first), first.renamed_variables) == ({"b": "a"}, {("", "b"): ("", "a")})
-    known = {"renamed_variables": first.renamed_variables}
+    known = {"live": first}
 
     changed = renamed.replace("++b", "(b += 2)")
     assert kept(compared(tmp_path, before, changed)) == {}
@@ -347,7 +347,7 @@ def test_a_static_local_of_a_renamed_function_goes_on_in_the_edits_to_come(tmp_p
     first = compared(tmp_path, before, renamed)
     assert without_numbers(kept(first)) == {"n": "n"}
     assert first.renamed_variables == {("new", "n"): ("old", "n")}
-    known = {"renamed_variables": first.renamed_variables}
+    known = {"live": first}
 
     changed = renamed.replace("++n", "(n += 2)")
     assert kept(compared(tmp_path, before, changed)) == {}
@@ -367,10 +367,9 @@ def test_a_static_local_goes_on_if_its_function_is_edited_and_then_renamed(tmp_p
     assert second.renamed_variables == {("new", "n"): ("old", "n")}
 
     # Another edit and another name later.
-    known = {"renamed_variables": second.renamed_variables}
     other = renamed.replace("n += 2", "n += 5")
-    third = compared(tmp_path, before, other, live=second, **known)
-    last = compared(tmp_path, before, other.replace("new", "newer"), live=third, **known)
+    third = compared(tmp_path, before, other, live=second)
+    last = compared(tmp_path, before, other.replace("new", "newer"), live=third)
     assert (refusals(last), without_numbers(kept(last))) == ([], {"n": "n"})
 
     # Another edit together with the new name, or two functions that may be the one, prove nothing.
