@@ -362,7 +362,7 @@ class Once(Element):
             return [state, {**state, "places": min(1, number(state, "places"))}]
         return [state]
 
-    def anew(self, state: State) -> list[State]:
+    def restarted(self, state: State) -> list[State]:
         # One flag starts again, or both. The count is a variable of the driver, so it keeps its value.
         return [{**state, "places": places} for places in range(number(state, "places"))]
 

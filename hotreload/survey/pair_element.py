@@ -75,7 +75,7 @@ class Element(ABC):
         """
         return [state]
 
-    def anew(self, state: State) -> list[State]:  # noqa: ARG002
+    def restarted(self, state: State) -> list[State]:  # noqa: ARG002
         """Return the possible states if hotreload said that a variable of this element starts again."""
         return [self.loaded()]
 

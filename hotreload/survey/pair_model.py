@@ -12,7 +12,7 @@ from hotreload.survey.pair_element import Element, State
 from hotreload.survey.pair_families import FAMILIES
 
 # hotreload said that a variable, or a place that reports only once, starts again.
-ANEW = re.compile(r"HR2104|may report once more|is another variable now")
+RESTARTED = re.compile(r"HR2104|may report once more|is another variable now")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ class Model:
         before = {each.name: each for each in self.sources.elements}
         for each in after.elements:
             states = [new for old in self.states[each.name] for new in each.carried(old, before[each.name])]
-            if ANEW.search(told) and each.name in told:
-                states += [new for state in states for new in each.anew(state)]
+            if RESTARTED.search(told) and each.name in told:
+                states += [new for state in states for new in each.restarted(state)]
             self.states[each.name] = states
         self.sources = after
 
