@@ -17,12 +17,17 @@ _COMMENT: Final = re.compile(r"/\*.*?\*/|//[^\n]*|\"(?:\\.|[^\"\\\n])*\"", re.DO
 KERNEL_HEADER: Final = re.compile(r"(^|/)include/\w+/")
 
 
+def authors_files(sources: Mapping[str, str]) -> dict[str, str]:
+    """Return the texts that do not belong to the kernel's headers."""
+    return {file: text for file, text in sources.items() if not KERNEL_HEADER.search(str(file))}
+
+
 def is_gone(name: str, sources: Mapping[str, str]) -> bool:
     """Return whether a word occurs in none of the author's files, comments apart.
 
     False if there are no such files, because then nobody can tell.
     """
-    own = {file: text for file, text in sources.items() if not KERNEL_HEADER.search(str(file))}
+    own = authors_files(sources)
     word = re.compile(rf"(?<![.>\w]){re.escape(name)}\b")
     return bool(own) and not any(name in t and word.search(_COMMENT.sub(" ", t)) for t in own.values())
 

@@ -87,8 +87,8 @@ class Layouts:
     ``holders``    the struct that a variable or parameter is or points at, by (function, name); the function
                    is empty for variables of the file
     ``locals``     those of the holders that are variables of a function, and no parameters
-    ``handled``    what the code of a function may handle: those of its own variables, and those of
-                   the functions of the same file that were inlined, whether into this one or into others
+    ``handled``    the structs that a function may handle: those of its own variables, and those of the
+                   functions of the same file that were inlined, whether into this one or into others
     """
 
     aggregates: Mapping[Shape, tuple[Layout, ...]]

@@ -11,9 +11,8 @@ belong together, because exit undoes what init did. Then both wait.
 from __future__ import annotations
 
 from hotreload.diff.correlate import source_name
-from hotreload.diff.pair import Pair, defined_targets, is_bystander, is_exit_code, referrers_of
-from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
-from hotreload.elf.references import takes_address
+from hotreload.diff.pair import Pair, defined_targets, is_bystander, is_exit_code, reached_from, referrers_of
+from hotreload.elf.model import ObjectFile, Symbol
 
 # The names that module_init() and module_exit() give the author's functions (include/linux/module.h), also in
 # one of several units of a module. In built-in code there are no such names.
@@ -51,17 +50,7 @@ def settle_exit(pair: Pair) -> None:
 def exit_code(obj: ObjectFile) -> set[Symbol]:
     """Return the module's exit function, if this unit defines it, and what it calls in this unit."""
     root = obj.symbol(EXIT_NAME)
-    todo = [root] if root is not None and root.is_function else []
-    reached = set(todo)
-    while todo:
-        function = todo.pop()
-        for relocation in function.relocations:
-            if isinstance(relocation.target, SymbolRef) and not takes_address(function, relocation):
-                called = relocation.target.symbol
-                if called.is_defined and called.is_function and called not in reached:
-                    reached.add(called)
-                    todo.append(called)
-    return reached
+    return {root, *reached_from([root])} if root is not None and root.is_function else set()
 
 
 def _leads_to(root: Symbol, obj: ObjectFile, functions: set[Symbol]) -> bool:

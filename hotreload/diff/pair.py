@@ -152,6 +152,25 @@ def referrers_of(obj: ObjectFile) -> dict[Symbol, set[Symbol]]:
     return found
 
 
+def reached_from(functions: Iterable[Symbol], within: Collection[Symbol] | None = None) -> set[Symbol]:
+    """Return the functions of the object that some functions call, directly or through others of those.
+
+    ``within``: the only functions that count; None for all.
+    """
+    found: set[Symbol] = set()
+    todo = list(functions)
+    while todo:
+        caller = todo.pop()
+        for relocation in caller.relocations:
+            target = relocation.target.symbol if isinstance(relocation.target, SymbolRef) else None
+            if target is None or not target.is_function or not target.is_defined or target in found:
+                continue
+            if (within is None or target in within) and not takes_address(caller, relocation):
+                found.add(target)
+                todo.append(target)
+    return found
+
+
 def defined_targets(relocations: Iterable[Relocation]) -> Iterator[Symbol]:
     for relocation in relocations:
         if isinstance(relocation.target, SymbolRef) and relocation.target.symbol.is_defined:

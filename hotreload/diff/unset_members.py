@@ -14,16 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from hotreload.diff.correlate import parent_name
-from hotreload.diff.definitions import KERNEL_HEADER, find_definition
+from hotreload.diff.definitions import authors_files, find_definition
 from hotreload.diff.layouts import VOID, Layouts, Member, Shape
 from hotreload.diff.member_paths import MemberPaths
 from hotreload.diff.object_diff import ObjectDiff
 from hotreload.diff.obstacles import RELOAD_MODULE, Obstacle
-from hotreload.diff.pair import referrers_of, takes_address_of
+from hotreload.diff.pair import reached_from, referrers_of, takes_address_of
 from hotreload.diff.spelling import spelled
 from hotreload.elf.member_uses import How, MemberUse, member_uses
 from hotreload.elf.model import ObjectFile, Symbol, SymbolRef
-from hotreload.elf.references import takes_address
 
 # Members of these types hold a single number.
 _NUMBERS: Final = ("int", "float", "enum")
@@ -89,8 +88,7 @@ def _is_set_by_drivers(member: Member, sources: Mapping[str, str], known: dict[S
     if isinstance(holder, str) or member.shape == ("*", VOID):
         return True
     if holder not in known:
-        own = {file: text for file, text in sources.items() if not KERNEL_HEADER.search(str(file))}
-        known[holder] = not sources or find_definition(spelled(holder), own) is not None
+        known[holder] = not sources or find_definition(spelled(holder), authors_files(sources)) is not None
     return known[holder]
 
 
@@ -133,7 +131,7 @@ def entered(diff: ObjectDiff) -> Iterator[Symbol]:
 
 def relies_on(function: Symbol, member: Member, diff: ObjectDiff) -> bool:
     """Return whether a function, with the new ones that it calls, relies on what others set up."""
-    helpers = _reached(function, frozenset(diff.new_functions))
+    helpers = reached_from([function], diff.new_functions)
     users = diff.relied_on[member]
     return (function in users or not helpers.isdisjoint(users)) and helpers.isdisjoint(
         diff.set_up.get(member, ())
@@ -170,23 +168,7 @@ def _runs_with(user: Symbol, maker: Symbol, obj: ObjectFile) -> bool:
     """Return whether a function calls the one that sets a member up, or runs only when that one calls it."""
     if user is maker:
         return False
-    return maker in _reached(user) or _runs_only_in(user, maker, referrers_of(obj), set())
-
-
-def _reached(function: Symbol, within: frozenset[Symbol] | None = None) -> set[Symbol]:
-    """Return the functions that a function calls, directly or through others of those ``within``."""
-    found: set[Symbol] = set()
-    todo = [function]
-    while todo:
-        caller = todo.pop()
-        for relocation in caller.relocations:
-            target = relocation.target.symbol if isinstance(relocation.target, SymbolRef) else None
-            if target is None or not target.is_function or not target.is_defined or target in found:
-                continue
-            if (within is None or target in within) and not takes_address(caller, relocation):
-                found.add(target)
-                todo.append(target)
-    return found
+    return maker in reached_from([user]) or _runs_only_in(user, maker, referrers_of(obj), set())
 
 
 def _runs_only_in(

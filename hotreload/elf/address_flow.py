@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from hotreload.elf.constants import STB_WEAK
-from hotreload.elf.decoded import RAX, RDI, RDX, RSI, RSP, Decoded, Memory, Register, body_of
+from hotreload.elf.decoded import RAX, RDI, RDX, REGISTER_NAMES, RSI, RSP, Decoded, Memory, Register, body_of
 from hotreload.elf.flow_state import (
     ARGUMENTS,
     NONE,
@@ -501,8 +501,7 @@ def _is_indirect(at: Decoded) -> bool:
 
 def _thunk_of(name: str, number: int) -> bool:
     """Return whether a thunk like ``__x86_indirect_thunk_rax`` jumps to what is in that register."""
-    registers = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
-    return name.startswith(_INDIRECT) and name.rpartition("_")[2] == registers[number]
+    return name.startswith(_INDIRECT) and name.rpartition("_")[2] == REGISTER_NAMES[number]
 
 
 def _are_parts(one: Symbol, other: Symbol) -> bool:

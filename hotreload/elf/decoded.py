@@ -24,6 +24,9 @@ _FAMILIES: Final = (
     *(f"r{n} r{n}d r{n}w r{n}b" for n in range(8, 16)),
 )  # fmt: skip
 
+REGISTER_NAMES: Final = tuple(names.split()[0] for names in _FAMILIES)
+# With retpolines, a call through a register goes to one of these, followed by the name of the register.
+_THUNKS: Final = ("__x86_indirect_thunk_", "__x86_indirect_call_thunk_", "__x86_indirect_jump_thunk_")
 
 # The greatest length of an instruction, in bytes.
 _LONGEST: Final = 15
@@ -154,6 +157,14 @@ def _makes_address(at: Decoded, pointers: Collection[int]) -> bool:
     if at.mnemonic == "mov":
         return source == _FRAME[1]
     return isinstance(source, Memory) and source.base in pointers
+
+
+def register_of_thunk(name: str | None) -> int | None:
+    """Return the register that holds the address to which a retpoline jumps; None for another function."""
+    if name is None or not name.startswith(_THUNKS):
+        return None
+    register = name.rpartition("_")[2]
+    return REGISTER_NAMES.index(register) if register in REGISTER_NAMES else None
 
 
 @functools.lru_cache(maxsize=64)

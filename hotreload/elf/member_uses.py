@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
-from hotreload.elf.decoded import RSP, Body, Decoded, Memory, Number, Operand, Register, body_of
+from hotreload.elf.decoded import (
+    RSP,
+    Body,
+    Decoded,
+    Memory,
+    Number,
+    Operand,
+    Register,
+    body_of,
+    register_of_thunk,
+)
 from hotreload.elf.model import Symbol
 from hotreload.elf.object_pointers import ARGUMENTS, WORD, Pointer, State, address_of, states_of, stored_by
 from hotreload.elf.readers import READERS
@@ -19,11 +29,6 @@ _SETS_UP: Final = frozenset("init setup initialize".split())
 _UNDOES: Final = frozenset(
     "free release put remove unregister destroy cleanup exit del delete disable unprepare stop unmap".split()
 )
-_THUNK: Final = "__x86_indirect_"
-_REGISTERS: Final = {
-    name: number
-    for number, name in enumerate("rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split())
-}
 _LONGEST_PATH: Final = 4
 # This minus the place of an instruction stands for the origin of a pointer that it uses, if that is unknown.
 _UNKNOWN: Final = -100
@@ -139,8 +144,9 @@ class _Uses:
     def of_call(self, at: Decoded, known: State) -> Iterator[MemberUse]:
         name = at.destination.name if at.destination is not None else ""
         words = frozenset(name.split("_"))
-        if name.startswith(_THUNK):
-            yield from self._followed(known.get(_REGISTERS.get(name.rpartition("_")[2], -1)))
+        callee = register_of_thunk(name)
+        if callee is not None:
+            yield from self._followed(known.get(callee))
         how = How.TOUCHES if _SETS_UP.isdisjoint(words) else How.SETS_UP
         is_followed = name not in READERS and _UNDOES.isdisjoint(words)
         for register in ARGUMENTS:

@@ -7,7 +7,7 @@ through the registers along all paths. Where paths join, what they disagree abou
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,20 +60,23 @@ def states_of(body: Body, *, liberal: bool = False) -> dict[int, State]:
     # A part that gcc split off does not begin with the arguments in their registers.
     is_part = ".cold" in body.symbol.name
     first = {} if is_part else {register: Pointer(-1 - register, 0) for register in ARGUMENTS}
-    states = _followed(body, 0, first, liberal)
+    states = _followed(body, 0, first, liberal, {})
     for place in body.instructions if liberal else ():
         if place not in states:
-            states = {**_followed(body, place, {}, liberal), **states}
+            states |= _followed(body, place, {}, liberal, states)
     return states
 
 
-def _followed(body: Body, start: int, first: State, liberal: bool) -> dict[int, State]:
+def _followed(
+    body: Body, start: int, first: State, liberal: bool, done: Mapping[int, State]
+) -> dict[int, State]:
+    """Follow the code from a place on, except where it was ``done`` before."""
     states: dict[int, State] = {}
     todo: list[tuple[int, State]] = [(start, first)]
     while todo:
         place, known = todo.pop()
         at = body.instructions.get(place)
-        if at is None:
+        if at is None or place in done:
             continue
         if place in states:
             meeting = {r: p for r, p in states[place].items() if known.get(r) == p}

@@ -26,15 +26,13 @@ from hotreload.elf.decoded import (
     Number,
     Register,
     body_of,
+    register_of_thunk,
 )
 from hotreload.elf.model import Relocation, Symbol
 
 # The registers that a call may change. Its arguments are among them, so an argument is gone after the call.
 _USED_UP: Final = frozenset((RAX, RCX, RDX, RSI, RDI, 8, 9, 10, 11))
 _COPIES: Final = ("mov", "movabs", "movzx", "movsx", "movsxd", "lea", "xor", "cdqe", "movaps")
-# With retpolines, a call through a register goes to one of these, followed by the name of the register.
-_THUNKS: Final = ("__x86_indirect_thunk_", "__x86_indirect_call_thunk_", "__x86_indirect_jump_thunk_")
-_NAMES: Final = dict(enumerate("rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()))
 _RETURN: Final = "__x86_return_thunk"
 NOWHERE: Final = -1
 _ENOUGH: Final = 40  # the most instructions of a branch that only prints
@@ -86,8 +84,7 @@ def called_with(function: Symbol, relocation: Relocation) -> str | None:
     for each in _following(body, at.end):
         if each.mnemonic in ("call", "jmp"):
             name = _destination(each) if register in _USED_UP else None
-            is_callee = name in [f"{thunk}{_NAMES.get(register)}" for thunk in _THUNKS]
-            return None if is_callee else name
+            return None if register_of_thunk(name) == register else name
         if register in each.reads | each.writes or each.mnemonic[0] == "j":
             return None
     return None
